@@ -1,0 +1,44 @@
+# Everything runs in .venv, which `make install` fills. Options:
+#     PYTHON=python3.12   the interpreter that .venv is made from
+#     ARGS="..."          handed on: key=value overrides for `make demo`, pytest options for `make test`
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+INSTALL := @PYTHON="$(PYTHON)" sh requirements/install.sh
+# Where `make lock` finds the CPU build of torch.
+LOCK_TORCH ?= --torch-backend=cpu
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check install install-gpu lock clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 21
+
+demo:  ## install if needed, then one real STaR-GATE iteration on the CPU
+	$(INSTALL) cpu --demo
+	@$(BIN)/stargate run cpu_demo $(ARGS)
+
+test: install  ## install what is missing, then all tests: the fast ones first
+	$(BIN)/python -m pytest tests/unit $(ARGS)
+	$(BIN)/python -m pytest $(wildcard tests/integration tests/gpu) $(ARGS)
+
+check: install  ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p stargate
+
+install:  ## install for the CPU into .venv, from the lock file
+	$(INSTALL) cpu
+
+install-gpu:  ## install for an NVIDIA GPU into .venv
+	$(INSTALL) gpu
+
+lock: install  ## resolve requirements/cpu.in into cpu.lock anew
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile requirements/cpu.in --override requirements/overrides.txt \
+		$(LOCK_TORCH) --python-version 3.11 --no-header --no-annotate --quiet -o .venv/cpu.lock
+	sed -E 's/\+cpu$$//' .venv/cpu.lock > requirements/cpu.lock
+
+clean:  ## remove caches and build outputs; .venv, runs and the model cache stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -print | xargs -r rm -rf
