@@ -1,0 +1,316 @@
+"""The configuration of a run: one small pydantic model per component, unknown keys are errors.
+
+    YAML file -> key=value overrides -> RunConfig (validated, frozen) -> config.yaml beside the run
+
+Every default is the paper's value (PAPER: N = 10, K in 1..3, T = 0.9, LR 2e-5, ...) unless its
+comment says otherwise.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stargate.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class Component(BaseModel):
+    """Base of all components: unknown keys are errors, values never change after parsing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class SplitLimit(Component):
+    """How much of a split to use: the first `tasks` x the first `personas`. None means all."""
+
+    tasks: PositiveInt | None = None
+    personas: PositiveInt | None = None
+
+
+class DataConfig(Component):
+    """Where tasks, personas and golds come from."""
+
+    source: str = "starter"  # "starter" (packaged) or a folder with tasks, personas and golds
+    train_splits: tuple[str, ...] = ("A", "B")  # iteration t trains on train_splits[t % len]
+    test_split: str = "test"
+    train: SplitLimit = SplitLimit()
+    test: SplitLimit = SplitLimit()
+
+    @model_validator(mode="after")
+    def _splits_differ(self) -> Self:
+        if not self.train_splits:
+            raise ValueError("train_splits must name at least one split, got none")
+        if self.test_split in self.train_splits:
+            raise ValueError(
+                f"test_split must not be a train split, got {self.test_split!r} in both"
+            )
+        return self
+
+
+class SamplingConfig(Component):
+    """How a role samples. Temperature 0 is greedy."""
+
+    temperature: Annotated[float, Field(ge=0.0, le=5.0)] = 0.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    max_new_tokens: PositiveInt = 700
+
+
+class EngineConfig(Component):
+    """One vLLM engine. `None` lets the machine decide (see actors/engine.py: engine_arguments)."""
+
+    num_engines: PositiveInt = 1
+    tensor_parallel_size: PositiveInt = 1
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    max_model_len: PositiveInt = 2048
+    max_num_seqs: PositiveInt = 64
+    block_size: PositiveInt | None = (
+        None  # None: 32 on CPU (its own 128 never hits), vLLM's own on GPU
+    )
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.85
+    cpu_kv_cache_gb: Annotated[float, Field(gt=0.0)] = 1.0
+    cpu_cores: str | None = None  # e.g. "0" or "0-3"; None: shared out by the launcher
+    enforce_eager: bool | None = None  # None: eager on CPU, CUDA graphs on GPU
+
+
+class QuestionerConfig(Component):
+    """The policy m_t: the run's `model`, sampled at T = 0.9 and top_p = 0.9 (PAPER 1)."""
+
+    sampling: SamplingConfig = SamplingConfig(temperature=0.9, top_p=0.9)
+    engine: EngineConfig = EngineConfig()
+
+
+class PersonaGrounding(Component):
+    """The Roleplayer sees the whole persona and answers freely (the paper)."""
+
+    type: Literal["persona"] = "persona"
+
+
+class FactsGrounding(Component):
+    """The Roleplayer is given only the facts that answer the question, each told once.
+
+    `min_similarity` is the cosine between question and fact below which a fact does not answer;
+    `voice: fact` says the fact as it is, `voice: model` lets the model word it and falls back to
+    the fact when its words no longer state it.
+    """
+
+    type: Literal["facts"] = "facts"
+    min_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.15
+    max_facts_per_turn: PositiveInt = 1
+    voice: Literal["model", "fact"] = "model"
+    keep_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.6
+
+
+class RoleplayerConfig(Component):
+    """The simulated user. `model` may differ from the run's model."""
+
+    model: str = "embedded"
+    grounding: Annotated[PersonaGrounding | FactsGrounding, Field(discriminator="type")] = (
+        PersonaGrounding()
+    )
+    sampling: SamplingConfig = SamplingConfig()
+    engine: EngineConfig = EngineConfig()
+
+
+class RolloutConfig(Component):
+    """N dialogues per pair; K drawn uniformly from `turns` once per pair and shared by its
+    dialogues.
+    """
+
+    num_dialogues: PositiveInt = 10
+    turns: tuple[PositiveInt, ...] = (1, 2, 3)
+    max_concurrent_dialogues: PositiveInt = 256
+
+    @model_validator(mode="after")
+    def _turns_given(self) -> Self:
+        if not self.turns:
+            raise ValueError("turns must name at least one K, got none")
+        return self
+
+
+class ScorerConfig(Component):
+    """The frozen m_0 that scores golds."""
+
+    num_scorers: PositiveInt = 1
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    max_batch_tokens: PositiveInt = 4096
+    num_threads: PositiveInt | None = None  # None: all cores the launcher gives it
+    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+
+
+class SelectionConfig(Component):
+    """Which of a pair's N dialogues is trained on."""
+
+    type: Literal["gold", "random"] = "gold"  # gold: best of N (PAPER 3); random: a control
+
+
+class ResponseConfig(Component):
+    """The own response after the selected dialogue, written by m_t greedily (PAPER 4)."""
+
+    sampling: SamplingConfig = SamplingConfig()
+
+
+class TrainerConfig(Component):
+    """DeepSpeed training (PAPER 5)."""
+
+    start_from: Literal["base", "previous"] = "base"  # m_0 every time (the paper), or on from m_t
+    target: Literal["own_response", "questions_only", "gold_response"] = "own_response"
+    learning_rate: Annotated[float, Field(gt=0.0)] = 2e-5
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    warmup_fraction: Fraction = 0.1
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    num_epochs: PositiveInt = 1
+    batch_size: PositiveInt = 64  # examples per optimizer step, over all ranks (4 x 16)
+    micro_batch_size: PositiveInt = 4  # examples per forward pass of one rank
+    max_length: PositiveInt = 1024  # tokens; longer examples are dropped and counted
+    validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    num_ranks: PositiveInt = 1
+    num_threads: PositiveInt | None = None  # per rank; None: the cores shared out over the ranks
+    num_gpus_per_rank: Annotated[float, Field(ge=0.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if self.batch_size % (self.num_ranks * self.micro_batch_size):
+            raise ValueError(
+                f"batch_size must be a multiple of num_ranks x micro_batch_size = "
+                f"{self.num_ranks * self.micro_batch_size}, got {self.batch_size}"
+            )
+        return self
+
+
+class EvaluationConfig(Component):
+    """What is measured before and after each iteration on the test pairs."""
+
+    enabled: bool = True
+    num_dialogues: PositiveInt = 2
+    num_turns: PositiveInt = 3
+    show_dialogues: NonNegativeInt = 3
+
+
+class ScheduleConfig(Component):
+    """Iterations, and whether stages share the machine.
+
+    Without overlap all dialogues of a wave are played before they are scored: on a machine where
+    engines and scorer share cores, two busy OpenMP teams on one core run 10 times slower. `auto`
+    overlaps when there is a GPU.
+    """
+
+    num_iterations: PositiveInt = 3
+    overlap: Literal["auto", "always", "never"] = "auto"
+    wave_pairs: PositiveInt = 512
+
+
+class RunConfig(Component):
+    """A whole run."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: NonNegativeInt = 0
+    runs_dir: Path = Path("runs")
+    model: str = "embedded"  # m_0: "embedded", a Hugging Face id or a local folder
+    prompts: str = "paper"  # a packaged prompt set, or a YAML file of your own
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: GPUs if the machine has any
+    trust_remote_code: bool = False
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    questioner: QuestionerConfig = QuestionerConfig()
+    roleplayer: RoleplayerConfig = RoleplayerConfig()
+    scorer: ScorerConfig = ScorerConfig()
+    selection: SelectionConfig = SelectionConfig()
+    response: ResponseConfig = ResponseConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a YAML file (or the name of a packaged config), applies `key=value` overrides and
+    validates.
+
+    Overrides use dots ("rollout.num_dialogues=4"); values are YAML. Raises ConfigError naming file
+    and key.
+    """
+    file = find_config(path)
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"{file}: not valid YAML: {problem}") from error
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: expected a mapping of keys, got {type(tree).__name__}")
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{file}: {_describe(error)}") from error
+
+
+def packaged_configs_dir() -> Path:
+    """The folder of the shipped configs (and of prompts/)."""
+    return Path(__file__).parent / "configs"
+
+
+def find_config(path: str | Path) -> Path:
+    """A config file by path, or by the bare name of a packaged one ("cpu_demo").
+
+    Raises ConfigError.
+    """
+    given = Path(path)
+    if given.is_file():
+        return given
+    packaged = packaged_configs_dir() / f"{given.name}.yaml"
+    if given.name == str(path) and packaged.is_file():
+        return packaged
+    known = ", ".join(sorted(file.stem for file in packaged_configs_dir().glob("*.yaml")))
+    raise ConfigError(f"{path}: no such config file; give a path or one of: {known}")
+
+
+def dump_config(config: RunConfig) -> str:
+    """The fully resolved config as YAML; `load_config` of it gives the same config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(
+            f"override {override!r}: expected key=value, e.g. rollout.num_dialogues=4"
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {parent} is not a group of keys")
+        node = child
+    node[leaf] = value
+
+
+def _describe(error: ValidationError) -> str:
+    """The first problem (and how many more) on one line: key, what is wrong, what was got."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    # Tags of unions ("facts") stand in pydantic's location but not in the file.
+    key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        text = f"unknown key {key}; see configs/ for the known ones"
+    elif first["type"] == "value_error":
+        text = f"{key}: {message}"
+    else:
+        text = f"{key}: {message}, got {first['input']!r}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return text + more

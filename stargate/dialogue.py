@@ -1,0 +1,154 @@
+"""One dialogue's turn loop: question, answer, question, answer, ... K times.
+
+    plan -> [Questioner generates -> Roleplayer answers] x K -> Dialogue
+
+A dialogue awaits only its own next turn and keeps its state in local variables: any number run at
+once, none waits for another, and nothing of one conversation can reach another.
+"""
+
+import time
+from collections.abc import Sequence
+from random import Random
+
+from stargate.chat import ChatFormat
+from stargate.config import RolloutConfig, SamplingConfig
+from stargate.errors import RecordDropped
+from stargate.protocols import Generate, Roleplay
+from stargate.seeds import derive_seed
+from stargate.types import (
+    Dialogue,
+    DialoguePlan,
+    GenerateRequest,
+    Generation,
+    Pair,
+    Sampling,
+    Turn,
+)
+from stargate.views import Views
+
+
+def plan_dialogues(
+    pairs: Sequence[Pair], scope: str, seed: int, config: RolloutConfig
+) -> list[list[DialoguePlan]]:
+    """Draws K once per pair (uniform over `config.turns`, shared by its N dialogues) and a seed per
+    dialogue.
+
+    `scope` names the stage ("t0", "eval-m1"). The draws depend on seed, scope and ids alone.
+    Returns N plans per pair.
+    """
+    return [_plan_pair(pair, scope, seed, config) for pair in pairs]
+
+
+def _plan_pair(pair: Pair, scope: str, seed: int, config: RolloutConfig) -> list[DialoguePlan]:
+    num_turns = Random(derive_seed(seed, scope, pair.id, "K")).choice(config.turns)
+    return [
+        DialoguePlan(
+            dialogue_id=f"{scope}/{pair.id}/{index}",
+            pair=pair,
+            index=index,
+            num_turns=num_turns,
+            seed=derive_seed(seed, scope, pair.id, index),
+        )
+        for index in range(config.num_dialogues)
+    ]
+
+
+class Questioner:
+    """Asks the next question with the policy's current weights."""
+
+    def __init__(
+        self,
+        generate: Generate,
+        views: Views,
+        chat: ChatFormat,
+        sampling: SamplingConfig,
+        max_model_len: int,
+    ) -> None:
+        self._generate = generate
+        self._views = views
+        self._chat = chat
+        self._sampling = sampling
+        self._max_model_len = max_model_len
+
+    async def ask(self, plan: DialoguePlan, turns: Sequence[Turn]) -> Generation:
+        """The question after `turns`.
+
+        Raises RecordDropped if the prompt is too long or the question empty.
+        """
+        prompt_ids = self._chat.prompt_ids(self._views.questioner(plan.pair, turns))
+        where = f"{plan.dialogue_id} question {len(turns) + 1}"
+        require_room(prompt_ids, self._sampling.max_new_tokens, self._max_model_len, where)
+        generation = await self._generate(
+            GenerateRequest(
+                request_id=f"{plan.dialogue_id}/q{len(turns)}",
+                session=plan.dialogue_id,
+                prompt_ids=prompt_ids,
+                sampling=sampling_of(self._sampling, derive_seed(plan.seed, "q", len(turns))),
+            )
+        )
+        if not generation.text.strip():
+            raise RecordDropped("empty_question", where, "the Questioner said nothing")
+        return generation
+
+
+async def play(plan: DialoguePlan, questioner: Questioner, roleplay: Roleplay) -> Dialogue:
+    """Plays one dialogue of K turns. Raises RecordDropped when it can't be finished."""
+    started = time.perf_counter()
+    turns: list[Turn] = []
+    versions: set[int] = set()
+    for number in range(plan.num_turns):
+        question = await questioner.ask(plan, turns)
+        versions.add(question.policy_version)
+        answer = await roleplay(
+            plan.pair,
+            turns,
+            question.text.strip(),
+            session=plan.dialogue_id,
+            seed=derive_seed(plan.seed, "a", number),
+        )
+        turns.append(
+            Turn(
+                question=question.text.strip(),
+                question_ids=question.token_ids,
+                question_stop=question.stop,
+                answer=answer.text,
+                answer_ids=answer.token_ids,
+                answer_stop=answer.stop,
+                elicited=answer.elicited,
+            )
+        )
+    return Dialogue(
+        id=plan.dialogue_id,
+        pair_id=plan.pair.id,
+        index=plan.index,
+        num_turns=plan.num_turns,
+        seed=plan.seed,
+        # A push in the middle of a dialogue would mix policies: the oldest version is what the row
+        # claims.
+        policy_version=min(versions),
+        turns=tuple(turns),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def sampling_of(config: SamplingConfig, seed: int) -> Sampling:
+    """The sampling of one request."""
+    return Sampling(
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_new_tokens=config.max_new_tokens,
+        seed=seed,
+    )
+
+
+def require_room(
+    prompt_ids: Sequence[int], max_new_tokens: int, max_model_len: int, where: str
+) -> None:
+    """Raises RecordDropped unless the prompt and all new tokens fit the model's context."""
+    if len(prompt_ids) + max_new_tokens > max_model_len:
+        raise RecordDropped(
+            "prompt_too_long",
+            where,
+            f"{len(prompt_ids)} prompt + {max_new_tokens} new tokens, "
+            f"the context has {max_model_len}",
+        )

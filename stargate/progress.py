@@ -1,0 +1,167 @@
+"""What a person sees while a run goes on: stage, how many of how many, tokens/s, time left.
+
+On a terminal a live line per stage; otherwise plain lines, one when a stage begins and ends and one
+every few seconds between, so that a log stays readable. Model text that is shown has its control
+characters escaped.
+"""
+
+import sys
+import time
+import unicodedata
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+# Seconds between plain lines of one stage: enough to see that it lives, few enough to read the log.
+_PLAIN_INTERVAL = 10.0
+
+
+class Stage(Protocol):
+    """A running stage."""
+
+    def advance(self, count: int = 1, tokens: int = 0) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Progress(Protocol):
+    """Where stages are shown."""
+
+    def stage(self, name: str, total: int, unit: str) -> AbstractContextManager[Stage]: ...
+    def say(self, text: str) -> None: ...
+
+
+def safe_text(text: str) -> str:
+    """Text that can't move a terminal's cursor, colour it or reverse its direction:
+
+    such characters are escaped.
+    """
+    return "".join(
+        c
+        if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co")
+        else f"\\x{ord(c):02x}"
+        for c in text
+    )
+
+
+class PlainProgress:
+    """Lines for logs and pipes."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+
+    def say(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str) -> Iterator["_PlainStage"]:
+        self.say(f"{name}: {total} {unit}")
+        stage = _PlainStage(self, name, total, unit)
+        yield stage
+        stage.finish()
+
+
+class _PlainStage:
+    def __init__(self, progress: PlainProgress, name: str, total: int, unit: str) -> None:
+        self._progress = progress
+        self._name, self._total, self._unit = name, total, unit
+        self._done = self._tokens = 0
+        self._note = ""
+        self._started = self._shown = time.monotonic()
+
+    def advance(self, count: int = 1, tokens: int = 0) -> None:
+        self._done += count
+        self._tokens += tokens
+        if time.monotonic() - self._shown >= _PLAIN_INTERVAL:
+            self._shown = time.monotonic()
+            self._progress.say(f"{self._name}: {self._status()}")
+
+    def note(self, text: str) -> None:
+        self._note = text
+
+    def finish(self) -> None:
+        seconds = time.monotonic() - self._started
+        self._progress.say(f"{self._name}: done in {seconds:.1f} s, {self._status(False)}")
+
+    def _status(self, left: bool = True) -> str:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        parts = [f"{self._done}/{self._total} {self._unit}"]
+        if self._tokens:
+            parts.append(f"{self._tokens / seconds:,.0f} tokens/s")
+        if left and 0 < self._done < self._total:
+            parts.append(f"{seconds / self._done * (self._total - self._done):.0f} s left")
+        if self._note:
+            parts.append(self._note)
+        return ", ".join(parts)
+
+
+class LiveProgress:
+    """A live bar per stage on a terminal, drawn by rich. Stages that run side by side share it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(highlight=False)
+        self._bars: RichProgress | None = None
+        self._num_open = 0
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str) -> Iterator["_LiveStage"]:
+        if self._bars is None:
+            self._bars = self._make_bars()
+            self._bars.start()
+        self._num_open += 1
+        bars = self._bars
+        task = bars.add_task(name, total=total, unit=unit, rate="", note="")
+        try:
+            yield _LiveStage(bars, task)
+        finally:
+            bars.stop_task(task)
+            self._num_open -= 1
+            if self._num_open == 0:
+                bars.stop()  # the finished bars stay on the screen, the next stages get new ones
+                self._bars = None
+
+    def _make_bars(self) -> "RichProgress":
+        from rich import progress as rich
+
+        return rich.Progress(
+            rich.TextColumn("{task.description:<16}", markup=False),
+            rich.BarColumn(bar_width=20),
+            rich.MofNCompleteColumn(),
+            rich.TextColumn("{task.fields[unit]} {task.fields[rate]}", markup=False),
+            rich.TimeElapsedColumn(),
+            rich.TextColumn("left"),
+            rich.TimeRemainingColumn(),
+            rich.TextColumn("{task.fields[note]}", markup=False),
+            console=self._console,
+        )
+
+
+class _LiveStage:
+    def __init__(self, bars: "RichProgress", task: "TaskID") -> None:
+        self._bars = bars
+        self._task = task
+        self._tokens = 0
+        self._started = time.monotonic()
+
+    def advance(self, count: int = 1, tokens: int = 0) -> None:
+        self._tokens += tokens
+        if self._tokens:
+            rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
+            self._bars.update(self._task, rate=f"{rate:,.0f} tokens/s")
+        self._bars.update(self._task, advance=count)
+
+    def note(self, text: str) -> None:
+        self._bars.update(self._task, note=text)
+
+
+def make_progress() -> Progress:
+    """Live on a terminal, plain lines otherwise."""
+    return LiveProgress() if sys.stdout.isatty() else PlainProgress()

@@ -1,0 +1,95 @@
+"""Prompt sets: what each role is told, as Jinja templates in one YAML file
+(configs/prompts/NAME.yaml).
+
+A set is data, versioned and overridable: `prompts: paper` names a packaged one, `prompts:
+my/prompts.yaml` a file. Each message is rendered by itself, so text from data can't add messages.
+Values are plain text, never HTML.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+from pydantic import PrivateAttr, ValidationError
+
+from stargate.config import Component, packaged_configs_dir
+from stargate.errors import ConfigError
+
+_JINJA = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)
+
+
+class Template(Component):
+    """One message of a prompt; `content` is a Jinja template."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Conversation(Component):
+    """Messages that stand first (few-shot examples, a system text), then a user turn's template."""
+
+    before: tuple[Template, ...] = ()
+    turn: str
+
+
+class PromptSet(Component):
+    """All prompts of a run.
+
+    opening        first user turn without any instruction {name, task}: scoring and training
+    closing        last user turn, which repeats the task {answer, task}
+    questioner     first user turn with the elicitation instruction {opening, name, task}
+    responder      last user turn with the response instruction {closing, task}
+    persona        first user turn with the persona given outright {opening, persona}: a control
+    roleplayer     the Roleplayer's first turn, with its persona {name, persona, task, question}
+    voice          the turn in which the Roleplayer words a fact {name, question, facts}
+    no_preference  what the Roleplayer says when no fact answers
+    """
+
+    version: int
+    opening: str
+    closing: str
+    questioner: Conversation
+    responder: Conversation
+    persona: str
+    roleplayer: Conversation
+    voice: Conversation
+    no_preference: str
+
+    _compiled: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def render(self, template: str, **values: str | list[str]) -> str:
+        """One template's text. Raises ConfigError when it names a value that it is not given."""
+        try:
+            compiled = self._compiled.get(template)
+            if compiled is None:
+                compiled = self._compiled[template] = _JINJA.from_string(template)
+            return str(compiled.render(**values)).strip()
+        except TemplateError as error:
+            raise ConfigError(f"prompt template {template[:60]!r}: {error}") from error
+
+    @cached_property
+    def no_preference_text(self) -> str:
+        return self.render(self.no_preference)
+
+
+def load_prompts(name: str) -> PromptSet:
+    """A packaged prompt set by name, or one from a YAML file.
+
+    Raises ConfigError naming file and key.
+    """
+    packaged = packaged_configs_dir() / "prompts" / f"{name}.yaml"
+    file = packaged if packaged.is_file() else Path(name)
+    if not file.is_file():
+        known = ", ".join(sorted(f.stem for f in packaged.parent.glob("*.yaml")))
+        raise ConfigError(f"prompts: {name}: no such file; give a path or one of: {known}")
+    try:
+        return PromptSet.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{file}: {key}: {first['msg']}") from error

@@ -1,0 +1,85 @@
+"""What a run counts while it goes: seconds by stage, tokens by role, and every dropped record.
+
+Nothing is dropped in silence: `drop` counts under its reason and keeps the first few places to
+show.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from stargate.errors import RecordDropped
+from stargate.types import Dialogue, StopReason
+
+# How many dropped records are named on the screen per reason; all are counted.
+_EXAMPLES_PER_REASON = 3
+
+
+@dataclass
+class Tally:
+    """Counters of one run. Stages that run side by side each get their own wall time."""
+
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    generated_tokens: Counter[str] = field(default_factory=Counter)
+    dialogues: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    dropped_examples: dict[str, list[str]] = field(default_factory=dict)
+
+    _open_spans: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Like `stage` for many blocks at once:
+
+        counts the wall time during which any of them runs.
+        """
+        num_open, since = self._open_spans.get(name, (0, time.perf_counter()))
+        self._open_spans[name] = (num_open + 1, since)
+        try:
+            yield
+        finally:
+            num_open, since = self._open_spans.pop(name)
+            if num_open > 1:
+                self._open_spans[name] = (num_open - 1, since)
+            else:
+                self._add_seconds(name, time.perf_counter() - since)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the wall time of the block to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._add_seconds(name, time.perf_counter() - started)
+
+    def _add_seconds(self, name: str, seconds: float) -> None:
+        self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + seconds
+
+    def drop(self, problem: RecordDropped) -> None:
+        """Counts one dropped record."""
+        self.dropped[problem.reason] += 1
+        examples = self.dropped_examples.setdefault(problem.reason, [])
+        if len(examples) < _EXAMPLES_PER_REASON:
+            examples.append(str(problem))
+
+    def finished_dialogue(self, scope: str, dialogue: Dialogue) -> int:
+        """Counts a dialogue and its sampled tokens; returns their number."""
+        tokens = generated_tokens(dialogue)
+        self.dialogues[scope] += 1
+        self.generated_tokens[scope] += tokens
+        return tokens
+
+
+def generated_tokens(dialogue: Dialogue) -> int:
+    """Tokens that the engines sampled for a dialogue.
+
+    Fixed answers were not sampled and do not count.
+    """
+    return sum(
+        len(turn.question_ids)
+        + (0 if turn.answer_stop is StopReason.FIXED else len(turn.answer_ids))
+        for turn in dialogue.turns
+    )
