@@ -1,0 +1,1 @@
+"""Tasks, personas and golds: the packaged starter dataset and the loader that validates."""

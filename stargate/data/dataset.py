@@ -1,0 +1,316 @@
+"""A dataset folder: who asks (personas), what (tasks) and the ideal response for each pair (golds).
+
+    tasks.jsonl     {"id", "text", "split", "needs_question"?}
+    personas.jsonl  {"id", "name", "text", "split", "facts"?, "fact_origins"?}
+    golds.jsonl     {"task_id", "persona_id", "text", "facts_used"?}
+
+`fact_origins` says for each fact where it came from: "given" (it came with the data),
+"sentence:START-END" (it is these characters of the profile text) or "extracted" (a model took it
+out of the text, and it was checked to be stated there).
+
+Each file may be Parquet (same columns) instead. A malformed file is an error that names file, line
+and key; a gold that can't be used (empty, unknown task or persona, two for one pair) is dropped,
+counted and named.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stargate.config import DataConfig, SplitLimit
+from stargate.errors import DataError
+from stargate.types import Pair, Persona, Task
+
+_Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+_Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
+_Origin = Annotated[str, Field(pattern=r"^(given|extracted|sentence:\d+-\d+)$")]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _TaskRow(_Row):
+    id: _Id
+    text: _Text
+    split: _Id
+    needs_question: bool = True
+
+
+class _PersonaRow(_Row):
+    id: _Id
+    name: _Text
+    text: _Text
+    split: _Id
+    facts: tuple[_Text, ...] = ()
+    fact_origins: tuple[_Origin, ...] = ()
+
+    @model_validator(mode="after")
+    def _origins_fit(self) -> Self:
+        if self.fact_origins and len(self.fact_origins) != len(self.facts):
+            raise ValueError(
+                f"{len(self.facts)} facts but {len(self.fact_origins)} fact_origins: one each"
+            )
+        text = self.text.strip()
+        for fact, origin in zip(self.facts, self.fact_origins, strict=bool(self.fact_origins)):
+            kind, _, span = origin.partition(":")
+            start, _, end = span.partition("-")
+            if kind == "sentence" and text[int(start) : int(end)] != fact:
+                raise ValueError(f"origin {origin} of fact {fact[:60]!r} is not where it stands")
+        return self
+
+
+class _GoldRow(_Row):
+    task_id: _Id
+    persona_id: _Id
+    text: str
+    facts_used: tuple[int, ...] = ()
+
+
+_AnyRow = TypeVar("_AnyRow", bound=_Row)
+_RowWithId = TypeVar("_RowWithId", _TaskRow, _PersonaRow)
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedRecord:
+    """One record of a data file that is not used, and why."""
+
+    reason: str
+    where: str
+
+
+class Dataset:
+    """Tasks, personas and golds of one folder. `dropped` lists every record that is not used."""
+
+    def __init__(
+        self,
+        name: str,
+        tasks: dict[str, Task],
+        personas: dict[str, Persona],
+        golds: dict[tuple[str, str], tuple[str, tuple[int, ...]]],
+        dropped: tuple[DroppedRecord, ...] = (),
+        fact_origins: dict[str, tuple[str, ...]] | None = None,
+    ) -> None:
+        self.name = name
+        self.tasks = tasks
+        self.personas = personas
+        self.golds = golds
+        self.dropped = dropped
+        self.fact_origins = fact_origins or {}  # persona id -> one origin per fact
+
+    @property
+    def drop_counts(self) -> dict[str, int]:
+        return dict(Counter(record.reason for record in self.dropped))
+
+    @property
+    def splits(self) -> list[str]:
+        """All splits that have a task or a persona, in the order of the files."""
+        splits = [task.split for task in self.tasks.values()]
+        splits += [persona.split for persona in self.personas.values()]
+        return list(dict.fromkeys(splits))
+
+    def pairs(self, split: str, limit: SplitLimit | None = None) -> list[Pair]:
+        """All pairs of a split that have a gold, task by task.
+
+        Raises DataError when there are none.
+        """
+        limit = limit or SplitLimit()
+        tasks = [t for t in self.tasks.values() if t.split == split and t.needs_question]
+        personas = [p for p in self.personas.values() if p.split == split]
+        pairs = [
+            Pair(task, persona, *self.golds[task.id, persona.id])
+            for task in tasks[: limit.tasks]
+            for persona in personas[: limit.personas]
+            if (task.id, persona.id) in self.golds
+        ]
+        if not pairs:
+            known = sorted({task.split for task in self.tasks.values()})
+            raise DataError(
+                f"{self.name}: split {split!r} has no pair with a gold "
+                f"({len(tasks)} tasks, {len(personas)} personas; splits with tasks: {known})"
+            )
+        return pairs
+
+    def pairs_without_gold(self, split: str, limit: SplitLimit | None = None) -> int:
+        """How many pairs of needing tasks and personas a split lacks golds for."""
+        limit = limit or SplitLimit()
+        tasks = [t for t in self.tasks.values() if t.split == split and t.needs_question]
+        personas = [p for p in self.personas.values() if p.split == split]
+        return sum(
+            (task.id, persona.id) not in self.golds
+            for task in tasks[: limit.tasks]
+            for persona in personas[: limit.personas]
+        )
+
+    def plain_pairs(self, split: str, limit: SplitLimit | None = None) -> list[Pair]:
+        """Pairs of the tasks that need no question:
+
+        played to see whether one is asked, never scored.
+        """
+        limit = limit or SplitLimit()
+        tasks = [t for t in self.tasks.values() if t.split == split and not t.needs_question]
+        personas = [p for p in self.personas.values() if p.split == split]
+        return [
+            Pair(task, persona, None) for task in tasks for persona in personas[: limit.personas]
+        ]
+
+
+def starter_dir() -> Path:
+    """The packaged starter dataset."""
+    return Path(__file__).parent / "starter"
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """The dataset that a config names. Raises DataError naming file, line and key."""
+    folder = starter_dir() if config.source == "starter" else Path(config.source)
+    dataset = read_dataset(folder)
+    _check_splits(dataset, [*config.train_splits, config.test_split])
+    return dataset
+
+
+def open_dataset(source: str | Path) -> Dataset:
+    """A dataset to look at: "starter" or a folder, in which parts may be missing.
+
+    Raises DataError.
+    """
+    folder = starter_dir() if str(source) == "starter" else Path(source)
+    dataset = read_dataset(folder, partial=True)
+    if not (dataset.tasks or dataset.personas):
+        raise DataError(
+            f"{folder}: has neither tasks nor personas; a dataset folder holds tasks, personas and "
+            "golds as .jsonl or .parquet; other formats: stargate data import"
+        )
+    return dataset
+
+
+def read_dataset(folder: Path, *, partial: bool = False) -> Dataset:
+    """Reads and validates a dataset folder. With `partial`, files may be missing or empty.
+
+    Raises DataError.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such dataset folder (data.source)")
+    tasks = {
+        row.id: Task(row.id, row.text.strip(), row.split, row.needs_question)
+        for row in _unique(_read(folder, "tasks", _TaskRow, partial))
+    }
+    personas: dict[str, Persona] = {}
+    fact_origins: dict[str, tuple[str, ...]] = {}
+    for person in _unique(_read(folder, "personas", _PersonaRow, partial)):
+        personas[person.id] = Persona(
+            person.id, person.name.strip(), person.text.strip(), person.split, person.facts
+        )
+        if person.fact_origins:
+            fact_origins[person.id] = person.fact_origins
+    golds: dict[tuple[str, str], tuple[str, tuple[int, ...]]] = {}
+    dropped: list[DroppedRecord] = []
+    for where, row in _read(folder, "golds", _GoldRow, partial):
+        reason = _gold_problem(row, tasks, personas, golds)
+        if reason:
+            pair = f"{row.task_id}:{row.persona_id}"
+            dropped.append(DroppedRecord(reason, f"{where} (pair {pair})"))
+        else:
+            golds[row.task_id, row.persona_id] = (row.text.strip(), row.facts_used)
+    return Dataset(str(folder), tasks, personas, golds, tuple(dropped), fact_origins)
+
+
+def _gold_problem(
+    row: _GoldRow,
+    tasks: dict[str, Task],
+    personas: dict[str, Persona],
+    golds: dict[tuple[str, str], tuple[str, tuple[int, ...]]],
+) -> str | None:
+    if row.task_id not in tasks:
+        return "gold_of_unknown_task"
+    if row.persona_id not in personas:
+        return "gold_of_unknown_persona"
+    if (row.task_id, row.persona_id) in golds:
+        return "second_gold_of_pair"
+    if not row.text.strip():
+        return "empty_gold"
+    num_facts = len(personas[row.persona_id].facts)
+    if any(not 0 <= index < num_facts for index in row.facts_used):
+        return "gold_with_unknown_fact"
+    return None
+
+
+def _check_splits(dataset: Dataset, splits: list[str]) -> None:
+    """No task or persona text may stand in two splits: the test would not be one."""
+    for kind, records in (("task", dataset.tasks), ("persona", dataset.personas)):
+        seen: dict[str, Task | Persona] = {}
+        for record in records.values():
+            if record.split not in splits:
+                continue
+            text = " ".join(record.text.lower().split())
+            other = seen.setdefault(text, record)
+            if other.split != record.split:
+                raise DataError(
+                    f"{dataset.name}: {kind} {record.id!r} of split {record.split!r} has the same "
+                    f"text as {other.id!r} of split {other.split!r}: splits must not share any"
+                )
+
+
+def _unique(rows: Iterator[tuple[str, _RowWithId]]) -> Iterator[_RowWithId]:
+    seen: dict[str, str] = {}
+    for where, row in rows:
+        if row.id in seen:
+            raise DataError(f"{where}: id {row.id!r} was used before at {seen[row.id]}")
+        seen[row.id] = where
+        yield row
+
+
+def _read(
+    folder: Path, name: str, model: type[_AnyRow], partial: bool
+) -> Iterator[tuple[str, _AnyRow]]:
+    """Yields (where, validated row) of NAME.jsonl or NAME.parquet."""
+    if partial and not any((folder / f"{name}.{end}").is_file() for end in ("jsonl", "parquet")):
+        return
+    rows = _raw_rows(folder, name)
+    empty = not partial
+    for where, raw in rows:
+        empty = False
+        try:
+            yield where, model.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in first["loc"]) or "(row)"
+            got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+            raise DataError(f"{where}: {key}: {first['msg']}{got}") from error
+    if empty:
+        raise DataError(f"{folder}: {name} is empty: at least one row is needed")
+
+
+def _raw_rows(folder: Path, name: str) -> Iterator[tuple[str, Any]]:
+    jsonl, parquet = folder / f"{name}.jsonl", folder / f"{name}.parquet"
+    if jsonl.is_file():
+        yield from _jsonl_rows(jsonl)
+    elif parquet.is_file():
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            table = pyarrow.parquet.read_table(parquet)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{parquet}: can't be read: {' '.join(str(error).split())}") from error
+        for number, row in enumerate(table.to_pylist(), start=1):
+            yield f"{parquet} row {number}", {k: v for k, v in row.items() if v is not None}
+    else:
+        raise DataError(f"{folder}: has neither {jsonl.name} nor {parquet.name}")
+
+
+def _jsonl_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    with file.open(encoding="utf-8") as lines:
+        number = 0
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{file}:{number}", json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file}:{number}: not valid JSON: {error.msg}") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file}:{number + 1}: not valid UTF-8: {error.reason}") from error
