@@ -1,0 +1,180 @@
+"""(torch) What scorer and trainer share: loading causal language models and their log-probs.
+
+    load_model -> model;  SelectedLogits(model) -> logits at chosen positions only
+    save_model -> a Hugging Face folder that appears whole or not at all
+
+B sequences, T tokens, P chosen positions, V vocabulary.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stargate.errors import MachineError, ModelError
+
+# What makes a folder usable beside its weights: config, generation config, tokenizer, chat template
+# and, for models with code of their own, that code.
+_COMPANION_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"})
+_COMPANION_FOLDERS = ("additional_chat_templates",)
+_WEIGHT_INDEX_SUFFIX = ".index.json"
+
+
+def redirect_output(log_file: str | None) -> None:
+    """Sends all that this process prints, also from C++, to `log_file`. None leaves it alone."""
+    if log_file is None:
+        return
+    Path(log_file).parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    file = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+
+
+def load_model(
+    model_dir: str, dtype: torch.dtype | None, device: str, trust_remote_code: bool
+) -> Any:
+    """A Hugging Face causal LM in evaluation mode. `dtype` None keeps the checkpoint's own.
+
+    Raises ModelError if the folder can't be loaded or the model's output layer is not a plain one.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            model_dir,
+            dtype="auto" if dtype is None else dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        problem = " ".join(str(error).split())
+        raise ModelError(f"model {model_dir}: can't be loaded: {problem}") from error
+    return model.to(device).eval()
+
+
+def max_positions(model: Any) -> int:
+    """The model's context length in tokens."""
+    config = model.config.get_text_config()
+    length = getattr(config, "max_position_embeddings", None)
+    if not isinstance(length, int) or length < 1:
+        raise ModelError(f"model {model.config.model_type}: its config names no context length")
+    return length
+
+
+class SelectedLogits:
+    """Calls a causal LM so that its output layer sees chosen positions only.
+
+    The output layer is most of a small model's work and memory (V is large), yet only gold or loss
+    positions matter. The layer is replaced by one over the SAME parameters, under the same name;
+    all that the model does to logits afterwards (soft caps, scales) still happens.
+    """
+
+    def __init__(self, model: Any) -> None:
+        head = model.get_output_embeddings()
+        if type(head) is not nn.Linear:
+            raise ModelError(
+                f"model {model.config.model_type}: its output layer is a "
+                f"{type(head).__name__}, expected Linear"
+            )
+        self.model = model
+        self.num_tokens = head.out_features
+        self._head = _SelectingLinear(head)
+        model.set_output_embeddings(self._head)
+
+    def __call__(self, rows: Tensor, columns: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
+        """Float32 logits (P, V) at positions (rows[p], columns[p]) of the batch, and the cache."""
+        self._head.rows, self._head.columns = rows, columns
+        output = self.model(**inputs)
+        return output.logits[0].float(), output.past_key_values
+
+
+class _SelectingLinear(nn.Module):
+    """(B, T, H) -> (1, P, V) in the precision of its weight, whatever autocast says."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.weight = head.weight
+        self.bias = head.bias
+        self.rows: Tensor | None = None
+        self.columns: Tensor | None = None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        chosen = hidden[self.rows, self.columns]
+        with torch.autocast(chosen.device.type, enabled=False):
+            return functional.linear(chosen.to(self.weight.dtype), self.weight, self.bias)[None]
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log p of each target (P,) under float32 logits (P, V), in nats."""
+    return functional.cross_entropy(logits, targets, reduction="none")
+
+
+def keep_precise(model: Any, matrices: torch.dtype) -> None:
+    """Casts weight matrices to `matrices` and all the rest to float32, for use under autocast.
+
+    With bfloat16 matrices the products run at bfloat16's speed while the residual stream, norms,
+    embeddings and output layer stay float32: half the error of an all-bfloat16 model, for the
+    memory of the embeddings once more.
+    """
+    precise = {
+        id(layer.weight)
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+        if layer is not None
+    }
+    for parameter in model.parameters():
+        is_matrix = parameter.dim() >= 2 and id(parameter) not in precise
+        parameter.data = parameter.data.to(matrices if is_matrix else torch.float32)
+
+
+def save_model(
+    model: Any, weights: Mapping[str, Tensor], companions_dir: str, output_dir: str
+) -> None:
+    """Writes `weights` with the config, tokenizer and chat template of `companions_dir`.
+
+    The folder is written under another name and renamed, so it is never seen half-written; an older
+    one of that name is replaced. Raises MachineError if it can't be written.
+    """
+    from safetensors import SafetensorError
+    from transformers import GenerationConfig
+
+    target = Path(output_dir)
+    partial = target.parent / f".{target.name}.partial"
+    # The base folder's own is copied below. save_pretrained would refuse one that it finds odd.
+    model.generation_config = GenerationConfig()
+    try:
+        _remove(partial)
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial, state_dict=dict(weights))
+        for file in _companions(Path(companions_dir)):
+            copy = partial / file.relative_to(companions_dir)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
+        _remove(target)
+        partial.rename(target)
+    except (OSError, SafetensorError) as error:
+        _remove(partial)
+        raise MachineError(f"{output_dir}: can't save the model: {error}") from error
+
+
+def _companions(folder: Path) -> Iterable[Path]:
+    for file in sorted(folder.iterdir()):
+        wanted = file.suffix in _COMPANION_SUFFIXES and not file.name.endswith(_WEIGHT_INDEX_SUFFIX)
+        if file.is_file() and wanted:
+            yield file
+    for name in _COMPANION_FOLDERS:
+        if (folder / name).is_dir():
+            yield from sorted(file for file in (folder / name).iterdir() if file.is_file())
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)

@@ -1,0 +1,289 @@
+"""One rank of the trainer: from selected dialogues to the saved m_{t+1}.
+
+    train(examples, start, output) on every rank, with the same examples
+      -> schedule.py: split, steps, micro-batches of each rank, learning rates
+      -> finetuning.py: DeepSpeed does the steps          (ranks meet in collectives)
+      -> a Hugging Face folder, written by rank 0         (all ranks return once it is there)
+
+`train` runs in a thread of its own, so that `progress` answers meanwhile.
+"""
+
+import asyncio
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from stargate.config import TrainerConfig
+from stargate.errors import DataError, DivergenceError, EngineError
+from stargate.schedule import (
+    Layout,
+    Split,
+    Step,
+    learning_rate,
+    plan_steps,
+    share_out,
+    split_validation,
+)
+from stargate.types import TrainingExample, TrainResult
+
+if TYPE_CHECKING:
+    from stargate.actors.finetuning import Finetuning
+
+# Pair ids that one error message names.
+_MAX_NAMED = 8
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSpec:
+    """All that one rank needs to start; plain values, so that it travels to any node.
+
+    `base_model_dir` gives every saved model its config, tokenizer and chat template.
+    """
+
+    base_model_dir: str
+    config: TrainerConfig
+    rank: int = 0
+    world_size: int = 1
+    master_addr: str = "127.0.0.1"
+    master_port: int = 29500
+    num_threads: int = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    log_file: str | None = None
+    trust_remote_code: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainProgress:
+    """How far a training stage is. `loss` is the last step's; `tokens` are those of all ranks.
+
+    `total_steps` is 0 until the steps are planned, `tokens_per_s` until one is done.
+    """
+
+    steps: int = 0
+    total_steps: int = 0
+    tokens: int = 0
+    loss: float | None = None
+    tokens_per_s: float = 0.0
+
+
+class TrainerRank:
+    """One rank. Wrapped by `ray.remote` elsewhere; needs no Ray."""
+
+    def __init__(self, spec: TrainerSpec) -> None:
+        self._spec = spec
+        self._progress = TrainProgress()
+        self._started = False
+
+    def start(self) -> None:
+        """Imports DeepSpeed and waits until all ranks have met. Sets this process's environment."""
+        if self._started:
+            return
+        os.environ.update(rank_environment(self._spec))
+        from stargate.actors.finetuning import join_ranks
+        from stargate.actors.modeling import redirect_output
+
+        redirect_output(self._spec.log_file)
+        join_ranks(self._spec.device)
+        self._started = True
+
+    async def train(
+        self,
+        examples: Sequence[TrainingExample],
+        start_model_dir: str,
+        output_dir: str,
+        version: int,
+    ) -> TrainResult:
+        """Trains on from `start_model_dir` and saves m_`version` as `output_dir`.
+
+        Every rank is called with the same arguments. Raises DivergenceError naming step and pairs,
+        DataError for examples that can't be trained on, MachineError if the folder can't be
+        written; then there is no folder.
+        """
+        if not self._started:
+            raise EngineError("trainer: train() was called before start() or after shutdown()")
+        self._progress = TrainProgress()
+        return await asyncio.to_thread(
+            self._train, examples, start_model_dir, output_dir, f"m_{version}"
+        )
+
+    def progress(self) -> TrainProgress:
+        """The present stage's progress; the finished one's until the next begins."""
+        return self._progress
+
+    def shutdown(self) -> None:
+        """Leaves the group of ranks. Can be called twice."""
+        if not self._started:
+            return
+        self._started = False
+        from stargate.actors.finetuning import leave_ranks
+
+        leave_ranks()
+
+    def _train(
+        self,
+        examples: Sequence[TrainingExample],
+        start_model_dir: str,
+        output_dir: str,
+        name: str,
+    ) -> TrainResult:
+        from stargate.actors.finetuning import Finetuning
+
+        config, spec = self._spec.config, self._spec
+        # In an order of their own: when their dialogues finished depends on timing.
+        ordered = sorted(examples, key=lambda example: (example.pair_id, example.dialogue_id))
+        check_examples(ordered, config.max_length)
+        split = split_validation(
+            [example.pair_id for example in ordered], config.validation_fraction, spec.seed
+        )
+        lengths = [len(example.input_ids) for example in ordered]
+        layout = Layout(config.batch_size, config.micro_batch_size, spec.world_size)
+        steps = plan_steps(split.train, lengths, layout, config.num_epochs, spec.seed)
+        stage = Finetuning(spec, start_model_dir, ordered)
+        try:
+            log = self._run_steps(stage, steps, ordered, name)
+            validation_loss = _validate(stage, split, ordered, layout)
+            stage.save(output_dir)
+        finally:
+            stage.close()
+        return TrainResult(
+            losses=tuple(log.losses),
+            grad_norms=tuple(log.grad_norms),
+            learning_rates=tuple(log.rates),
+            validation_loss=validation_loss,
+            num_examples=len(split.train),
+            num_tokens=log.num_tokens,
+            num_loss_tokens=log.num_loss_tokens,
+            seconds=log.seconds,
+            model_dir=output_dir,
+        )
+
+    def _run_steps(
+        self,
+        stage: "Finetuning",
+        steps: Sequence[Step],
+        examples: Sequence[TrainingExample],
+        name: str,
+    ) -> "_Log":
+        """All optimizer steps. Every rank sees the same losses and norms, so all stop together."""
+        config, log = self._spec.config, _Log()
+        self._progress = TrainProgress(total_steps=len(steps))
+        started = time.perf_counter()
+        for number, step in enumerate(steps):
+            where = f"training {name}, step {number + 1} of {len(steps)}"
+            num_loss_tokens = sum(sum(examples[i].loss_mask) for i in step.examples)
+            losses = stage.accumulate(step, num_loss_tokens)
+            _check_losses(losses, examples, where)
+            rate = learning_rate(number, len(steps), config.learning_rate, config.warmup_fraction)
+            norm = stage.update(rate)
+            if not math.isfinite(norm):
+                pairs = _name_pairs(step.examples, examples)
+                raise DivergenceError(
+                    f"{where}: the gradient norm is {norm}, on pairs {pairs}; nothing was saved"
+                )
+            log.losses.append(sum(losses.values()) / num_loss_tokens)
+            log.grad_norms.append(norm)
+            log.rates.append(rate)
+            log.num_tokens += sum(len(examples[i].input_ids) for i in step.examples)
+            log.num_loss_tokens += num_loss_tokens
+            log.seconds = time.perf_counter() - started
+            self._progress = TrainProgress(
+                steps=number + 1,
+                total_steps=len(steps),
+                tokens=log.num_tokens,
+                loss=log.losses[-1],
+                tokens_per_s=log.num_tokens / log.seconds,
+            )
+        return log
+
+
+@dataclass
+class _Log:
+    """What the steps did. Tokens count once per epoch; `seconds` are without loading and saving."""
+
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    num_tokens: int = 0
+    num_loss_tokens: int = 0
+    seconds: float = 0.0
+
+
+def _validate(
+    stage: "Finetuning", split: Split, examples: Sequence[TrainingExample], layout: Layout
+) -> float | None:
+    """Mean loss per loss token of the held-out examples; None if there are none."""
+    if not split.validation:
+        return None
+    lengths = [len(example.input_ids) for example in examples]
+    losses = stage.evaluate(share_out(split.validation, lengths, layout))
+    _check_losses(losses, examples, "validation after training")
+    return sum(losses.values()) / sum(sum(examples[i].loss_mask) for i in split.validation)
+
+
+def check_examples(examples: Sequence[TrainingExample], max_length: int) -> None:
+    """Raises DataError naming the first example that can't be trained on.
+
+    Example builders drop and count what is too long or empty, so these are their defects.
+    """
+    if not examples:
+        raise DataError("trainer: there is no example to train on")
+    for example in examples:
+        where = f"training example {example.dialogue_id} of pair {example.pair_id}"
+        if len(example.input_ids) > max_length:
+            raise DataError(
+                f"{where}: {len(example.input_ids)} tokens, trainer.max_length is {max_length}"
+            )
+        if not any(example.loss_mask):
+            raise DataError(f"{where}: its loss mask has no token to learn")
+        if example.loss_mask[0]:
+            raise DataError(f"{where}: nothing predicts the first token, so it can't be learned")
+
+
+def _check_losses(
+    losses: Mapping[int, float], examples: Sequence[TrainingExample], where: str
+) -> None:
+    bad = [i for i, loss in losses.items() if not math.isfinite(loss)]
+    if bad:
+        raise DivergenceError(
+            f"{where}: the loss is {losses[bad[0]]} on {len(bad)} of {len(losses)} examples, "
+            f"pairs {_name_pairs(bad, examples)}; nothing was saved"
+        )
+
+
+def _name_pairs(indices: Sequence[int], examples: Sequence[TrainingExample]) -> str:
+    pairs = sorted({examples[i].pair_id for i in indices})
+    more = f" and {len(pairs) - _MAX_NAMED} more" if len(pairs) > _MAX_NAMED else ""
+    return ", ".join(pairs[:_MAX_NAMED]) + more
+
+
+def rank_environment(spec: TrainerSpec) -> dict[str, str]:
+    """What DeepSpeed and torch.distributed read, to be set before either is imported."""
+    environment = {
+        "DS_ACCELERATOR": spec.device,
+        "RANK": str(spec.rank),
+        "WORLD_SIZE": str(spec.world_size),
+        # Ray shows each actor its own GPU only, under number 0.
+        "LOCAL_RANK": str(spec.rank if spec.device == "cpu" else 0),
+        "MASTER_ADDR": spec.master_addr,
+        "MASTER_PORT": str(spec.master_port),
+        "OMP_NUM_THREADS": str(spec.num_threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        # A virtual environment that is not activated is not on the PATH, but its ninja is wanted.
+        "PATH": os.pathsep.join(
+            (str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))
+        ),
+    }
+    if spec.master_addr in _LOOPBACK:
+        # Otherwise gloo looks up the host's name, which not every container can resolve.
+        names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+        if names:
+            environment["GLOO_SOCKET_IFNAME"] = names[0]
+    return environment

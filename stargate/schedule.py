@@ -1,0 +1,134 @@
+"""How a training stage is laid out: who validates, which examples meet in a step, at which rate.
+
+    examples -> split_validation -> plan_steps: [Step: [rank: [micro-batch: (example, ...)]]]
+    step number -> learning_rate
+
+Pure and repeatable: one seed and one list of examples give one plan, on every rank alike. The plan
+holds indices only; what a micro-batch becomes on the device is the trainer's business, so packing
+sequences changes `_micro_batches` and nothing else here.
+"""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Indices of the examples of one forward pass. Empty: this rank has nothing left and runs a pass of
+# weight zero, because every rank must take part in every collective.
+MicroBatch = tuple[int, ...]
+
+# From this many examples on, a validation fraction above zero validates on at least one of them.
+_MIN_EXAMPLES_TO_VALIDATE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Indices of the examples that are trained on and of those that are held out."""
+
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step: `ranks[r][i]` is the i-th micro-batch of rank r.
+
+    All ranks have the same number of micro-batches; unequal counts would hang the collectives.
+    """
+
+    ranks: tuple[tuple[MicroBatch, ...], ...]
+
+    @property
+    def examples(self) -> tuple[int, ...]:
+        """All example indices of the step, each once, in no order that means anything."""
+        return tuple(i for micros in self.ranks for micro in micros for i in micro)
+
+
+def split_validation(pair_ids: Sequence[str], fraction: float, seed: int) -> Split:
+    """Holds out about `fraction` of the examples, whole pairs at a time.
+
+    An example's neighbours from the same pair stay on its side, so that validation never sees a
+    task and persona that was trained on. At least one pair always trains.
+    """
+    wanted = round(fraction * len(pair_ids))
+    if fraction > 0 and len(pair_ids) >= _MIN_EXAMPLES_TO_VALIDATE:
+        wanted = max(1, wanted)
+    sizes = Counter(pair_ids)
+    pairs = sorted(sizes)
+    random.Random(f"validation:{seed}").shuffle(pairs)
+    held: set[str] = set()
+    num_held = 0
+    for pair in pairs[:-1]:
+        if num_held >= wanted:
+            break
+        held.add(pair)
+        num_held += sizes[pair]
+    return Split(
+        train=tuple(i for i, pair in enumerate(pair_ids) if pair not in held),
+        validation=tuple(i for i, pair in enumerate(pair_ids) if pair in held),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Sizes of a training stage: examples per step over all ranks, and per forward pass of one."""
+
+    batch_size: int
+    micro_batch_size: int
+    num_ranks: int
+
+
+def plan_steps(
+    examples: Sequence[int], lengths: Sequence[int], layout: Layout, num_epochs: int, seed: int
+) -> list[Step]:
+    """The optimizer steps of all epochs. Each epoch uses every example once, in its own order.
+
+    The last batch of an epoch may be smaller; it is used like any other. `lengths[i]` are the
+    tokens of example i.
+    """
+    steps = []
+    for epoch in range(num_epochs):
+        order = list(examples)
+        random.Random(f"order:{seed}:{epoch}").shuffle(order)
+        for start in range(0, len(order), layout.batch_size):
+            steps.append(share_out(order[start : start + layout.batch_size], lengths, layout))
+    return steps
+
+
+def share_out(batch: Sequence[int], lengths: Sequence[int], layout: Layout) -> Step:
+    """Deals one batch to the ranks.
+
+    Longest first and to and fro ("snake"), so that the ranks get about equal tokens, examples of
+    about equal length share a micro-batch (little padding), and the i-th micro-batches of all ranks
+    take about equally long. The loss is normalised over the whole step, so the dealing does not
+    change what is learned.
+    """
+    hands: list[list[int]] = [[] for _ in range(layout.num_ranks)]
+    by_length = sorted(batch, key=lambda i: (-lengths[i], i))
+    for place, example in enumerate(by_length):
+        lap, seat = divmod(place, layout.num_ranks)
+        hands[seat if lap % 2 == 0 else layout.num_ranks - 1 - seat].append(example)
+    micros = [_micro_batches(hand, layout.micro_batch_size) for hand in hands]
+    most = max(len(of_rank) for of_rank in micros)
+    return Step(tuple((*of_rank, *([()] * (most - len(of_rank)))) for of_rank in micros))
+
+
+def _micro_batches(hand: Sequence[int], size: int) -> tuple[MicroBatch, ...]:
+    return tuple(tuple(hand[start : start + size]) for start in range(0, len(hand), size))
+
+
+def learning_rate(step: int, num_steps: int, peak: float, warmup_fraction: float) -> float:
+    """The rate of optimizer step `step` (from 0): linear warm-up, then half a cosine towards zero.
+
+    Warm-up takes ceil(warmup_fraction x num_steps) steps and starts above zero, the cosine ends
+    above zero: with few steps none is wasted at a rate of exactly 0.
+    """
+    if not 0 <= step < num_steps:
+        raise ValueError(f"step must be in 0..{num_steps - 1}, got {step}")
+    # A warm-up that takes all steps would never reach the peak.
+    num_warmup = min(math.ceil(warmup_fraction * num_steps), num_steps - 1)
+    if step < num_warmup:
+        return peak * (step + 1) / (num_warmup + 1)
+    progress = (step - num_warmup) / (num_steps - num_warmup)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
