@@ -1,0 +1,97 @@
+"""Trainer ranks in processes of their own, as in a run, but without Ray."""
+
+import asyncio
+import multiprocessing
+import socket
+from collections.abc import Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from stargate.actors.trainer import TrainerRank, TrainerSpec
+from stargate.config import TrainerConfig
+from stargate.types import TrainingExample, TrainResult
+
+# Seconds within which a stage of these tests must answer; a hang is a failure, not a wait.
+_DEADLINE = 120.0
+
+
+class Ranks:
+    """`world_size` processes that meet over gloo and run one training stage after another."""
+
+    def __init__(self, world_size: int, base_model_dir: Path, log_dir: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        context = multiprocessing.get_context("spawn")
+        self._specs = [
+            TrainerSpec(
+                base_model_dir=str(base_model_dir),
+                config=TrainerConfig(),
+                rank=rank,
+                world_size=world_size,
+                master_port=port,
+                num_threads=1,
+                log_file=str(log_dir / f"rank-{rank}.log"),
+            )
+            for rank in range(world_size)
+        ]
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for _ in self._specs:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def train(
+        self,
+        config: TrainerConfig,
+        examples: Sequence[TrainingExample],
+        start_dir: Path,
+        output_dir: Path,
+        *,
+        base_dir: Path | None = None,
+        num_threads: int = 1,
+    ) -> list[TrainResult]:
+        """Each rank's result, with m_0 from `base_dir` if given.
+
+        Raises the first rank's error, after all have answered.
+        """
+        for pipe, spec in zip(self._pipes, self._specs, strict=True):
+            base = spec.base_model_dir if base_dir is None else str(base_dir)
+            own = replace(spec, base_model_dir=base, config=config, num_threads=num_threads)
+            pipe.send((own, list(examples), str(start_dir), str(output_dir)))
+        answers: list[Any] = []
+        for rank, pipe in enumerate(self._pipes):
+            if not pipe.poll(_DEADLINE):
+                raise TimeoutError(f"rank {rank} has not answered within {_DEADLINE} s")
+            answers.append(pipe.recv())
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.send(None)
+        for process in self._processes:
+            process.join(timeout=20)
+            if process.is_alive():
+                process.kill()
+
+
+def _serve(pipe: Connection) -> None:
+    rank: TrainerRank | None = None
+    while (asked := pipe.recv()) is not None:
+        spec, examples, start_dir, output_dir = asked
+        try:
+            rank = TrainerRank(spec)
+            rank.start()
+            pipe.send(asyncio.run(rank.train(examples, start_dir, output_dir, version=1)))
+        except Exception as error:  # the test that asked is the one to see it
+            pipe.send(error)
+    if rank is not None:
+        rank.shutdown()

@@ -1,0 +1,352 @@
+"""Engine on real vLLM, with the embedded model: texts, seeds, limits, weight pushes and failures.
+
+Two engines are started in all, without Ray: `engine` from the embedded model and `fresh` from a
+perturbed copy of it. Tests run in the order of this file; the last ones break the engines.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import pytest
+
+from stargate.actors.engine import Engine
+from stargate.actors.engine_process import child_processes
+from stargate.actors.engine_spec import EngineSpec
+from stargate.actors.weights import remove_staged, stage_weights
+from stargate.config import EngineConfig
+from stargate.errors import EngineError, ModelError, RecordDropped
+from stargate.models import resolve_model
+from stargate.types import GenerateRequest, Generation, Sampling, StopReason
+
+pytestmark = pytest.mark.integration
+
+CONFIG = EngineConfig(max_model_len=512, cpu_kv_cache_gb=0.5)
+GREEDY = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=24, seed=0)
+QUESTION = "I would like to cook something tonight. What should I make for the two of us?"
+
+Result = TypeVar("Result")
+Run = Callable[[Awaitable[Result]], Result]
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Callable[[Awaitable[Any]], Any]]:
+    """Runs a coroutine; all in one event loop, because an engine lives in one."""
+    with asyncio.Runner() as runner:
+
+        async def awaited(awaitable: Awaitable[Any]) -> Any:
+            return await awaitable
+
+        yield lambda awaitable: runner.run(awaited(awaitable))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(resolve_model("embedded"))
+
+
+@pytest.fixture(scope="module")
+def perturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with seeded noise on every weight, saved as a trainer saves it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("perturbed")
+    source = resolve_model("embedded")
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            weight += (0.05 * weight.float().std() * noise).to(weight.dtype)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
+
+
+class Started:
+    """An engine with what a test wants to know of it."""
+
+    def __init__(self, run: Run[Any], model_dir: Path, log: Path, **settings: Any) -> None:
+        self.failures: list[str] = []
+        self.before = child_processes()
+        self.log = log
+        spec = EngineSpec(
+            "questioner", str(model_dir), CONFIG, cpu_cores="0", log_file=str(log), **settings
+        )
+        self.engine = Engine(spec, on_fatal=self.failures.append)
+        self.info = run(self.engine.start())
+        self.processes = child_processes() - self.before
+
+    def process(self, name: str) -> psutil.Process:
+        return next(p for p in self.processes if name in " ".join(p.cmdline()))
+
+
+def started(run: Run[Any], model_dir: Path, log: Path, **settings: Any) -> Iterator[Started]:
+    one = Started(run, model_dir, log, **settings)
+    try:
+        yield one
+    finally:
+        run(one.engine.shutdown())
+    assert not any(process.is_running() for process in one.processes)
+
+
+@pytest.fixture(scope="module")
+def engine(run: Run[Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    log = tmp_path_factory.mktemp("logs") / "engine.log"
+    yield from started(run, resolve_model("embedded"), log)
+
+
+@pytest.fixture(scope="module")
+def fresh(
+    run: Run[Any], perturbed: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Started]:
+    """An engine started from the perturbed weights, as a restarted one is after a push."""
+    log = tmp_path_factory.mktemp("logs") / "fresh.log"
+    yield from started(run, perturbed, log, policy_version=4)
+
+
+@pytest.fixture
+def prompt(tokenizer: Any) -> Callable[[str], tuple[int, ...]]:
+    def render(text: str) -> tuple[int, ...]:
+        messages = [{"role": "user", "content": text}]
+        return tuple(
+            tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        )
+
+    return render
+
+
+Prompt = Callable[[str], tuple[int, ...]]
+
+
+def request(ids: tuple[int, ...], sampling: Sampling = GREEDY, name: str = "r") -> GenerateRequest:
+    return GenerateRequest(request_id=name, session=name, prompt_ids=ids, sampling=sampling)
+
+
+def sampled(seed: int, max_new_tokens: int = 16) -> Sampling:
+    return Sampling(temperature=0.9, top_p=0.9, max_new_tokens=max_new_tokens, seed=seed)
+
+
+def test_a_start_reports_the_engine_and_keeps_its_noise_in_the_log(
+    run: Run[Any], engine: Started
+) -> None:
+    assert engine.info.max_model_len == 512
+    assert engine.info.pid == psutil.Process().pid
+    assert "Initializing a V1 LLM engine" in engine.log.read_text()
+    assert run(engine.engine.reported_version()) == 0
+    run(engine.engine.ping())
+
+
+def test_a_text_ends_by_length_or_with_its_end_token(
+    run: Run[Any], engine: Started, prompt: Prompt, tokenizer: Any
+) -> None:
+    ids = prompt("Answer with one word: what is the capital of France?")
+    short = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=3, seed=0)
+    cut: Generation = run(engine.engine.generate(request(ids, short)))
+    assert cut.stop is StopReason.LENGTH
+    assert len(cut.token_ids) == 3
+    long = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=200, seed=0)
+    whole: Generation = run(engine.engine.generate(request(ids, long)))
+    assert whole.stop is StopReason.STOP
+    assert whole.token_ids[:3] == cut.token_ids
+    # The end token that was sampled is among the ids, once, and not in the text.
+    assert whole.token_ids.index(tokenizer.eos_token_id) == len(whole.token_ids) - 1
+    assert whole.text == tokenizer.decode(whole.token_ids[:-1])
+    assert "<|" not in whole.text
+    assert whole.num_prompt_tokens == len(ids)
+    assert whole.policy_version == 0
+
+
+def test_a_prefix_is_found_again(run: Run[Any], engine: Started, prompt: Prompt) -> None:
+    ids = prompt("Which flowers grow well on a balcony that faces north and gets no sun at all?")
+    first: Generation = run(engine.engine.generate(request(ids)))
+    again: Generation = run(engine.engine.generate(request(ids)))
+    assert again.num_cached_tokens == (len(ids) - 1) // 32 * 32 > first.num_cached_tokens == 0
+    assert again.token_ids == first.token_ids
+
+
+def test_one_seed_gives_one_text_with_one_request_at_a_time(
+    run: Run[Any], engine: Started, prompt: Prompt
+) -> None:
+    ids = prompt(QUESTION)
+    texts = [run(engine.engine.generate(request(ids, sampled(seed)))) for seed in (1, 1, 2)]
+    assert texts[0].token_ids == texts[1].token_ids != texts[2].token_ids
+
+
+def test_requests_that_are_at_fault_are_dropped_and_counted(run: Run[Any], engine: Started) -> None:
+    before = run(engine.engine.stats()).num_dropped
+    longest, too_long = (9,) * 511, (9,) * 512
+    results = run(
+        engine.engine.generate_many(
+            [request(longest, name="a"), request(too_long, name="b"), request((), name="c")]
+        )
+    )
+    assert (results[0].stop, len(results[0].token_ids)) == (StopReason.LENGTH, 1)
+    dropped = [(result.reason, result.where) for result in results[1:]]
+    assert dropped == [("prompt_too_long", "b"), ("prompt_empty", "c")]
+    assert str(results[1]) == (
+        "b: prompt_too_long: 512 prompt tokens and one to generate exceed the questioner's "
+        "max_model_len of 512"
+    )
+    with pytest.raises(RecordDropped):
+        run(engine.engine.generate(request(too_long)))
+    assert run(engine.engine.stats()).num_dropped - before == 3
+
+
+def test_more_seeded_prompt_tokens_than_one_step_takes(run: Run[Any], engine: Started) -> None:
+    """vLLM on CPU dies of a seeded prompt that it computes in parts; ours must never be split."""
+    many = [request((*range(100, 560), n), sampled(n, 2), f"r{n}") for n in range(20)]
+    results = run(engine.engine.generate_many(many))
+    assert [len(result.token_ids) for result in results] == [2] * 20
+
+
+def test_stats_add_up(run: Run[Any], engine: Started, prompt: Prompt) -> None:
+    ids = prompt(QUESTION)
+    before = run(engine.engine.stats())
+    texts = run(engine.engine.generate_many([request(ids, name=name) for name in "ab"]))
+    after = run(engine.engine.stats())
+    assert after.num_requests - before.num_requests == 2
+    assert after.num_prompt_tokens - before.num_prompt_tokens == 2 * len(ids)
+    generated = after.num_generated_tokens - before.num_generated_tokens
+    assert generated == sum(len(text.token_ids) for text in texts)
+    assert 0.0 < after.busy_seconds - before.busy_seconds < 60.0
+
+
+def test_weights_that_do_not_fit_leave_the_engine_as_it_is(
+    run: Run[Any], engine: Started, prompt: Prompt, tmp_path: Path
+) -> None:
+    expected = run(engine.engine.generate(request(prompt(QUESTION))))
+    torn = tmp_path / "model.safetensors"
+    torn.write_bytes((resolve_model("embedded") / torn.name).read_bytes()[:1_000_000])
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        run(engine.engine.load_weights(str(tmp_path), 1))
+    assert engine.failures == []
+    assert run(engine.engine.reported_version()) == 0
+    assert run(engine.engine.generate(request(prompt(QUESTION)))).token_ids == expected.token_ids
+
+
+def test_a_push_changes_the_answer_to_that_of_a_fresh_load(
+    run: Run[Any], engine: Started, fresh: Started, perturbed: Path, prompt: Prompt
+) -> None:
+    questions = [prompt(QUESTION), prompt("Tell me about your favourite season of the year.")]
+
+    def answers(one: Started) -> list[Generation]:
+        return [run(one.engine.generate(request(ids))) for ids in questions]
+
+    answers(engine)
+    before = answers(engine)
+    assert all(text.num_cached_tokens > 0 for text in before)
+    phases = run(engine.engine.load_weights(str(perturbed), 1))
+    assert list(phases) == ["check", "pause", "start", "update", "finish", "reset", "resume"]
+    assert sum(phases.values()) < 10.0
+    assert run(engine.engine.reported_version()) == 1
+    after, loaded = answers(engine), answers(fresh)
+    # The prompts were in the cache: under the new weights they are computed anew.
+    assert [text.num_cached_tokens for text in after] == [0, 0]
+    assert [text.token_ids for text in after] == [text.token_ids for text in loaded]
+    assert all(new.token_ids != old.token_ids for new, old in zip(after, before, strict=True))
+    assert [text.policy_version for text in before + after + loaded] == [0, 0, 1, 1, 4, 4]
+    # And back again, from shared memory this time.
+    staged = stage_weights(resolve_model("embedded"))
+    try:
+        run(engine.engine.load_weights(staged, 2))
+    finally:
+        remove_staged(staged)
+    assert [text.token_ids for text in answers(engine)] == [text.token_ids for text in before]
+
+
+def test_texts_in_flight_survive_a_push(run: Run[Any], engine: Started, prompt: Prompt) -> None:
+    async def push_meanwhile() -> list[Generation | RecordDropped]:
+        ids = prompt(QUESTION)
+        long = [request(ids, sampled(n, 300), f"r{n}") for n in range(4)]
+        writing = asyncio.ensure_future(engine.engine.generate_many(long))
+        while (await engine.engine.stats()).num_requests == before.num_requests:
+            await asyncio.sleep(0.5)
+            await engine.engine.load_weights(str(resolve_model("embedded")), 3)
+            break
+        return await writing
+
+    before = run(engine.engine.stats())
+    texts = run(push_meanwhile())
+    after = run(engine.engine.stats())
+    assert [text.policy_version for text in texts] == [2] * 4
+    assert 1 <= after.num_mixed - before.num_mixed <= 4
+    assert run(engine.engine.reported_version()) == 3
+
+
+def test_an_update_that_fails_half_way_ends_the_engine(
+    run: Run[Any], fresh: Started, prompt: Prompt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def fail_meanwhile() -> Any:
+        long = request(prompt(QUESTION), sampled(1, 300))
+        writing = asyncio.ensure_future(fresh.engine.generate(long))
+        await asyncio.sleep(0.5)
+        with pytest.raises(EngineError, match="update to weights version 9: .*gone.safetensors"):
+            await fresh.engine.load_weights(str(resolve_model("embedded")), 9)
+        # What was held is ended in an error instead of being held for ever.
+        return await asyncio.wait_for(asyncio.gather(writing, return_exceptions=True), 60)
+
+    # The files pass every check and are gone when vLLM's worker opens them.
+    gone = [tmp_path / "gone.safetensors"]
+    monkeypatch.setattr("stargate.actors.engine.weight_files", lambda location: gone)
+    (held,) = run(fail_meanwhile())
+    assert isinstance(held, EngineError)
+    assert fresh.failures == [fresh.engine.fatal]
+    for call in (fresh.engine.ping(), fresh.engine.generate(request((1, 2, 3)))):
+        with pytest.raises(EngineError, match="update to weights version 9"):
+            run(call)
+
+
+def test_the_death_of_vllms_core_is_noticed(run: Run[Any], engine: Started, prompt: Prompt) -> None:
+    async def kill_meanwhile() -> None:
+        writing = asyncio.ensure_future(
+            engine.engine.generate(request(prompt(QUESTION), sampled(1, 300)))
+        )
+        await asyncio.sleep(0.5)
+        engine.process("EngineCore").kill()
+        await asyncio.wait_for(writing, 60)
+
+    with pytest.raises(EngineError, match="questioner engine: vLLM's core died"):
+        run(kill_meanwhile())
+    assert engine.failures == [engine.engine.fatal]
+    with pytest.raises(EngineError, match="vLLM's core died"):
+        run(engine.engine.ping())
+
+
+def test_a_folder_without_a_model_is_refused_at_once(run: Run[Any], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json is missing"):
+        run(Engine(EngineSpec("questioner", str(tmp_path), CONFIG)).start())
+
+
+def test_a_context_longer_than_the_models_is_refused(run: Run[Any], tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"max_model_len": 100_000})
+    model_dir = str(resolve_model("embedded"))
+    spec = EngineSpec("questioner", model_dir, config, log_file=str(tmp_path / "log"))
+    with pytest.raises(ModelError, match=r"max_model_len \(100000\)"):
+        run(Engine(spec).start())
+
+
+def test_our_nucleus_is_vllms(tokenizer: Any) -> None:
+    import torch
+    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+
+    from stargate.actors.nucleus import keep_nucleus
+
+    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.97, 0.01, 0.01, 0.01], [0.25] * 4]).log()
+    kept = keep_nucleus(logits, torch.tensor([0.65, 0.9, 0.5])).isfinite()
+    # 0.4 + 0.3 reach 0.65; 0.97 alone reaches 0.9; equals stay together.
+    assert kept.tolist() == [[False, True, False, True], [True] + [False] * 3, [True] * 4]
+    generator = torch.Generator().manual_seed(0)
+    top_p = torch.rand(32, generator=generator) * 0.98 + 0.01
+    for scale in (0.1, 1.0, 4.0):  # from nuclei of nearly all tokens to those of a few
+        rows = torch.randn(32, len(tokenizer), generator=generator) * scale
+        theirs = apply_top_k_top_p(rows.clone(), None, top_p).isfinite()
+        ours = keep_nucleus(rows.clone(), top_p).isfinite()
+        # Sums in another order may decide differently about a nucleus's least token.
+        assert (ours != theirs).sum(dim=-1).max() <= 1
+        assert (ours != theirs).sum() <= 3

@@ -1,0 +1,342 @@
+"""The trainer: DeepSpeed on one and two ranks, against a naive float32 loop on whole sequences."""
+
+import json
+import math
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stargate.actors.trainer import TrainerRank, TrainerSpec, check_examples
+from stargate.config import TrainerConfig
+from stargate.errors import DataError, DivergenceError, EngineError, MachineError
+from stargate.models import check_model_folder, resolve_model
+from stargate.schedule import Layout, learning_rate, plan_steps, split_validation
+from stargate.types import TrainingExample, TrainResult
+from tests.integration.ranks import Ranks
+from tests.integration.tiny_model import damage, save_tiny_model
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Path:
+    return resolve_model("embedded")
+
+
+@pytest.fixture(scope="module")
+def tiny(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny", embedded)
+
+
+@pytest.fixture(scope="module")
+def one(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    ranks = Ranks(1, tiny, tmp_path_factory.mktemp("one-rank"))
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="module")
+def two(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    ranks = Ranks(2, tiny, tmp_path_factory.mktemp("two-ranks"))
+    yield ranks
+    ranks.close()
+
+
+def make_examples(count: int, vocabulary: int = 49152) -> list[TrainingExample]:
+    """Examples of 6 to 40 tokens, about half of them to learn, with pair ids p00, p01, ..."""
+    draw = random.Random(1)
+    examples = []
+    for number in range(count):
+        length = draw.randint(6, 40)
+        ids = tuple(draw.randrange(3, vocabulary) for _ in range(length))
+        learned = {1, *(k for k in range(1, length) if draw.random() < 0.5)}
+        mask = tuple(int(k in learned) for k in range(length))
+        examples.append(TrainingExample(f"p{number:02}", f"d{number:02}", ids, mask, ""))
+    return examples
+
+
+def config(**changes: Any) -> TrainerConfig:
+    settings: dict[str, Any] = {
+        "learning_rate": 1e-3,
+        "weight_decay": 0.01,
+        "batch_size": 4,
+        "micro_batch_size": 2,
+        "zero_stage": 2,
+        "dtype": "float32",
+        "validation_fraction": 0.0,
+        "num_epochs": 2,
+    }
+    return TrainerConfig(**{**settings, **changes})
+
+
+def naive_training(
+    folder: Path, examples: list[TrainingExample], settings: TrainerConfig
+) -> tuple[list[float], list[float], dict[str, Any]]:
+    """Losses, gradient norms and final weights of a plain loop: one sequence at a time, float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=settings.weight_decay)
+    layout = Layout(settings.batch_size, settings.micro_batch_size, 1)
+    lengths = [len(example.input_ids) for example in examples]
+    steps = plan_steps(range(len(examples)), lengths, layout, settings.num_epochs, seed=0)
+    losses, norms = [], []
+    for number, step in enumerate(steps):
+        chosen = [examples[i] for i in step.examples]
+        total = torch.zeros(())
+        for example in chosen:
+            ids = torch.tensor([example.input_ids])
+            logprobs = model(ids).logits[0].log_softmax(-1)
+            for k, learned in enumerate(example.loss_mask):
+                if learned:
+                    total = total - logprobs[k - 1, example.input_ids[k]]
+        loss = total / sum(sum(example.loss_mask) for example in chosen)
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(number, len(steps), settings.learning_rate, 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses, norms, {k: v.detach() for k, v in model.state_dict().items()}
+
+
+def load_weights(folder: Path) -> dict[str, Any]:
+    """The weights as transformers loads them, in the folder's own dtype."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    return dict(model.state_dict())
+
+
+def furthest(got: dict[str, Any], expected: dict[str, Any]) -> float:
+    assert got.keys() == expected.keys()
+    return max(float((got[k].float() - expected[k].float()).abs().max()) for k in got)
+
+
+@pytest.fixture(scope="module")
+def naive(tiny: Path) -> tuple[list[float], list[float], dict[str, Any]]:
+    return naive_training(tiny, make_examples(11), config())
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_stage_equals_the_naive_loop(
+    one: Ranks, tiny: Path, tmp_path: Path, naive: Any, stage: int
+) -> None:
+    losses, norms, weights = naive
+    (result,) = one.train(config(zero_stage=stage), make_examples(11), tiny, tmp_path / "m1")
+    assert len(result.losses) == 6  # 4 + 4 + 3 examples, twice: the last batch is not dropped
+    assert result.losses == pytest.approx(losses, abs=1e-4)
+    assert result.grad_norms == pytest.approx(norms, rel=1e-3)
+    gap = furthest(load_weights(tmp_path / "m1"), weights)
+    moved = furthest(weights, load_weights(tiny))
+    print(f"ZeRO-{stage}: weights moved {moved:.5f}, furthest from the naive loop {gap:.7f}")
+    assert gap < 0.01 * moved
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_stage_trains_in_bfloat16(
+    one: Ranks, embedded: Path, tmp_path: Path, naive: Any, stage: int
+) -> None:
+    import torch
+
+    start = save_tiny_model(tmp_path / "tiny", embedded, dtype="bfloat16")
+    settings = config(zero_stage=stage, dtype="bfloat16")
+    (result,) = one.train(settings, make_examples(11), start, tmp_path / "m1", base_dir=start)
+    gap = max(abs(a - b) for a, b in zip(result.losses, naive[0], strict=True))
+    print(f"ZeRO-{stage} bfloat16: loss {gap:.4f} nats from the float32 loop at most")
+    assert gap < 0.05
+    saved = load_weights(tmp_path / "m1")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("count", [11, 1])
+def test_two_ranks_do_what_one_does(
+    one: Ranks, two: Ranks, tiny: Path, tmp_path: Path, stage: int, count: int
+) -> None:
+    """11 examples leave the ranks with unequal shares; with 1, rank 1 has nothing at all to do."""
+    settings = config(zero_stage=stage, num_ranks=1)
+    (alone,) = one.train(settings, make_examples(count), tiny, tmp_path / "alone")
+    both = two.train(
+        config(zero_stage=stage, num_ranks=2), make_examples(count), tiny, tmp_path / "both"
+    )
+    for result in both:
+        assert result.losses == pytest.approx(alone.losses, abs=1e-5)
+        assert result.grad_norms == pytest.approx(alone.grad_norms, rel=1e-4)
+        assert result.learning_rates == alone.learning_rates
+        assert (result.num_tokens, result.num_loss_tokens) == (
+            alone.num_tokens,
+            alone.num_loss_tokens,
+        )
+    moved = furthest(load_weights(tmp_path / "alone"), load_weights(tiny))
+    gap = furthest(load_weights(tmp_path / "both"), load_weights(tmp_path / "alone"))
+    print(f"ZeRO-{stage}, {count} examples: moved {moved:.5f}, two ranks from one {gap:.7f}")
+    assert gap < 0.01 * moved
+
+
+def test_micro_batches_do_not_change_what_is_learned(
+    one: Ranks, tiny: Path, tmp_path: Path, naive: Any
+) -> None:
+    """The same batch in one pass and in four: no mean of means."""
+    (result,) = one.train(config(micro_batch_size=4), make_examples(11), tiny, tmp_path / "m1")
+    assert result.losses == pytest.approx(naive[0], abs=1e-4)
+    assert result.grad_norms == pytest.approx(naive[1], rel=1e-3)
+
+
+def test_loss_falls_on_few_examples_and_the_result_says_what_was_done(
+    one: Ranks, tiny: Path, tmp_path: Path
+) -> None:
+    examples = make_examples(12)
+    settings = config(num_epochs=8, learning_rate=1e-2, validation_fraction=0.2)
+    (result,) = one.train(settings, examples, tiny, tmp_path / "m1")
+    assert result.losses[-1] < 0.7 * result.losses[0]
+    split = split_validation([e.pair_id for e in examples], 0.2, seed=0)
+    assert len(split.validation) == 2
+    trained = [examples[i] for i in split.train]
+    assert result.num_examples == 10
+    assert result.num_tokens == 8 * sum(len(e.input_ids) for e in trained)
+    assert result.num_loss_tokens == 8 * sum(sum(e.loss_mask) for e in trained)
+    assert result.validation_loss is not None and math.isfinite(result.validation_loss)
+    # Random texts teach nothing about other random texts.
+    assert result.validation_loss > result.losses[-1]
+    assert result.model_dir == str(tmp_path / "m1")
+
+
+def test_validation_loss_is_the_saved_models(one: Ranks, tiny: Path, tmp_path: Path) -> None:
+    examples = make_examples(12)
+    (result,) = one.train(config(validation_fraction=0.2), examples, tiny, tmp_path / "m1")
+    held = [examples[i] for i in split_validation([e.pair_id for e in examples], 0.2, 0).validation]
+    # A first step on the saved model, over the same examples, has their loss before the update.
+    again = config(num_epochs=1, batch_size=2)
+    (check,) = one.train(again, held, tmp_path / "m1", tmp_path / "unused")
+    assert result.validation_loss == pytest.approx(check.losses[0], abs=1e-4)
+
+
+def test_the_order_of_the_examples_does_not_matter(one: Ranks, tiny: Path, tmp_path: Path) -> None:
+    examples = make_examples(7)
+    (first,) = one.train(config(), examples, tiny, tmp_path / "a")
+    (second,) = one.train(config(), examples[::-1], tiny, tmp_path / "b")
+    assert first.losses == second.losses
+
+
+def test_small_updates_are_not_lost_in_bfloat16(one: Ranks, embedded: Path, tmp_path: Path) -> None:
+    """At a rate where no single step can move a bfloat16 weight, many steps together do."""
+    start = save_tiny_model(tmp_path / "tiny", embedded, dtype="bfloat16")
+    settings = config(dtype="bfloat16", learning_rate=2e-5, num_epochs=30, weight_decay=0.0)
+    (result,) = one.train(settings, make_examples(4), start, tmp_path / "m1")
+    full = settings.model_copy(update={"dtype": "float32"})
+    (exact,) = one.train(full, make_examples(4), start, tmp_path / "exact")
+    fell, expected = (r.losses[0] - r.losses[-1] for r in (result, exact))
+    print(f"loss fell by {fell:.4f} in bfloat16, {expected:.4f} in float32")
+    assert fell == pytest.approx(expected, rel=0.25)
+
+
+def test_nan_stops_training_by_name_and_saves_nothing(
+    one: Ranks, two: Ranks, tiny: Path, embedded: Path, tmp_path: Path
+) -> None:
+    examples = make_examples(6, vocabulary=4000)
+    poisoned = (*examples[4].input_ids[:-1], 4000)
+    mask = (*examples[4].loss_mask[:-1], 1)
+    examples[4] = TrainingExample("p04", "d04", poisoned, mask, "")
+    start = save_tiny_model(tmp_path / "damaged", embedded, tied=True)
+    damage(start, token=4000)
+    for ranks, num_ranks in ((one, 1), (two, 2)):
+        with pytest.raises(DivergenceError) as failure:
+            ranks.train(config(num_ranks=num_ranks), examples, start, tmp_path / "m1")
+        assert "training m_1, step 1 of 4: the loss is nan" in str(failure.value)
+        assert "nothing was saved" in str(failure.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged"]
+    # The ranks live on and train the next time.
+    (result,) = one.train(config(), make_examples(3), tiny, tmp_path / "m2")
+    assert math.isfinite(result.losses[0])
+
+
+def test_the_saved_folder_is_a_whole_model(one: Ranks, tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    (tmp_path / "m1").mkdir()
+    (tmp_path / "m1" / "stale.json").write_text("{}")
+    one.train(config(), make_examples(3), tiny, tmp_path / "m1")
+    check_model_folder(tmp_path / "m1")
+    assert sorted(file.name for file in (tmp_path / "m1").iterdir()) == sorted(
+        file.name for file in tiny.iterdir()
+    )
+    for name in ("config.json", "generation_config.json", "chat_template.jinja"):
+        assert (tmp_path / "m1" / name).read_bytes() == (tiny / name).read_bytes()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m1")
+    assert (
+        tokenizer("Hello there").input_ids
+        == AutoTokenizer.from_pretrained(tiny)("Hello there").input_ids
+    )
+    assert json.loads((tmp_path / "m1" / "config.json").read_text())["dtype"] == "float32"
+    assert [path.name for path in tmp_path.iterdir()] == ["m1"]
+
+
+def test_a_folder_that_can_not_be_written_is_one_clear_line(
+    two: Ranks, tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(MachineError, match="can't save the model"):
+        two.train(config(num_ranks=2), make_examples(3), tiny, tmp_path / "file" / "m1")
+
+
+def test_embedded_model_first_loss_equals_the_reference(
+    one: Ranks, embedded: Path, tmp_path: Path
+) -> None:
+    """On real chat text, in both precisions; the second stage starts from the saved first."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded)
+    prompt = "<|im_start|>user\nHow do I start running?<|im_end|>\n<|im_start|>assistant\n"
+    replies = ("Do you have any injuries?<|im_end|>", "How much time do you have?<|im_end|>")
+    examples = []
+    for number, reply in enumerate(replies):
+        context, own = tokenizer(prompt)["input_ids"], tokenizer(reply)["input_ids"]
+        mask = (0,) * len(context) + (1,) * len(own)
+        examples.append(TrainingExample(f"p{number}", f"d{number}", (*context, *own), mask, reply))
+    model: Any = AutoModelForCausalLM.from_pretrained(embedded, dtype=torch.float32)
+    nats, count = 0.0, 0
+    with torch.no_grad():
+        for example in examples:
+            logprobs = model(torch.tensor([example.input_ids])).logits[0].log_softmax(-1)
+            for k, learned in enumerate(example.loss_mask):
+                nats -= float(logprobs[k - 1, example.input_ids[k]]) * learned
+                count += learned
+    del model
+    threads = min(2, os.cpu_count() or 1)
+    results: dict[str, TrainResult] = {}
+    for dtype, start in (("float32", embedded), ("bfloat16", tmp_path / "float32")):
+        settings = config(dtype=dtype, learning_rate=5e-5, num_epochs=2, batch_size=2)
+        (results[dtype],) = one.train(
+            settings, examples, start, tmp_path / dtype, num_threads=threads
+        )
+    assert results["float32"].losses[0] == pytest.approx(nats / count, abs=1e-3)
+    assert results["float32"].losses[1] < results["float32"].losses[0]
+    assert results["bfloat16"].losses[0] < results["float32"].losses[1]
+
+
+def test_examples_that_can_not_be_trained_on_are_refused_by_name() -> None:
+    with pytest.raises(DataError, match="there is no example to train on"):
+        check_examples([], 10)
+    with pytest.raises(DataError, match="d1 of pair p1: 11 tokens, trainer"):
+        check_examples([TrainingExample("p1", "d1", (5,) * 11, (0, *(1,) * 10), "")], 10)
+    with pytest.raises(DataError, match="d2 of pair p2: its loss mask has no token to learn"):
+        check_examples([TrainingExample("p2", "d2", (5, 6), (0, 0), "")], 10)
+    with pytest.raises(DataError, match="d3 of pair p3: nothing predicts the first token"):
+        check_examples([TrainingExample("p3", "d3", (5, 6), (1, 1), "")], 10)
+
+
+def test_training_before_the_start_is_refused() -> None:
+    import asyncio
+
+    rank = TrainerRank(TrainerSpec("nowhere", config()))
+    assert rank.progress().total_steps == 0
+    with pytest.raises(EngineError, match="before start"):
+        asyncio.run(rank.train([], "nowhere", "nowhere", 1))

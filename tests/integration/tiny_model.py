@@ -1,0 +1,45 @@
+"""A random two-layer Llama in a model folder, with the embedded model's tokenizer and template."""
+
+from pathlib import Path
+from typing import Any
+
+_COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def save_tiny_model(
+    folder: Path, embedded: Path, *, tied: bool = True, dtype: str = "float32"
+) -> Path:
+    """Saves the model (1.6 million parameters, nearly all of them embeddings); returns `folder`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,  # large enough that log-probs differ by nats, not by rounding
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    model: Any = LlamaForCausalLM(config).to(getattr(torch, dtype))
+    model.save_pretrained(folder)
+    for name in _COPIED:
+        (folder / name).write_bytes((embedded / name).read_bytes())
+    return folder
+
+
+def damage(folder: Path, token: int) -> None:
+    """Makes the embedding of one token NaN."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][token] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,113 @@
+"""Evaluation arithmetic on known answers."""
+
+import asyncio
+import math
+from pathlib import Path
+
+import pytest
+
+from stargate.evaluation.controls import (
+    ControlScore,
+    estimate,
+    evaluate,
+    shuffled_partner,
+    summarise,
+)
+from stargate.types import Dialogue, Pair, ScoreRequest
+from tests.unit.fakes import ScriptedScore, make_pair, make_turn
+from tests.unit.test_iteration import roles, workbench
+
+PAIRS: list[Pair] = [make_pair(task=t, persona=p) for t in ("t1", "t2") for p in ("a", "b", "c")]
+
+
+def dialogue(pair: Pair, index: int, *turns: object) -> Dialogue:
+    return Dialogue(f"d/{pair.id}/{index}", pair.id, index, len(turns), 0, 0, turns)  # type: ignore[arg-type]
+
+
+def test_the_partner_is_the_next_persona_of_the_same_task() -> None:
+    played = {pair.id: [dialogue(pair, 0), dialogue(pair, 1)] for pair in PAIRS}
+    partners = [shuffled_partner(pair, 1, PAIRS, played) for pair in PAIRS]
+    assert [p.id for p in partners if p] == [
+        "d/t1:b/1",
+        "d/t1:c/1",
+        "d/t1:a/1",
+        "d/t2:b/1",
+        "d/t2:c/1",
+        "d/t2:a/1",
+    ]
+
+
+def test_a_missing_partner_is_skipped_and_none_is_none() -> None:
+    played = {pair.id: [dialogue(pair, 0)] for pair in PAIRS}
+    played["t1:b"] = []
+    partner = shuffled_partner(PAIRS[0], 0, PAIRS, played)
+    assert partner is not None
+    assert partner.pair_id == "t1:c"
+    alone = [PAIRS[0]]
+    assert shuffled_partner(PAIRS[0], 0, alone, played) is None
+
+
+def test_matched_minus_shuffled_pairs_by_dialogue() -> None:
+    scores = [
+        ControlScore("matched", "p", "d1", None, -10.0, 5),
+        ControlScore("shuffled", "p", "d1", "x", -14.0, 5),
+        ControlScore("matched", "p", "d2", None, -20.0, 5),
+        ControlScore("shuffled", "p", "d2", "x", -22.0, 5),
+        ControlScore("matched", "p", "d3", None, -99.0, 5),  # has no partner: not in the difference
+        ControlScore("no_dialogue", "p", None, None, -30.0, 5),
+    ]
+    turns = (make_turn("one?", elicited=(0, 1)), make_turn("I say.", elicited=(1,)))
+    got = summarise([dialogue(PAIRS[0], 0, *turns)], scores)
+    assert got["matched_minus_shuffled"] == 3.0
+    assert got["matched_minus_shuffled_n"] == 2
+    assert got["gold_logprob"] == pytest.approx(-43.0)
+    assert got["no_dialogue"] == -30.0
+    assert got["persona_given"] is None
+    assert got["question_rate"] == 0.5
+    assert got["facts_per_dialogue"] == 2.0  # fact 1 counts once
+    assert (got["num_dialogues"], got["num_turns"]) == (1, 2)
+
+
+def test_estimate_by_hand() -> None:
+    got = estimate([1.0, 2.0, 3.0, 4.0])
+    assert got.mean == 2.5
+    assert got.standard_error == pytest.approx(math.sqrt(5 / 3) / 2)
+    assert estimate([]).mean is None
+    assert estimate([7.0]).standard_error is None
+
+
+def test_evaluate_scores_every_control_of_every_pair(tmp_path: Path) -> None:
+    score = ScriptedScore(lambda request: -1.0)
+    bench = workbench(tmp_path, evaluation={"num_dialogues": 2, "num_turns": 1})
+    got = asyncio.run(evaluate(0, PAIRS, roles(score=score), bench))
+    assert got["num_dialogues"] == 12
+    assert got["gold_logprob"] == -4.0  # "gold" has four characters
+    assert [got[f"{name}_n"] for name in ("gold_logprob", "shuffled", "no_dialogue")] == [12, 12, 6]
+    assert len(list(bench.store.read("eval-m0", "controls"))) == 12 + 12 + 6 + 6
+
+
+def test_the_shuffled_control_keeps_the_pairs_own_name(tmp_path: Path) -> None:
+    """Only the dialogue is another's: the name in the gold must not give the difference away."""
+    requests: dict[str, list[ScoreRequest]] = {}
+
+    def logprob(request: ScoreRequest) -> float:
+        requests.setdefault(request.key, []).append(request)
+        return -1.0
+
+    bench = workbench(tmp_path, evaluation={"num_dialogues": 1, "num_turns": 1})
+    asyncio.run(evaluate(0, PAIRS[:2], roles(score=ScriptedScore(logprob)), bench))
+    openings = {
+        "".join(map(chr, request.context_ids)).split("\n")[0]
+        for request in requests["eval-m0/t1:a/0"]
+    }
+    assert openings == {"\x01A: t1?\x04"}
+
+
+def test_checkpoints_meet_the_same_seeds(tmp_path: Path) -> None:
+    def seeds(version: int) -> list[int]:
+        parts = roles()
+        bench = workbench(tmp_path / str(version), evaluation={"num_turns": 2})
+        asyncio.run(evaluate(version, PAIRS, parts, bench))
+        return sorted(request.sampling.seed for request in parts.generate.requests)  # type: ignore[attr-defined]
+
+    assert seeds(0) == seeds(1)
