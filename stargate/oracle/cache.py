@@ -1,0 +1,133 @@
+"""Every answer ever paid for, by the key of its request; and the requests that have none yet.
+
+An answer is on the disk before `store` returns it. The first answer to a request stays: whoever
+comes with a second one (two processes without locks, a restored backup) gets the first.
+"""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from stargate.oracle.database import Database, Operation
+from stargate.oracle.records import AnswerStatus, ChatRequest, NoReply, Reply, Usage
+
+_COLUMNS = "text, refusal, finish_reason, prompt_tokens, completion_tokens, usage_estimated, model"
+# While another process asks the same, look for its answer so often (s), more and more seldom.
+_FIRST_POLL_S = 0.02
+_LAST_POLL_S = 1.0
+# Keys take the lock numbers below this, sessions (cost.py) those above.
+KEY_LOCKS = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRequest:
+    """A request that has no answer yet, and why."""
+
+    purpose: str
+    record: str
+    status: AnswerStatus
+    detail: str
+    times: int
+
+
+class AnswerCache:
+    """The answers in one Database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, key: bytes) -> Reply | None:
+        """The stored reply to a request, or None."""
+        rows = self._database.read(f"SELECT {_COLUMNS} FROM answers WHERE key = ?", (key,))
+        return _reply(rows[0]) if rows else None
+
+    def __contains__(self, key: bytes) -> bool:
+        return bool(self._database.read("SELECT 1 FROM answers WHERE key = ?", (key,)))
+
+    def __len__(self) -> int:
+        ((count,),) = self._database.read("SELECT count(*) FROM answers")
+        return int(count)
+
+    def keys(self) -> Iterator[bytes]:
+        """The keys of all stored answers."""
+        for (key,) in self._database.read("SELECT key FROM answers"):
+            yield key
+
+    def failures(self) -> list[FailedRequest]:
+        """All requests that were given up and not answered since, by record."""
+        rows = self._database.read(
+            "SELECT purpose, record, status, detail, times FROM failures ORDER BY purpose, record"
+        )
+        return [
+            FailedRequest(purpose, record, AnswerStatus(status), detail, times)
+            for purpose, record, status, detail, times in rows
+        ]
+
+    async def store(
+        self, key: bytes, canonical: str, request: ChatRequest, reply: Reply, also: Operation[None]
+    ) -> Reply:
+        """Keeps a reply and runs `also` (the meter) in one transaction. Returns the reply that is
+        kept.
+        """
+
+        def operation(connection: sqlite3.Connection) -> Reply:
+            connection.execute(
+                "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (key) DO NOTHING",
+                (
+                    *(key, time.time(), request.purpose, request.record, canonical),
+                    *(reply.text, reply.refusal, reply.finish_reason, reply.model),
+                    *(reply.usage.prompt_tokens, reply.usage.completion_tokens),
+                    reply.usage.estimated,
+                ),
+            )
+            first = connection.execute("SELECT changes()").fetchone() == (1,)
+            connection.execute("DELETE FROM failures WHERE key = ?", (key,))
+            also(connection)
+            if first:
+                return reply
+            row = connection.execute(f"SELECT {_COLUMNS} FROM answers WHERE key = ?", (key,))
+            return _reply(row.fetchone())
+
+        return await self._database.submit(operation)
+
+    async def record_failure(self, key: bytes, request: ChatRequest, failure: NoReply) -> None:
+        """Notes that a request was given up. It is no answer: the next run asks again."""
+
+        def operation(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT INTO failures VALUES (?, ?, ?, ?, ?, ?, 1) ON CONFLICT (key) DO UPDATE SET "
+                "created = excluded.created, status = excluded.status, detail = excluded.detail, "
+                "times = times + 1",
+                (
+                    *(key, time.time(), request.purpose, request.record),
+                    *(failure.status.value, failure.detail),
+                ),
+            )
+
+        await self._database.submit(operation)
+
+    @asynccontextmanager
+    async def claim(self, key: bytes) -> AsyncIterator[None]:
+        """While it is held, no other process asks the same. Look the answer up again inside.
+
+        A claim dies with its process, so a killed one never blocks others.
+        """
+        number = int.from_bytes(key[:8], "big") % KEY_LOCKS
+        wait = _FIRST_POLL_S
+        while not self._database.locks.try_lock(number):
+            await asyncio.sleep(wait)
+            wait = min(wait * 1.5, _LAST_POLL_S)
+        try:
+            yield
+        finally:
+            self._database.locks.unlock(number)
+
+
+def _reply(row: tuple[str, str | None, str, int, int, int, str]) -> Reply:
+    text, refusal, finish_reason, prompt_tokens, completion_tokens, estimated, model = row
+    usage = Usage(prompt_tokens, completion_tokens, bool(estimated))
+    return Reply(text, refusal, finish_reason, usage, model)

@@ -1,0 +1,277 @@
+"""The SQLite file behind cache and meter: one writing thread, group commit, locks between
+processes.
+
+    event loop --submit(operation)--> queue --> writer thread: BEGIN, all that waits, COMMIT (one
+    fsync) --> futures
+
+Journal mode WAL with synchronous=FULL: a commit is on the disk when it returns, so an answer
+survives a power cut as well as a kill -9. That costs one fsync per commit, which all answers of the
+moment share. synchronous=NORMAL would save the fsync and could lose the last, already paid answers
+in a power cut.
+
+Locks between processes are byte ranges of `FILE.lock` (open file description locks): the system
+drops them when their process dies, however it dies, so nothing stale is left behind.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import queue
+import sqlite3
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from stargate.errors import DataError, MachineError, StargateError
+
+T = TypeVar("T")
+Operation = Callable[[sqlite3.Connection], T]
+_Job = tuple[Callable[[sqlite3.Connection], Any], "asyncio.Future[Any]"]
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE answers (
+    key BLOB PRIMARY KEY,        -- SHA-256 of the canonical request
+    created REAL NOT NULL,       -- Unix time, s
+    purpose TEXT NOT NULL,
+    record TEXT NOT NULL,
+    request TEXT NOT NULL,       -- the canonical request
+    text TEXT NOT NULL,
+    refusal TEXT,
+    finish_reason TEXT NOT NULL,
+    model TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL,
+    usage_estimated INTEGER NOT NULL
+);
+CREATE TABLE failures (          -- requests without an answer so far
+    key BLOB PRIMARY KEY,
+    created REAL NOT NULL,
+    purpose TEXT NOT NULL,
+    record TEXT NOT NULL,
+    status TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    times INTEGER NOT NULL
+);
+CREATE TABLE meter (             -- what was paid, per model; money in billionths
+    model TEXT NOT NULL,
+    confirmed INTEGER NOT NULL,  -- 0: perhaps billed, but no answer arrived
+    calls INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL,
+    nanos INTEGER NOT NULL,
+    unpriced_calls INTEGER NOT NULL,
+    PRIMARY KEY (model, confirmed)
+);
+CREATE TABLE sessions (id INTEGER PRIMARY KEY AUTOINCREMENT, started REAL NOT NULL);
+CREATE TABLE reservations (      -- money set aside for calls in flight
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    session INTEGER NOT NULL,
+    model TEXT NOT NULL,
+    nanos INTEGER NOT NULL
+);
+"""
+# One transaction takes at most so many operations: enough that the fsync is shared, few enough to
+# stay short.
+_MAX_BATCH = 1024
+# Another process's transaction is over long before (s).
+_BUSY_TIMEOUT_S = 60.0
+# struct flock of Linux on 64 bits: type, whence, start, length, pid.
+_FLOCK = "hhqqi"
+
+
+class Database:
+    """An open cache file. `submit` writes, `reader` reads; both see all committed data of all
+    processes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.reader = _connect(path)
+            _prepare(self.reader, path)
+            self._connection = _connect(path)
+        except sqlite3.Error as error:
+            raise _explain(path, error) from None
+        except OSError as error:
+            raise DataError(f"{path}: can't be opened: {error.strerror}") from None
+        self.locks = RangeLocks(path.with_name(path.name + ".lock"))
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._write, name="oracle-cache", daemon=True)
+        self._thread.start()
+
+    def submit(self, operation: Operation[T]) -> "asyncio.Future[T]":
+        """Runs `operation` in the writer's next transaction. The future is done once that is on the
+        disk.
+        """
+        if self._closed:
+            raise RuntimeError(f"{self.path} is closed")
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._jobs.put((operation, future))
+        return future
+
+    def run(self, operation: Operation[T]) -> T:
+        """Runs `operation` in a transaction of its own, at once, on the caller's thread."""
+        try:
+            return _transaction(self.reader, lambda: operation(self.reader))
+        except sqlite3.Error as error:
+            raise _explain(self.path, error) from None
+
+    def read(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a query."""
+        try:
+            return self.reader.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise _explain(self.path, error) from None
+
+    def close(self) -> None:
+        """Writes what is waiting and closes the file. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._jobs.put(None)
+        self._thread.join()
+        self._connection.close()
+        self.reader.close()
+        self.locks.close()
+
+    def _write(self) -> None:
+        while True:
+            job = self._jobs.get()
+            batch: list[_Job] = []
+            while job is not None:
+                batch.append(job)
+                if len(batch) == _MAX_BATCH:
+                    break
+                try:
+                    job = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+            if batch:
+                self._commit(batch)
+            if job is None:
+                return
+
+    def _commit(self, batch: list[_Job]) -> None:
+        results: list[Any] = []
+        problem: Exception | None = None
+        try:
+            results = _transaction(
+                self._connection, lambda: [operation(self._connection) for operation, _ in batch]
+            )
+        except sqlite3.Error as error:
+            problem = _explain(self.path, error)
+        except Exception as error:
+            problem = error  # a defect, but it must reach those who wait, not end this thread
+        futures = [future for _, future in batch]
+        # All operations of a loop come back in one call: waking a loop costs a system call.
+        for loop in {future.get_loop() for future in futures}:
+            # RuntimeError: that loop is closed, so nobody waits there any more.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_resolve, loop, futures, results, problem)
+
+
+class RangeLocks:
+    """Exclusive locks on numbers, between processes and between Databases of one process.
+
+    They hold until released or until the process ends. Locks of one object do not exclude each
+    other.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def try_lock(self, number: int) -> bool:
+        """Takes the lock if nobody else has it."""
+        return self._set(fcntl.F_WRLCK, number)
+
+    def unlock(self, number: int) -> None:
+        self._set(fcntl.F_UNLCK, number)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _set(self, kind: int, number: int) -> bool:
+        try:
+            fcntl.fcntl(
+                self._file, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, number, 1, 0)
+            )
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            raise MachineError(
+                f"{self._path}: the file system can't lock files ({error.strerror}); "
+                "put the cache on a local disk"
+            ) from None
+        return True
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+    )
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Creates the tables in a new file; refuses a file of another kind or version."""
+
+    def create() -> None:
+        # Two processes may open a new file at once: who comes second finds the tables.
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == SCHEMA_VERSION:
+            return
+        if version or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise DataError(
+                f"{path}: not an Oracle cache of this version (expected {SCHEMA_VERSION}, got "
+                f"{version}); name another file"
+            )
+        # executescript would commit in between, and two processes could meet half the tables.
+        for statement in _SCHEMA.split(";\n"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    _transaction(connection, create)
+
+
+def _transaction(connection: sqlite3.Connection, work: Callable[[], T]) -> T:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        result = work()
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return result
+
+
+def _resolve(
+    loop: asyncio.AbstractEventLoop,
+    futures: list["asyncio.Future[Any]"],
+    results: list[Any],
+    problem: Exception | None,
+) -> None:
+    for index, future in enumerate(futures):
+        if future.get_loop() is not loop or future.done():
+            continue
+        if problem is not None:
+            future.set_exception(problem)
+        else:
+            future.set_result(results[index])
+
+
+def _explain(path: Path, error: sqlite3.Error) -> StargateError:
+    """SQLite's error as one line: the disk's fault or the file's."""
+    text = str(error)
+    if "disk is full" in text or "disk I/O" in text or "locked" in text:
+        return MachineError(f"{path}: {text}")
+    return DataError(f"{path}: {text}; if the file is damaged, move it away")

@@ -1,0 +1,17 @@
+"""Errors of the Oracle client. Both stop a run: single requests that fail become results, not
+exceptions.
+"""
+
+from stargate.errors import StargateError
+
+
+class OracleError(StargateError):
+    """The server rejects what we send (key, model, parameters), or does not answer at all."""
+
+    exit_code = 8
+
+
+class BudgetError(StargateError):
+    """The next call could cost more than `max_cost` allows. What was answered so far is kept."""
+
+    exit_code = 9

@@ -1,0 +1,203 @@
+"""The cache file: durable, exactly once, shared by processes."""
+
+import asyncio
+import multiprocessing
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from stargate.errors import DataError, StargateError
+from stargate.oracle import AnswerStatus, ChatRequest, chat
+from stargate.oracle.cache import AnswerCache, FailedRequest
+from stargate.oracle.database import Database, RangeLocks
+from stargate.oracle.records import NoReply, Reply, Usage
+
+REQUEST = ChatRequest(chat(("user", "hi")), "m", 5, purpose="gold", record="t1:p1")
+
+
+def reply(text: str) -> Reply:
+    return Reply(text, None, "stop", Usage(3, 1), "fake")
+
+
+def with_cache(path: Path, work: Callable[[AnswerCache, Database], Awaitable[None]]) -> None:
+    async def run() -> None:
+        database = Database(path)
+        try:
+            await work(AnswerCache(database), database)
+        finally:
+            await asyncio.to_thread(database.close)
+
+    asyncio.run(run())
+
+
+def nothing(connection: sqlite3.Connection) -> None:
+    pass
+
+
+def test_answers_survive_and_the_first_one_stays(tmp_path: Path) -> None:
+    async def write(cache: AnswerCache, _: Database) -> None:
+        assert cache.get(b"k" * 32) is None
+        assert await cache.store(b"k" * 32, "{}", REQUEST, reply("one"), nothing) == reply("one")
+        assert await cache.store(b"k" * 32, "{}", REQUEST, reply("two"), nothing) == reply("one")
+
+    async def read(cache: AnswerCache, _: Database) -> None:
+        assert cache.get(b"k" * 32) == reply("one")
+        assert b"k" * 32 in cache and b"x" * 32 not in cache
+        assert (len(cache), list(cache.keys())) == (1, [b"k" * 32])
+
+    with_cache(tmp_path / "sub" / "c.sqlite", write)
+    with_cache(tmp_path / "sub" / "c.sqlite", read)
+
+
+def test_commits_are_synchronous(tmp_path: Path) -> None:
+    async def work(_: AnswerCache, database: Database) -> None:
+        pragmas = await database.submit(
+            lambda connection: [
+                connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("journal_mode", "synchronous")
+            ]
+        )
+        assert pragmas == ["wal", 2]  # 2: FULL, the log is synced at each commit
+
+    with_cache(tmp_path / "c.sqlite", work)
+
+
+def test_many_answers_share_a_commit(tmp_path: Path) -> None:
+    async def work(cache: AnswerCache, database: Database) -> None:
+        commits: list[str] = []
+        await database.submit(
+            lambda connection: connection.set_trace_callback(
+                lambda sql: commits.append(sql) if sql == "COMMIT" else None
+            )
+        )
+        keys = [bytes([index]) * 32 for index in range(200)]
+        stores = [cache.store(key, "{}", REQUEST, reply("x"), nothing) for key in keys]
+        await asyncio.gather(*stores)
+        assert len(cache) == 200
+        assert len(commits) < 40
+
+    with_cache(tmp_path / "c.sqlite", work)
+
+
+def test_failures_are_kept_until_answered(tmp_path: Path) -> None:
+    async def work(cache: AnswerCache, _: Database) -> None:
+        failed = NoReply(AnswerStatus.FAILED, "HTTP 500", 8)
+        await cache.record_failure(b"k" * 32, REQUEST, failed)
+        await cache.record_failure(b"k" * 32, REQUEST, failed)
+        assert cache.get(b"k" * 32) is None
+        assert cache.failures() == [
+            FailedRequest("gold", "t1:p1", AnswerStatus.FAILED, "HTTP 500", 2)
+        ]
+        await cache.store(b"k" * 32, "{}", REQUEST, reply("x"), nothing)
+        assert cache.failures() == []
+
+    with_cache(tmp_path / "c.sqlite", work)
+
+
+def test_a_defect_in_an_operation_reaches_its_caller(tmp_path: Path) -> None:
+    async def work(cache: AnswerCache, database: Database) -> None:
+        with pytest.raises(ZeroDivisionError):
+            await database.submit(lambda connection: 1 // 0)
+        await cache.store(b"k" * 32, "{}", REQUEST, reply("x"), nothing)  # the writer lives on
+        assert len(cache) == 1
+
+    with_cache(tmp_path / "c.sqlite", work)
+
+
+def _store_many(path: Path, first: int, number: int) -> None:
+    async def work(cache: AnswerCache, _: Database) -> None:
+        for index in range(first, first + number):
+            key = index.to_bytes(32, "big")
+            await cache.store(key, "{}", REQUEST, reply(f"{os.getpid()}"), nothing)
+
+    with_cache(path, work)
+
+
+def test_processes_share_a_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    context = multiprocessing.get_context("spawn")
+    # All create the file at once; each writes 40 answers, half of them also written by the next.
+    processes = [context.Process(target=_store_many, args=(path, 20 * n, 40)) for n in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+
+    async def work(cache: AnswerCache, _: Database) -> None:
+        assert sorted(cache.keys()) == [index.to_bytes(32, "big") for index in range(100)]
+
+    with_cache(path, work)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_claim_excludes_others_until_released(tmp_path: Path) -> None:
+    async def work(cache: AnswerCache, _: Database) -> None:
+        other = Database(tmp_path / "c.sqlite")
+        order: list[str] = []
+
+        async def second() -> None:
+            async with AnswerCache(other).claim(b"k" * 32):
+                order.append("second")
+
+        async with cache.claim(b"k" * 32), AnswerCache(other).claim(b"x" * 32):
+            task = asyncio.create_task(second())
+            await asyncio.sleep(0.15)
+            order.append("first")
+        await asyncio.wait_for(task, 5)
+        assert order == ["first", "second"]
+        await asyncio.to_thread(other.close)
+
+    with_cache(tmp_path / "c.sqlite", work)
+
+
+def _lock_and_die(path: Path) -> None:
+    assert RangeLocks(path).try_lock(7)
+    os._exit(9)
+
+
+def test_locks_die_with_their_process(tmp_path: Path) -> None:
+    path = tmp_path / "c.lock"
+    process = multiprocessing.get_context("spawn").Process(target=_lock_and_die, args=(path,))
+    process.start()
+    process.join(30)
+    assert process.exitcode == 9
+    mine, other = RangeLocks(path), RangeLocks(path)
+    assert mine.try_lock(7)
+    assert not other.try_lock(7)
+    assert other.try_lock(8)
+    mine.unlock(7)
+    assert other.try_lock(7)
+    mine.close()
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a database, but long enough to look at" * 50, "not a database"),
+        (None, "not an Oracle"),
+    ],
+)
+def test_other_files_are_refused_in_one_line(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "c.sqlite"
+    if content is None:
+        with sqlite3.connect(path) as connection:
+            connection.execute("CREATE TABLE other (x)")
+    else:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        Database(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StargateError, match="can't be opened"):
+        Database(tmp_path / "file" / "c.sqlite")
