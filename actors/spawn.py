@@ -52,6 +52,8 @@ class Crew:
 def start_ray(num_gpus: int) -> None:
     """Starts a Ray of this run's own on loopback. Its logs stay in Ray's session folder."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray runs workers at nice 15: anything else on the machine would starve the engines.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
         address="local",
         num_gpus=num_gpus,

@@ -71,9 +71,25 @@ class FileWeightTransfer(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):  #
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
+        _prepare_tied_layers(self.model)
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""
+
+
+def _prepare_tied_layers(model: torch.nn.Module) -> None:
+    """Prepares layers again that share their weight with an earlier one, as an output head may.
+
+    No tensor of the files is theirs, so the layerwise reload leaves them out. On CPU they hold a
+    packed copy of the weight, and an engine would go on computing logits with the old one.
+    """
+    owners: dict[int, torch.nn.Module] = {}
+    for module in model.modules():
+        weight, method = module._parameters.get("weight"), getattr(module, "quant_method", None)
+        if weight is None or method is None:
+            continue
+        if owners.setdefault(id(weight), module) is not module:
+            method.process_weights_after_loading(module)
 
 
 def _tensors(files: list[str]) -> Iterator[tuple[str, torch.Tensor]]:

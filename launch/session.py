@@ -143,10 +143,6 @@ class Session:
 
     async def run(self) -> None:
         """Runs everything; what was measured is written also when it ends early."""
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
-        if task is not None:
-            loop.add_signal_handler(signal.SIGTERM, task.cancel)
         started = time.perf_counter()
         with PeakMemory() as memory:
             status = "finished"
@@ -214,7 +210,9 @@ class Session:
         crew = None
         try:
             with self._tally.stage("setup"), self._progress.stage("setup", 1, "crew") as stage:
+                stage.begin()
                 start_ray(len(describe_machine().gpus))
+                _cancel_on_sigterm()  # after Ray, which sets a handler of its own
                 matcher = self._matcher()
                 crew = await start_crew(
                     CrewPlan(
@@ -279,3 +277,10 @@ class Session:
         from stargate.grounding import EmbeddingMatcher
 
         return EmbeddingMatcher(self._prepared.embedder_dir, grounding)
+
+
+def _cancel_on_sigterm() -> None:
+    """SIGTERM ends the run as Ctrl-C does: in order, with a summary."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -23,7 +23,10 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 class Component(BaseModel):
     """Base of all components: unknown keys are errors, values never change after parsing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    # Input is hidden in pydantic's own messages: a URL there may hold a password. Ours show it.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True
+    )
 
 
 class SplitLimit(Component):

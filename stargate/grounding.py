@@ -62,7 +62,9 @@ class EmbeddingMatcher:
     def _load(self) -> None:
         import torch
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # the screen shows the run's stages
         torch.set_num_threads(self._num_threads)
         self._tokenizer = AutoTokenizer.from_pretrained(self._model_dir)
         self._model = AutoModel.from_pretrained(self._model_dir, dtype=torch.float32).eval()

@@ -153,12 +153,15 @@ class _PairSteps:
 
     async def run(self, plans: Sequence[DialoguePlan]) -> None:
         with self.bench.tally.span("rollout"):
+            self.stages.rollout.begin()
             dialogues = await self._play_all(plans)
             await self._stage_ends()
         with self.bench.tally.span("score"):
+            self.stages.score.begin()
             selection = await self._select(plans[0].pair, dialogues)
             await self._stage_ends()
         with self.bench.tally.span("respond"):
+            self.stages.respond.begin()
             if selection is not None:
                 chosen = next(d for d in dialogues if d.id == selection.dialogue_id)
                 await self._make_example(plans[0].pair, chosen)

@@ -21,8 +21,9 @@ _PLAIN_INTERVAL = 10.0
 
 
 class Stage(Protocol):
-    """A running stage."""
+    """A stage. It is shown, and its clock runs, from `begin` on or from the first `advance`."""
 
+    def begin(self) -> None: ...
     def advance(self, count: int = 1, tokens: int = 0) -> None: ...
     def note(self, text: str) -> None: ...
 
@@ -58,7 +59,6 @@ class PlainProgress:
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator["_PlainStage"]:
-        self.say(f"{name}: {total} {unit}")
         stage = _PlainStage(self, name, total, unit)
         yield stage
         stage.finish()
@@ -70,12 +70,22 @@ class _PlainStage:
         self._name, self._total, self._unit = name, total, unit
         self._done = self._tokens = 0
         self._note = ""
-        self._started = self._shown = time.monotonic()
+        self._started: float | None = None
+        self._shown = 0.0
+        self._finished = False
+
+    def begin(self) -> None:
+        if self._started is None:
+            self._started = self._shown = time.monotonic()
+            self._progress.say(f"{self._name}: {self._total} {self._unit}")
 
     def advance(self, count: int = 1, tokens: int = 0) -> None:
+        self.begin()
         self._done += count
         self._tokens += tokens
-        if time.monotonic() - self._shown >= _PLAIN_INTERVAL:
+        if self._done >= self._total:
+            self.finish()
+        elif time.monotonic() - self._shown >= _PLAIN_INTERVAL:
             self._shown = time.monotonic()
             self._progress.say(f"{self._name}: {self._status()}")
 
@@ -83,15 +93,20 @@ class _PlainStage:
         self._note = text
 
     def finish(self) -> None:
+        """Says once how it ended; nothing if it never began."""
+        if self._started is None or self._finished:
+            return
+        self._finished = True
         seconds = time.monotonic() - self._started
-        self._progress.say(f"{self._name}: done in {seconds:.1f} s, {self._status(False)}")
+        self._progress.say(f"{self._name}: done in {seconds:.1f} s, {self._status()}")
 
-    def _status(self, left: bool = True) -> str:
+    def _status(self) -> str:
+        assert self._started is not None
         seconds = max(time.monotonic() - self._started, 1e-9)
         parts = [f"{self._done}/{self._total} {self._unit}"]
         if self._tokens:
             parts.append(f"{self._tokens / seconds:,.0f} tokens/s")
-        if left and 0 < self._done < self._total:
+        if 0 < self._done < self._total:
             parts.append(f"{seconds / self._done * (self._total - self._done):.0f} s left")
         if self._note:
             parts.append(self._note)
@@ -118,7 +133,7 @@ class LiveProgress:
             self._bars.start()
         self._num_open += 1
         bars = self._bars
-        task = bars.add_task(name, total=total, unit=unit, rate="", note="")
+        task = bars.add_task(name, start=False, total=total, unit=unit, rate="", note="")
         try:
             yield _LiveStage(bars, task)
         finally:
@@ -149,11 +164,17 @@ class _LiveStage:
         self._bars = bars
         self._task = task
         self._tokens = 0
-        self._started = time.monotonic()
+        self._started: float | None = None
+
+    def begin(self) -> None:
+        if self._started is None:
+            self._started = time.monotonic()
+            self._bars.start_task(self._task)
 
     def advance(self, count: int = 1, tokens: int = 0) -> None:
+        self.begin()
         self._tokens += tokens
-        if self._tokens:
+        if self._tokens and self._started is not None:
             rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
             self._bars.update(self._task, rate=f"{rate:,.0f} tokens/s")
         self._bars.update(self._task, advance=count)

@@ -163,6 +163,7 @@ async def _play_all(
         stage.advance(tokens=bench.tally.finished_dialogue(scope, dialogue))
 
     with bench.progress.stage(f"{scope} rollout", len(plans), "dialogues") as stage:
+        stage.begin()
         async with task_group() as group:
             for plan in plans:
                 group.create_task(one(plan, stage))
@@ -212,6 +213,7 @@ async def _score_all(
     wanted = [item for pair in pairs for item in _wanted_of(pair, pairs, played, bench)]
     scores: list[ControlScore] = []
     with bench.progress.stage(f"{scope} score", len(wanted), "sequences") as stage:
+        stage.begin()
 
         async def one(item: _Wanted) -> None:
             [result] = await score([item.request])

@@ -265,10 +265,8 @@ def test_texts_in_flight_survive_a_push(run: Run[Any], engine: Started, prompt: 
         ids = prompt(QUESTION)
         long = [request(ids, sampled(n, 300), f"r{n}") for n in range(4)]
         writing = asyncio.ensure_future(engine.engine.generate_many(long))
-        while (await engine.engine.stats()).num_requests == before.num_requests:
-            await asyncio.sleep(0.5)
-            await engine.engine.load_weights(str(resolve_model("embedded")), 3)
-            break
+        await asyncio.sleep(0.5)
+        await engine.engine.load_weights(str(resolve_model("embedded")), 3)
         return await writing
 
     before = run(engine.engine.stats())
@@ -286,7 +284,7 @@ def test_an_update_that_fails_half_way_ends_the_engine(
         long = request(prompt(QUESTION), sampled(1, 300))
         writing = asyncio.ensure_future(fresh.engine.generate(long))
         await asyncio.sleep(0.5)
-        with pytest.raises(EngineError, match="update to weights version 9: .*gone.safetensors"):
+        with pytest.raises(EngineError, match=r"update to weights version 9: .*gone\.safetensors"):
             await fresh.engine.load_weights(str(resolve_model("embedded")), 9)
         # What was held is ended in an error instead of being held for ever.
         return await asyncio.wait_for(asyncio.gather(writing, return_exceptions=True), 60)
