@@ -1,0 +1,356 @@
+"""Import, export, check and show the data of a run: tasks, personas and golds.
+
+A dataset is a folder with tasks, personas and golds as .jsonl or .parquet; `starter` names the
+packaged one. Each subcommand tells more with --help.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stargate.errors import DataError
+
+if TYPE_CHECKING:
+    from stargate.data.showing import Screen
+
+HELP = "import, export, check and show tasks, personas and golds"
+
+# Exit code of `data check` when there are errors (with --strict) or a limit is exceeded.
+EXIT_BAD_DATA = 10
+# Cases per kind that are shown on the screen; the reports list more.
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Subcommand:
+    """One `stargate data NAME`."""
+
+    help: str
+    description: str
+    configure: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the subcommands."""
+    commands = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
+    for name, subcommand in SUBCOMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=subcommand.help,
+            description=subcommand.description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        subcommand.configure(sub)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs one subcommand and returns its exit code."""
+    return SUBCOMMANDS[args.subcommand].run(args)
+
+
+# --- import
+
+_FORMATS = ("star-gate", "hf", "jsonl", "parquet", "csv")
+_IMPORT = """Import data of another shape into a new dataset folder.
+
+formats (recognised by what SOURCE holds, unless --format says):
+  star-gate  the authors' layout: prompts/{A,B,test}.json, personas/{..}.json with {..}_NAMES.json,
+             gold-responses/{..}.json; parts may be missing
+  hf         a folder written by Hugging Face `datasets` (save_to_disk)
+  jsonl      a folder with tasks.jsonl, personas.jsonl, golds.jsonl; or one file of tasks
+  parquet    the same as .parquet
+  csv        one file of tasks with a line of column names
+
+What is not as it should be is counted and listed, here and in OUT/import-report.json, and never
+stops the import. A persona without facts gets the sentences of its profile as facts, each with its
+origin. They are kept as they are, also in the third person: the Roleplayer words them.
+
+examples:
+  stargate data import --format star-gate path/to/assistant-gate/data my-data
+  stargate data import prompts.csv my-tasks --column prompt --splits A=250,B=250,test=50
+"""
+
+
+def _configure_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="what to read")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the new dataset folder")
+    parser.add_argument("--format", choices=_FORMATS, help="the shape of SOURCE")
+    parser.add_argument("--column", help="the column with the task's text, for tasks only")
+    parser.add_argument(
+        "--splits",
+        metavar="A=250,B=250,test=50",
+        help="how many rows go to which split, in order, for tasks only; a name alone takes the "
+        "rest",
+    )
+    parser.add_argument(
+        "--keep-split",
+        default="test",
+        metavar="SPLIT",
+        help="which split keeps a text that stands in several (default: test)",
+    )
+    _add_force(parser)
+
+
+def _run_import(args: argparse.Namespace) -> int:
+    from stargate.data.importers import TaskSource, import_dataset, parse_splits
+
+    splits = parse_splits(args.splits) if args.splits else ()
+    report = import_dataset(
+        args.source,
+        args.out,
+        args.format,
+        tasks=TaskSource(args.column, splits),
+        keep_split=args.keep_split,
+        force=args.force,
+    )
+    from stargate.data.blemishes import ACTIONS, KINDS
+    from stargate.data.showing import Screen
+
+    screen = Screen()
+    screen.line(f"imported {args.source} ({report.source_format}) into {args.out}")
+    whats = ("tasks", "personas", "facts", "golds")
+    rows = [[split, *(str(n[what]) for what in whats)] for split, n in report.written.items()]
+    screen.table(("split", *whats), rows, numbers=frozenset(range(1, 5)))
+    screen.line()
+    counted = ", ".join(f"{report.num(action)} {action}" for action in ACTIONS)
+    screen.line(f"found: {counted}")
+    for kind in report.kinds():
+        action, meaning = KINDS[kind]
+        screen.line(f"{report.counts[kind]:6} {action:8}  {kind}: {meaning}")
+        _show_cases([(b.where, b.detail) for b in report.listed[kind]], report.counts[kind], screen)
+    screen.line(f"all of it: {args.out / 'import-report.json'}")
+    return 0
+
+
+# --- export
+
+_EXPORT = """Write a dataset in another shape, into a new folder.
+
+formats:
+  jsonl, parquet  a dataset folder again
+  hf              a `datasets` folder: load_from_disk(OUT)["golds"]
+  sft             OUT/SPLIT.jsonl with {"messages": [user, assistant]} for each pair with a gold:
+                  what TRL's SFTTrainer takes as it is (set assistant_only_loss=True there to learn
+                  the golds only). The user's turn is the opening of the prompt set.
+
+examples:
+  stargate data export starter my-copy --format parquet
+  stargate data export my-data my-sft --format sft --prompts paper --context persona
+"""
+
+
+def _configure_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", metavar="DATASET", help="a dataset folder, or starter")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the new folder")
+    parser.add_argument(
+        "--format", choices=("jsonl", "parquet", "hf", "sft"), required=True, help="see above"
+    )
+    parser.add_argument(
+        "--prompts", default="paper", help="sft: a packaged prompt set or a file (default: paper)"
+    )
+    parser.add_argument(
+        "--context",
+        choices=("opening", "persona"),
+        default="opening",
+        help="sft: what the user's turn holds: the opening, or also the profile",
+    )
+    _add_force(parser)
+
+
+def _run_export(args: argparse.Namespace) -> int:
+    from stargate.data.dataset import open_dataset
+    from stargate.data.exporters import export_dataset, export_sft
+    from stargate.data.showing import Screen
+    from stargate.prompts import load_prompts
+
+    screen = Screen()
+    dataset = open_dataset(args.dataset)
+    source = None if args.dataset == "starter" else Path(args.dataset)
+    for reason, count in dataset.drop_counts.items():
+        screen.line(f"not exported: {count} x {reason} (golds that no run uses)", "warning")
+    if args.format == "sft":
+        counts = export_sft(
+            dataset,
+            args.out,
+            load_prompts(args.prompts),
+            context=args.context,
+            source=source,
+            force=args.force,
+        )
+        for split, count in counts.items():
+            if count:
+                screen.line(f"{args.out / (split + '.jsonl')}: {count} conversations")
+            else:
+                screen.line(f"split {split}: no pair has a gold, so it has no file", "warning")
+        return 0
+    counts = export_dataset(dataset, args.out, args.format, source=source, force=args.force)
+    listed = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    screen.line(f"{args.out} ({args.format}): {listed}")
+    return 0
+
+
+# --- check
+
+_CHECK = f"""Check whether a dataset is fit to train and test on.
+
+Looks for repeated and nearly repeated tasks, personas and golds, also between splits; golds that
+ignore their persona or tell facts that the task does not need; golds addressed to nobody or to
+another; tasks that need no clarifying question; cut-off answers. How each is decided is told in
+stargate/data/quality_golds.py, similarity.py and plain_tasks.py.
+
+exit codes:
+  0  checked: whatever was found
+  {EXIT_BAD_DATA}  with --strict: there are errors; always: a limit of --max is exceeded
+  3  the data can't be read
+
+examples:
+  stargate data check starter
+  stargate data check my-data --strict --json report.json
+  stargate data check my-data --max ignores_persona=0.05 --max near_duplicate_task=0
+"""
+
+
+def _configure_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", metavar="DATASET", help="a dataset folder, or starter")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
+    parser.add_argument(
+        "--strict", action="store_true", help=f"exit {EXIT_BAD_DATA} when there are errors"
+    )
+    parser.add_argument(
+        "--max",
+        action="append",
+        default=[],
+        metavar="KIND=LIMIT",
+        help="more of that kind is an error; a whole number is a count, a decimal (0.05) a share",
+    )
+    parser.add_argument(
+        "--show", type=int, default=_SHOWN, metavar="N", help=f"cases per kind (default: {_SHOWN})"
+    )
+
+
+def _run_check(args: argparse.Namespace) -> int:
+    from stargate.data.blemishes import write_json
+    from stargate.data.dataset import open_dataset
+    from stargate.data.findings import KINDS, parse_limits
+    from stargate.data.quality import check_dataset
+    from stargate.data.showing import Screen, show_summary
+    from stargate.store import write_atomically
+
+    limits = parse_limits(args.max)
+    dataset = open_dataset(args.dataset)
+    report = check_dataset(dataset, limits=limits)
+    screen = Screen()
+    show_summary(dataset, screen)
+    screen.line()
+    points = ("number", "min", "p5", "median", "p95", "max")
+    rows = [[kind, *(f"{n[p]:.0f}" for p in points)] for kind, n in report.lengths.items()]
+    screen.table(("words", *points), rows, numbers=frozenset(range(1, 7)))
+    screen.line()
+    if report.findings:
+        rows = [
+            [f.level, f.kind, str(f.count), f"{f.share:.1%}", KINDS[f.kind][2]]
+            for f in report.findings
+        ]
+        titles = ("level", "found", "count", "share", "meaning")
+        screen.table(titles, rows, numbers=frozenset({2, 3}))
+    for finding in report.findings:
+        screen.line(f"\n{finding.level}: {finding.kind}", finding.level)
+        _show_cases(finding.cases, finding.count, screen, args.show)
+    screen.line()
+    for finding in report.findings:
+        if finding.exceeded:
+            found = f"{finding.count} ({finding.share:.1%})"
+            screen.line(
+                f"limit exceeded: {finding.kind}: {found}, at most {finding.limit}", "error"
+            )
+    num_warnings = sum(finding.level == "warning" for finding in report.findings)
+    screen.line(f"kinds of errors: {report.num_errors}, of warnings: {num_warnings}")
+    if args.json:
+        try:
+            write_atomically(args.json, lambda file: write_json(file, report.to_json()))
+        except OSError as error:
+            raise DataError(f"{args.json}: can't be written: {error.strerror}") from error
+    bad = report.limits_exceeded or (args.strict and report.num_errors > 0)
+    return EXIT_BAD_DATA if bad else 0
+
+
+# --- show
+
+_SHOW = """Show pairs of a dataset: the task, the persona with its facts, and the gold.
+
+Facts that the gold uses are marked with *. Pairs with a gold come first.
+
+examples:
+  stargate data show starter
+  stargate data show my-data --split test --task test-prompt-3 --n 5
+  stargate data show my-data --persona A-persona-7 --seed 1
+"""
+
+
+def _configure_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", metavar="DATASET", help="a dataset folder, or starter")
+    parser.add_argument("--split", help="only pairs of this split")
+    parser.add_argument("--task", metavar="ID", help="only pairs of this task")
+    parser.add_argument("--persona", metavar="ID", help="only pairs of this persona")
+    parser.add_argument("--n", type=int, default=3, metavar="N", help="how many (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="which ones (default: 0)")
+
+
+def _run_show(args: argparse.Namespace) -> int:
+    from stargate.data.dataset import open_dataset
+    from stargate.data.showing import Screen, choose_pairs, show_pair, show_summary
+
+    if args.n < 0:
+        raise DataError(f"--n must be >= 0, got {args.n}")
+    dataset = open_dataset(args.dataset)
+    pairs = []
+    if args.n and dataset.tasks and dataset.personas:
+        pairs = choose_pairs(
+            dataset,
+            split=args.split,
+            task=args.task,
+            persona=args.persona,
+            num=args.n,
+            seed=args.seed,
+        )
+    screen = Screen()
+    show_summary(dataset, screen)
+    for pair in pairs:
+        show_pair(pair, screen)
+    if args.n and not (dataset.tasks and dataset.personas):
+        missing = "personas" if dataset.tasks else "tasks"
+        screen.line(f"no pairs to show: it has no {missing} yet")
+    return 0
+
+
+def _add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--force", action="store_true", help="replace OUT if it exists and is a dataset folder"
+    )
+
+
+def _show_cases(
+    cases: list[tuple[str, str]], count: int, screen: "Screen", shown: int = _SHOWN
+) -> None:
+    """The first few cases, and how many more there are."""
+    for where, detail in cases[:shown]:
+        screen.line(f"          {where}" + (f": {detail}" if detail else ""))
+    more = count - min(len(cases), shown)
+    if more > 0 and shown > 0 and len(cases) > shown:
+        screen.line(f"          and {more} more")
+
+
+# `stargate data NAME`. A subcommand of another module: add its line here.
+SUBCOMMANDS = {
+    "import": Subcommand(
+        "read data of another shape into a dataset folder", _IMPORT, _configure_import, _run_import
+    ),
+    "export": Subcommand(
+        "write a dataset as jsonl, parquet, hf or sft", _EXPORT, _configure_export, _run_export
+    ),
+    "check": Subcommand("say what is wrong with a dataset", _CHECK, _configure_check, _run_check),
+    "show": Subcommand("print pairs for reading", _SHOW, _configure_show, _run_show),
+}

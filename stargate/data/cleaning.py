@@ -1,0 +1,389 @@
+"""From rows as they were found to records that a dataset folder takes, with every change reported.
+
+    reader -> RawTask, RawPersona, RawGold -> Cleaner -> rows of tasks, personas, golds
+                                                  \\-> ImportReport
+
+A reader never judges: values are of any type here. The cleaner mends, leaves out or notes, and says
+so. Split discipline: a task or persona whose text stands in two splits is kept in one of them only,
+in the test split if that is one of the two.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from stargate.data.blemishes import ImportReport
+from stargate.data.text import (
+    same_text_key,
+    sentence_spans,
+    tidy,
+    without_controls,
+    word_set,
+    words,
+)
+from stargate.data.writing import GoldRecord
+from stargate.types import Persona, Task
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NOT_ID = re.compile(r"[^A-Za-z0-9._-]+")
+# What UTF-8 looks like after it was read as Latin-1 or Windows-1252, and the replacement character.
+_BROKEN = re.compile("\u00e2\u20ac|\u00c3[\u0080-\u00bf\u2018-\u2122]|\ufffd")
+_QUESTION = re.compile(
+    r"(what|how|why|when|where|who|which|is|are|can|could|do|does|should|will|would)\b", re.I
+)
+_INTRODUCTION = word_set("i i'm am meet my name is this hi hello call me the here's a an")
+_FIRST_PERSON = word_set("i i'm i've i'd i'll me my mine myself we our ours us")
+_NAME_IN_TEXT = re.compile(
+    r"(?:\bI['\u2019]m|\bI am|\b[Mm]y name is|\bMeet|\bThis is)\s+"
+    r"([^\W\d_][\w'\u2019-]*(?:\s+[A-Z][\w'\u2019-]*){0,2})"
+)
+# A profile tells its person's name within so many characters, or not at all.
+_NAME_WITHIN = 80
+
+
+@dataclass(frozen=True, slots=True)
+class RawTask:
+    """A task as found. `split` None: the cleaner leaves it out."""
+
+    where: str
+    id: Any
+    text: Any
+    split: Any
+    needs_question: Any = True
+
+
+@dataclass(frozen=True, slots=True)
+class RawPersona:
+    """A persona as found."""
+
+    where: str
+    id: Any
+    text: Any
+    split: Any
+    name: Any = None
+    facts: Any = None
+    fact_origins: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class RawGold:
+    """A gold as found; the ids are those of RawTask and RawPersona."""
+
+    where: str
+    task_id: Any
+    persona_id: Any
+    text: Any
+    facts_used: Any = None
+
+
+_Raw = TypeVar("_Raw", RawTask, RawPersona)
+
+
+@dataclass
+class Cleaner:
+    """Cleans one data set. Call tasks, then personas, then golds."""
+
+    report: ImportReport
+    keep_split: str = "test"  # which split keeps a text that stands in several
+    fact_origins: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _tasks: dict[str, Task] = field(default_factory=dict)
+    _personas: dict[str, Persona] = field(default_factory=dict)
+    # "task" or "persona" -> the id as it was found -> the id under which it was written
+    _ids: dict[str, dict[str, str]] = field(default_factory=lambda: {"task": {}, "persona": {}})
+    _taken: dict[str, set[str]] = field(default_factory=lambda: {"task": set(), "persona": set()})
+    _left_out: dict[str, set[str]] = field(
+        default_factory=lambda: {"task": set(), "persona": set()}
+    )
+
+    def tasks(self, rows: Iterable[RawTask]) -> dict[str, Task]:
+        """The usable tasks, by id, in the order found."""
+        ready = [row for raw in rows if (row := self._prepare(raw, "task")) is not None]
+        for raw in self._without_repeats(ready, "task"):
+            needs = self._flag(raw.needs_question, raw.where)
+            self._tasks[raw.id] = Task(raw.id, raw.text, raw.split, needs)
+            self.report.wrote(raw.split, "tasks")
+            if raw.text.endswith(".") and _QUESTION.match(raw.text):
+                self.report.add("question_without_mark", raw.where, raw.text)
+        return self._tasks
+
+    def personas(self, rows: Iterable[RawPersona]) -> dict[str, Persona]:
+        """The usable personas, by id, in the order found; each has facts."""
+        ready = []
+        for raw in rows:
+            row = self._prepare(raw, "persona")
+            name = "" if row is None else self._name(row)
+            if row is not None and name:
+                ready.append(replace(row, name=name))
+            elif row is not None:
+                self._leave_out("persona", row.id, "persona_without_name", row.where)
+        names: dict[tuple[str, str], str] = {}
+        for raw in self._without_repeats(ready, "persona"):
+            other = names.setdefault((raw.split, raw.name.casefold()), raw.where)
+            if other != raw.where:
+                self.report.add("repeated_name", raw.where, f"{raw.name}, also {other}")
+            facts, origins = self._facts(raw)
+            self._personas[raw.id] = Persona(raw.id, raw.name, raw.text, raw.split, facts)
+            if origins:
+                self.fact_origins[raw.id] = origins
+            self.report.wrote(raw.split, "personas")
+            self.report.wrote(raw.split, "facts", len(facts))
+        return self._personas
+
+    def golds(self, rows: Iterable[RawGold]) -> Iterator[GoldRecord]:
+        """The usable golds, one at a time: they may be many."""
+        seen: set[tuple[str, str]] = set()
+        for raw in rows:
+            pair = self._pair(raw)
+            if pair is None:
+                continue
+            text = self._text(raw.text, raw.where)
+            if text is None:
+                self.report.add("row_malformed", raw.where, f"text is {_kind(raw.text)}")
+            elif not text:
+                self.report.add("empty_gold", raw.where)
+            elif pair in seen:
+                self.report.add("second_gold", raw.where)
+            else:
+                seen.add(pair)
+                task, persona = self._tasks[pair[0]], self._personas[pair[1]]
+                if task.split != persona.split:
+                    detail = f"{task.split} and {persona.split}"
+                    self.report.add("gold_across_splits", raw.where, detail)
+                self.report.wrote(task.split, "golds")
+                yield GoldRecord(task.id, persona.id, text, self._facts_used(raw, persona))
+        self._note_missing(seen)
+
+    def _prepare(self, raw: _Raw, kind: str) -> _Raw | None:
+        """The row with a usable text, split and id, or None after saying why not."""
+        text = self._text(raw.text, raw.where)
+        if text is None:
+            self._leave_out(kind, raw.id, "row_malformed", raw.where, f"text is {_kind(raw.text)}")
+        elif not text:
+            self._leave_out(kind, raw.id, f"empty_{kind}", raw.where)
+        elif not isinstance(raw.split, str) or not _ID.fullmatch(raw.split):
+            detail = "none" if raw.split is None else repr(raw.split)
+            self._leave_out(kind, raw.id, "no_split", raw.where, detail)
+        else:
+            id = self._id(raw, kind)
+            return None if id is None else replace(raw, id=id, text=text)
+        return None
+
+    def _text(self, value: Any, where: str) -> str | None:
+        """The tidy text; None if the value is not text."""
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            return None
+        text = tidy(value)
+        plain = value.replace("\r\n", "\n").replace("\r", "\n")
+        visible = without_controls(plain)
+        if visible != plain and text:
+            self.report.add("control_characters", where)
+        if text and text != visible:
+            self.report.add("odd_spacing", where, _spacing_example(visible))
+        if broken := _BROKEN.search(text):
+            at = broken.start()
+            self.report.add("broken_encoding", where, text[max(0, at - 20) : at + 20])
+        return text
+
+    def _id(self, raw: _Raw, kind: str) -> str | None:
+        ids, taken = self._ids[kind], self._taken[kind]
+        numbered = f"{raw.split[:60]}-{kind}-{len(ids)}"
+        given = isinstance(raw.id, str | int) and not isinstance(raw.id, bool)
+        found = str(raw.id) if given and raw.id != "" else numbered
+        if found in ids:
+            self.report.add("repeated_id", raw.where, repr(found))
+            return None
+        id = found if _ID.fullmatch(found) else _NOT_ID.sub("-", found).strip("._-")[:80]
+        id = base = id or numbered
+        number = 2
+        while id in taken:
+            id, number = f"{base[:80]}-{number}", number + 1
+        taken.add(id)
+        if id != found:
+            self.report.add("bad_id", raw.where, f"{found[:60]!r}: now {id}")
+        ids[found] = id
+        return id
+
+    def _without_repeats(self, rows: Sequence[_Raw], kind: str) -> Iterator[_Raw]:
+        """The rows whose text stands nowhere else, or is the one that is kept."""
+        kept: dict[str, _Raw] = {}
+        for row in sorted(rows, key=lambda row: row.split != self.keep_split):  # stable
+            kept.setdefault(same_text_key(row.text), row)
+        for row in rows:
+            winner = kept[same_text_key(row.text)]
+            if winner.id == row.id:
+                yield row
+                continue
+            same_split = winner.split == row.split
+            blemish = f"duplicate_{kind}" if same_split else f"{kind}_in_two_splits"
+            self._leave_out(
+                kind, row.id, blemish, row.where, f"kept: {winner.where}: {_short(row.text)}"
+            )
+
+    def _leave_out(self, kind: str, id: Any, blemish: str, where: str, detail: str = "") -> None:
+        self.report.add(blemish, where, detail)
+        self._left_out[kind].add(str(id))
+
+    def _name(self, raw: RawPersona) -> str:
+        """The persona's name: the one beside it, unless its text tells another; "" if none."""
+        given = tidy(raw.name) if isinstance(raw.name, str) else ""
+        in_text = set(words(raw.text))
+        if given and set(words(given)) & in_text:
+            return given
+        named = _name_in_text(raw.text)
+        if given and not named:
+            self.report.add("name_unconfirmed", raw.where, given)
+            return given
+        if named:
+            kind = "name_not_in_text" if given else "name_missing"
+            detail = f"{given!r} is not in the text; taken: {named}" if given else f"taken: {named}"
+            self.report.add(kind, raw.where, detail)
+        return named
+
+    def _facts(self, raw: RawPersona) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The persona's facts with the origin of each; the profile's sentences if it has none."""
+        given = raw.facts if isinstance(raw.facts, (list, tuple)) else []
+        if raw.facts is not None and not isinstance(raw.facts, (list, tuple)):
+            self.report.add("bad_value", raw.where, f"facts is {_kind(raw.facts)}")
+        if any(not isinstance(fact, str) or not fact.strip() for fact in given):
+            self.report.add("bad_value", raw.where, "facts are not all texts: none is taken")
+            given = []
+        if given:
+            facts = tuple(self._text(fact, f"{raw.where} facts") or "" for fact in given)
+            return facts, self._given_origins(raw, facts)
+        spans = fact_spans(raw.text, raw.name)
+        facts = tuple(raw.text[start:end] for start, end in spans)
+        self.report.add("facts_from_profile", raw.where, f"{len(facts)} facts")
+        if len(spans) < len(_joined_spans(raw.text)):
+            self.report.add("introduction_left_out", raw.where, _short(raw.text, 40))
+        if facts and not _FIRST_PERSON & set(words(raw.text)):
+            self.report.add("facts_in_third_person", raw.where, _short(facts[0]))
+        return facts, tuple(f"sentence:{start}-{end}" for start, end in spans)
+
+    def _given_origins(self, raw: RawPersona, facts: tuple[str, ...]) -> tuple[str, ...]:
+        """The origins that came with the facts, where they are still true; else "given"."""
+        found = raw.fact_origins
+        if found is None or found == [] or found == ():
+            return ()
+        if not isinstance(found, (list, tuple)) or len(found) != len(facts):
+            self.report.add("bad_value", raw.where, "fact_origins do not fit the facts")
+            return ()
+        origins = []
+        for fact, origin in zip(facts, found, strict=True):
+            if not _origin_holds(origin, fact, raw.text):
+                self.report.add("bad_value", raw.where, f"origin {str(origin)[:40]!r} is not true")
+                origin = "given"
+            origins.append(origin)
+        return tuple(origins)
+
+    def _pair(self, raw: RawGold) -> tuple[str, str] | None:
+        """The ids of a gold's task and persona, or None after saying why it has none."""
+        pair = []
+        for kind, found in (("task", raw.task_id), ("persona", raw.persona_id)):
+            id = self._ids[kind].get(str(found))
+            if id in (self._tasks if kind == "task" else self._personas):
+                pair.append(str(id))
+                continue
+            left_out = str(found) in self._left_out[kind] or id in self._left_out[kind]
+            blemish = f"gold_of_left_out_{kind}" if left_out else "gold_out_of_range"
+            self.report.add(blemish, raw.where, f"{kind} {found}")
+            return None
+        return pair[0], pair[1]
+
+    def _facts_used(self, raw: RawGold, persona: Persona) -> tuple[int, ...]:
+        used = raw.facts_used
+        if used is None:
+            return ()
+        if isinstance(used, (list, tuple)) and all(
+            isinstance(i, int) and not isinstance(i, bool) and 0 <= i < len(persona.facts)
+            for i in used
+        ):
+            return tuple(used)
+        self.report.add("facts_used_unusable", raw.where, f"{str(used)[:60]}")
+        return ()
+
+    def _flag(self, value: Any, where: str) -> bool:
+        if value is None or isinstance(value, bool):
+            return value is not False
+        if str(value).strip().lower() in ("true", "1", "yes", ""):
+            return True
+        if str(value).strip().lower() in ("false", "0", "no"):
+            return False
+        self.report.add("bad_value", where, f"needs_question is {str(value)[:40]!r}: true")
+        return True
+
+    def _note_missing(self, seen: set[tuple[str, str]]) -> None:
+        """Notes pairs without a gold, in the splits that have any."""
+        with_golds = {self._tasks[task].split for task, _ in seen}
+        for task in self._tasks.values():
+            if task.split not in with_golds or not task.needs_question:
+                continue
+            for persona in self._personas.values():
+                if persona.split == task.split and (task.id, persona.id) not in seen:
+                    self.report.add("pair_without_gold", f"{task.id}:{persona.id}")
+
+
+def fact_spans(text: str, name: str = "") -> list[tuple[int, int]]:
+    """Where the sentences stand that can serve as facts.
+
+    A sentence that only tells the name ("Meet REECE.") is none; a short question ("Friends?") goes
+    with the sentence that answers it.
+    """
+    introduction = _INTRODUCTION | set(words(name))
+    return [
+        (start, end)
+        for start, end in _joined_spans(text)
+        if not set(words(text[start:end])) <= introduction
+    ]
+
+
+def _joined_spans(text: str) -> list[tuple[int, int]]:
+    spans: list[tuple[int, int]] = []
+    for start, end in sentence_spans(text):
+        if spans and text[: spans[-1][1]].endswith("?"):
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def _origin_holds(origin: Any, fact: str, text: str) -> bool:
+    if origin in ("given", "extracted"):
+        return True
+    span = re.fullmatch(r"sentence:(\d+)-(\d+)", origin) if isinstance(origin, str) else None
+    return span is not None and text[int(span[1]) : int(span[2])] == fact
+
+
+def _name_in_text(text: str) -> str:
+    """The name with which a profile introduces its person, or ""."""
+    for found in _NAME_IN_TEXT.finditer(text[:_NAME_WITHIN]):
+        if found.group(1)[0].isupper():
+            return _title_case(found.group(1))
+    return ""
+
+
+def _title_case(name: str) -> str:
+    """ "REECE" -> "Reece"; a name in mixed case stays. Words in capitals after it are kept only if
+    the name is in capitals too.
+    """
+    first, *more = name.split()
+    if not first.isupper():
+        return " ".join([first, *(word for word in more if not word.isupper())])
+    return " ".join(word.title() for word in [first, *(word for word in more if word.isupper())])
+
+
+def _spacing_example(text: str) -> str:
+    """A few characters around the first odd blank."""
+    odd = re.search(r"^\s|[^\S\n]{2,}|[^\S\n ]|[^\S\n]\n|\n[^\S\n]|\n{3,}|\s$|\r", text)
+    at = odd.start() if odd else 0
+    return repr(text[max(0, at - 15) : at + 15])
+
+
+def _short(text: str, limit: int = 70) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__name__}, not a text"
