@@ -29,8 +29,9 @@ from stargate.seeds import derive_seed
 _MAX_CONCURRENCY = 10_000
 # Seconds between lines that say what is still awaited.
 _SPEAK_SECONDS = 30.0
-# Seconds that an actor has to end by itself before it is killed.
-_SHUTDOWN_SECONDS = 15.0
+# Seconds that an actor has to end by itself before it is killed. vLLM takes 7 to end in order, more
+# when several end on one core; killed, it leaks shared memory.
+_SHUTDOWN_SECONDS = 40.0
 # Bytes of Ray's object store on one machine: it carries training examples, nothing large.
 _OBJECT_STORE_BYTES = 300_000_000
 _LOOPBACK = "127.0.0.1"

@@ -1,0 +1,282 @@
+"""What a dialogue brought out, and what it cost the user: no judge, no model.
+
+    (Pair, Dialogue) -> TurnFacts per turn -> observations by measure -> Measure
+
+facts_per_dialogue          facts that questions brought out, each once
+facts_per_turn              the same per turn; facts_at_turn_1, _2, ... by place in the dialogue
+fact_coverage               share of the gold's facts that were brought out
+question_rate               share of turns that are a question
+repeated_question_rate      share of later questions that were asked before in the same dialogue
+tokens_per_dialogue         the user's effort: tokens_to_read + tokens_to_write (answers)
+recited_facts_per_dialogue  leak: facts that the Roleplayer's words state without being elicited
+recital_rate                leak: share of answers that repeat the profile's own sentences
+unasked_facts_per_dialogue  leak: facts that the Questioner was given beyond what it asked for
+needless_question_rate      share of turns that are a question on tasks that need none
+needless_tokens_per_dialogue
+
+All but the needless_ measures are over tasks that need a question.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from stargate.errors import DataError
+from stargate.evaluation.statistics import BootstrapConfig, Measure, Observation, measure
+from stargate.roleplayer import questions_in
+from stargate.types import Dialogue, Pair, Persona, Turn
+
+CountTokens = Callable[[str], int]
+
+# Share of a fact's content words that an answer must contain to state it. Below 1, because "I
+# have two dogs" becomes "we have 2 dogs"; a paraphrase without the fact's words is not seen, so
+# the text-based measures are lower bounds.
+_STATED_SHARE = 0.75
+# One shared content word ("dog") is a topic, not a statement.
+_MIN_STATED_WORDS = 2
+# Share of content words (intersection over union) above which two questions ask the same.
+_SAME_QUESTION = 0.75
+# Consecutive words of the profile in an answer: eight in a row are a copy, not a coincidence.
+_RECITAL_WORDS = 8
+# Letters by which two forms of one word are taken as the same ("walks" and "walking").
+_STEM_LETTERS = 5
+_RATES = (
+    "fact_coverage",
+    "question_rate",
+    "repeated_question_rate",
+    "recital_rate",
+    "needless_question_rate",
+)
+# Words that carry no claim about a person and no topic of a question.
+_EMPTY_TEXT = """
+a about after all also am an and any are as at be because been but by can could did do does for
+from had has have how i if in into is it its just kind like me my myself no not of on or our own
+please so some such tell that the their them then there these they this those to too up us very
+was we well were what when where which who whom whose why will with would yes you your
+"""
+_EMPTY_WORDS = frozenset(_EMPTY_TEXT.split())
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFacts:
+    """Facts by index into the persona's, new at this turn (not given at an earlier one).
+
+    `elicited` were brought out by the question; `recited` stand in the answer's words without
+    that; `num_unasked` is how many of both are more than the questions that were asked.
+    """
+
+    elicited: tuple[int, ...]
+    recited: tuple[int, ...]
+    num_unasked: int
+
+
+def turn_facts(pair: Pair, dialogue: Dialogue, *, grounded: bool = True) -> tuple[TurnFacts, ...]:
+    """What each turn gave.
+
+    `grounded`: the Roleplayer was given facts by the question, and `Turn.elicited` says which.
+    Without grounding nobody knows, so the answer's words tell: as many of the facts stated as
+    questions were asked count as elicited, the rest as recited. Raises DataError for a dialogue
+    of another pair and for a fact that the persona does not have.
+    """
+    _check(pair, dialogue)
+    given: set[int] = set()
+    turns: list[TurnFacts] = []
+    for turn in dialogue.turns:
+        num_asked = len(questions_in(turn.question))
+        stated = [i for i in stated_facts(turn.answer, pair.persona) if i not in given]
+        if grounded:
+            elicited = [i for i in dict.fromkeys(turn.elicited) if i not in given]
+            recited = [i for i in stated if i not in elicited]
+        else:
+            elicited, recited = stated[:num_asked], stated[num_asked:]
+        num_given = len(elicited) + len(recited)
+        turns.append(TurnFacts(tuple(elicited), tuple(recited), max(0, num_given - num_asked)))
+        given.update(elicited, recited)
+    return tuple(turns)
+
+
+def observe_elicitation(
+    played: Iterable[tuple[Pair, Dialogue]], count_tokens: CountTokens, *, grounded: bool = True
+) -> dict[str, list[Observation]]:
+    """Observations by measure; a measure without any is there with an empty list.
+
+    `count_tokens` counts every text, fixed answers too: the user reads and writes them all, while
+    a record's token ids are only those that an engine sampled.
+    """
+    found: dict[str, list[Observation]] = {name: [] for name in _MEASURES}
+    for pair, dialogue in played:
+        values = (
+            _observe_needed(pair, dialogue, count_tokens, grounded)
+            if pair.task.needs_question
+            else _observe_needless(dialogue, count_tokens)
+        )
+        for name, value in values:
+            observation = Observation(pair.task.id, pair.persona.id, float(value))
+            found.setdefault(name, []).append(observation)
+    return found
+
+
+def measure_elicitation(
+    played: Iterable[tuple[Pair, Dialogue]],
+    count_tokens: CountTokens,
+    config: BootstrapConfig | None = None,
+    *,
+    grounded: bool = True,
+) -> dict[str, Measure]:
+    """All measures with their intervals. `fact_coverage.n` counts only pairs whose gold names the
+    facts it uses.
+    """
+    found = observe_elicitation(played, count_tokens, grounded=grounded)
+    return {
+        name: measure(observations, config, bounds=(0.0, 1.0) if name in _RATES else None)
+        for name, observations in found.items()
+    }
+
+
+def stated_facts(text: str, persona: Persona) -> tuple[int, ...]:
+    """Indices of the persona's facts that a text states in the fact's own words (any form)."""
+    words = set(_content(text))
+    return tuple(
+        index for index, fact in enumerate(persona.facts) if _states(words, _content(fact))
+    )
+
+
+def recites_profile(answer: str, persona: Persona, allowed: Sequence[int] = ()) -> bool:
+    """Whether an answer repeats a run of words of the profile that is not in an `allowed` fact."""
+    profile = _runs(_words(persona.text))
+    permitted = {run for index in allowed for run in _runs(_words(persona.facts[index]))}
+    return bool((_runs(_words(answer)) & profile) - permitted)
+
+
+def is_repeated(question: str, earlier: Sequence[str]) -> bool:
+    """Whether a question was asked before: the same content words, or nearly."""
+    words = set(_content(question))
+    for other in earlier:
+        others = set(_content(other))
+        union = words | others
+        if not union:
+            if _words(question) == _words(other):
+                return True
+        elif len(words & others) / len(union) >= _SAME_QUESTION:
+            return True
+    return False
+
+
+_MEASURES = (
+    "facts_per_dialogue",
+    "facts_per_turn",
+    "fact_coverage",
+    "question_rate",
+    "repeated_question_rate",
+    "tokens_per_dialogue",
+    "tokens_to_read",
+    "tokens_to_write",
+    "recited_facts_per_dialogue",
+    "recital_rate",
+    "unasked_facts_per_dialogue",
+    "needless_question_rate",
+    "needless_tokens_per_dialogue",
+)
+
+
+def _observe_needed(
+    pair: Pair, dialogue: Dialogue, count_tokens: CountTokens, grounded: bool
+) -> list[tuple[str, float]]:
+    facts = turn_facts(pair, dialogue, grounded=grounded)
+    elicited = {index for turn in facts for index in turn.elicited}
+    read, written = _tokens(dialogue, count_tokens)
+    values: list[tuple[str, float]] = [
+        ("facts_per_dialogue", len(elicited)),
+        ("tokens_to_read", read),
+        ("tokens_to_write", written),
+        ("tokens_per_dialogue", read + written),
+        ("recited_facts_per_dialogue", sum(len(turn.recited) for turn in facts)),
+        ("unasked_facts_per_dialogue", sum(turn.num_unasked for turn in facts)),
+    ]
+    if pair.gold_facts:
+        share = len(elicited & set(pair.gold_facts)) / len(set(pair.gold_facts))
+        values.append(("fact_coverage", share))
+    for number, (turn, given) in enumerate(zip(dialogue.turns, facts, strict=True), start=1):
+        values.append(("facts_per_turn", len(given.elicited)))
+        values.append((f"facts_at_turn_{number}", len(given.elicited)))
+        values.append(("question_rate", turn.is_question))
+    values += [("repeated_question_rate", value) for value in _repeats(dialogue.turns)]
+    values += [("recital_rate", value) for value in _recitals(pair.persona, dialogue, facts)]
+    return values
+
+
+def _observe_needless(dialogue: Dialogue, count_tokens: CountTokens) -> list[tuple[str, float]]:
+    values: list[tuple[str, float]] = [
+        ("needless_question_rate", turn.is_question) for turn in dialogue.turns
+    ]
+    return [*values, ("needless_tokens_per_dialogue", sum(_tokens(dialogue, count_tokens)))]
+
+
+def _repeats(turns: Sequence[Turn]) -> list[bool]:
+    """For each turn that asks something and has asking turns before it: whether all of its
+    questions were asked before.
+    """
+    asked: list[str] = []
+    repeats: list[bool] = []
+    for turn in turns:
+        questions = questions_in(turn.question)
+        if questions and asked:
+            repeats.append(all(is_repeated(question, asked) for question in questions))
+        asked += questions
+    return repeats
+
+
+def _recitals(persona: Persona, dialogue: Dialogue, facts: Sequence[TurnFacts]) -> list[bool]:
+    """For each answer: whether it copies from the profile what no question brought out."""
+    allowed: list[int] = []
+    recitals: list[bool] = []
+    for turn, given in zip(dialogue.turns, facts, strict=True):
+        allowed += given.elicited
+        recitals.append(recites_profile(turn.answer, persona, allowed))
+    return recitals
+
+
+def _tokens(dialogue: Dialogue, count_tokens: CountTokens) -> tuple[int, int]:
+    """Tokens that the user reads (questions) and writes (answers)."""
+    return (
+        sum(count_tokens(turn.question) for turn in dialogue.turns),
+        sum(count_tokens(turn.answer) for turn in dialogue.turns),
+    )
+
+
+def _check(pair: Pair, dialogue: Dialogue) -> None:
+    if dialogue.pair_id != pair.id:
+        raise DataError(f"dialogue {dialogue.id} belongs to {dialogue.pair_id}, got pair {pair.id}")
+    known = range(len(pair.persona.facts))
+    for index in (*dialogue.elicited, *pair.gold_facts):
+        if index not in known:
+            raise DataError(
+                f"dialogue {dialogue.id}: persona {pair.persona.id} has {len(known)} facts, "
+                f"got fact {index}"
+            )
+
+
+def _states(words: set[str], fact: Sequence[str]) -> bool:
+    needed = set(fact)
+    common = len(words & needed)
+    return common >= _MIN_STATED_WORDS and common >= _STATED_SHARE * len(needed)
+
+
+def _words(text: str) -> list[str]:
+    straight = text.lower().replace("\u2019", "'")
+    return [word.split("'")[0] for word in re.findall(r"[^\W_]+(?:'[^\W_]+)?", straight)]
+
+
+def _content(text: str) -> list[str]:
+    """Stems of the words that say something."""
+    return [_stem(word) for word in _words(text) if word not in _EMPTY_WORDS]
+
+
+def _stem(word: str) -> str:
+    plural = len(word) > 3 and word.endswith("s") and not word.endswith("ss")
+    return (word[:-1] if plural else word)[:_STEM_LETTERS]
+
+
+def _runs(words: Sequence[str]) -> set[tuple[str, ...]]:
+    size = _RECITAL_WORDS
+    return {tuple(words[start : start + size]) for start in range(len(words) - size + 1)}

@@ -1,0 +1,211 @@
+"""Whether a judge can be believed, from what it said about comparisons with a known answer.
+
+    m_0 against itself                 -> neither should win, no position should be favoured
+    gold against m_0                   -> the gold should win
+    m_0 against constant empty praise  -> m_0 should win
+    true persona against shuffled      -> the answer for this persona should win
+    the last three together            -> both orders should agree
+    all four                           -> verdicts should be readable
+
+A judge is fit when it passes every criterion. One that was not asked enough fails too: what was
+not shown is not believed. Win rates of an unfit judge are printed as such.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from stargate.config import Component, Fraction, PositiveInt
+from stargate.evaluation.statistics import BootstrapConfig, Measure
+from stargate.evaluation.verdicts import Verdict
+from stargate.evaluation.win_rate import Comparison, WinRate, win_rate
+
+
+class JudgeThresholds(Component):
+    """What a judge must reach.
+
+    A coin would get 0.5 in every rate and in order consistency, with a standard error of 0.05
+    after 50 comparisons: 0.6 is two of them above it. Empty praise says nothing at all, so a
+    judge that can't tell it from an answer most of the time reads tone, not content.
+    """
+
+    max_self_deviation: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
+    min_gold_rate: Fraction = 0.6
+    min_praise_rate: Fraction = 0.8
+    min_shuffled_rate: Fraction = 0.6
+    min_order_consistency: Fraction = 0.6
+    max_unparsable_rate: Fraction = 0.1
+    min_comparisons: PositiveInt = 20
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeTrials:
+    """The comparisons with a known answer; the better response is always the candidate.
+
+    In `self_comparison` both are m_0's, from two dialogues about the same pair.
+    """
+
+    self_comparison: Sequence[Comparison]
+    gold: Sequence[Comparison]
+    praise: Sequence[Comparison]
+    shuffled: Sequence[Comparison]
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """One requirement with what was found. `value` None: there was nothing to find it from."""
+
+    name: str
+    value: float | None
+    requirement: str
+    passed: bool
+    n: int
+    ci_low: float | None = None
+    ci_high: float | None = None
+
+    def __str__(self) -> str:
+        found = "nothing" if self.value is None else f"{self.value:.2f}"
+        return f"{self.name}: must be {self.requirement}, got {found} (n = {self.n})"
+
+
+@dataclass(frozen=True, slots=True)
+class Qualification:
+    """The criteria, and the four sets of comparisons that they come from."""
+
+    criteria: tuple[Criterion, ...]
+    rates: dict[str, WinRate]
+
+    @property
+    def fit(self) -> bool:
+        return all(criterion.passed for criterion in self.criteria)
+
+    @property
+    def failures(self) -> tuple[Criterion, ...]:
+        return tuple(criterion for criterion in self.criteria if not criterion.passed)
+
+    @property
+    def verdict(self) -> str:
+        """One line: fit, or unfit with every failed criterion and its value."""
+        if self.fit:
+            return "the judge is fit"
+        return "the judge is UNFIT: " + "; ".join(map(str, self.failures))
+
+    def to_json(self) -> dict[str, Any]:
+        """What stands under `judge` in eval.json: fit, each criterion's value by name, failures."""
+        return {
+            "fit": self.fit,
+            **{criterion.name: criterion.value for criterion in self.criteria},
+            "failures": [str(criterion) for criterion in self.failures],
+            "criteria": {
+                c.name: {
+                    "value": c.value,
+                    "ci_low": c.ci_low,
+                    "ci_high": c.ci_high,
+                    "n": c.n,
+                    "requirement": c.requirement,
+                    "passed": c.passed,
+                }
+                for c in self.criteria
+            },
+        }
+
+
+def qualify(
+    trials: JudgeTrials,
+    thresholds: JudgeThresholds | None = None,
+    config: BootstrapConfig | None = None,
+) -> Qualification:
+    """Compares what a judge did with what it must do."""
+    limits = thresholds or JudgeThresholds()
+    sets = {
+        "self": trials.self_comparison,
+        "gold": trials.gold,
+        "praise": trials.praise,
+        "shuffled": trials.shuffled,
+    }
+    rates = {name: win_rate(comparisons, config) for name, comparisons in sets.items()}
+    with_answer = [*trials.gold, *trials.praise, *trials.shuffled]
+    criteria = (
+        _near_half("self_rate", rates["self"].average.measure, limits),
+        _near_half("self_first_shown", rates["self"].first_shown.measure, limits),
+        _at_least("gold_rate", rates["gold"].agreed.measure, limits.min_gold_rate, limits),
+        _at_least("praise_rate", rates["praise"].agreed.measure, limits.min_praise_rate, limits),
+        _at_least(
+            "shuffled_rate", rates["shuffled"].agreed.measure, limits.min_shuffled_rate, limits
+        ),
+        _order_consistency(with_answer, limits),
+        _unparsable([entry for comparisons in sets.values() for entry in comparisons], limits),
+    )
+    return Qualification(criteria, rates)
+
+
+def _enough(n: int, limits: JudgeThresholds) -> bool:
+    return n >= limits.min_comparisons
+
+
+def _near_half(name: str, found: Measure, limits: JudgeThresholds) -> Criterion:
+    low, high = 0.5 - limits.max_self_deviation, 0.5 + limits.max_self_deviation
+    # Rounded, because 0.5 - 0.1 is not quite 0.4 and a rate of exactly 0.4 is allowed.
+    near = found.mean is not None and round(abs(found.mean - 0.5), 9) <= limits.max_self_deviation
+    return Criterion(
+        name,
+        found.mean,
+        f"{low:g} to {high:g} over at least {limits.min_comparisons} comparisons",
+        near and _enough(found.n, limits),
+        found.n,
+        found.ci_low,
+        found.ci_high,
+    )
+
+
+def _at_least(name: str, found: Measure, minimum: float, limits: JudgeThresholds) -> Criterion:
+    return Criterion(
+        name,
+        found.mean,
+        f"{minimum:g} or more over at least {limits.min_comparisons} comparisons",
+        found.mean is not None and found.mean >= minimum and _enough(found.n, limits),
+        found.n,
+        found.ci_low,
+        found.ci_high,
+    )
+
+
+def _order_consistency(comparisons: Sequence[Comparison], limits: JudgeThresholds) -> Criterion:
+    """Over the comparisons that have a better response: between equals a judge may well waver.
+
+    Two verdicts agree when both name the same response. Two ties are no opinion, so they don't
+    count as agreement, and neither does a pair with an unparsable verdict.
+    """
+    agreeing = sum(
+        first == second and first in (0.0, 1.0)
+        for first, second in (entry.scores for entry in comparisons)
+    )
+    n = len(comparisons)
+    share = agreeing / n if n else None
+    minimum = limits.min_order_consistency
+    return Criterion(
+        "order_consistency",
+        share,
+        f"{minimum:g} or more over at least {limits.min_comparisons} comparisons",
+        share is not None and share >= minimum and _enough(n, limits),
+        n,
+    )
+
+
+def _unparsable(comparisons: Sequence[Comparison], limits: JudgeThresholds) -> Criterion:
+    verdicts = [
+        verdict
+        for entry in comparisons
+        for verdict in (entry.candidate_first, entry.candidate_second)
+    ]
+    n = len(verdicts)
+    share = verdicts.count(Verdict.UNPARSABLE) / n if n else None
+    return Criterion(
+        "unparsable_rate",
+        share,
+        f"{limits.max_unparsable_rate:g} or less",
+        share is not None and share <= limits.max_unparsable_rate,
+        n,
+    )

@@ -1,0 +1,413 @@
+"""Means over (task, persona) cells with 95 % intervals that respect both kinds of clusters.
+
+    observations -> CellTable (tasks x personas, sums and counts) -> mean
+        -> two-way variance -> two-way bootstrap-t -> Measure
+
+500 test pairs are 50 tasks x 10 personas, not 500 independent samples: a new task moves ten pairs
+at once, a new persona fifty. So tasks AND personas are resampled with replacement, and the weight
+of a cell is the product of the two counts (a "pigeonhole" bootstrap). Its plain spread and its
+percentiles are not used, because they are wrong here: they count the noise of single cells three
+times (99.6 % coverage where noise dominates) and ignore that 10 personas are few (91 % where
+personas dominate). Each resample is studentised by its own two-way standard error instead, which
+repairs both (see `two_way_interval`).
+
+Coverage of the 95 % interval, measured with this code on 4,000 synthetic data sets each (500
+resamples; +- 0.35 points), in percent. Effects of tasks, personas and cells are normal with these
+standard deviations, unless said otherwise; the true mean is known:
+
+    tasks x personas                     50 x 10   12 x 8   25 x 5   50 x 3
+    1, 0.1, 0.3    tasks dominate           94.6     95.5     95.2     94.7
+    0.1, 1, 0.3    personas dominate        95.8     95.8     97.4     94.8
+    0, 0, 1        cells only               96.5     96.0     96.4     98.2
+    1, 1, 1        equal effects            95.0     95.0     94.4     92.5
+    equal shares of the mean's variance     94.3     94.4     94.2     96.0
+    0, 0.3, 1                               94.5     94.8     92.4     94.5
+    0.3, 0, 1                               95.7     95.9     95.6     98.2
+    1, 1, 0.1                               95.2     95.3     95.1     92.5
+    0.5, 0.5, 0.5, 30 % of cells missing,
+      others with 1 to 4 dialogues          94.9     95.2     93.7     93.0
+    1, 1, 1, t with 4 degrees of freedom    95.8     96.0     96.2     93.6
+    0 or 1, logit -2, effects 1, 1          94.0     96.8     95.2     90.6
+    1, 1, 1, all exponential                92.5     93.3     90.7     86.1
+
+So 93 to 97 % from 8 personas up, but for strong skew: no method sees a rare persona that it never
+drew. With 3 personas read the interval as a rough one.
+
+Letters: I tasks, J personas, R resamples.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from stargate.config import Component, NonNegativeInt
+from stargate.errors import DataError
+
+Floats = npt.NDArray[np.float64]
+
+# Below this many clusters a resample has too few distinct values (4 clusters: 35) for quantiles;
+# a t quantile with Satterthwaite's degrees of freedom takes their place.
+MIN_BOOTSTRAP_CLUSTERS = 5
+# The bootstrap's critical value may exceed the textbook one for few clusters, t with
+# min(I, J) - 1 degrees, by this factor only: with 5 rare-event personas it has no upper limit.
+_MAX_OVER_T = 1.5
+# The additive fit of `two_way_variance` needs most cells; below this share it isn't tried.
+_MIN_FILLED = 0.5
+# Numbers per block of resamples: bounds the memory at some 100 MB.
+_BLOCK_NUMBERS = 1_000_000
+
+
+class BootstrapConfig(Component):
+    """How intervals are computed."""
+
+    confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
+    num_resamples: Annotated[int, Field(ge=200)] = 2000
+    seed: NonNegativeInt = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One value of a measure: a dialogue's log-prob, a turn that is a question (1.0) or not."""
+
+    task: str
+    persona: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A mean over `n` observations with its interval.
+
+    `standard_error` is the plain one (standard deviation over sqrt n, as if all observations were
+    independent): beside the interval it shows how much the clusters matter. What can't be known
+    is None, never a number: see `why_no_interval`.
+    """
+
+    mean: float | None
+    ci_low: float | None
+    ci_high: float | None
+    standard_error: float | None
+    n: int
+    task_clusters: int
+    persona_clusters: int
+
+    @property
+    def why_no_interval(self) -> str | None:
+        """The reason in words where there is no interval, else None."""
+        if self.ci_low is not None:
+            return None
+        if self.n == 0:
+            return "nothing was observed"
+        if min(self.task_clusters, self.persona_clusters) < 2:
+            return (
+                f"{self.task_clusters} task(s) and {self.persona_clusters} persona(s): an interval "
+                "needs at least two of each"
+            )
+        return "all values balance out or are equal: the data show no spread to resample"
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """The keys under `<checkpoint>.<measure>` in eval.json."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class PairedMeasure:
+    """`difference` is after minus before over the cells that both have.
+
+    The cells of one side only are not in it; they are counted.
+    """
+
+    difference: Measure
+    num_only_before: int
+    num_only_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class CellTable:
+    """Observations by cell. Every row and every column has at least one observation."""
+
+    tasks: tuple[str, ...]
+    personas: tuple[str, ...]
+    sums: Floats  # (I, J)
+    counts: Floats  # (I, J), 0 where a pair was not observed
+    values: Floats  # (n,)
+
+
+@dataclass(frozen=True, slots=True)
+class TwoWayVariance:
+    """Mean and its variance by source, for each of R (re)samples; all are (R,).
+
+    `tasks` is the variance of the mean if only tasks were clusters, `personas` likewise, and
+    `cells` if every cell were independent after task and persona effects are taken out.
+    """
+
+    mean: Floats
+    tasks: Floats
+    personas: Floats
+    cells: Floats
+
+    @property
+    def total(self) -> Floats:
+        """tasks + personas - cells, since both parts contain the noise of the cells; never below
+        either part, which a variance can't be but an estimate often is (negative, even). `cells`
+        alone where both parts are nothing (rows and columns all balance out).
+        """
+        total = np.maximum(self.tasks, self.personas)
+        total = np.maximum(total, self.tasks + self.personas - self.cells)
+        chosen: Floats = np.where(total > 1e-12 * self.cells, total, self.cells)
+        return chosen
+
+
+def measure(
+    observations: Iterable[Observation],
+    config: BootstrapConfig | None = None,
+    bounds: tuple[float, float] | None = None,
+) -> Measure:
+    """Mean over all observations with its two-way clustered interval.
+
+    `bounds` cut the interval where the measure can't go (rates: 0 and 1). Raises DataError for a
+    value that is not finite.
+    """
+    table = cell_table(observations)
+    n, num_tasks, num_personas = len(table.values), len(table.tasks), len(table.personas)
+    if n == 0:
+        return Measure(None, None, None, None, 0, 0, 0)
+    interval = two_way_interval(table, config or BootstrapConfig())
+    if interval is not None and bounds is not None:
+        interval = max(interval[0], bounds[0]), min(interval[1], bounds[1])
+    low, high = interval or (None, None)
+    error = float(table.values.std(ddof=1)) / math.sqrt(n) if n > 1 else None
+    return Measure(float(table.values.mean()), low, high, error, n, num_tasks, num_personas)
+
+
+def paired_difference(
+    before: Iterable[Observation],
+    after: Iterable[Observation],
+    config: BootstrapConfig | None = None,
+) -> PairedMeasure:
+    """How much a measure changed between two checkpoints on the same pairs.
+
+    Each cell gives one value, its mean after minus its mean before, so what makes a task or a
+    persona easy cancels out. Cells weigh the same, however many dialogues they have.
+    """
+    means_before, means_after = _cell_means(before), _cell_means(after)
+    differences = [
+        Observation(task, persona, means_after[task, persona] - value)
+        for (task, persona), value in means_before.items()
+        if (task, persona) in means_after
+    ]
+    return PairedMeasure(
+        measure(differences, config),
+        len(means_before) - len(differences),
+        len(means_after) - len(differences),
+    )
+
+
+def eval_json(checkpoints: Mapping[str, Mapping[str, Measure]]) -> dict[str, dict[str, Any]]:
+    """{checkpoint: {measure: {mean, ci_low, ci_high, ...}}}, the shape of eval.json."""
+    return {
+        checkpoint: {name: value.to_json() for name, value in measures.items()}
+        for checkpoint, measures in checkpoints.items()
+    }
+
+
+def cell_table(observations: Iterable[Observation]) -> CellTable:
+    """Sums and counts by cell; tasks and personas in sorted order, so the input's order is
+    without effect. Raises DataError for a value that is not finite.
+    """
+    entries = sorted(observations, key=lambda entry: (entry.task, entry.persona, entry.value))
+    for entry in entries:
+        if not math.isfinite(entry.value):
+            raise DataError(
+                f"task {entry.task!r}, persona {entry.persona!r}: a measure must be finite, "
+                f"got {entry.value}"
+            )
+    tasks = tuple(sorted({entry.task for entry in entries}))
+    personas = tuple(sorted({entry.persona for entry in entries}))
+    row = {task: index for index, task in enumerate(tasks)}
+    column = {persona: index for index, persona in enumerate(personas)}
+    sums = np.zeros((len(tasks), len(personas)))
+    counts = np.zeros_like(sums)
+    for entry in entries:
+        place = row[entry.task], column[entry.persona]
+        sums[place] += entry.value
+        counts[place] += 1.0
+    return CellTable(
+        tasks, personas, sums, counts, np.array([entry.value for entry in entries], dtype=float)
+    )
+
+
+def two_way_interval(table: CellTable, config: BootstrapConfig) -> tuple[float, float] | None:
+    """mean +- q x standard error, both two-way clustered.
+
+    q is the 95 % quantile of |resampled mean - mean| / its own standard error (a symmetric
+    bootstrap-t), or a t quantile below MIN_BOOTSTRAP_CLUSTERS clusters. None with fewer than two
+    tasks or personas, or without any spread: nothing then says how far the mean could be off.
+    """
+    num_tasks, num_personas = table.counts.shape
+    if min(num_tasks, num_personas) < 2 or table.values.min() == table.values.max():
+        return None
+    centre = float(table.values.mean())
+    # Centred, so that the sums of squares below don't cancel: log-probs are -350 +- 50.
+    deviations = table.sums - centre * table.counts
+    weighted = _WeightedTable(deviations, table.counts)
+    whole = weighted.variance(np.ones((1, num_tasks)), np.ones((1, num_personas)))
+    error = math.sqrt(float(whole.total[0]))
+    if error == 0.0:
+        return None
+    critical = _critical_value(whole, weighted, config)
+    return centre - critical * error, centre + critical * error
+
+
+def two_way_variance(table: CellTable) -> TwoWayVariance:
+    """The variance of a table's mean by source (R = 1)."""
+    ones = np.ones((1, len(table.tasks))), np.ones((1, len(table.personas)))
+    return _WeightedTable(table.sums, table.counts).variance(*ones)
+
+
+def resampling_weights(
+    num_tasks: int, num_personas: int, config: BootstrapConfig
+) -> Iterator[tuple[Floats, Floats]]:
+    """How often each task (R, I) and each persona (R, J) was drawn, in blocks of resamples."""
+    generator = np.random.default_rng(config.seed)
+    block = max(1, _BLOCK_NUMBERS // (num_tasks + num_personas))
+    for start in range(0, config.num_resamples, block):
+        size = min(block, config.num_resamples - start)
+        yield _drawn(generator, num_tasks, size), _drawn(generator, num_personas, size)
+
+
+def _drawn(generator: np.random.Generator, num_clusters: int, size: int) -> Floats:
+    drawn = generator.integers(num_clusters, size=(size, num_clusters))
+    drawn += np.arange(size)[:, None] * num_clusters
+    counts = np.bincount(drawn.ravel(), minlength=size * num_clusters)
+    return counts.reshape(size, num_clusters).astype(np.float64)
+
+
+def _critical_value(
+    whole: TwoWayVariance, weighted: "_WeightedTable", config: BootstrapConfig
+) -> float:
+    """By how many standard errors the interval reaches out on either side."""
+    from scipy.stats import t as student
+
+    num_tasks, num_personas = weighted.shape
+    fewest = min(num_tasks, num_personas)
+    tail = 0.5 + config.confidence / 2
+    total = float(whole.total[0])
+    if fewest < MIN_BOOTSTRAP_CLUSTERS:
+        # Satterthwaite: degrees of freedom of a sum of variances.
+        spread = (
+            float(whole.tasks[0]) ** 2 / (num_tasks - 1)
+            + float(whole.personas[0]) ** 2 / (num_personas - 1)
+            + float(whole.cells[0]) ** 2 / ((num_tasks - 1) * (num_personas - 1))
+        )
+        return float(student.ppf(tail, max(total**2 / spread, fewest - 1)))
+    distances = []
+    for task_weights, persona_weights in resampling_weights(num_tasks, num_personas, config):
+        resampled = weighted.variance(task_weights, persona_weights)
+        spread_of = resampled.total
+        # A resample without spread, or without any observed cell (mean is NaN), says nothing
+        # about how far off a mean can be: it counts as infinitely far, never as no distance.
+        usable = spread_of > 1e-9 * total
+        errors = np.sqrt(np.where(usable, spread_of, 1.0))
+        shift = np.abs(resampled.mean - whole.mean)
+        distances.append(np.where(usable, shift / errors, np.inf))
+    ordered = np.sort(np.concatenate(distances))
+    rank = min(math.ceil(config.confidence * (len(ordered) + 1)), len(ordered))
+    return min(float(ordered[rank - 1]), _MAX_OVER_T * float(student.ppf(tail, fewest - 1)))
+
+
+class _WeightedTable:
+    """The two-way variance of a table's mean as a function of task and persona weights.
+
+    With u_ij = sum_ij - mean x count_ij, what a cell adds to the mean's deviation:
+
+        tasks     I/(I-1) x sum_i (sum_j u_ij)^2 / n^2           likewise personas
+        cells     C/(C-I-J+1) x sum_ij (u_ij - count_ij (a_i + b_j))^2 / n^2
+
+    a_i and b_j are the mean deviations of task i and persona j, C the cells observed. Without
+    them `cells` would hold a share of the task and persona effects and `total` be 10 % too small
+    with 10 personas. A table with most cells missing can't tell them apart: there `cells` is
+    C/(C-1) x sum u_ij^2 / n^2 (Cameron, Gelbach, Miller 2011). All are sums of products of the
+    weights with fixed (I, J) arrays, so R resamples take a dozen matrix products.
+    """
+
+    def __init__(self, sums: Floats, counts: Floats) -> None:
+        self.shape = counts.shape
+        self._sums, self._counts = sums, counts
+        self._counts2, self._products, self._squares = counts * counts, sums * counts, sums * sums
+        self._present = (counts > 0).astype(np.float64)
+        self._additive = float(self._present.mean()) >= _MIN_FILLED
+
+    def variance(self, task_weights: Floats, persona_weights: Floats) -> TwoWayVariance:
+        """Of R (re)samples at once: weights (R, I) and (R, J)."""
+        by_row = _Margin(task_weights, persona_weights, self._sums, self._counts)
+        by_column = _Margin(persona_weights, task_weights, self._sums.T, self._counts.T)
+        n = (task_weights * by_row.counts).sum(1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = (task_weights * by_row.sums).sum(1) / n  # NaN where no drawn cell was observed
+        centre = np.nan_to_num(mean)[:, None]
+        n2 = np.maximum(n, 1.0) ** 2
+        return TwoWayVariance(
+            mean=mean,
+            tasks=by_row.sum_of_squares(centre) / n2,
+            personas=by_column.sum_of_squares(centre) / n2,
+            cells=self._cells(by_row, by_column, centre) / n2,
+        )
+
+    def _cells(self, by_row: "_Margin", by_column: "_Margin", centre: Floats) -> Floats:
+        task_weights, persona_weights = by_row.weights, by_column.weights
+        row_counts2 = persona_weights @ self._counts2.T
+        row_products = persona_weights @ self._products.T - centre * row_counts2
+        squares = persona_weights @ self._squares.T - centre * (
+            2 * row_products + centre * row_counts2
+        )
+        rest = (task_weights * squares).sum(1)
+        num_cells = (task_weights * (persona_weights @ self._present.T)).sum(1)
+        freedom = num_cells - 1
+        if self._additive:
+            column_counts2 = task_weights @ self._counts2
+            column_products = task_weights @ self._products - centre * column_counts2
+            a, b = by_row.effects(centre), by_column.effects(centre)
+            rest += (task_weights * a * (a * row_counts2 - 2 * row_products)).sum(1)
+            rest += (persona_weights * b * (b * column_counts2 - 2 * column_products)).sum(1)
+            rest += 2 * (((task_weights * a) @ self._counts2) * persona_weights * b).sum(1)
+            freedom = num_cells - by_row.num_drawn - by_column.num_drawn + 1
+        corrected: Floats = np.maximum(rest, 0.0) * num_cells / np.maximum(freedom, 1.0)
+        return corrected
+
+
+class _Margin:
+    """Weighted sums over the columns of a table, by row, for R resamples: arrays are (R, rows)."""
+
+    def __init__(
+        self, weights: Floats, column_weights: Floats, sums: Floats, counts: Floats
+    ) -> None:
+        self.weights = weights
+        self.sums = column_weights @ sums.T
+        self.counts = column_weights @ counts.T
+        self.num_drawn = (weights * (self.counts > 0)).sum(1)
+
+    def sum_of_squares(self, centre: Floats) -> Floats:
+        """Of the rows' deviations, with the correction for a mean taken from the same rows."""
+        num_rows = self.weights.shape[1]
+        squares: Floats = (self.weights * (self.sums - centre * self.counts) ** 2).sum(1)
+        corrected: Floats = squares * (num_rows / (num_rows - 1))
+        return corrected
+
+    def effects(self, centre: Floats) -> Floats:
+        """Mean deviation of each row; 0 for a row without observations."""
+        effects: Floats = (self.sums - centre * self.counts) / np.maximum(self.counts, 1.0)
+        return effects
+
+
+def _cell_means(observations: Iterable[Observation]) -> dict[tuple[str, str], float]:
+    table = cell_table(observations)
+    return {
+        (table.tasks[i], table.personas[j]): float(table.sums[i, j] / table.counts[i, j])
+        for i, j in np.argwhere(table.counts > 0)
+    }
