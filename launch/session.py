@@ -21,7 +21,7 @@ from stargate.chat import ChatFormat, load_chat_format
 from stargate.config import FactsGrounding, RunConfig, dump_config
 from stargate.data.dataset import Dataset, load_dataset
 from stargate.errors import ConfigError
-from stargate.evaluation.controls import evaluate
+from stargate.evaluation.controls import ControlScore, evaluate
 from stargate.iteration import IterationResult, Roles, Workbench, run_iteration
 from stargate.machine import describe_machine, environment
 from stargate.memory import PeakMemory
@@ -137,6 +137,7 @@ class Session:
         self._tally = Tally()
         self._evaluations: dict[str, dict[str, Any]] = {}
         self._iterations: list[IterationResult] = []
+        self._fixed_controls: tuple[ControlScore, ...] = ()
         log = logging.FileHandler(store.root / "logs" / "driver.log", encoding="utf-8")
         log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(log)
@@ -193,7 +194,10 @@ class Session:
     async def _evaluate(self, version: int, roles: Roles, bench: Workbench) -> None:
         if not self._config.evaluation.enabled:
             return
-        measures = await evaluate(version, self._prepared.test_pairs, roles, bench)
+        pairs = self._prepared.test_pairs
+        evaluation = await evaluate(version, pairs, roles, bench, self._fixed_controls)
+        self._fixed_controls = evaluation.fixed
+        measures = evaluation.measures
         self._evaluations[f"m{version}"] = measures
         self._store.append_metrics({"event": "evaluation", "version": version, **measures})
 

@@ -56,30 +56,44 @@ class ControlScore:
     num_gold_tokens: int
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """One checkpoint's measures by name (see `summarise`), and the scores behind them."""
+
+    measures: dict[str, Any]
+    scores: tuple[ControlScore, ...]
+
+    @property
+    def fixed(self) -> tuple[ControlScore, ...]:
+        """The controls without a dialogue: no checkpoint changes them, so they are made once."""
+        return tuple(score for score in self.scores if score.dialogue_id is None)
+
+
 async def evaluate(
     version: int,
     pairs: Sequence[Pair],
     roles: Roles,
     bench: Workbench,
-) -> dict[str, Any]:
+    fixed: Sequence[ControlScore] = (),
+) -> Evaluation:
     """Plays and scores the test pairs with m_`version`.
 
-    Returns the measures by name (see `summarise`).
+    `fixed`: the controls without a dialogue of an earlier evaluation of these pairs, if any.
     """
     scope = f"eval-m{version}"
     with bench.tally.stage(f"eval_m{version}.rollout"):
         played = await _play_all(scope, pairs, roles, bench)
     with bench.tally.stage(f"eval_m{version}.score"):
-        scores = await _score_all(scope, pairs, played, roles.score, bench)
+        scores = await _score_all(scope, pairs, played, roles.score, bench, fixed)
     bench.store.compact(scope)
-    return summarise([d for dialogues in played.values() for d in dialogues], scores)
+    dialogues = [dialogue for of_pair in played.values() for dialogue in of_pair]
+    return Evaluation(summarise(dialogues, scores), tuple(scores))
 
 
 def shuffled_partner(
     pair: Pair, index: int, pairs: Sequence[Pair], played: dict[str, list[Dialogue]]
 ) -> Dialogue | None:
-    """Another persona's dialogue about the same task: the `index`-th of the next persona in order,
-    cyclically.
+    """Another persona's dialogue about the same task: the next persona's `index`-th, cyclically.
 
     None if no other persona has a dialogue of that index about the task.
     """
@@ -209,9 +223,12 @@ async def _score_all(
     played: dict[str, list[Dialogue]],
     score: Score,
     bench: Workbench,
+    fixed: Sequence[ControlScore],
 ) -> list[ControlScore]:
-    wanted = [item for pair in pairs for item in _wanted_of(pair, pairs, played, bench)]
-    scores: list[ControlScore] = []
+    wanted = [item for pair in pairs for item in _with_dialogues(pair, pairs, played, bench)]
+    if not fixed:
+        wanted += [item for pair in pairs for item in _without_dialogue(pair, bench)]
+    scores = list(fixed)
     with bench.progress.stage(f"{scope} score", len(wanted), "sequences") as stage:
         stage.begin()
 
@@ -228,38 +245,39 @@ async def _score_all(
     return scores
 
 
-def _wanted_of(
+def _without_dialogue(pair: Pair, bench: Workbench) -> list[_Wanted]:
+    """The pair's controls that need no dialogue."""
+    builds = {
+        "no_dialogue": partial(bench.scoring.after_dialogue, pair.id, pair, ()),
+        "persona_given": partial(bench.scoring.with_persona, pair.id, pair),
+    }
+    requests = ((control, _built(build, bench)) for control, build in builds.items())
+    return [_Wanted(c, pair.id, None, None, request) for c, request in requests if request]
+
+
+def _with_dialogues(
     pair: Pair, pairs: Sequence[Pair], played: dict[str, list[Dialogue]], bench: Workbench
 ) -> list[_Wanted]:
-    """All controls of one pair.
-
-    A request that can't be made is dropped and counted, the others stand.
-    """
+    """The gold after each of the pair's dialogues, and after another persona's instead."""
     wanted: list[_Wanted] = []
-
-    def add(
-        control: str, build: Callable[[], ScoreRequest], own: str | None, other: str | None
-    ) -> None:
-        try:
-            wanted.append(_Wanted(control, pair.id, own, other, build()))
-        except RecordDropped as problem:
-            bench.tally.drop(problem)
-
-    scoring = bench.scoring
-    add("no_dialogue", lambda: scoring.after_dialogue(pair.id, pair, ()), None, None)
-    add("persona_given", lambda: scoring.with_persona(pair.id, pair), None, None)
     for own in played[pair.id]:
-        add("matched", partial(scoring.after_dialogue, own.id, pair, own.turns), own.id, None)
+        build = partial(bench.scoring.after_dialogue, own.id, pair)
+        if matched := _built(partial(build, own.turns), bench):
+            wanted.append(_Wanted("matched", pair.id, own.id, None, matched))
         other = shuffled_partner(pair, own.index, pairs, played)
         if other is None:
             bench.tally.drop(
                 RecordDropped("no_shuffle_partner", own.id, "no other persona for this task")
             )
-            continue
-        add(
-            "shuffled",
-            partial(scoring.after_dialogue, own.id, pair, other.turns),
-            own.id,
-            other.id,
-        )
+        elif shuffled := _built(partial(build, other.turns), bench):
+            wanted.append(_Wanted("shuffled", pair.id, own.id, other.id, shuffled))
     return wanted
+
+
+def _built(build: Callable[[], ScoreRequest], bench: Workbench) -> ScoreRequest | None:
+    """A request, or None where it can't be made: that is counted, and the others stand."""
+    try:
+        return build()
+    except RecordDropped as problem:
+        bench.tally.drop(problem)
+        return None

@@ -79,11 +79,19 @@ def test_estimate_by_hand() -> None:
 def test_evaluate_scores_every_control_of_every_pair(tmp_path: Path) -> None:
     score = ScriptedScore(lambda request: -1.0)
     bench = workbench(tmp_path, evaluation={"num_dialogues": 2, "num_turns": 1})
-    got = asyncio.run(evaluate(0, PAIRS, roles(score=score), bench))
+    evaluation = asyncio.run(evaluate(0, PAIRS, roles(score=score), bench))
+    got = evaluation.measures
     assert got["num_dialogues"] == 12
     assert got["gold_logprob"] == -4.0  # "gold" has four characters
     assert [got[f"{name}_n"] for name in ("gold_logprob", "shuffled", "no_dialogue")] == [12, 12, 6]
     assert len(list(bench.store.read("eval-m0", "controls"))) == 12 + 12 + 6 + 6
+
+    # The next checkpoint reuses the controls without a dialogue; its table is complete too.
+    num_requests = len(score.requests)
+    again = asyncio.run(evaluate(1, PAIRS, roles(score=score), bench, evaluation.fixed))
+    assert len(score.requests) - num_requests == 12 + 12
+    assert again.measures["no_dialogue_n"] == 6
+    assert len(list(bench.store.read("eval-m1", "controls"))) == 12 + 12 + 6 + 6
 
 
 def test_the_shuffled_control_keeps_the_pairs_own_name(tmp_path: Path) -> None:
