@@ -18,7 +18,10 @@ from stargate.errors import StargateError
 # command -> (module, one line of help)
 COMMANDS = {
     "run": ("stargate.launch.run", "run STaR-GATE iterations from a config"),
-    "data": ("stargate.launch.data", "import, export, check and show tasks, personas and golds"),
+    "data": (
+        "stargate.launch.data",
+        "build, import, export, check and show tasks, personas and golds",
+    ),
     "doctor": ("stargate.launch.doctor", "say what this machine has and what would not work on it"),
 }
 

@@ -1,4 +1,4 @@
-"""Import, export, check and show the data of a run: tasks, personas and golds.
+"""Build, import, export, check and show the data of a run: tasks, personas and golds.
 
 A dataset is a folder with tasks, personas and golds as .jsonl or .parquet; `starter` names the
 packaged one. Each subcommand tells more with --help.
@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stargate.errors import DataError
+from stargate.launch import data_build
 
 if TYPE_CHECKING:
     from stargate.data.showing import Screen
 
-HELP = "import, export, check and show tasks, personas and golds"
+HELP = "build, import, export, check and show tasks, personas and golds"
 
 # Exit code of `data check` when there are errors (with --strict) or a limit is exceeded.
 EXIT_BAD_DATA = 10
@@ -353,4 +354,7 @@ SUBCOMMANDS = {
     ),
     "check": Subcommand("say what is wrong with a dataset", _CHECK, _configure_check, _run_check),
     "show": Subcommand("print pairs for reading", _SHOW, _configure_show, _run_show),
+    "build": Subcommand(
+        data_build.HELP, data_build.DESCRIPTION, data_build.configure, data_build.run
+    ),
 }

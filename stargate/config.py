@@ -250,11 +250,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(tree, dict):
         raise ConfigError(f"{file}: expected a mapping of keys, got {type(tree).__name__}")
     for override in overrides:
-        _apply_override(tree, override)
+        apply_override(tree, override)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{file}: {_describe(error)}") from error
+        raise ConfigError(f"{file}: {describe_problem(error)}") from error
 
 
 def packaged_configs_dir() -> Path:
@@ -282,7 +282,8 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Sets one `key.key=value` in a tree of plain values. Raises ConfigError."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(
@@ -302,7 +303,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     node[leaf] = value
 
 
-def _describe(error: ValidationError) -> str:
+def describe_problem(error: ValidationError) -> str:
     """The first problem (and how many more) on one line: key, what is wrong, what was got."""
     problems = error.errors(include_url=False)
     first = problems[0]

@@ -3,6 +3,8 @@
 import sqlite3
 from pathlib import Path
 
+import pytest
+
 from stargate.oracle import (
     ChatResult,
     Oracle,
@@ -23,6 +25,8 @@ from tests.fakes.oracle_cases import (
     config,
     with_oracle,
 )
+
+pytestmark = pytest.mark.integration
 
 ALL_MISDEEDS = {
     Behaviour.RATE_LIMIT_SECONDS: 0.03,

@@ -14,6 +14,8 @@ import pytest
 from tests.fakes.misbehaving_server import MisbehavingServer, answer_to
 from tests.fakes.oracle_worker import CONCURRENCY
 
+pytestmark = pytest.mark.integration
+
 NUMBER = 300
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,110 @@
+"""Tasks and personas that a build reads: all formats, and no text in two splits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stargate.data.blemishes import ImportReport
+from stargate.data.build.config import FilePersonas, FileTasks, HubTasks
+from stargate.data.build.sources import read_build_personas, read_build_tasks
+from stargate.data.cleaning import Cleaner
+from stargate.errors import DataError
+
+TEXTS = [f"How do I do thing {n}?" for n in range(5)]
+ROWS: dict[str, Any] = {"A": (0, 2), "test": (3, 5)}
+
+
+def cleaner() -> Cleaner:
+    return Cleaner(ImportReport("build", "file"))
+
+
+def write(folder: Path, ending: str) -> Path:
+    file = folder / f"tasks.{ending}"
+    if ending == "txt":
+        file.write_text("\n".join(TEXTS))
+    elif ending == "json":
+        file.write_text(json.dumps(TEXTS))
+    elif ending == "jsonl":
+        file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
+    elif ending == "csv":
+        file.write_text("prompt\n" + "\n".join(TEXTS))
+    else:
+        datasets = pytest.importorskip("datasets")
+        file = folder / "saved"
+        datasets.Dataset.from_dict({"prompt": TEXTS}).save_to_disk(str(file))
+    return file
+
+
+@pytest.mark.parametrize("ending", ["txt", "json", "jsonl", "csv", "datasets"])
+def test_rows_are_shared_out(ending: str, tmp_path: Path) -> None:
+    source = FileTasks(type="file", path=write(tmp_path, ending), rows=ROWS)
+    clean = cleaner()
+    tasks = read_build_tasks(source, clean)
+    assert [(t.id, t.split, t.text) for t in tasks.values()] == [
+        ("A-task-0", "A", TEXTS[0]),
+        ("A-task-1", "A", TEXTS[1]),
+        ("test-task-0", "test", TEXTS[3]),
+        ("test-task-1", "test", TEXTS[4]),
+    ]
+    assert clean.report.counts["row_beyond_splits"] == 1
+
+
+def test_hub_folder_is_loaded(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"prompt": TEXTS}).to_parquet(str(tmp_path / "train.parquet"))
+    tasks = read_build_tasks(HubTasks(name=str(tmp_path), rows=ROWS), cleaner())
+    assert [t.text for t in tasks.values()] == [*TEXTS[:2], *TEXTS[3:]]
+    with pytest.raises(DataError, match=r"has 5 rows, but tasks\.rows goes to 550"):
+        read_build_tasks(HubTasks(name=str(tmp_path)), cleaner())
+    with pytest.raises(DataError, match="can't be loaded by `datasets`"):
+        read_build_tasks(HubTasks(name=str(tmp_path / "nothing")), cleaner())
+
+
+def test_a_task_in_two_splits_stays_in_the_test(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.json"
+    file.write_text(json.dumps(["What now?", "And then?", "what  now"]))
+    clean = cleaner()
+    source = FileTasks(type="file", path=file, rows={"A": (0, 2), "test": (2, 3)})
+    tasks = read_build_tasks(source, clean)
+    assert [t.split for t in tasks.values()] == ["A", "test"]
+    assert clean.report.counts["task_in_two_splits"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "rows", "message"),
+    [
+        ("[]", {}, "no usable task"),
+        ("{}", {}, "expected a JSON list, got dict"),
+        ('["a?"]', {}, "no split; share the rows out with tasks.rows"),
+        ('[{"other": "a?"}]', {"A": (0, 1)}, "no column 'with the task'"),
+        ('["a?"]', {"A": (0, 1), "B": (1, 2)}, "no usable task for split 'B'"),
+        ("[", {}, "not valid JSON"),
+    ],
+)
+def test_unusable_files_are_one_line(
+    content: str, rows: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "tasks.json"
+    file.write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_build_tasks(FileTasks(type="file", path=file, rows=rows), cleaner())
+
+
+def test_importer_errors_speak_of_the_config(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.jsonl"
+    file.write_text('{"text": "a?"}\n')
+    with pytest.raises(DataError, match=r"no split \(tasks.column, tasks.rows\)"):
+        read_build_tasks(FileTasks(type="file", path=file), cleaner())
+
+
+def test_personas_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "personas.json"
+    file.write_text(json.dumps(["I'm ADA. I mend clocks.", "I'm BO. I fly kites."]))
+    source = FilePersonas(type="file", path=file, rows={"A": (0, 1), "test": (1, 2)})
+    personas = list(read_build_personas(source, cleaner()).values())
+    assert [(p.id, p.name, p.split, p.facts) for p in personas] == [
+        ("A-persona-0", "Ada", "A", ("I mend clocks.",)),
+        ("test-persona-0", "Bo", "test", ("I fly kites.",)),
+    ]
