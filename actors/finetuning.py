@@ -2,7 +2,8 @@
 
     accumulate(step): each micro-batch forward and backward -> loss of every example, on every rank
     update(rate): one optimizer step -> gradient norm
-    save(folder): weights gathered parameter by parameter, written by rank 0
+    settle(): the weights become what will be saved;  evaluate(step): the loss under them
+    save(folder): rank 0 writes them
 
 The denominator of the loss. An optimizer step learns from n loss tokens: those of all examples of
 the batch, on all ranks and in all micro-batches. Its loss is (sum of -log p over these n) / n, so
@@ -10,8 +11,12 @@ every token weighs the same wherever it happens to be computed. DeepSpeed averag
 ranks, therefore each rank's sum is multiplied by (number of ranks / n); gradient accumulation adds
 micro-batches up, without a mean (scale_wrt_gas=False).
 
-Precision. With bfloat16, DeepSpeed keeps float32 master weights and Adam moments, so updates far
-below a bfloat16 weight's resolution add up over the steps; only the saved weights are rounded.
+Precision. With bfloat16, DeepSpeed keeps float32 master weights and Adam moments beside the model,
+so updates far below a bfloat16 weight's resolution add up over the steps. What is saved is rounded
+from the masters without bias (modeling.round_unbiased); the bfloat16 model that computes the losses
+is rounded to nearest and lags behind, so losses reported during a bfloat16 training are somewhat
+higher than those of the masters. ZeRO-0 has no masters under DeepSpeed's bfloat16: there the model
+itself is float32 and computes under autocast.
 """
 
 import gc
@@ -20,12 +25,14 @@ from typing import TYPE_CHECKING, Any
 
 import deepspeed
 import torch
+from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, distributed, nn
 
 from stargate.actors.modeling import (
     SelectedLogits,
     load_model,
     max_positions,
+    round_unbiased,
     save_model,
     token_losses,
 )
@@ -69,31 +76,26 @@ def engine_config(config: TrainerConfig) -> dict[str, Any]:
             "reduce_bucket_size": _BUCKET_ELEMENTS,
             "allgather_bucket_size": _BUCKET_ELEMENTS,
         },
-        "optimizer": {
-            "type": "AdamW",
-            # lr is set before each step. It is 0 here because some of DeepSpeed's wrappers make a
-            # first step on empty gradients, which would already decay the weights.
-            "params": {"lr": 0.0, "weight_decay": config.weight_decay, "torch_adam": True},
-        },
         "steps_per_print": 10**9,
     }
-    if config.dtype == "bfloat16":
+    if config.dtype == "bfloat16" and config.zero_stage > 0:
         settings["bf16"] = {"enabled": True}
-        if config.zero_stage > 0:  # stage 0 accumulates in the model's own dtype only
-            settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
     return settings
 
 
 class _LossModel(nn.Module):
     """-log p of each target, predicted at (rows[p], columns[p]); (P,), in nats."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, autocast: bool) -> None:
         super().__init__()
         self.model = model
         self._logits = SelectedLogits(model)
+        self._autocast = autocast
 
     def forward(self, input_ids: Tensor, rows: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
-        logits, _ = self._logits(rows, columns, input_ids=input_ids, use_cache=False)
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self._autocast):
+            logits, _ = self._logits(rows, columns, input_ids=input_ids, use_cache=False)
         return token_losses(logits, targets)
 
 
@@ -111,16 +113,24 @@ class Finetuning:
         self._device = torch.device(spec.device)
         self._model = load_model(start_model_dir, None, "cpu", spec.trust_remote_code)
         self._check_lengths()
+        self._weights: dict[str, Tensor] = {}
         # What the saved weights are rounded to: the start folder has its dtypes from the base.
         self._dtypes = {name: p.dtype for name, p in self._model.named_parameters()}
-        if spec.config.dtype == "float32":
+        # DeepSpeed casts a bfloat16 model itself: parameters only, rotary frequencies must not be.
+        settings = engine_config(spec.config)
+        if "bf16" not in settings:
             self._model.float()
-        # For bfloat16 DeepSpeed casts, the parameters only: rotary frequencies must stay float32.
-        loss_model = _LossModel(self._model)
+        autocast = spec.config.dtype == "bfloat16" and "bf16" not in settings
+        loss_model = _LossModel(self._model, autocast)
+        # torch's fused AdamW. DeepSpeed's own compiles for minutes, its "torch_adam" is not fused
+        # (1.3 s a step instead of 0.3 s for SmolLM2-135M on two cores). The rate is set before each
+        # step; it is 0 here because some of DeepSpeed's wrappers make a first step on empty
+        # gradients, which would already decay the weights.
+        optimizer = torch.optim.AdamW(
+            loss_model.parameters(), lr=0.0, weight_decay=spec.config.weight_decay, fused=True
+        )
         self._engine, *_ = deepspeed.initialize(
-            model=loss_model,
-            model_parameters=list(loss_model.parameters()),
-            config=engine_config(spec.config),
+            model=loss_model, optimizer=optimizer, config=settings
         )
         # Forget that first step on empty gradients: Adam's bias correction counts steps.
         self._engine.basic_optimizer.state.clear()
@@ -143,7 +153,7 @@ class Finetuning:
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = rate
         norm: Any = None
-        if self._spec.config.zero_stage == 0 and self._spec.config.dtype == "float32":
+        if self._spec.config.zero_stage == 0:
             # The one case in which DeepSpeed clips without telling the norm.
             gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
@@ -159,13 +169,38 @@ class Finetuning:
                 self._forward(micro, losses)
         return self._shared(losses, step.examples)
 
+    def settle(self) -> None:
+        """Makes the weights what will be saved, in the start folder's dtypes; training is over.
+
+        Rank 0 also collects them in main memory. One parameter at a time is put together from what
+        the ranks hold, so under ZeRO-3 the whole model never is on one device. All ranks draw the
+        same random numbers, so they settle on the same weights.
+        """
+        generator = torch.Generator().manual_seed(self._spec.seed)
+        stage = self._spec.config.zero_stage
+        for name, parameter in self._model.named_parameters():
+            exact = parameter if stage == 0 else safe_get_full_fp32_param(parameter)
+            value = round_unbiased(exact.detach().float().cpu(), self._dtypes[name], generator)
+            with deepspeed.zero.GatheredParameters(
+                [parameter], modifier_rank=0, enabled=stage == 3
+            ):
+                parameter.data.copy_(value)
+            if self._spec.rank == 0:
+                self._weights[name] = value
+        saved = self._model.state_dict().keys()
+        for name, buffer in self._model.named_buffers():
+            if self._spec.rank == 0 and name in saved:
+                self._weights[name] = buffer.detach().cpu()
+
     def save(self, output_dir: str) -> None:
-        """Rank 0 writes the folder; all ranks return when it is there, or raise MachineError."""
-        weights = self._gather()
+        """Rank 0 writes what `settle` left; all ranks return when it is there.
+
+        Raises MachineError on every rank if it can't be written.
+        """
         problem: MachineError | None = None
         if self._spec.rank == 0:
             try:
-                save_model(self._model, weights, self._spec.base_model_dir, output_dir)
+                save_model(self._model, self._weights, self._spec.base_model_dir, output_dir)
             except MachineError as error:
                 problem = error
         failed = torch.tensor([float(problem is not None)], device=self._device)
@@ -178,7 +213,7 @@ class Finetuning:
     def close(self) -> None:
         """Frees model, gradients and optimizer."""
         self._engine.destroy()
-        del self._engine, self._model
+        del self._engine, self._model, self._weights
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -211,27 +246,6 @@ class Finetuning:
         distributed.all_reduce(losses)
         values = losses.tolist()
         return {i: values[i] for i in members}
-
-    def _gather(self) -> dict[str, Tensor]:
-        """The whole weights in main memory, on rank 0 only.
-
-        Under ZeRO-3 each rank holds a part of every parameter; one parameter at a time is put
-        together on the device, so the whole model never is. Tied weights appear once.
-        """
-        weights: dict[str, Tensor] = {}
-        for name, parameter in self._model.named_parameters():
-            with deepspeed.zero.GatheredParameters(
-                [parameter], enabled=self._spec.config.zero_stage == 3
-            ):
-                if self._spec.rank == 0:
-                    value = parameter.detach().to("cpu", self._dtypes[name], copy=True)
-                    weights[name] = value.contiguous()
-        if self._spec.rank == 0:
-            saved = self._model.state_dict().keys()
-            for name, buffer in self._model.named_buffers():
-                if name in saved:
-                    weights[name] = buffer.detach().to("cpu", copy=True)
-        return weights
 
     def _check_lengths(self) -> None:
         limit = max_positions(self._model)

@@ -160,8 +160,7 @@ class Scorer:
             for item in items:
                 item.call.fail(error)
             return
-        for item, golds in zip(items, scored.logprobs, strict=True):
-            item.finish(golds)
+        # Before the results: whoever has them finds them counted.
         before = self._stats
         self._stats = ScorerStats(
             num_requests=before.num_requests + len(items),
@@ -171,6 +170,8 @@ class Scorer:
             num_padded_tokens=before.num_padded_tokens + scored.num_padded_tokens,
             busy_seconds=before.busy_seconds + time.perf_counter() - started,
         )
+        for item, golds in zip(items, scored.logprobs, strict=True):
+            item.finish(golds)
 
 
 def check_request(request: ScoreRequest, max_length: int, num_tokens: int) -> None:

@@ -149,6 +149,7 @@ class TrainerRank:
         stage = Finetuning(spec, start_model_dir, ordered)
         try:
             log = self._run_steps(stage, steps, ordered, name)
+            stage.settle()
             validation_loss = _validate(stage, split, ordered, layout)
             stage.save(output_dir)
         finally:
@@ -163,6 +164,7 @@ class TrainerRank:
             num_loss_tokens=log.num_loss_tokens,
             seconds=log.seconds,
             model_dir=output_dir,
+            num_validation_examples=len(split.validation),
         )
 
     def _run_steps(
@@ -219,7 +221,7 @@ class _Log:
 def _validate(
     stage: "Finetuning", split: Split, examples: Sequence[TrainingExample], layout: Layout
 ) -> float | None:
-    """Mean loss per loss token of the held-out examples; None if there are none."""
+    """Mean loss per loss token of the held-out examples, of what is saved; None without any."""
     if not split.validation:
         return None
     lengths = [len(example.input_ids) for example in examples]

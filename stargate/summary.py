@@ -67,6 +67,7 @@ def summarise_run(
             "validation_loss": trained.validation_loss,
             "num_steps": len(trained.losses),
             "num_examples": trained.num_examples,
+            "num_validation_examples": trained.num_validation_examples,
             "num_tokens": trained.num_tokens,
             "num_loss_tokens": trained.num_loss_tokens,
             "seconds": trained.seconds,

@@ -241,6 +241,7 @@ class TrainResult:
     num_loss_tokens: int
     seconds: float
     model_dir: str
+    num_validation_examples: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,6 +148,7 @@ def test_the_saved_model_is_a_hugging_face_folder(finished: tuple[Run, str]) -> 
     trained = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     base = AutoModelForCausalLM.from_pretrained(resolve_model("embedded"), dtype=torch.bfloat16)
     assert AutoTokenizer.from_pretrained(folder).chat_template
+    assert not (folder / "manifest.json").exists()  # it would hold the base model's checksums
     pairs = zip(trained.state_dict().items(), base.state_dict().values(), strict=True)
     changed = [name for (name, weight), other in pairs if not torch.equal(weight, other)]
     assert len(changed) > 50
