@@ -163,9 +163,11 @@ def _print_dialogues(
 ) -> None:
     """A few dialogues from all over the test set, as they were."""
     rows = sorted(store.read(scope, "dialogues"), key=lambda row: str(row["id"]))
-    step = max(1, len(rows) // count)
-    progress.say(f"\n{min(count, len(rows))} of {len(rows)} test dialogues of {version}")
-    for row in rows[::step][:count]:
+    shown = min(count, len(rows))
+    # Spread over the tasks, and shifted by one each time, so that it is not always one persona.
+    chosen = [rows[(i * len(rows) // shown + i) % len(rows)] for i in range(shown)]
+    progress.say(f"\n{shown} of {len(rows)} test dialogues of {version}")
+    for row in chosen:
         dialogue = dialogue_from_row(row)
         progress.say(
             f"\n  [{dialogue.id}] {safe_text(row['persona_name'])}: {safe_text(row['task'])}"
