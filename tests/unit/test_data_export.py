@@ -137,27 +137,6 @@ def test_sft_with_the_persona_tells_the_profile(tmp_path: Path) -> None:
     assert first["messages"][0]["content"].endswith(dataset.personas["rosa"].text)
 
 
-def test_sft_goes_through_datasets_and_a_chat_template(tmp_path: Path) -> None:
-    """What TRL's SFTTrainer does with the column `messages`: load, then apply the template."""
-    datasets = pytest.importorskip("datasets")
-    transformers = pytest.importorskip("transformers")
-    from stargate import embedded
-
-    folder = embedded.embedded_folder()
-    if embedded.folder_problem(folder) is not None:
-        pytest.skip("the embedded model is not converted yet")
-    export_sft(open_dataset("starter"), tmp_path / "sft", load_prompts("paper"))
-    files = {split: str(tmp_path / f"sft/{split}.jsonl") for split in ("A", "test")}
-    loaded = datasets.load_dataset("json", data_files=files, cache_dir=str(tmp_path / "cache"))
-    assert {split: rows.num_rows for split, rows in loaded.items()} == {"A": 64, "test": 96}
-    assert loaded["A"].column_names == ["messages"]
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    text = tokenizer.apply_chat_template(loaded["A"][0]["messages"], tokenize=False)
-    assert "<|im_start|>user\nMy name is Rosa Delgado.\n\nCan you help" in text
-    assert "<|im_start|>assistant\nBuild the week" in text
-    assert text.rstrip().endswith("before bed.<|im_end|>")
-
-
 def test_nothing_to_train_on_is_one_line(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

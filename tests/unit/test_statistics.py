@@ -21,7 +21,6 @@ from stargate.evaluation.statistics import (
     measure,
     paired_difference,
     resampling_weights,
-    two_way_interval,
     two_way_variance,
 )
 
@@ -144,58 +143,6 @@ def test_resampling_one_way_is_scipys_bootstrap() -> None:
     assert means.std() == pytest.approx(theirs.standard_error, rel=0.03)
     by_formula = math.sqrt(two_way_variance(as_table(values)).tasks[0] * 29 / 30)
     assert means.std() == pytest.approx(by_formula, rel=0.03)
-
-
-@pytest.mark.parametrize("scales", [(1.0, 1.0, 1.0), (1.0, 0.1, 0.5), (0.1, 1.0, 0.5)])
-def test_standard_errors_are_of_statsmodels_size(scales: tuple[float, float, float]) -> None:
-    import statsmodels.api as sm
-
-    values = clustered((50, 10), scales, seed=8)
-    tasks, personas = np.indices(values.shape).reshape(2, -1)
-    model = sm.OLS(values.ravel(), np.ones(values.size))
-
-    def theirs(groups: Floats) -> float:
-        fitted = model.fit(cov_type="cluster", cov_kwds={"groups": groups})
-        return float(fitted.bse[0])
-
-    found = two_way_variance(as_table(values))
-    # One way the formulas are the same; two ways statsmodels leaves task and persona effects in
-    # the cells' part, which makes it up to 5 % smaller with ten personas.
-    assert math.sqrt(found.tasks[0]) == pytest.approx(theirs(tasks), rel=1e-9)
-    assert math.sqrt(found.personas[0]) == pytest.approx(theirs(personas), rel=1e-9)
-    both = theirs(np.column_stack([tasks, personas]))
-    assert both * 0.99 < math.sqrt(found.total[0]) < both * 1.08
-
-
-# Standard deviations of task, persona and cell effects.
-COVERAGE_CASES = {
-    "tasks dominate": (1.0, 0.1, 0.3),
-    "personas dominate": (0.1, 1.0, 0.3),
-    "cells dominate": (0.0, 0.0, 1.0),
-    "equal effects": (1.0, 1.0, 1.0),
-    "equal shares of the variance": (math.sqrt(50), math.sqrt(10), math.sqrt(500)),
-}
-
-
-@pytest.mark.parametrize("name", COVERAGE_CASES)
-def test_intervals_cover_93_to_97_percent(name: str) -> None:
-    """50 x 10 with a true mean of 0: how many 95 % intervals contain it."""
-    scales = COVERAGE_CASES[name]
-    num_sets, hits = 2500, 0
-    for seed in range(num_sets):
-        values = clustered((50, 10), scales, seed)
-        config = BootstrapConfig(num_resamples=300, seed=1_000_000 + seed)
-        table = CellTable(
-            tuple(map(str, range(50))),
-            tuple(map(str, range(10))),
-            values,
-            np.ones_like(values),
-            values.ravel(),
-        )
-        interval = two_way_interval(table, config)
-        assert interval is not None
-        hits += interval[0] <= 0.0 <= interval[1]
-    assert 0.93 <= hits / num_sets <= 0.97
 
 
 def test_clusters_widen_the_interval() -> None:

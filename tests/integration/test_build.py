@@ -22,6 +22,8 @@ from stargate.progress import PlainProgress
 from tests.fakes.build_answers import behave, build_config, kind_of
 from tests.fakes.misbehaving_server import MisbehavingServer, Raw, completion
 
+pytestmark = pytest.mark.integration
+
 FILES = ("tasks.jsonl", "personas.jsonl", "golds.jsonl")
 
 

@@ -36,6 +36,8 @@ from tests.fakes.oracle_cases import (
     with_oracle,
 )
 
+pytestmark = pytest.mark.integration
+
 
 def test_given_up_requests_are_recorded_and_asked_again_later(tmp_path: Path) -> None:
     answers = {"a": Behaviour.ERROR_500, "b": Behaviour.OK}
