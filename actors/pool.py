@@ -144,9 +144,7 @@ class TrainerGroup:
     async def _watch(self) -> None:
         """Shows rank 0's steps until cancelled."""
         done = 0
-        while (state := await remote(self._ranks[0].progress.remote())) is None or not (
-            state.total_steps
-        ):
+        while not (state := await remote(self._ranks[0].progress.remote())).total_steps:
             await asyncio.sleep(_POLL_SECONDS)
         with self._progress.stage("train", state.total_steps, "steps") as stage:
             tokens = 0

@@ -52,6 +52,7 @@ class Prepared:
     chat: ChatFormat
     roleplayer_chat: ChatFormat
     placement: Placement
+    num_gpus: int
 
     def train_pairs(self, iteration: int) -> list[Pair]:
         """The pairs of iteration t: the splits take turns (A for even t, B for odd t)."""
@@ -100,6 +101,7 @@ def prepare(config: RunConfig, say: Callable[[str], None]) -> Prepared:
         chat=load_chat_format(str(base), config.trust_remote_code),
         roleplayer_chat=load_chat_format(str(other), config.trust_remote_code),
         placement=placement,
+        num_gpus=len(machine.gpus),
     )
     for iteration in range(min(config.schedule.num_iterations, len(config.data.train_splits))):
         pairs = prepared.train_pairs(iteration)
@@ -215,7 +217,7 @@ class Session:
         try:
             with self._tally.stage("setup"), self._progress.stage("setup", 1, "crew") as stage:
                 stage.begin()
-                start_ray(len(describe_machine().gpus))
+                start_ray(prepared.num_gpus)
                 _cancel_on_sigterm()  # after Ray, which sets a handler of its own
                 matcher = self._matcher()
                 crew = await start_crew(

@@ -8,7 +8,7 @@ comment says otherwise.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -27,6 +27,9 @@ class Component(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True
     )
+
+
+ComponentT = TypeVar("ComponentT", bound=Component)
 
 
 class SplitLimit(Component):
@@ -240,19 +243,29 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     and key.
     """
     file = find_config(path)
+    tree = read_yaml(file)
+    return validated(RunConfig, file, {} if tree is None else tree, overrides)
+
+
+def read_yaml(file: Path) -> Any:
+    """The plain values of a YAML file. Raises ConfigError."""
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem = " ".join(str(error).split())
         raise ConfigError(f"{file}: not valid YAML: {problem}") from error
-    if tree is None:
-        tree = {}
+
+
+def validated(
+    model: type[ComponentT], file: Path, tree: Any, overrides: Sequence[str]
+) -> ComponentT:
+    """A file's values with `key=value` overrides as a component. Raises ConfigError."""
     if not isinstance(tree, dict):
         raise ConfigError(f"{file}: expected a mapping of keys, got {type(tree).__name__}")
     for override in overrides:
         apply_override(tree, override)
     try:
-        return RunConfig.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{file}: {describe_problem(error)}") from error
 

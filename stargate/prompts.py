@@ -8,14 +8,13 @@ Values are plain text, never HTML.
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import yaml
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import PrivateAttr, ValidationError
 
-from stargate.config import Component, packaged_configs_dir
+from stargate.config import Component, packaged_configs_dir, read_yaml
 from stargate.errors import ConfigError
 
 _JINJA = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)
@@ -35,7 +34,28 @@ class Conversation(Component):
     turn: str
 
 
-class PromptSet(Component):
+class TemplateFile(Component):
+    """A versioned YAML file of Jinja templates."""
+
+    version: int
+
+    _compiled: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def render(self, template: str, **values: Any) -> str:
+        """One template's text. Raises ConfigError when it names a value that it is not given."""
+        try:
+            compiled = self._compiled.get(template)
+            if compiled is None:
+                compiled = self._compiled[template] = _JINJA.from_string(template)
+            return str(compiled.render(**values)).strip()
+        except TemplateError as error:
+            raise ConfigError(f"prompt template {template[:60]!r}: {error}") from error
+
+
+_FileT = TypeVar("_FileT", bound=TemplateFile)
+
+
+class PromptSet(TemplateFile):
     """All prompts of a run.
 
     opening        first user turn without any instruction {name, task}: scoring and training
@@ -48,7 +68,6 @@ class PromptSet(Component):
     no_preference  what the Roleplayer says when no fact answers
     """
 
-    version: int
     opening: str
     closing: str
     questioner: Conversation
@@ -57,18 +76,6 @@ class PromptSet(Component):
     roleplayer: Conversation
     voice: Conversation
     no_preference: str
-
-    _compiled: dict[str, Any] = PrivateAttr(default_factory=dict)
-
-    def render(self, template: str, **values: str | list[str]) -> str:
-        """One template's text. Raises ConfigError when it names a value that it is not given."""
-        try:
-            compiled = self._compiled.get(template)
-            if compiled is None:
-                compiled = self._compiled[template] = _JINJA.from_string(template)
-            return str(compiled.render(**values)).strip()
-        except TemplateError as error:
-            raise ConfigError(f"prompt template {template[:60]!r}: {error}") from error
 
     @cached_property
     def no_preference_text(self) -> str:
@@ -80,15 +87,18 @@ def load_prompts(name: str) -> PromptSet:
 
     Raises ConfigError naming file and key.
     """
-    packaged = packaged_configs_dir() / "prompts" / f"{name}.yaml"
+    return load_template_file(PromptSet, packaged_configs_dir() / "prompts", name)
+
+
+def load_template_file(model: type[_FileT], packaged_dir: Path, name: str) -> _FileT:
+    """A template file by its name in `packaged_dir`, or by path. Raises ConfigError."""
+    packaged = packaged_dir / f"{name}.yaml"
     file = packaged if packaged.is_file() else Path(name)
     if not file.is_file():
-        known = ", ".join(sorted(f.stem for f in packaged.parent.glob("*.yaml")))
+        known = ", ".join(sorted(f.stem for f in packaged_dir.glob("*.yaml")))
         raise ConfigError(f"prompts: {name}: no such file; give a path or one of: {known}")
     try:
-        return PromptSet.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+        return model.model_validate(read_yaml(file))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 # The same rules for every YAML file of stargate: overrides, and errors on one line.
 from stargate.config import (
@@ -21,9 +20,9 @@ from stargate.config import (
     Fraction,
     NonNegativeInt,
     PositiveInt,
-    apply_override,
-    describe_problem,
     packaged_configs_dir,
+    read_yaml,
+    validated,
 )
 from stargate.errors import ConfigError
 from stargate.oracle.config import LocalOracleConfig, OpenAIOracleConfig, OracleConfig
@@ -194,18 +193,7 @@ class BuildConfig(Component):
 def load_build_config(path: str | Path, overrides: Sequence[str] = ()) -> BuildConfig:
     """Reads a YAML file, or a packaged build config by its name. Raises ConfigError."""
     file = _find(path)
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{file}: expected a mapping of keys, got {type(tree).__name__}")
-    for override in overrides:
-        apply_override(tree, override)
-    try:
-        return BuildConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{file}: {describe_problem(error)}") from error
+    return validated(BuildConfig, file, read_yaml(file), overrides)
 
 
 def identity_of(config: BuildConfig, prompts: dict[str, Any]) -> dict[str, str]:
