@@ -71,6 +71,21 @@ def max_positions(model: Any) -> int:
     return length
 
 
+def sees_everything(model: Any) -> bool:
+    """Whether every layer attends to all tokens that a mask allows.
+
+    Not so with sliding windows or recurrent layers: there a mask can't let several texts that
+    stand side by side follow one context.
+    """
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        plain = all(kind == "full_attention" for kind in kinds)
+    else:
+        plain = getattr(config, "sliding_window", None) is None
+    return plain and model.config._attn_implementation == "sdpa"
+
+
 class SelectedLogits:
     """Calls a causal LM so that its output layer sees chosen positions only.
 

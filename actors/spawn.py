@@ -75,6 +75,7 @@ class CrewPlan:
     base_model_dir: Path
     roleplayer_dir: Path
     log_dir: Path
+    training: bool = True  # False: no trainer is started
 
 
 async def start_crew(plan: CrewPlan, say: Callable[[str], None]) -> Crew:
@@ -87,9 +88,10 @@ async def start_crew(plan: CrewPlan, say: Callable[[str], None]) -> Crew:
             crew.roleplayers.append(_spawn_engine(plan, "roleplayer", number, cores))
         for number in range(plan.config.scorer.num_scorers):
             crew.scorers.append(_spawn_scorer(plan, number))
-        port = _free_port()
-        for rank in range(plan.config.trainer.num_ranks):
-            crew.trainers.append(_spawn_trainer(plan, rank, port))
+        if plan.training:
+            port = _free_port()
+            for rank in range(plan.config.trainer.num_ranks):
+                crew.trainers.append(_spawn_trainer(plan, rank, port))
         await _start_all(crew, say)
     except BaseException:
         await stop_crew(crew)

@@ -11,23 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from stargate.component import Component, Fraction, NonNegativeInt, PositiveInt
 from stargate.errors import ConfigError
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-
-
-class Component(BaseModel):
-    """Base of all components: unknown keys are errors, values never change after parsing."""
-
-    # Input is hidden in pydantic's own messages: a URL there may hold a password. Ours show it.
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True
-    )
-
+from stargate.evaluation.judge_config import JudgeConfig
+from stargate.tracking_config import TrackingConfig
 
 ComponentT = TypeVar("ComponentT", bound=Component)
 
@@ -150,9 +139,16 @@ class ScorerConfig(Component):
 
 
 class SelectionConfig(Component):
-    """Which of a pair's N dialogues is trained on."""
+    """Which of a pair's N dialogues is trained on.
 
-    type: Literal["gold", "random"] = "gold"  # gold: best of N (PAPER 3); random: a control
+    gold         the highest gold log-prob: best of N (PAPER 3)
+    contrastive  the highest gold log-prob minus the mean log-prob of the golds of other personas
+                 for the same task: chosen for what it learned about the person, not for its form
+    random       a control
+    """
+
+    type: Literal["gold", "contrastive", "random"] = "gold"
+    max_other_golds: PositiveInt | None = None  # contrastive: how many others; None: all there are
 
 
 class ResponseConfig(Component):
@@ -197,7 +193,10 @@ class EvaluationConfig(Component):
     enabled: bool = True
     num_dialogues: PositiveInt = 2
     num_turns: PositiveInt = 3
+    # Dialogues per pair that get the costlier controls: after each turn, and with the persona too.
+    num_detailed_dialogues: NonNegativeInt = 1
     show_dialogues: NonNegativeInt = 3
+    judge: JudgeConfig | None = None  # None: no responses are made and no win rates computed
 
 
 class ScheduleConfig(Component):
@@ -233,6 +232,7 @@ class RunConfig(Component):
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -15,21 +15,23 @@ from dataclasses import dataclass
 from itertools import islice
 
 from stargate.chat import ChatFormat
-from stargate.config import RunConfig
+from stargate.config import RunConfig, SamplingConfig
 from stargate.dialogue import Questioner, plan_dialogues, play, require_room, sampling_of
 from stargate.errors import DataError, RecordDropped
 from stargate.examples import build_example
+from stargate.finished import Finished, read_finished
 from stargate.progress import Progress, Stage
 from stargate.protocols import Generate, PushWeights, Roleplay, Score, Train
 from stargate.scoring import GoldScoring, to_dialogue_score
 from stargate.seeds import derive_seed
-from stargate.selection import select
+from stargate.selection import other_golds, select
 from stargate.store import RunStore, dialogue_row, example_from_row, record_row
 from stargate.tally import Tally
 from stargate.tasks import task_group
 from stargate.types import (
     Dialogue,
     DialoguePlan,
+    DialogueScore,
     GenerateRequest,
     Generation,
     Pair,
@@ -49,6 +51,7 @@ class Roles:
     score: Score
     train: Train
     push: PushWeights
+    voice: Generate | None = None  # the Roleplayer's engines as they are: a judge may ask them
 
 
 @dataclass(frozen=True)
@@ -110,9 +113,10 @@ async def run_iteration(
 
 async def make_examples(scope: str, pairs: Sequence[Pair], roles: Roles, bench: Workbench) -> None:
     """Plays, scores, selects and responds for every pair; the records are in the store when this
-    returns.
+    returns. What the store has of this scope already is not made again.
     """
     config = bench.config
+    done = read_finished(bench.store, scope)
     per_pair = config.rollout.num_dialogues
     num_dialogues = len(pairs) * per_pair
     with (
@@ -126,10 +130,12 @@ async def make_examples(scope: str, pairs: Sequence[Pair], roles: Roles, bench: 
             # Enough pairs under way to keep every slot busy while others score; no more are in
             # memory.
             under_way = 2 * -(-config.rollout.max_concurrent_dialogues // per_pair)
-            await _stream(pairs, under_way, _PairSteps(scope, roles, bench, stages, slots))
+            steps = _PairSteps(scope, pairs, done, roles, bench, stages, slots)
+            await _stream(pairs, under_way, steps)
             return
         for wave in _batched(pairs, config.schedule.wave_pairs):
-            steps = _PairSteps(scope, roles, bench, stages, slots, asyncio.Barrier(len(wave)))
+            barrier = asyncio.Barrier(len(wave))
+            steps = _PairSteps(scope, pairs, done, roles, bench, stages, slots, barrier)
             await _stream(wave, len(wave), steps)
 
 
@@ -145,6 +151,8 @@ class _PairSteps:
     """The steps of one pair. `barrier` separates them where stages must not overlap."""
 
     scope: str
+    pairs: Sequence[Pair]  # all of the iteration's, for the golds of other personas
+    done: Finished
     roles: Roles
     bench: Workbench
     stages: _Stages
@@ -178,6 +186,9 @@ class _PairSteps:
         return [dialogue for dialogue in played if dialogue is not None]
 
     async def _play(self, plan: DialoguePlan, questioner: Questioner) -> Dialogue | None:
+        if (finished := self.done.dialogues.get(plan.dialogue_id)) is not None:
+            self.stages.rollout.advance()
+            return finished
         async with self.slots:
             try:
                 dialogue = await play(plan, questioner, self.roles.roleplay)
@@ -191,29 +202,61 @@ class _PairSteps:
         return dialogue
 
     async def _select(self, pair: Pair, dialogues: Sequence[Dialogue]) -> Selection | None:
-        requests = []
-        scorable = []
-        for dialogue in dialogues:
-            try:
-                request = self.bench.scoring.after_dialogue(dialogue.id, pair, dialogue.turns)
-            except RecordDropped as problem:
-                self.bench.tally.drop(problem)
-            else:
-                requests.append(request)
-                scorable.append(dialogue)
-        if not requests:
+        """The pair's selection; None where no dialogue could be scored."""
+        if (finished := self.done.selections.get(pair.id)) is not None:
+            self.stages.score.advance(len(dialogues))
+            return finished
+        config = self.bench.config
+        seed = derive_seed(config.seed, self.scope)
+        others = other_golds(pair, self.pairs, config.selection, seed)
+        if config.selection.type == "contrastive" and not others:
+            problem = "no other persona has a gold for this task"
+            self.bench.tally.drop(RecordDropped("pair_without_contrast", pair.id, problem))
+            return None
+        scores = await self._score(pair, dialogues, others)
+        if not scores:
             self.bench.tally.drop(RecordDropped("pair_without_dialogue", pair.id, "none is left"))
             return None
-        results = await self.roles.score(requests)
-        scores = [to_dialogue_score(d, r) for d, r in zip(scorable, results, strict=True)]
-        await self.bench.store.append(self.scope, "scores", [record_row(s) for s in scores])
-        config = self.bench.config
-        selection = select(pair.id, scores, config.selection, derive_seed(config.seed, self.scope))
+        selection = select(pair.id, scores, config.selection, seed)
         await self.bench.store.append(self.scope, "selections", [record_row(selection)])
         self.stages.score.advance(len(dialogues))
         return selection
 
+    async def _score(
+        self, pair: Pair, dialogues: Sequence[Dialogue], others: Sequence[str]
+    ) -> list[DialogueScore]:
+        """The scores of those dialogues that can be scored, in their order."""
+        known = {d.id: s for d in dialogues if (s := self._known_score(d, bool(others)))}
+        requests = []
+        missing = []
+        for dialogue in dialogues:
+            if dialogue.id in known:
+                continue
+            try:
+                request = self.bench.scoring.after_dialogue(
+                    dialogue.id, pair, dialogue.turns, others
+                )
+            except RecordDropped as problem:
+                self.bench.tally.drop(problem)
+            else:
+                requests.append(request)
+                missing.append(dialogue)
+        results = await self.roles.score(requests)
+        scores = [to_dialogue_score(d, r) for d, r in zip(missing, results, strict=True)]
+        await self.bench.store.append(self.scope, "scores", [record_row(s) for s in scores])
+        known |= {score.dialogue_id: score for score in scores}
+        return [known[dialogue.id] for dialogue in dialogues if dialogue.id in known]
+
+    def _known_score(self, dialogue: Dialogue, contrasted: bool) -> DialogueScore | None:
+        """The score on disk, if it has what this selection needs."""
+        score = self.done.scores.get(dialogue.id)
+        if score is None or (contrasted and score.other_gold_logprob is None):
+            return None
+        return score
+
     async def _make_example(self, pair: Pair, dialogue: Dialogue) -> None:
+        if pair.id in self.done.examples:
+            return
         try:
             response = None
             if self.bench.config.trainer.target == "own_response":
@@ -238,11 +281,25 @@ class _PairSteps:
 async def respond(
     pair: Pair, dialogue: Dialogue, generate: Generate, bench: Workbench
 ) -> Generation:
-    """The final response of m_t after a dialogue, greedy (PAPER 4).
+    """The final response of m_t after a dialogue, greedy (PAPER 4), to learn from.
 
-    Raises RecordDropped if it is empty.
+    Raises RecordDropped if it is empty: silence must not be learned.
     """
-    sampling = bench.config.response.sampling
+    generation = await write_response(
+        pair, dialogue, generate, bench, bench.config.response.sampling
+    )
+    if not generation.text.strip():
+        raise RecordDropped("empty_response", dialogue.id, "the responder said nothing")
+    return generation
+
+
+async def write_response(
+    pair: Pair, dialogue: Dialogue, generate: Generate, bench: Workbench, sampling: SamplingConfig
+) -> Generation:
+    """The responder's text after a dialogue, whatever it is.
+
+    Raises RecordDropped if the prompt is too long.
+    """
     prompt_ids = bench.chat.prompt_ids(bench.views.responder(pair, dialogue.turns))
     require_room(
         prompt_ids,
@@ -250,7 +307,7 @@ async def respond(
         bench.config.questioner.engine.max_model_len,
         f"{dialogue.id} response",
     )
-    generation = await generate(
+    return await generate(
         GenerateRequest(
             request_id=f"{dialogue.id}/response",
             session=dialogue.id,
@@ -258,9 +315,6 @@ async def respond(
             sampling=sampling_of(sampling, derive_seed(dialogue.seed, "response")),
         )
     )
-    if not generation.text.strip():
-        raise RecordDropped("empty_response", dialogue.id, "the responder said nothing")
-    return generation
 
 
 async def _stream(pairs: Sequence[Pair], under_way: int, steps: _PairSteps) -> None:

@@ -14,7 +14,8 @@ from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import PrivateAttr, ValidationError
 
-from stargate.config import Component, packaged_configs_dir, read_yaml
+from stargate.component import Component
+from stargate.config import packaged_configs_dir, read_yaml
 from stargate.errors import ConfigError
 
 _JINJA = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)

@@ -19,36 +19,49 @@ class GoldScoring:
         self._chat = chat
         self._max_length = max_length
 
-    def after_dialogue(self, key: str, pair: Pair, turns: Sequence[Turn]) -> ScoreRequest:
-        """The gold after a dialogue.
+    def after_dialogue(
+        self, key: str, pair: Pair, turns: Sequence[Turn], others: Sequence[str] = ()
+    ) -> ScoreRequest:
+        """The gold after a dialogue, then `others` (golds of other personas) after the same.
 
         With another persona's turns: the shuffled control. Without: no dialogue.
         """
-        return self._request(key, pair, self._views.without_instruction(pair, turns))
+        return self._request(key, pair, self._views.without_instruction(pair, turns), others)
 
     def with_persona(self, key: str, pair: Pair, turns: Sequence[Turn] = ()) -> ScoreRequest:
         """The gold with the persona given outright: the upper control."""
-        return self._request(key, pair, self._views.with_persona(pair, turns))
+        return self._request(key, pair, self._views.with_persona(pair, turns), ())
 
-    def _request(self, key: str, pair: Pair, messages: list[Message]) -> ScoreRequest:
+    def _request(
+        self, key: str, pair: Pair, messages: list[Message], others: Sequence[str]
+    ) -> ScoreRequest:
         if pair.gold is None or not pair.gold.strip():
             raise RecordDropped("empty_gold", pair.id, "there is no gold to score")
         context, gold = self._chat.continuation(messages, pair.gold)
-        if len(context) + len(gold) > self._max_length:
+        splits = [self._chat.continuation(messages, other) for other in others]
+        if any(other_context != context for other_context, _ in splits):
+            # A tokenizer that merges across the border leaves no common context to share.
+            raise RecordDropped("golds_without_common_context", key, "their first tokens differ")
+        golds = (gold, *(ids for _, ids in splits))
+        longest = max(map(len, golds))
+        if len(context) + longest > self._max_length:
             raise RecordDropped(
                 "score_too_long",
                 key,
-                f"{len(context)} context + {len(gold)} gold tokens, "
+                f"{len(context)} context + {longest} gold tokens, "
                 f"the context has {self._max_length}",
             )
-        return ScoreRequest(key, context, (gold,))
+        return ScoreRequest(key, context, golds)
 
 
 def to_dialogue_score(dialogue: Dialogue, result: ScoreResult) -> DialogueScore:
-    """The dialogue's score: the plain sum over the gold's tokens."""
+    """The dialogue's score: the plain sum over the gold's tokens; the mean sum of other golds."""
+    own, *others = result.sums
     return DialogueScore(
         dialogue_id=dialogue.id,
         pair_id=dialogue.pair_id,
-        gold_logprob=result.sums[0],
+        gold_logprob=own,
         num_gold_tokens=len(result.token_logprobs[0]),
+        other_gold_logprob=sum(others) / len(others) if others else None,
+        num_other_golds=len(others) if others else None,
     )

@@ -185,18 +185,24 @@ class ScoreResult:
 class DialogueScore:
     """The gold log-prob of one dialogue:
 
-    the SUM over gold tokens, in nats (PAPER: no length normalisation).
+    the SUM over gold tokens, in nats (PAPER: no length normalisation). `other_gold_logprob` is the
+    mean over `num_other_golds` golds of other personas for the same task, None if none was scored.
     """
 
     dialogue_id: str
     pair_id: str
     gold_logprob: float
     num_gold_tokens: int
+    other_gold_logprob: float | None = None
+    num_other_golds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which of a pair's N dialogues is trained on, and the scores that it was chosen from."""
+    """Which of a pair's N dialogues is trained on, and the scores that it was chosen by:
+
+    gold log-probs, or with contrastive selection their contrasts with other personas' golds.
+    """
 
     pair_id: str
     dialogue_id: str

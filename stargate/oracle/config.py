@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from stargate.config import Component, PositiveInt
+from stargate.component import Component, PositiveInt
 
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Money = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]

@@ -18,6 +18,7 @@ from stargate.types import (
     Pair,
     PushResult,
     ScoreRequest,
+    ScoreResult,
     TrainingExample,
     TrainResult,
 )
@@ -211,3 +212,65 @@ def test_two_runs_with_one_seed_ask_for_the_same(tmp_path: Path) -> None:
         return sorted((r.request_id, r.sampling.seed) for r in generate.requests)
 
     assert requests(tmp_path / "a") == requests(tmp_path / "b")
+
+
+def test_what_is_on_disk_is_not_made_again(tmp_path: Path) -> None:
+    """Two dialogues, two selections and three examples were lost; only those are made."""
+    asyncio.run(run_iteration(0, PAIRS, roles(), workbench(tmp_path / "whole")))
+    whole, torn = RunStore(tmp_path / "whole"), RunStore(tmp_path / "torn")
+
+    async def copy() -> None:
+        for table, lost in (
+            ("dialogues", ("t0/t1:p/0", "t0/t2:q/2")),
+            ("scores", ("t0/t1:p/0", "t0/t2:q/2")),
+            ("selections", ("t1:p", "t2:q")),
+            ("examples", ("t1:p", "t2:q", "t2:p")),
+        ):
+            key = {"dialogues": "id", "scores": "dialogue_id"}.get(table, "pair_id")
+            rows = [row for row in whole.read("t0", table) if row[key] not in lost]
+            await torn.append("t0", table, rows)
+
+    asyncio.run(copy())
+    generate, score = ScriptedGenerate(say), ScriptedScore(favour_second)
+    parts = roles(generate=generate, score=score)
+    asyncio.run(run_iteration(0, PAIRS, parts, workbench(tmp_path / "torn")))
+    assert {request.session for request in generate.requests} == {
+        "t0/t1:p/0",
+        "t0/t2:q/2",
+        *(f"t0/{pair}/1" for pair in ("t1:p", "t2:q", "t2:p")),  # the responses
+    }
+    assert sorted(request.key for request in score.requests) == ["t0/t1:p/0", "t0/t2:q/2"]
+    for table in ("scores", "selections", "examples"):
+        rows = [
+            sorted(map(str, RunStore(root).read("t0", table))) for root in (whole.root, torn.root)
+        ]
+        assert rows[0] == rows[1]
+
+
+def test_contrastive_selection_prefers_what_is_about_the_person(tmp_path: Path) -> None:
+    """Dialogue 1 makes every gold likely, dialogue 2 only the pair's own."""
+
+    class Score(ScriptedScore):
+        async def __call__(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+            self.requests += requests
+            values = {"/0": (-9.0, -9.0), "/1": (-1.0, -1.0), "/2": (-2.0, -8.0)}
+            return [ScoreResult(r.key, tuple((v,) for v in values[r.key[-2:]])) for r in requests]
+
+    score = Score(lambda request: 0.0)
+    bench = workbench(tmp_path, selection={"type": "contrastive"})
+    asyncio.run(run_iteration(0, PAIRS, roles(score=score), bench))
+    assert {len(request.golds) for request in score.requests} == {2}
+    selections = list(bench.store.read("t0", "selections"))
+    assert {row["dialogue_id"][-2:] for row in selections} == {"/2"}
+    assert {tuple(row["candidate_scores"]) for row in selections} == {(0.0, 0.0, 6.0)}
+    scores = list(bench.store.read("t0", "scores"))
+    assert {row["num_other_golds"] for row in scores} == {1}
+
+
+def test_without_another_persona_contrastive_selection_drops_the_pair(tmp_path: Path) -> None:
+    bench = workbench(tmp_path, selection={"type": "contrastive"})
+    lonely = make_pair(task="t9", persona="p")
+    score = ScriptedScore(favour_second)
+    asyncio.run(run_iteration(0, [*PAIRS, lonely], roles(score=score), bench))
+    assert bench.tally.dropped == {"pair_without_contrast": 1}
+    assert len(list(bench.store.read("t0", "examples"))) == 4

@@ -13,17 +13,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-# The same rules for every YAML file of stargate: overrides, and errors on one line.
-from stargate.config import (
-    Component,
-    EngineConfig,
-    Fraction,
-    NonNegativeInt,
-    PositiveInt,
-    packaged_configs_dir,
-    read_yaml,
-    validated,
-)
+from stargate.component import Component, Fraction, NonNegativeInt, PositiveInt
+from stargate.config import EngineConfig, packaged_configs_dir, read_yaml, validated
 from stargate.errors import ConfigError
 from stargate.oracle.config import LocalOracleConfig, OpenAIOracleConfig, OracleConfig
 

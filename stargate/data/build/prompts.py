@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from stargate.chat import Message
-from stargate.config import Component
+from stargate.component import Component
 from stargate.data.build.config import packaged_build_dir
 from stargate.prompts import Conversation, TemplateFile, load_template_file
 
