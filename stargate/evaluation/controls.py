@@ -1,51 +1,39 @@
 """Gold log-prob under m_0 on the test pairs, always together with its controls.
 
-    matched        the gold after the pair's own dialogue
-    shuffled       the same gold (and name) after a dialogue with another persona about the same
-    task
-    no_dialogue    the gold after the opening alone
-    persona_given  the gold with the persona given outright
+    matched               the gold after the pair's own dialogue
+    shuffled              the same gold (and name) after a dialogue with another persona about the
+                          same task
+    no_dialogue           the gold after the opening alone
+    persona_given         the gold with the persona given outright
+    persona_and_dialogue  the gold with the persona given outright and the own dialogue
+    after_turn            the gold after the first turns of the own dialogue
 
 matched minus shuffled is the part of the gain that is about the person: a dialogue's mere form
-cancels out.
+cancels out. The last two are costlier and made for the first `num_detailed_dialogues` of a pair.
 """
 
-import asyncio
-import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
-from stargate.config import RolloutConfig
-from stargate.dialogue import plan_dialogues, play
 from stargate.errors import RecordDropped
-from stargate.iteration import Roles, Workbench
-from stargate.progress import Stage
+from stargate.evaluation.playing import scope_of
+from stargate.iteration import Workbench
 from stargate.protocols import Score
-from stargate.store import dialogue_row
+from stargate.store import Row
 from stargate.tasks import task_group
-from stargate.types import Dialogue, DialoguePlan, Pair, ScoreRequest, ScoreResult
+from stargate.types import Dialogue, Pair, ScoreRequest, ScoreResult
 
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean and its plain standard error over `n` values.
-
-    `None` where there is nothing to average.
-    """
-
-    mean: float | None
-    standard_error: float | None
-    n: int
+# Controls without a dialogue: no checkpoint changes them, so they are made once.
+FIXED = frozenset({"no_dialogue", "persona_given"})
 
 
 @dataclass(frozen=True, slots=True)
 class ControlScore:
-    """One scored control:
+    """One scored control: the gold of `pair_id` after some dialogue (its own, another's or none).
 
-    the gold of `pair_id` after some dialogue (its own, another's or none).
+    `gold_logprob` is a sum over `num_gold_tokens`, in nats. `num_turns` is how many turns of the
+    dialogue were in view, for after_turn only.
     """
 
     control: str
@@ -54,40 +42,87 @@ class ControlScore:
     other_dialogue_id: str | None
     gold_logprob: float
     num_gold_tokens: int
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One checkpoint's measures by name (see `summarise`), and the scores behind them."""
-
-    measures: dict[str, Any]
-    scores: tuple[ControlScore, ...]
+    num_turns: int | None = None
 
     @property
-    def fixed(self) -> tuple[ControlScore, ...]:
-        """The controls without a dialogue: no checkpoint changes them, so they are made once."""
-        return tuple(score for score in self.scores if score.dialogue_id is None)
+    def key(self) -> tuple[str, str, str | None, int | None]:
+        """What this score is of; a table has each once."""
+        return self.control, self.pair_id, self.dialogue_id, self.num_turns
 
 
-async def evaluate(
+def control_from_row(row: Row) -> ControlScore:
+    """The record of one row of `controls`."""
+    return ControlScore(**row)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A control to score."""
+
+    control: str
+    pair_id: str
+    dialogue_id: str | None
+    other_dialogue_id: str | None
+    num_turns: int | None
+    build: Callable[[], ScoreRequest]
+
+    @property
+    def key(self) -> tuple[str, str, str | None, int | None]:
+        return self.control, self.pair_id, self.dialogue_id, self.num_turns
+
+    def scored(self, result: ScoreResult) -> ControlScore:
+        return ControlScore(
+            self.control,
+            self.pair_id,
+            self.dialogue_id,
+            self.other_dialogue_id,
+            result.sums[0],
+            len(result.token_logprobs[0]),
+            self.num_turns,
+        )
+
+
+async def score_all(
     version: int,
     pairs: Sequence[Pair],
-    roles: Roles,
+    played: dict[str, list[Dialogue]],
+    score: Score,
     bench: Workbench,
-    fixed: Sequence[ControlScore] = (),
-) -> Evaluation:
-    """Plays and scores the test pairs with m_`version`.
+    fixed: Iterable[ControlScore] = (),
+) -> list[ControlScore]:
+    """All controls of a checkpoint's dialogues, on disk when this returns.
 
-    `fixed`: the controls without a dialogue of an earlier evaluation of these pairs, if any.
+    `fixed`: the controls without a dialogue, where another checkpoint's evaluation made them. What
+    the store has already is not scored again.
     """
-    scope = f"eval-m{version}"
-    with bench.tally.stage(f"eval_m{version}.rollout"):
-        played = await _play_all(scope, pairs, roles, bench)
-    with bench.tally.stage(f"eval_m{version}.score"):
-        scores = await _score_all(scope, pairs, played, roles.score, bench, fixed)
-    bench.store.compact(scope)
-    dialogues = [dialogue for of_pair in played.values() for dialogue in of_pair]
-    return Evaluation(summarise(dialogues, scores), tuple(scores))
+    scope = scope_of(version)
+    found = {
+        entry.key: entry for entry in map(control_from_row, bench.store.read(scope, "controls"))
+    }
+    known = [entry for entry in fixed if entry.key not in found]
+    await bench.store.append(scope, "controls", [asdict(entry) for entry in known])
+    found |= {entry.key: entry for entry in known}
+    wanted = [item for pair in pairs for item in _wanted(pair, pairs, played, bench)]
+    missing = [item for item in wanted if item.key not in found]
+    with bench.progress.stage(f"{scope} score", len(missing), "sequences") as stage:
+        stage.begin()
+
+        async def one(item: _Wanted) -> None:
+            try:
+                request = item.build()
+            except RecordDropped as problem:
+                bench.tally.drop(problem)
+                stage.advance()
+                return
+            [result] = await score([request])
+            entry = found[item.key] = item.scored(result)
+            await bench.store.append(scope, "controls", [asdict(entry)])
+            stage.advance(tokens=len(request.context_ids) + len(request.golds[0]))
+
+        async with task_group() as group:
+            for item in missing:
+                group.create_task(one(item))
+    return sorted(found.values(), key=lambda e: (e.pair_id, e.dialogue_id or "", e.control))
 
 
 def shuffled_partner(
@@ -107,177 +142,35 @@ def shuffled_partner(
     return None
 
 
-def summarise(dialogues: Sequence[Dialogue], scores: Sequence[ControlScore]) -> dict[str, Any]:
-    """Means over dialogues (nats), with plain standard errors; clustered intervals are `stargate
-    eval`'s matter.
-    """
-    by_control: dict[str, list[float]] = defaultdict(list)
-    matched: dict[str, float] = {}
-    shuffled: dict[str, float] = {}
-    for entry in scores:
-        by_control[entry.control].append(entry.gold_logprob)
-        if entry.control == "matched" and entry.dialogue_id:
-            matched[entry.dialogue_id] = entry.gold_logprob
-        if entry.control == "shuffled" and entry.dialogue_id:
-            shuffled[entry.dialogue_id] = entry.gold_logprob
-    differences = [matched[key] - shuffled[key] for key in matched if key in shuffled]
-    turns = [turn for dialogue in dialogues for turn in dialogue.turns]
-    estimates = {
-        "gold_logprob": estimate(by_control["matched"]),
-        "shuffled": estimate(by_control["shuffled"]),
-        "matched_minus_shuffled": estimate(differences),
-        "no_dialogue": estimate(by_control["no_dialogue"]),
-        "persona_given": estimate(by_control["persona_given"]),
-        "question_rate": estimate([float(turn.is_question) for turn in turns]),
-        "facts_per_dialogue": estimate([float(len(d.elicited)) for d in dialogues]),
-    }
-    result: dict[str, Any] = {"num_dialogues": len(dialogues), "num_turns": len(turns)}
-    for name, value in estimates.items():
-        result[name] = value.mean
-        result[f"{name}_se"] = value.standard_error
-        result[f"{name}_n"] = value.n
-    return result
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and standard error of the mean (sample standard deviation over sqrt n)."""
-    n = len(values)
-    if n == 0:
-        return Estimate(None, None, 0)
-    mean = sum(values) / n
-    if n == 1:
-        return Estimate(mean, None, 1)
-    variance = sum((value - mean) ** 2 for value in values) / (n - 1)
-    return Estimate(mean, math.sqrt(variance / n), n)
-
-
-async def _play_all(
-    scope: str, pairs: Sequence[Pair], roles: Roles, bench: Workbench
-) -> dict[str, list[Dialogue]]:
-    settings = bench.config.evaluation
-    rollout = RolloutConfig(num_dialogues=settings.num_dialogues, turns=(settings.num_turns,))
-    # One scope of seeds for all checkpoints: m_0 and m_1 meet the same draws, so their difference
-    # is less noisy.
-    planned = plan_dialogues(pairs, "eval", bench.config.seed, rollout)
-    plans = [_in_scope(plan, scope) for of_pair in planned for plan in of_pair]
-    played: dict[str, list[Dialogue]] = {pair.id: [] for pair in pairs}
-    questioner = bench.questioner(roles.generate)
-    slots = asyncio.Semaphore(bench.config.rollout.max_concurrent_dialogues)
-
-    async def one(plan: DialoguePlan, stage: Stage) -> None:
-        async with slots:
-            try:
-                dialogue = await play(plan, questioner, roles.roleplay)
-            except RecordDropped as problem:
-                bench.tally.drop(problem)
-                stage.advance()
-                return
-        await bench.store.append(scope, "dialogues", [dialogue_row(plan.pair, dialogue)])
-        played[plan.pair.id].append(dialogue)
-        stage.advance(tokens=bench.tally.finished_dialogue(scope, dialogue))
-
-    with bench.progress.stage(f"{scope} rollout", len(plans), "dialogues") as stage:
-        stage.begin()
-        async with task_group() as group:
-            for plan in plans:
-                group.create_task(one(plan, stage))
-    for dialogues in played.values():
-        dialogues.sort(key=lambda dialogue: dialogue.index)
-    return played
-
-
-def _in_scope(plan: DialoguePlan, scope: str) -> DialoguePlan:
-    return DialoguePlan(
-        dialogue_id=f"{scope}/{plan.pair.id}/{plan.index}",
-        pair=plan.pair,
-        index=plan.index,
-        num_turns=plan.num_turns,
-        seed=plan.seed,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A control to score."""
-
-    control: str
-    pair_id: str
-    dialogue_id: str | None
-    other_dialogue_id: str | None
-    request: ScoreRequest
-
-    def scored(self, result: ScoreResult) -> ControlScore:
-        return ControlScore(
-            self.control,
-            self.pair_id,
-            self.dialogue_id,
-            self.other_dialogue_id,
-            result.sums[0],
-            len(result.token_logprobs[0]),
-        )
-
-
-async def _score_all(
-    scope: str,
-    pairs: Sequence[Pair],
-    played: dict[str, list[Dialogue]],
-    score: Score,
-    bench: Workbench,
-    fixed: Sequence[ControlScore],
-) -> list[ControlScore]:
-    wanted = [item for pair in pairs for item in _with_dialogues(pair, pairs, played, bench)]
-    if not fixed:
-        wanted += [item for pair in pairs for item in _without_dialogue(pair, bench)]
-    scores = list(fixed)
-    with bench.progress.stage(f"{scope} score", len(wanted), "sequences") as stage:
-        stage.begin()
-
-        async def one(item: _Wanted) -> None:
-            [result] = await score([item.request])
-            scores.append(item.scored(result))
-            stage.advance(tokens=len(item.request.context_ids) + len(item.request.golds[0]))
-
-        async with task_group() as group:
-            for item in wanted:
-                group.create_task(one(item))
-    scores.sort(key=lambda entry: (entry.pair_id, entry.dialogue_id or "", entry.control))
-    await bench.store.append(scope, "controls", [asdict(entry) for entry in scores])
-    return scores
-
-
-def _without_dialogue(pair: Pair, bench: Workbench) -> list[_Wanted]:
-    """The pair's controls that need no dialogue."""
-    builds = {
-        "no_dialogue": partial(bench.scoring.after_dialogue, pair.id, pair, ()),
-        "persona_given": partial(bench.scoring.with_persona, pair.id, pair),
-    }
-    requests = ((control, _built(build, bench)) for control, build in builds.items())
-    return [_Wanted(c, pair.id, None, None, request) for c, request in requests if request]
-
-
-def _with_dialogues(
+def _wanted(
     pair: Pair, pairs: Sequence[Pair], played: dict[str, list[Dialogue]], bench: Workbench
 ) -> list[_Wanted]:
-    """The gold after each of the pair's dialogues, and after another persona's instead."""
-    wanted: list[_Wanted] = []
+    """Every control of one pair."""
+    after, with_persona = bench.scoring.after_dialogue, bench.scoring.with_persona
+    wanted = [
+        _Wanted("no_dialogue", pair.id, None, None, None, partial(after, pair.id, pair, ())),
+        _Wanted("persona_given", pair.id, None, None, None, partial(with_persona, pair.id, pair)),
+    ]
     for own in played[pair.id]:
-        build = partial(bench.scoring.after_dialogue, own.id, pair)
-        if matched := _built(partial(build, own.turns), bench):
-            wanted.append(_Wanted("matched", pair.id, own.id, None, matched))
+        build = partial(after, own.id, pair)
+        wanted.append(_Wanted("matched", pair.id, own.id, None, None, partial(build, own.turns)))
         other = shuffled_partner(pair, own.index, pairs, played)
         if other is None:
-            bench.tally.drop(
-                RecordDropped("no_shuffle_partner", own.id, "no other persona for this task")
-            )
-        elif shuffled := _built(partial(build, other.turns), bench):
-            wanted.append(_Wanted("shuffled", pair.id, own.id, other.id, shuffled))
+            problem = "no other persona for this task"
+            bench.tally.drop(RecordDropped("no_shuffle_partner", own.id, problem))
+        else:
+            shuffled = partial(build, other.turns)
+            wanted.append(_Wanted("shuffled", pair.id, own.id, other.id, None, shuffled))
+        if own.index < bench.config.evaluation.num_detailed_dialogues:
+            wanted += _detailed(pair, own, bench)
     return wanted
 
 
-def _built(build: Callable[[], ScoreRequest], bench: Workbench) -> ScoreRequest | None:
-    """A request, or None where it can't be made: that is counted, and the others stand."""
-    try:
-        return build()
-    except RecordDropped as problem:
-        bench.tally.drop(problem)
-        return None
+def _detailed(pair: Pair, own: Dialogue, bench: Workbench) -> list[_Wanted]:
+    """With the persona given too; and after each turn but the last: that is the matched control."""
+    build = partial(bench.scoring.with_persona, own.id, pair, own.turns)
+    wanted = [_Wanted("persona_and_dialogue", pair.id, own.id, None, None, build)]
+    for number in range(1, len(own.turns)):
+        build = partial(bench.scoring.after_dialogue, own.id, pair, own.turns[:number])
+        wanted.append(_Wanted("after_turn", pair.id, own.id, None, number, build))
+    return wanted

@@ -13,31 +13,12 @@ not shown is not believed. Win rates of an unfit judge are printed as such.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-
-from stargate.config import Component, Fraction, PositiveInt
+from stargate.evaluation.judge_config import JudgeThresholds as JudgeThresholds
 from stargate.evaluation.statistics import BootstrapConfig, Measure
 from stargate.evaluation.verdicts import Verdict
 from stargate.evaluation.win_rate import Comparison, WinRate, win_rate
-
-
-class JudgeThresholds(Component):
-    """What a judge must reach.
-
-    A coin would get 0.5 in every rate and in order consistency, with a standard error of 0.05
-    after 50 comparisons: 0.6 is two of them above it. Empty praise says nothing at all, so a
-    judge that can't tell it from an answer most of the time reads tone, not content.
-    """
-
-    max_self_deviation: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
-    min_gold_rate: Fraction = 0.6
-    min_praise_rate: Fraction = 0.8
-    min_shuffled_rate: Fraction = 0.6
-    min_order_consistency: Fraction = 0.6
-    max_unparsable_rate: Fraction = 0.1
-    min_comparisons: PositiveInt = 20
 
 
 @dataclass(frozen=True, slots=True)

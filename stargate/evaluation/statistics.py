@@ -42,13 +42,12 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
-from stargate.config import Component, NonNegativeInt
+from stargate.component import Component, NonNegativeInt
 from stargate.errors import DataError
-
-Floats = npt.NDArray[np.float64]
+from stargate.evaluation.two_way import Floats as Floats
+from stargate.evaluation.two_way import TwoWayVariance, WeightedTable
 
 # Below this many clusters a resample has too few distinct values (4 clusters: 35) for quantiles;
 # a t quantile with Satterthwaite's degrees of freedom takes their place.
@@ -56,8 +55,6 @@ MIN_BOOTSTRAP_CLUSTERS = 5
 # The bootstrap's critical value may exceed the textbook one for few clusters, t with
 # min(I, J) - 1 degrees, by this factor only: with 5 rare-event personas it has no upper limit.
 _MAX_OVER_T = 1.5
-# The additive fit of `two_way_variance` needs most cells; below this share it isn't tried.
-_MIN_FILLED = 0.5
 # Numbers per block of resamples: bounds the memory at some 100 MB.
 _BLOCK_NUMBERS = 1_000_000
 
@@ -126,6 +123,14 @@ class PairedMeasure:
     num_only_before: int
     num_only_after: int
 
+    def to_json(self) -> dict[str, float | int | None]:
+        """The keys under `changes.<checkpoint>.<measure>` in eval.json."""
+        return {
+            **self.difference.to_json(),
+            "num_only_before": self.num_only_before,
+            "num_only_after": self.num_only_after,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class CellTable:
@@ -136,31 +141,6 @@ class CellTable:
     sums: Floats  # (I, J)
     counts: Floats  # (I, J), 0 where a pair was not observed
     values: Floats  # (n,)
-
-
-@dataclass(frozen=True, slots=True)
-class TwoWayVariance:
-    """Mean and its variance by source, for each of R (re)samples; all are (R,).
-
-    `tasks` is the variance of the mean if only tasks were clusters, `personas` likewise, and
-    `cells` if every cell were independent after task and persona effects are taken out.
-    """
-
-    mean: Floats
-    tasks: Floats
-    personas: Floats
-    cells: Floats
-
-    @property
-    def total(self) -> Floats:
-        """tasks + personas - cells, since both parts contain the noise of the cells; never below
-        either part, which a variance can't be but an estimate often is (negative, even). `cells`
-        alone where both parts are nothing (rows and columns all balance out).
-        """
-        total = np.maximum(self.tasks, self.personas)
-        total = np.maximum(total, self.tasks + self.personas - self.cells)
-        chosen: Floats = np.where(total > 1e-12 * self.cells, total, self.cells)
-        return chosen
 
 
 def measure(
@@ -255,7 +235,7 @@ def two_way_interval(table: CellTable, config: BootstrapConfig) -> tuple[float, 
     centre = float(table.values.mean())
     # Centred, so that the sums of squares below don't cancel: log-probs are -350 +- 50.
     deviations = table.sums - centre * table.counts
-    weighted = _WeightedTable(deviations, table.counts)
+    weighted = WeightedTable(deviations, table.counts)
     whole = weighted.variance(np.ones((1, num_tasks)), np.ones((1, num_personas)))
     error = math.sqrt(float(whole.total[0]))
     if error == 0.0:
@@ -267,7 +247,7 @@ def two_way_interval(table: CellTable, config: BootstrapConfig) -> tuple[float, 
 def two_way_variance(table: CellTable) -> TwoWayVariance:
     """The variance of a table's mean by source (R = 1)."""
     ones = np.ones((1, len(table.tasks))), np.ones((1, len(table.personas)))
-    return _WeightedTable(table.sums, table.counts).variance(*ones)
+    return WeightedTable(table.sums, table.counts).variance(*ones)
 
 
 def resampling_weights(
@@ -289,7 +269,7 @@ def _drawn(generator: np.random.Generator, num_clusters: int, size: int) -> Floa
 
 
 def _critical_value(
-    whole: TwoWayVariance, weighted: "_WeightedTable", config: BootstrapConfig
+    whole: TwoWayVariance, weighted: WeightedTable, config: BootstrapConfig
 ) -> float:
     """By how many standard errors the interval reaches out on either side."""
     from scipy.stats import t as student
@@ -319,90 +299,6 @@ def _critical_value(
     ordered = np.sort(np.concatenate(distances))
     rank = min(math.ceil(config.confidence * (len(ordered) + 1)), len(ordered))
     return min(float(ordered[rank - 1]), _MAX_OVER_T * float(student.ppf(tail, fewest - 1)))
-
-
-class _WeightedTable:
-    """The two-way variance of a table's mean as a function of task and persona weights.
-
-    With u_ij = sum_ij - mean x count_ij, what a cell adds to the mean's deviation:
-
-        tasks     I/(I-1) x sum_i (sum_j u_ij)^2 / n^2           likewise personas
-        cells     C/(C-I-J+1) x sum_ij (u_ij - count_ij (a_i + b_j))^2 / n^2
-
-    a_i and b_j are the mean deviations of task i and persona j, C the cells observed. Without
-    them `cells` would hold a share of the task and persona effects and `total` be 10 % too small
-    with 10 personas. A table with most cells missing can't tell them apart: there `cells` is
-    C/(C-1) x sum u_ij^2 / n^2 (Cameron, Gelbach, Miller 2011). All are sums of products of the
-    weights with fixed (I, J) arrays, so R resamples take a dozen matrix products.
-    """
-
-    def __init__(self, sums: Floats, counts: Floats) -> None:
-        self.shape = counts.shape
-        self._sums, self._counts = sums, counts
-        self._counts2, self._products, self._squares = counts * counts, sums * counts, sums * sums
-        self._present = (counts > 0).astype(np.float64)
-        self._additive = float(self._present.mean()) >= _MIN_FILLED
-
-    def variance(self, task_weights: Floats, persona_weights: Floats) -> TwoWayVariance:
-        """Of R (re)samples at once: weights (R, I) and (R, J)."""
-        by_row = _Margin(task_weights, persona_weights, self._sums, self._counts)
-        by_column = _Margin(persona_weights, task_weights, self._sums.T, self._counts.T)
-        n = (task_weights * by_row.counts).sum(1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean = (task_weights * by_row.sums).sum(1) / n  # NaN where no drawn cell was observed
-        centre = np.nan_to_num(mean)[:, None]
-        n2 = np.maximum(n, 1.0) ** 2
-        return TwoWayVariance(
-            mean=mean,
-            tasks=by_row.sum_of_squares(centre) / n2,
-            personas=by_column.sum_of_squares(centre) / n2,
-            cells=self._cells(by_row, by_column, centre) / n2,
-        )
-
-    def _cells(self, by_row: "_Margin", by_column: "_Margin", centre: Floats) -> Floats:
-        task_weights, persona_weights = by_row.weights, by_column.weights
-        row_counts2 = persona_weights @ self._counts2.T
-        row_products = persona_weights @ self._products.T - centre * row_counts2
-        squares = persona_weights @ self._squares.T - centre * (
-            2 * row_products + centre * row_counts2
-        )
-        rest = (task_weights * squares).sum(1)
-        num_cells = (task_weights * (persona_weights @ self._present.T)).sum(1)
-        freedom = num_cells - 1
-        if self._additive:
-            column_counts2 = task_weights @ self._counts2
-            column_products = task_weights @ self._products - centre * column_counts2
-            a, b = by_row.effects(centre), by_column.effects(centre)
-            rest += (task_weights * a * (a * row_counts2 - 2 * row_products)).sum(1)
-            rest += (persona_weights * b * (b * column_counts2 - 2 * column_products)).sum(1)
-            rest += 2 * (((task_weights * a) @ self._counts2) * persona_weights * b).sum(1)
-            freedom = num_cells - by_row.num_drawn - by_column.num_drawn + 1
-        corrected: Floats = np.maximum(rest, 0.0) * num_cells / np.maximum(freedom, 1.0)
-        return corrected
-
-
-class _Margin:
-    """Weighted sums over the columns of a table, by row, for R resamples: arrays are (R, rows)."""
-
-    def __init__(
-        self, weights: Floats, column_weights: Floats, sums: Floats, counts: Floats
-    ) -> None:
-        self.weights = weights
-        self.sums = column_weights @ sums.T
-        self.counts = column_weights @ counts.T
-        self.num_drawn = (weights * (self.counts > 0)).sum(1)
-
-    def sum_of_squares(self, centre: Floats) -> Floats:
-        """Of the rows' deviations, with the correction for a mean taken from the same rows."""
-        num_rows = self.weights.shape[1]
-        squares: Floats = (self.weights * (self.sums - centre * self.counts) ** 2).sum(1)
-        corrected: Floats = squares * (num_rows / (num_rows - 1))
-        return corrected
-
-    def effects(self, centre: Floats) -> Floats:
-        """Mean deviation of each row; 0 for a row without observations."""
-        effects: Floats = (self.sums - centre * self.counts) / np.maximum(self.counts, 1.0)
-        return effects
 
 
 def _cell_means(observations: Iterable[Observation]) -> dict[tuple[str, str], float]:

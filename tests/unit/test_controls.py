@@ -2,19 +2,16 @@
 
 import asyncio
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from stargate.evaluation.controls import (
-    ControlScore,
-    estimate,
-    evaluate,
-    shuffled_partner,
-    summarise,
-)
+from stargate.evaluation.checkpoint import estimate, evaluate, summarise
+from stargate.evaluation.controls import ControlScore, shuffled_partner
+from stargate.evaluation.playing import EvaluationPairs
 from stargate.types import Dialogue, Pair, ScoreRequest
-from tests.unit.fakes import ScriptedScore, make_pair, make_turn
+from tests.unit.fakes import ScriptedGenerate, ScriptedScore, make_pair, make_turn
 from tests.unit.test_iteration import roles, workbench
 
 PAIRS: list[Pair] = [make_pair(task=t, persona=p) for t in ("t1", "t2") for p in ("a", "b", "c")]
@@ -78,20 +75,92 @@ def test_estimate_by_hand() -> None:
 
 def test_evaluate_scores_every_control_of_every_pair(tmp_path: Path) -> None:
     score = ScriptedScore(lambda request: -1.0)
-    bench = workbench(tmp_path, evaluation={"num_dialogues": 2, "num_turns": 1})
-    evaluation = asyncio.run(evaluate(0, PAIRS, roles(score=score), bench))
+    bench = workbench(tmp_path, evaluation={"num_dialogues": 2, "num_turns": 3})
+    evaluation = asyncio.run(evaluate(0, EvaluationPairs(PAIRS), roles(score=score), bench))
     got = evaluation.measures
     assert got["num_dialogues"] == 12
     assert got["gold_logprob"] == -4.0  # "gold" has four characters
     assert [got[f"{name}_n"] for name in ("gold_logprob", "shuffled", "no_dialogue")] == [12, 12, 6]
-    assert len(list(bench.store.read("eval-m0", "controls"))) == 12 + 12 + 6 + 6
+    # The first dialogue of each pair is scored after turns 1 and 2, and with the persona given.
+    assert Counter(row["control"] for row in bench.store.read("eval-m0", "controls")) == {
+        "matched": 12,
+        "shuffled": 12,
+        "no_dialogue": 6,
+        "persona_given": 6,
+        "persona_and_dialogue": 6,
+        "after_turn": 12,
+    }
 
     # The next checkpoint reuses the controls without a dialogue; its table is complete too.
     num_requests = len(score.requests)
-    again = asyncio.run(evaluate(1, PAIRS, roles(score=score), bench, evaluation.fixed))
-    assert len(score.requests) - num_requests == 12 + 12
+    again = asyncio.run(
+        evaluate(1, EvaluationPairs(PAIRS), roles(score=score), bench, evaluation.fixed)
+    )
+    assert len(score.requests) - num_requests == 12 + 12 + 6 + 12
     assert again.measures["no_dialogue_n"] == 6
-    assert len(list(bench.store.read("eval-m1", "controls"))) == 12 + 12 + 6 + 6
+    assert len(list(bench.store.read("eval-m1", "controls"))) == 54
+
+
+def test_after_turn_holds_the_first_turns_only(tmp_path: Path) -> None:
+    score = ScriptedScore(lambda request: -1.0)
+    bench = workbench(tmp_path, evaluation={"num_dialogues": 1, "num_turns": 3})
+    parts = roles(
+        generate=ScriptedGenerate(lambda request: f"q{request.request_id[-1]}?"), score=score
+    )
+    asyncio.run(evaluate(0, EvaluationPairs(PAIRS[:2]), parts, bench))
+    asked = {
+        tuple(q for q in ("q0?", "q1?", "q2?") if q in "".join(map(chr, request.context_ids)))
+        for request in score.requests
+        if request.key == "eval-m0/t1:a/0"
+    }
+    assert asked == {("q0?",), ("q0?", "q1?"), ("q0?", "q1?", "q2?")}
+    turns = [row["num_turns"] for row in bench.store.read("eval-m0", "controls")]
+    assert sorted(turn for turn in turns if turn is not None) == [1, 1, 2, 2]
+
+
+def test_an_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
+    """More dialogues per pair: only the new ones are played and scored."""
+    first, second = roles(), roles()
+    small = workbench(tmp_path, evaluation={"num_dialogues": 1, "num_turns": 1})
+    asyncio.run(evaluate(0, EvaluationPairs(PAIRS), first, small))
+    larger = workbench(tmp_path, evaluation={"num_dialogues": 3, "num_turns": 1})
+    got = asyncio.run(evaluate(0, EvaluationPairs(PAIRS), second, larger)).measures
+    assert (len(first.generate.requests), len(second.generate.requests)) == (6, 12)  # type: ignore[attr-defined]
+    assert (len(first.score.requests), len(second.score.requests)) == (30, 24)  # type: ignore[attr-defined]
+    assert (got["num_dialogues"], got["gold_logprob_n"], got["no_dialogue_n"]) == (18, 18, 6)
+    ids = [row["id"] for row in larger.store.read("eval-m0", "dialogues")]
+    assert len(ids) == len(set(ids)) == 18
+
+
+def test_tasks_that_need_no_question_are_played_once_and_never_scored(tmp_path: Path) -> None:
+    needless = [make_pair(task="sum", persona=p, gold=None) for p in ("a", "b")]
+    parts = roles()
+    bench = workbench(tmp_path, evaluation={"num_dialogues": 2, "num_turns": 1})
+    got = asyncio.run(evaluate(0, EvaluationPairs(PAIRS, needless), parts, bench)).measures
+    played = [row["id"] for row in bench.store.read("eval-m0", "dialogues")]
+    assert [name for name in sorted(played) if "sum" in name] == [
+        "eval-m0/sum:a/0",
+        "eval-m0/sum:b/0",
+    ]
+    assert got["num_dialogues"] == 12
+    assert not [row for row in bench.store.read("eval-m0", "controls") if "sum" in row["pair_id"]]
+
+
+def test_responses_are_made_when_a_judge_will_ask(tmp_path: Path) -> None:
+    parts = roles()
+    bench = workbench(tmp_path, evaluation={"num_dialogues": 3, "num_turns": 1, "judge": {}})
+    asyncio.run(evaluate(0, EvaluationPairs(PAIRS), parts, bench))
+    rows = list(bench.store.read("eval-m0", "responses"))
+    # Two of m_0's per pair: the judge compares them with each other.
+    assert Counter(row["dialogue_id"][-1] for row in rows) == {"0": 6, "1": 6}
+    assert {row["responder_version"] for row in rows} == {0}
+
+
+def test_a_response_by_other_weights_is_refused(tmp_path: Path) -> None:
+    stale = roles(generate=ScriptedGenerate(lambda request: "q?", version=0))
+    bench = workbench(tmp_path, evaluation={"num_dialogues": 1, "num_turns": 1, "judge": {}})
+    with pytest.raises(ValueError, match="should be m_1's, the engine holds version 0"):
+        asyncio.run(evaluate(1, EvaluationPairs(PAIRS), stale, bench))
 
 
 def test_the_shuffled_control_keeps_the_pairs_own_name(tmp_path: Path) -> None:
@@ -103,19 +172,20 @@ def test_the_shuffled_control_keeps_the_pairs_own_name(tmp_path: Path) -> None:
         return -1.0
 
     bench = workbench(tmp_path, evaluation={"num_dialogues": 1, "num_turns": 1})
-    asyncio.run(evaluate(0, PAIRS[:2], roles(score=ScriptedScore(logprob)), bench))
+    parts = roles(score=ScriptedScore(logprob))
+    asyncio.run(evaluate(0, EvaluationPairs(PAIRS[:2]), parts, bench))
     openings = {
         "".join(map(chr, request.context_ids)).split("\n")[0]
         for request in requests["eval-m0/t1:a/0"]
     }
-    assert openings == {"\x01A: t1?\x04"}
+    assert openings == {"\x01A: t1?\x04", "\x01A: t1? [About a.]\x04"}
 
 
 def test_checkpoints_meet_the_same_seeds(tmp_path: Path) -> None:
     def seeds(version: int) -> list[int]:
         parts = roles()
         bench = workbench(tmp_path / str(version), evaluation={"num_turns": 2})
-        asyncio.run(evaluate(version, PAIRS, parts, bench))
+        asyncio.run(evaluate(version, EvaluationPairs(PAIRS), parts, bench))
         return sorted(request.sampling.seed for request in parts.generate.requests)  # type: ignore[attr-defined]
 
     assert seeds(0) == seeds(1)

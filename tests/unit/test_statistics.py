@@ -15,7 +15,6 @@ from stargate.evaluation.statistics import (
     Floats,
     Measure,
     Observation,
-    _WeightedTable,
     cell_table,
     eval_json,
     measure,
@@ -23,6 +22,7 @@ from stargate.evaluation.statistics import (
     resampling_weights,
     two_way_variance,
 )
+from stargate.evaluation.two_way import WeightedTable
 
 
 def observed(values: list[list[float | list[float]]]) -> list[Observation]:
@@ -92,7 +92,7 @@ def test_weights_are_copies_of_rows_and_columns() -> None:
     counts = generator.integers(0, 4, (7, 6)).astype(float)
     counts[0] = counts[:, 0] = 1.0
     sums = np.where(counts > 0, generator.normal(2.0, 1.0, (7, 6)) * counts, 0.0)
-    weighted = _WeightedTable(sums, counts)
+    weighted = WeightedTable(sums, counts)
     tasks, personas = next(resampling_weights(7, 6, BootstrapConfig(num_resamples=200, seed=1)))
     found = weighted.variance(tasks, personas)
     for index in range(200):
@@ -126,7 +126,7 @@ def test_resampling_one_way_is_scipys_bootstrap() -> None:
     from scipy.stats import bootstrap
 
     values = clustered((30, 4), (1.0, 0.5, 1.0), seed=3)
-    weighted = _WeightedTable(values, np.ones_like(values))
+    weighted = WeightedTable(values, np.ones_like(values))
     means = np.concatenate(
         [
             weighted.variance(tasks, np.ones((len(tasks), 4))).mean

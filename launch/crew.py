@@ -1,0 +1,203 @@
+"""Everything that a command needs before it can play: checks first, then actors, and their end.
+
+RunConfig -> Prepared (models, data, prompts; nothing is started yet)
+          -> workshop: Ray and all actors -> Roles and Workbench of the loop, per run directory
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stargate.chat import ChatFormat, load_chat_format
+from stargate.config import FactsGrounding, RunConfig
+from stargate.data.dataset import Dataset, load_dataset
+from stargate.evaluation.playing import EvaluationPairs
+from stargate.iteration import Roles, Workbench
+from stargate.machine import describe_machine
+from stargate.models import context_length, resolve_embedder, resolve_model
+from stargate.placement import Placement, place
+from stargate.progress import Progress
+from stargate.prompts import load_prompts
+from stargate.roleplayer import build_roleplayer, require_facts
+from stargate.scoring import GoldScoring
+from stargate.store import RunStore
+from stargate.tally import Tally
+from stargate.tracking import check_installed
+from stargate.types import Pair
+from stargate.views import Views
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that was checked before the first actor starts."""
+
+    config: RunConfig
+    dataset: Dataset
+    test_pairs: EvaluationPairs
+    base_model_dir: Path
+    roleplayer_dir: Path
+    embedder_dir: Path | None
+    views: Views
+    chat: ChatFormat
+    roleplayer_chat: ChatFormat
+    placement: Placement
+    num_gpus: int
+
+    def train_pairs(self, iteration: int) -> list[Pair]:
+        """The pairs of iteration t: the splits take turns (A for even t, B for odd t)."""
+        data = self.config.data
+        split = data.train_splits[iteration % len(data.train_splits)]
+        return self.dataset.pairs(split, data.train)
+
+
+def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True) -> Prepared:
+    """Resolves models, data and prompts, and checks that they fit together.
+
+    Without `training` the data need no train splits. Raises StargateError.
+    """
+    if training:
+        check_installed(config.tracking)
+    dataset = load_dataset(config.data)
+    for record in dataset.dropped:
+        say(f"dropped: {record.reason}: {record.where}")
+    machine = describe_machine()
+    placement = place(config, sorted(os.sched_getaffinity(0))[: machine.cores], len(machine.gpus))
+    views = Views(load_prompts(config.prompts))
+    base = resolve_model(config.model, trust_remote_code=config.trust_remote_code)
+    other = resolve_model(config.roleplayer.model, trust_remote_code=config.trust_remote_code)
+    grounded = isinstance(config.roleplayer.grounding, FactsGrounding)
+    data = config.data
+    prepared = Prepared(
+        config=config,
+        dataset=dataset,
+        test_pairs=EvaluationPairs(
+            dataset.pairs(data.test_split, data.test),
+            dataset.plain_pairs(data.test_split, data.test),
+        ),
+        base_model_dir=base,
+        roleplayer_dir=other,
+        embedder_dir=resolve_embedder() if grounded else None,
+        views=views,
+        chat=load_chat_format(str(base), config.trust_remote_code),
+        roleplayer_chat=load_chat_format(str(other), config.trust_remote_code),
+        placement=placement,
+        num_gpus=len(machine.gpus),
+    )
+    if grounded:
+        require_facts(prepared.test_pairs.all)
+    if training:
+        for iteration in range(min(config.schedule.num_iterations, len(data.train_splits))):
+            pairs = prepared.train_pairs(iteration)
+            if grounded:
+                require_facts(pairs)
+    return prepared
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Running actors. `open` hands them out for one run directory at a time."""
+
+    prepared: Prepared
+    crew: Any
+    matcher: Any
+    progress: Progress
+
+    def open(self, config: RunConfig, store: RunStore, tally: Tally) -> tuple[Roles, Workbench]:
+        """The parts of the loop for one run directory.
+
+        `config` may differ from the one that the actors were started with in what the loop itself
+        reads: selection, training target, seeds.
+        """
+        from stargate.actors.pool import EnginePool, ScorerPool, TrainerGroup, WeightPusher
+
+        prepared = self.prepared
+        voice = EnginePool(self.crew.roleplayers)
+        roles = Roles(
+            generate=EnginePool(self.crew.questioners),
+            roleplay=build_roleplayer(
+                config.roleplayer, voice, prepared.roleplayer_chat, prepared.views, self.matcher
+            ),
+            score=ScorerPool(self.crew.scorers),
+            train=TrainerGroup(
+                self.crew.trainers,
+                base_model_dir=prepared.base_model_dir,
+                models_dir=store.root.resolve() / "models",
+                continue_training=config.trainer.start_from == "previous",
+                progress=self.progress,
+            ),
+            push=WeightPusher(self.crew.questioners),
+            voice=voice,
+        )
+        bench = Workbench(
+            config=config,
+            views=prepared.views,
+            chat=prepared.chat,
+            scoring=GoldScoring(
+                prepared.views, prepared.chat, context_length(prepared.base_model_dir)
+            ),
+            store=store,
+            tally=tally,
+            progress=self.progress,
+            overlap=prepared.placement.overlap,
+        )
+        return roles, bench
+
+
+@asynccontextmanager
+async def workshop(
+    prepared: Prepared, log_dir: Path, tally: Tally, progress: Progress, training: bool = True
+) -> AsyncIterator[Workshop]:
+    """Starts Ray and all actors, and ends them whatever happens. Without `training`: no trainer."""
+    import ray
+
+    from stargate.actors.spawn import CrewPlan, start_crew, start_ray, stop_crew
+
+    matcher = None
+    crew = None
+    try:
+        with tally.stage("setup"), progress.stage("setup", 1, "crew") as stage:
+            stage.begin()
+            start_ray(prepared.num_gpus)
+            _cancel_on_sigterm()  # after Ray, which sets a handler of its own
+            matcher = _matcher(prepared)
+            crew = await start_crew(
+                CrewPlan(
+                    config=prepared.config,
+                    placement=prepared.placement,
+                    base_model_dir=prepared.base_model_dir,
+                    roleplayer_dir=prepared.roleplayer_dir,
+                    log_dir=log_dir,
+                    training=training,
+                ),
+                progress.say,
+            )
+            stage.advance()
+        yield Workshop(prepared, crew, matcher, progress)
+    finally:
+        # Shielded: a second Ctrl-C must not leave engines behind that the first one meant to end.
+        if crew is not None:
+            await asyncio.shield(stop_crew(crew))
+        if matcher is not None:
+            matcher.close()
+        ray.shutdown()
+
+
+def _matcher(prepared: Prepared) -> Any:
+    grounding = prepared.config.roleplayer.grounding
+    if prepared.embedder_dir is None or not isinstance(grounding, FactsGrounding):
+        return None
+    from stargate.grounding import EmbeddingMatcher
+
+    return EmbeddingMatcher(prepared.embedder_dir, grounding)
+
+
+def _cancel_on_sigterm() -> None:
+    """SIGTERM ends the run as Ctrl-C does: in order, with a summary."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

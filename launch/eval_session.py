@@ -1,0 +1,156 @@
+"""`stargate eval` from start to end: which config, which folder, which checkpoints, then play.
+
+RUN/config.yaml + overrides -> what is measured -> RUN, or RUN/evaluations/NAME
+   -> actors without a trainer -> for each checkpoint: push, evaluate -> judge -> eval.json
+"""
+
+import asyncio
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stargate.config import RunConfig, dump_config, load_config
+from stargate.errors import ConfigError, DataError
+from stargate.evaluation.table import evaluation_lines
+from stargate.launch.crew import Prepared, prepare, workshop
+from stargate.launch.evaluating import Evaluator, checkpoint_dirs
+from stargate.progress import Progress, make_progress
+from stargate.store import RunStore
+from stargate.tally import Tally
+
+# What may change within one evaluation: how much of it is made, and how it is made and judged.
+_SAME_MEASURE = (
+    "evaluation.num_dialogues",
+    "evaluation.num_detailed_dialogues",
+    "evaluation.show_dialogues",
+    "evaluation.judge",
+    "evaluation.enabled",
+    "device",
+    "rollout",
+    "scorer",
+    "trainer",
+    "selection",
+    "schedule",
+    "runs_dir",
+    "name",
+    "questioner.engine",
+    "roleplayer.engine",
+)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRequest:
+    """What the command line asked for. `checkpoints` is "m0,m1" or None for all."""
+
+    run_dir: Path
+    overrides: tuple[str, ...]
+    checkpoints: str | None
+    name: str | None
+
+
+def run_evaluation(request: EvaluationRequest) -> int:
+    """Returns 0, or 130 after Ctrl-C or SIGTERM; raises StargateError."""
+    trained = load_run_config(request.run_dir)
+    config = load_config(request.run_dir / "config.yaml", request.overrides)
+    root = evaluation_root(request, trained, config)
+    progress = make_progress()
+    prepared = prepare(config, progress.say, training=False)
+    dirs = checkpoint_dirs(request.run_dir, prepared.base_model_dir)
+    chosen = chosen_checkpoints(request.checkpoints, dirs)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "logs").mkdir(exist_ok=True)
+    store = RunStore(root)
+    if root != request.run_dir:
+        store.write_text("config.yaml", dump_config(config))
+    evaluator = Evaluator(prepared, config, trained)
+    try:
+        asyncio.run(_evaluate(prepared, store, evaluator, chosen, progress))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        progress.say(f"interrupted: what was finished is in {root}; the same command goes on")
+        return 130
+    values = evaluator.write(store)
+    for line in evaluation_lines(values):
+        progress.say(line)
+    progress.say(f"\n{root / 'eval.json'}")
+    return 0
+
+
+async def _evaluate(
+    prepared: Prepared,
+    store: RunStore,
+    evaluator: Evaluator,
+    checkpoints: dict[int, Path],
+    progress: Progress,
+) -> None:
+    tally = Tally()
+    log_dir = store.root.resolve() / "logs"
+    try:
+        async with workshop(prepared, log_dir, tally, progress, training=False) as running:
+            roles, bench = running.open(prepared.config, store, tally)
+            for version, folder in checkpoints.items():
+                if version:
+                    await roles.push(str(folder), version)
+                await evaluator.checkpoint(version, roles, bench)
+            await evaluator.judge(list(checkpoints), roles, bench)
+    finally:
+        for reason, count in tally.dropped.items():
+            progress.say(f"dropped: {reason}: {count}, e.g. {tally.dropped_examples[reason][0]}")
+
+
+def load_run_config(run_dir: Path) -> RunConfig:
+    """The resolved config of a run. Raises DataError if the folder is no run directory."""
+    file = run_dir / "config.yaml"
+    if not file.is_file():
+        raise DataError(f"{run_dir}: not a run directory: it has no config.yaml")
+    return load_config(file)
+
+
+def evaluation_root(request: EvaluationRequest, trained: RunConfig, config: RunConfig) -> Path:
+    """Where an evaluation belongs. Raises ConfigError if it needs a name and has none."""
+    if request.name is not None:
+        if not _NAME.fullmatch(request.name):
+            raise ConfigError(f"--name must be letters, digits, . _ or -, got {request.name!r}")
+        return request.run_dir / "evaluations" / request.name
+    changed = [
+        key
+        for key in _differences(trained.model_dump(mode="json"), config.model_dump(mode="json"))
+        if not any(key == same or key.startswith(f"{same}.") for same in _SAME_MEASURE)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{', '.join(changed)} changes what is measured: give this evaluation a --name, "
+            "so that it stands beside the run's own"
+        )
+    return request.run_dir
+
+
+def chosen_checkpoints(text: str | None, dirs: dict[int, Path]) -> dict[int, Path]:
+    """The folders of "m0,m3", m_0 first since every change is measured from it.
+
+    Raises ConfigError for one that the run does not have.
+    """
+    if text is None:
+        return dirs
+    known = ", ".join(f"m{version}" for version in dirs)
+    versions = {0}
+    for part in text.split(","):
+        number = part.strip().removeprefix("m")
+        if not number.isdigit() or int(number) not in dirs:
+            raise ConfigError(f"--checkpoints: {part.strip()!r} is not one of {known}")
+        versions.add(int(number))
+    return {version: dirs[version] for version in sorted(versions)}
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            found
+            for name in sorted({*old, *new})
+            for found in _differences(
+                old.get(name), new.get(name), f"{key}.{name}" if key else name
+            )
+        ]
+    return [] if old == new else [key]

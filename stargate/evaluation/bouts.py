@@ -1,0 +1,196 @@
+"""Which two responses a judge compares, for which pair. Pure.
+
+    set        candidate                                 baseline
+    own        m_t, after m_t's dialogue                 m_0, after m_0's dialogue
+    fixed      m_0, after m_t's dialogue                 m_0, after m_0's dialogue
+    gold       the gold                                  m_0
+    self       m_0, after its dialogue 0                 m_0, after its dialogue 1 of the same pair
+    praise     m_0                                       a constant praise that answers nothing
+    shuffled   m_0, for this persona                     m_0, for the next persona of the same task
+
+`own` and `fixed` are the win rates; the others are trials of the judge itself, in which the better
+response is the candidate (`self`: neither is). One bout per pair and set. A pair without one of the
+two responses has no bout: that is counted by `drop`.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from stargate.errors import RecordDropped
+from stargate.evaluation.responses import Response
+from stargate.seeds import derive_seed
+from stargate.types import Pair
+
+Drop = Callable[[RecordDropped], None]
+
+
+class Order(StrEnum):
+    """Which response is shown as A."""
+
+    CANDIDATE_FIRST = "candidate_first"
+    CANDIDATE_SECOND = "candidate_second"
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """One side of a bout. `label` says what it is ("m1 eval-m1/t:p/0"), `length` is in tokens."""
+
+    label: str
+    text: str
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bout:
+    """Two responses for one pair; the judge sees the pair's task AND persona."""
+
+    comparison: str
+    pair: Pair
+    candidate: Contestant
+    baseline: Contestant
+
+    @property
+    def where(self) -> str:
+        """How messages name it: "own t:p m1 eval-m1/t:p/0 against m0 eval-m0/t:p/0"."""
+        return (
+            f"{self.comparison} {self.pair.id} {self.candidate.label} against {self.baseline.label}"
+        )
+
+
+def choose_pairs(pairs: Sequence[Pair], max_pairs: int | None, seed: int) -> list[Pair]:
+    """The pairs that are judged: at most `max_pairs` of those with a gold, spread evenly.
+
+    Each next pair is one of those whose task and persona were chosen least so far; the seed decides
+    between equals. So the choice does not depend on the pairs' order, and a larger one begins with
+    the smaller one: what was judged stays of use.
+    """
+    left = sorted(
+        (pair for pair in pairs if pair.gold is not None),
+        key=lambda pair: (derive_seed(seed, "judge", pair.id), pair.id),
+    )
+    if max_pairs is None or max_pairs >= len(left):
+        return left
+    tasks: Counter[str] = Counter()
+    personas: Counter[str] = Counter()
+    chosen: list[Pair] = []
+    while len(chosen) < max_pairs:
+        place = min(
+            range(len(left)),
+            key=lambda i: tasks[left[i].task.id] + personas[left[i].persona.id],
+        )
+        pair = left.pop(place)
+        tasks[pair.task.id] += 1
+        personas[pair.persona.id] += 1
+        chosen.append(pair)
+    return chosen
+
+
+def with_next_personas(chosen: Sequence[Pair], pairs: Sequence[Pair]) -> list[Pair]:
+    """The chosen pairs and their neighbours in `shuffled`: those that m_0 must respond to."""
+    wanted = {pair.id: pair for pair in chosen}
+    for pair in chosen:
+        for other in _next_personas(pair, pairs)[:1]:
+            wanted.setdefault(other.id, other)
+    return list(wanted.values())
+
+
+def win_rate_bouts(
+    version: int,
+    chosen: Sequence[Pair],
+    candidates: Iterable[Response],
+    baselines: Iterable[Response],
+    drop: Drop,
+) -> list[Bout]:
+    """`own` and `fixed` of m_`version`.
+
+    `candidates` are the responses of its scope, `baselines` those of eval-m0.
+    """
+    after_its_own = list(candidates)
+    m0 = _by_pair(baselines, 0)
+    sets = {"own": _by_pair(after_its_own, version), "fixed": _by_pair(after_its_own, 0)}
+    return [
+        Bout(name, pair, _response(of_candidate[0]), _response(of_baseline[0]))
+        for name, responses in sets.items()
+        for pair in chosen
+        if (of_candidate := _found(responses, pair, 1, name, drop))
+        and (of_baseline := _found(m0, pair, 1, name, drop))
+    ]
+
+
+def trial_bouts(
+    chosen: Sequence[Pair],
+    pairs: Sequence[Pair],
+    responses: Iterable[Response],
+    praise: str,
+    count: Callable[[str], int],
+    drop: Drop,
+) -> list[Bout]:
+    """The judge's trials, all about m_0: `gold`, `self`, `praise` and `shuffled`.
+
+    `responses` are those of eval-m0, `pairs` all that may have one (the next persona is among
+    them), `count` tells the tokens of a text.
+    """
+    m0 = _by_pair(responses, 0)
+    constant = Contestant("praise", praise, count(praise))
+    bouts: list[Bout] = []
+    for pair in chosen:
+        if pair.gold is not None and (own := _found(m0, pair, 1, "gold", drop)):
+            gold = Contestant("gold", pair.gold, count(pair.gold))
+            bouts.append(Bout("gold", pair, gold, _response(own[0])))
+        if own := _found(m0, pair, 2, "self", drop):
+            bouts.append(Bout("self", pair, _response(own[0]), _response(own[1])))
+        if own := _found(m0, pair, 1, "praise", drop):
+            bouts.append(Bout("praise", pair, _response(own[0]), constant))
+        if own := _found(m0, pair, 1, "shuffled", drop):
+            bouts += _shuffled(pair, own[0], pairs, m0, drop)
+    return bouts
+
+
+def _shuffled(
+    pair: Pair,
+    own: Response,
+    pairs: Sequence[Pair],
+    m0: Mapping[str, Sequence[Response]],
+    drop: Drop,
+) -> Iterator[Bout]:
+    for other in _next_personas(pair, pairs):
+        if responses := m0.get(other.id):
+            yield Bout("shuffled", pair, _response(own), _response(responses[0]))
+            return
+    drop(RecordDropped("no_bout", f"shuffled {pair.id}", "no other persona's response to the task"))
+
+
+def _next_personas(pair: Pair, pairs: Sequence[Pair]) -> list[Pair]:
+    """The other pairs of the task with a gold, beginning after this one, cyclically."""
+    same_task = [p for p in pairs if p.task.id == pair.task.id and p.gold is not None]
+    place = next((i for i, p in enumerate(same_task) if p.id == pair.id), len(same_task))
+    return same_task[place + 1 :] + same_task[:place]
+
+
+def _by_pair(responses: Iterable[Response], responder_version: int) -> dict[str, list[Response]]:
+    """One responder's responses by pair, in the order of the dialogues' indices."""
+    found: dict[str, list[Response]] = {}
+    for response in responses:
+        if response.responder_version == responder_version:
+            found.setdefault(response.pair_id, []).append(response)
+    for of_pair in found.values():
+        of_pair.sort(key=lambda response: int(response.dialogue_id.rpartition("/")[2]))
+    return found
+
+
+def _found(
+    responses: Mapping[str, Sequence[Response]], pair: Pair, num: int, name: str, drop: Drop
+) -> Sequence[Response] | None:
+    """At least `num` responses for a pair; None, counted, where there are fewer."""
+    found = responses.get(pair.id, ())
+    if len(found) >= num:
+        return found
+    drop(RecordDropped("no_bout", f"{name} {pair.id}", f"{len(found)} of {num} responses"))
+    return None
+
+
+def _response(response: Response) -> Contestant:
+    label = f"m{response.responder_version} {response.dialogue_id}"
+    return Contestant(label, response.text, response.num_tokens)

@@ -1,0 +1,393 @@
+"""One evaluation's tables -> eval.json. Nothing else goes in, so it can be made again at any time.
+
+    ROOT/eval-m<v>/{dialogues,controls,verdicts} -> CheckpointRecords -> observations by measure
+        -> mean and interval per checkpoint; change from the first checkpoint; win rates; the judge
+
+Gold log-prob under m_0, in nats. One observation per dialogue, unless said otherwise:
+
+gold_logprob                the gold after the pair's own dialogue
+gold_logprob_best           the best of the pair's dialogues that have a score; one per pair. It
+                            grows with their number: see `changes`
+no_dialogue, persona_given  without a dialogue; one per pair
+persona_and_dialogue        the persona given, and the own dialogue
+shuffled                    after a dialogue with another persona about the same task
+matched_minus_shuffled      of the dialogues that have both scores
+matched_minus_no_dialogue   likewise
+gain_at_turn_1, _2, ...     what a question added: after k turns minus after k - 1 (0: no dialogue)
+..._per_token               divided by the number of the gold's tokens, dialogue by dialogue
+
+Beside them all of elicitation.py, and win_rate (each checkpoint with its own dialogues and its own
+responses against m_0) and win_rate_fixed_responder (m_0 writes both responses).
+
+Shares of turns (question_rate) have one observation per turn: the mean is then the share itself,
+a dialogue weighs by its turns, and turns of one dialogue, which are no independent samples, lie
+in one (task, persona) cell, which is the unit that the intervals resample.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from stargate.errors import DataError
+from stargate.evaluation.controls import FIXED, ControlScore, control_from_row
+from stargate.evaluation.elicitation import CountTokens, observe_elicitation
+from stargate.evaluation.qualification import (
+    JudgeThresholds,
+    JudgeTrials,
+    Qualification,
+    qualify,
+)
+from stargate.evaluation.statistics import (
+    BootstrapConfig,
+    Measure,
+    Observation,
+    PairedMeasure,
+    eval_json,
+    measure,
+    paired_difference,
+)
+from stargate.evaluation.verdicts import Verdict
+from stargate.evaluation.win_rate import Comparison, WinRate, win_rate
+from stargate.store import Row, RunStore, dialogue_from_row
+from stargate.types import Dialogue, Pair
+
+EVALUATION_FILE = "eval.json"
+
+Observations = dict[str, list[Observation]]
+# What one control scored: (pair, dialogue) -> its score.
+_Scored = dict[tuple[str, str | None], ControlScore]
+
+# Win rates by the name of their comparison in the table of verdicts.
+_WIN_RATES = {"own": "win_rate", "fixed": "win_rate_fixed_responder"}
+_TRIALS = ("self", "gold", "praise", "shuffled")
+# Controls that are measures as they are scored.
+_AS_SCORED = ("no_dialogue", "persona_given", "persona_and_dialogue", "shuffled")
+_GOLD_MEASURES = (
+    "gold_logprob",
+    "gold_logprob_per_token",
+    "gold_logprob_best",
+    *_AS_SCORED,
+    "matched_minus_shuffled",
+    "matched_minus_shuffled_per_token",
+    "matched_minus_no_dialogue",
+)
+# Measures whose names end so lie between 0 and 1, and so does their interval.
+_SHARES = ("_rate", "_coverage")
+# The columns that name a comparison; its two rows differ in `order`.
+_COMPARED = ("comparison", "task_id", "persona_id", "candidate", "baseline")
+_ORDERS = ("candidate_first", "candidate_second")
+_SCOPE = re.compile(r"eval-(m(?:0|[1-9][0-9]*))")
+
+
+@dataclass(frozen=True, slots=True)
+class RoleplayerAbout:
+    """Which simulated user answered. `facts`: it was given the facts that the question asks for."""
+
+    model: str
+    prompts: str
+    grounding: Literal["facts", "persona"]
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """On what an evaluation was made. `trained_with_roleplayer` may differ: a held-out user."""
+
+    split: str
+    data: str
+    roleplayer: RoleplayerAbout
+    trained_with_roleplayer: RoleplayerAbout
+    num_dialogues: int
+    num_turns: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRecords:
+    """All that one checkpoint's scope holds. A table that is not there is empty.
+
+    `pairs` are by id; `comparisons` by name ("own", "fixed", and the judge's trials).
+    """
+
+    pairs: Mapping[str, Pair]
+    dialogues: Sequence[Dialogue]
+    controls: Sequence[ControlScore]
+    comparisons: Mapping[str, Sequence[Comparison]]
+
+
+def write_evaluation(
+    store: RunStore,
+    pairs: Iterable[Pair],
+    count_tokens: CountTokens,
+    about: About,
+    config: BootstrapConfig | None = None,
+    *,
+    judge_model: str | None = None,
+    thresholds: JudgeThresholds | None = None,
+) -> dict[str, Any]:
+    """Measures every checkpoint that has a scope in the store, and writes ROOT/eval.json.
+
+    Returns what it wrote. Raises DataError where nothing was evaluated, or a table contradicts
+    the pairs or itself.
+    """
+    of_id = {pair.id: pair for pair in pairs}
+    checkpoints = {
+        name: read_checkpoint(store, f"eval-{name}", of_id) for name in evaluated_checkpoints(store)
+    }
+    if not checkpoints:
+        raise DataError(f"{store.root}: no checkpoint was evaluated here (no folder eval-m0, ...)")
+    values = evaluation_json(
+        checkpoints, count_tokens, about, config, judge_model=judge_model, thresholds=thresholds
+    )
+    store.write_json(EVALUATION_FILE, values)
+    return values
+
+
+def evaluated_checkpoints(store: RunStore) -> list[str]:
+    """Names ("m0", "m1", ..., "m10") of the checkpoints that have a scope, by version."""
+    found = (_SCOPE.fullmatch(folder.name) for folder in store.root.glob("eval-m*/"))
+    return sorted((match[1] for match in found if match), key=lambda name: int(name[1:]))
+
+
+def read_checkpoint(store: RunStore, scope: str, pairs: Mapping[str, Pair]) -> CheckpointRecords:
+    """The tables of one scope. Raises DataError for rows that are there twice, that name a pair
+    or a dialogue that isn't, and for comparisons that were not judged in both orders.
+    """
+    dialogues = [dialogue_from_row(row) for row in store.read(scope, "dialogues")]
+    controls = [control_from_row(row) for row in store.read(scope, "controls")]
+    _require_once((dialogue.id for dialogue in dialogues), f"{scope}/dialogues")
+    _require_once((entry.key for entry in controls), f"{scope}/controls")
+    named = {dialogue.pair_id for dialogue in dialogues} | {entry.pair_id for entry in controls}
+    if unknown := sorted(named - set(pairs)):
+        raise DataError(
+            f"{scope}: the data have no pair {unknown[0]!r} ({len(unknown)} such); was it "
+            "evaluated on other data?"
+        )
+    known = {None, *(dialogue.id for dialogue in dialogues)}
+    for entry in controls:
+        if entry.dialogue_id not in known:
+            raise DataError(f"{scope}/controls: no dialogue {entry.dialogue_id!r} in {scope}")
+    comparisons = comparisons_from_rows(store.read(scope, "verdicts"), scope)
+    return CheckpointRecords(pairs, dialogues, controls, comparisons)
+
+
+def comparisons_from_rows(rows: Iterable[Row], scope: str) -> dict[str, list[Comparison]]:
+    """Rows of `verdicts`, the two orders of each comparison together, by name of the comparison.
+
+    Raises DataError naming a comparison with one order only: half of it would be a position's win.
+    """
+    orders: dict[tuple[str, ...], dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        key = tuple(row[column] for column in _COMPARED)
+        where = f"{scope}/verdicts: {' '.join(key)}"
+        if row["comparison"] not in (*_WIN_RATES, *_TRIALS):
+            raise DataError(f"{where}: unknown comparison")
+        if row["order"] not in _ORDERS:
+            raise DataError(f"{where}: unknown order {row['order']!r}")
+        if row["order"] in orders[key]:
+            raise DataError(f"{where}: judged {row['order']} twice")
+        if row["verdict"] not in set(Verdict):
+            raise DataError(f"{where}: unknown verdict {row['verdict']!r}")
+        orders[key][row["order"]] = row
+    found: dict[str, list[Comparison]] = defaultdict(list)
+    for key, judged in sorted(orders.items()):
+        if len(judged) < len(_ORDERS):
+            raise DataError(f"{scope}/verdicts: {' '.join(key)}: judged {next(iter(judged))} only")
+        first, second = (judged[order] for order in _ORDERS)
+        found[key[0]].append(
+            Comparison(
+                task=first["task_id"],
+                persona=first["persona_id"],
+                candidate_first=Verdict(first["verdict"]),
+                candidate_second=Verdict(second["verdict"]),
+                candidate_length=first["candidate_length"],
+                baseline_length=first["baseline_length"],
+            )
+        )
+    return dict(found)
+
+
+def evaluation_json(
+    checkpoints: Mapping[str, CheckpointRecords],
+    count_tokens: CountTokens,
+    about: About,
+    config: BootstrapConfig | None = None,
+    *,
+    judge_model: str | None = None,
+    thresholds: JudgeThresholds | None = None,
+) -> dict[str, Any]:
+    """The whole of eval.json: checkpoints by name, `changes`, `judge` if one was asked, `about`.
+
+    `checkpoints` are in the order of their versions; changes are from the first of them.
+    """
+    config = config or BootstrapConfig()
+    grounded = about.roleplayer.grounding == "facts"
+    observed = {
+        name: observe(records, count_tokens, grounded=grounded)
+        for name, records in checkpoints.items()
+    }
+    values: dict[str, Any] = {}
+    for name, records in checkpoints.items():
+        rates = win_rates(records, config)
+        measures = measure_checkpoint(observed[name], rates, config)
+        values[name] = eval_json({name: measures})[name]
+        values[name] |= {f"{key}_details": rate.to_json() for key, rate in rates.items()}
+    first, *later = checkpoints
+    values["changes"] = {
+        name: {
+            key: change.to_json()
+            for key, change in changes(observed[first], observed[name], config).items()
+        }
+        for name in later
+    }
+    if judged := judge_qualification(checkpoints.values(), thresholds, config):
+        values["judge"] = judged.to_json() | {
+            "model": judge_model,
+            "verdict": judged.verdict,
+            "rates": {name: rate.to_json() for name, rate in judged.rates.items()},
+        }
+    values["about"] = asdict(about) | {"confidence": config.confidence, "changes_from": first}
+    return values
+
+
+def observe(
+    records: CheckpointRecords, count_tokens: CountTokens, *, grounded: bool
+) -> Observations:
+    """Observations by measure, win rates apart. Measures of a table that is not there are absent;
+    a measure that found nothing in its table has an empty list.
+    """
+    found: Observations = {}
+    if records.controls:
+        found |= {name: [] for name in _GOLD_MEASURES}
+        for name, pair_id, value in _gold_values(records):
+            task, persona = records.pairs[pair_id].task, records.pairs[pair_id].persona
+            found.setdefault(name, []).append(Observation(task.id, persona.id, value))
+    if records.dialogues:
+        played = [(records.pairs[entry.pair_id], entry) for entry in records.dialogues]
+        found |= observe_elicitation(played, count_tokens, grounded=grounded)
+    return found
+
+
+def win_rates(records: CheckpointRecords, config: BootstrapConfig | None) -> dict[str, WinRate]:
+    """Win rates against m_0 by name, of the comparisons that were made."""
+    return {
+        name: win_rate(records.comparisons[comparison], config)
+        for comparison, name in _WIN_RATES.items()
+        if comparison in records.comparisons
+    }
+
+
+def measure_checkpoint(
+    observations: Mapping[str, Sequence[Observation]],
+    rates: Mapping[str, WinRate],
+    config: BootstrapConfig | None = None,
+) -> dict[str, Measure]:
+    """Mean and interval of every measure; of a win rate the agreed one's."""
+    measures = {
+        name: measure(values, config, bounds=(0.0, 1.0) if name.endswith(_SHARES) else None)
+        for name, values in observations.items()
+    }
+    return measures | {name: rate.agreed.measure for name, rate in rates.items()}
+
+
+def changes(
+    before: Mapping[str, Sequence[Observation]],
+    after: Mapping[str, Sequence[Observation]],
+    config: BootstrapConfig | None = None,
+) -> dict[str, PairedMeasure]:
+    """What changed between two checkpoints, by measure, over the pairs that both have.
+
+    Only of measures that both have; the controls without a dialogue can't change. The best of
+    eight dialogues is above the best of two whatever the checkpoint, so gold_logprob_best is
+    compared where a pair has equally many; its other pairs are among `num_only_before`.
+    """
+    found: dict[str, PairedMeasure] = {}
+    for name in before:
+        if name not in after or name in FIXED:
+            continue
+        values = after[name]
+        if name == "gold_logprob_best":
+            num_before, num_after = (_num_by_cell(side["gold_logprob"]) for side in (before, after))
+            values = [v for v in values if num_before[_cell(v)] in (0, num_after[_cell(v)])]
+        found[name] = paired_difference(before[name], values, config)
+    return found
+
+
+def judge_qualification(
+    checkpoints: Iterable[CheckpointRecords],
+    thresholds: JudgeThresholds | None = None,
+    config: BootstrapConfig | None = None,
+) -> Qualification | None:
+    """None if no judge was asked anything. One that was asked for win rates but not tried is
+    unfit: `qualify` misses its comparisons.
+    """
+    judged: dict[str, list[Comparison]] = defaultdict(list)
+    for records in checkpoints:
+        for name, comparisons in records.comparisons.items():
+            judged[name] += comparisons
+    if not judged:
+        return None
+    trials = JudgeTrials(*(judged[name] for name in _TRIALS))
+    return qualify(trials, thresholds, config)
+
+
+def _gold_values(records: CheckpointRecords) -> Iterator[tuple[str, str, float]]:
+    """(measure, pair id, value) for everything that the controls say."""
+    scored: dict[str, _Scored] = defaultdict(dict)
+    for entry in records.controls:
+        if entry.control != "after_turn":
+            scored[entry.control][entry.pair_id, entry.dialogue_id] = entry
+    for name in _AS_SCORED:
+        yield from ((name, pair_id, e.gold_logprob) for (pair_id, _), e in scored[name].items())
+    best: dict[str, float] = {}
+    for (pair_id, dialogue_id), own in scored["matched"].items():
+        value = own.gold_logprob
+        best[pair_id] = max(value, best.get(pair_id, value))
+        yield "gold_logprob", pair_id, value
+        yield "gold_logprob_per_token", pair_id, value / own.num_gold_tokens
+        if other := scored["shuffled"].get((pair_id, dialogue_id)):
+            difference = value - other.gold_logprob
+            yield "matched_minus_shuffled", pair_id, difference
+            yield "matched_minus_shuffled_per_token", pair_id, difference / own.num_gold_tokens
+        if without := scored["no_dialogue"].get((pair_id, None)):
+            yield "matched_minus_no_dialogue", pair_id, value - without.gold_logprob
+    yield from (("gold_logprob_best", pair_id, value) for pair_id, value in best.items())
+    yield from _gains(records, scored["no_dialogue"], scored["matched"])
+
+
+def _gains(
+    records: CheckpointRecords, without: _Scored, matched: _Scored
+) -> Iterator[tuple[str, str, float]]:
+    """gain_at_turn_k of every dialogue whose gold was scored after k - 1 and after k turns."""
+    after: dict[str, dict[int, float]] = defaultdict(dict)
+    for entry in records.controls:
+        if entry.control == "after_turn":
+            if entry.dialogue_id is None or entry.num_turns is None:
+                raise DataError(f"pair {entry.pair_id}: after_turn needs a dialogue and num_turns")
+            after[entry.dialogue_id][entry.num_turns] = entry.gold_logprob
+    for dialogue in records.dialogues:
+        series = dict(after.get(dialogue.id, {}))
+        if opening := without.get((dialogue.pair_id, None)):
+            series[0] = opening.gold_logprob
+        if whole := matched.get((dialogue.pair_id, dialogue.id)):
+            series[len(dialogue.turns)] = whole.gold_logprob
+        for turn in sorted(series):
+            if turn - 1 in series:
+                gain = series[turn] - series[turn - 1]
+                yield f"gain_at_turn_{turn}", dialogue.pair_id, gain
+
+
+def _cell(observation: Observation) -> tuple[str, str]:
+    return observation.task, observation.persona
+
+
+def _num_by_cell(observations: Iterable[Observation]) -> Counter[tuple[str, str]]:
+    return Counter(map(_cell, observations))
+
+
+def _require_once(keys: Iterable[object], table: str) -> None:
+    """A row that is there twice would count twice."""
+    for key, count in Counter(keys).items():
+        if count > 1:
+            raise DataError(f"{table}: {key} is there {count} times")

@@ -1,0 +1,100 @@
+"""The dialogues that an evaluation plays with one checkpoint.
+
+    pairs -> plans (seeds are the same for every checkpoint) -> dialogues on disk, by pair
+
+What an earlier call has left in the store is not played again: a killed evaluation goes on, and
+one with more dialogues per pair plays only the new ones.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from stargate.config import RolloutConfig
+from stargate.dialogue import plan_dialogues, play
+from stargate.errors import RecordDropped
+from stargate.iteration import Roles, Workbench
+from stargate.progress import Stage
+from stargate.store import dialogue_from_row, dialogue_row
+from stargate.tasks import task_group
+from stargate.types import Dialogue, DialoguePlan, Pair
+
+
+@dataclass(frozen=True)
+class EvaluationPairs:
+    """What is played: pairs with a gold, and pairs of tasks that need no question.
+
+    The latter show whether the model asks where it should just answer; they are never scored.
+    """
+
+    scored: Sequence[Pair]
+    needless: Sequence[Pair] = ()
+
+    @property
+    def all(self) -> list[Pair]:
+        return [*self.scored, *self.needless]
+
+
+def scope_of(version: int) -> str:
+    """The scope of an evaluation's tables of checkpoint m_`version`."""
+    return f"eval-m{version}"
+
+
+async def play_all(
+    version: int, pairs: EvaluationPairs, roles: Roles, bench: Workbench
+) -> dict[str, list[Dialogue]]:
+    """Plays `evaluation.num_dialogues` dialogues per scored pair and one per other pair.
+
+    Returns them by pair id, by index. A dialogue that can't be finished is dropped and counted.
+    """
+    scope = scope_of(version)
+    settings = bench.config.evaluation
+    plans = _plans(scope, pairs.scored, settings.num_dialogues, bench)
+    plans += _plans(scope, pairs.needless, 1, bench)
+    played: dict[str, list[Dialogue]] = {pair.id: [] for pair in pairs.all}
+    finished = {
+        dialogue.id: dialogue
+        for dialogue in map(dialogue_from_row, bench.store.read(scope, "dialogues"))
+    }
+    questioner = bench.questioner(roles.generate)
+    slots = asyncio.Semaphore(bench.config.rollout.max_concurrent_dialogues)
+
+    async def one(plan: DialoguePlan, stage: Stage) -> None:
+        async with slots:
+            try:
+                dialogue = await play(plan, questioner, roles.roleplay)
+            except RecordDropped as problem:
+                bench.tally.drop(problem)
+                stage.advance()
+                return
+        await bench.store.append(scope, "dialogues", [dialogue_row(plan.pair, dialogue)])
+        played[plan.pair.id].append(dialogue)
+        stage.advance(tokens=bench.tally.finished_dialogue(scope, dialogue))
+
+    with bench.progress.stage(f"{scope} rollout", len(plans), "dialogues") as stage:
+        stage.begin()
+        async with task_group() as group:
+            for plan in plans:
+                if plan.dialogue_id in finished:
+                    played[plan.pair.id].append(finished[plan.dialogue_id])
+                    stage.advance()
+                else:
+                    group.create_task(one(plan, stage))
+    for dialogues in played.values():
+        dialogues.sort(key=lambda dialogue: dialogue.index)
+    return played
+
+
+def _plans(
+    scope: str, pairs: Sequence[Pair], num_dialogues: int, bench: Workbench
+) -> list[DialoguePlan]:
+    settings = bench.config.evaluation
+    rollout = RolloutConfig(num_dialogues=num_dialogues, turns=(settings.num_turns,))
+    # One scope of seeds for all checkpoints: m_0 and m_1 meet the same draws, so their difference
+    # is less noisy.
+    planned = plan_dialogues(pairs, "eval", bench.config.seed, rollout)
+    return [
+        replace(plan, dialogue_id=f"{scope}/{plan.pair.id}/{plan.index}")
+        for of_pair in planned
+        for plan in of_pair
+    ]

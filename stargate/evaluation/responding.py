@@ -1,0 +1,92 @@
+"""Final responses to the test dialogues, for a judge to compare.
+
+A checkpoint responds to its own dialogues. m_0 responds to every checkpoint's (the fixed
+responder): then a better response can only come from a better dialogue.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from stargate.errors import RecordDropped
+from stargate.evaluation.bouts import choose_pairs, with_next_personas
+from stargate.evaluation.playing import scope_of
+from stargate.evaluation.responses import response_from_row
+from stargate.iteration import Workbench, write_response
+from stargate.protocols import Generate
+from stargate.store import Row
+from stargate.tasks import task_group
+from stargate.types import Dialogue, Generation, Pair
+
+
+async def respond_to_all(
+    version: int,
+    responder_version: int,
+    pairs: Sequence[Pair],
+    played: dict[str, list[Dialogue]],
+    generate: Generate,
+    bench: Workbench,
+) -> None:
+    """m_`responder_version` responds to the dialogues of m_`version`; the engines must hold it.
+
+    Of the pairs that are judged the first dialogue; of m_0 the first two, for its comparison with
+    itself, and also those of the next personas, whose responses are the shuffled trial. What the
+    store has already is not made again. An empty response is kept: saying nothing should lose.
+    """
+    scope = scope_of(version)
+    judge = bench.config.evaluation.judge
+    if judge is None:
+        raise ValueError("responses are made for a judge, and none is configured")
+    sampling = bench.config.response.sampling
+    if judge.max_response_tokens is not None:
+        sampling = sampling.model_copy(update={"max_new_tokens": judge.max_response_tokens})
+    chosen = choose_pairs(pairs, judge.max_pairs, bench.config.seed)
+    if version == 0:
+        chosen = with_next_personas(chosen, pairs)
+    done = {
+        (entry.dialogue_id, entry.responder_version)
+        for entry in map(response_from_row, bench.store.read(scope, "responses"))
+    }
+    per_pair = 2 if version == 0 else 1
+    missing = [
+        (pair, dialogue)
+        for pair in chosen
+        for dialogue in played.get(pair.id, ())
+        if dialogue.index < per_pair and (dialogue.id, responder_version) not in done
+    ]
+    name = f"{scope} respond" + (" by m0" if responder_version != version else "")
+    slots = asyncio.Semaphore(bench.config.rollout.max_concurrent_dialogues)
+    with bench.progress.stage(name, len(missing), "responses") as stage:
+        stage.begin()
+
+        async def one(pair: Pair, dialogue: Dialogue) -> None:
+            async with slots:
+                try:
+                    generation = await write_response(pair, dialogue, generate, bench, sampling)
+                except RecordDropped as problem:
+                    bench.tally.drop(problem)
+                    stage.advance()
+                    return
+            _require_version(generation, responder_version, dialogue)
+            row: Row = {
+                "dialogue_id": dialogue.id,
+                "pair_id": pair.id,
+                "responder_version": responder_version,
+                "text": generation.text.strip(),
+                "num_tokens": len(generation.token_ids),
+                "stop": str(generation.stop),
+            }
+            await bench.store.append(scope, "responses", [row])
+            stage.advance(tokens=len(generation.token_ids))
+
+        async with task_group() as group:
+            for pair, dialogue in missing:
+                group.create_task(one(pair, dialogue))
+
+
+def _require_version(generation: Generation, version: int, dialogue: Dialogue) -> None:
+    """A response by other weights than it claims would make every comparison a lie."""
+    if generation.policy_version != version:
+        raise ValueError(
+            f"{dialogue.id}: the response should be m_{version}'s, "
+            f"the engine holds version {generation.policy_version}"
+        )
