@@ -18,6 +18,12 @@ from stargate.errors import StargateError
 # command -> (module, one line of help)
 COMMANDS = {
     "run": ("stargate.launch.run", "run STaR-GATE iterations from a config"),
+    "eval": (
+        "stargate.launch.eval",
+        "evaluate the checkpoints of a run, with confidence intervals",
+    ),
+    "report": ("stargate.launch.report", "show a run: HTML page, terminal summary, figures"),
+    "ablate": ("stargate.launch.ablate", "run the paper's conditions on the same data and seeds"),
     "data": (
         "stargate.launch.data",
         "build, import, export, check and show tasks, personas and golds",
@@ -43,7 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     module.configure(parser)
     try:
-        return int(module.run(parser.parse_args(arguments[1:])))
+        # Options may stand between overrides, but argparse can't mix them with subcommands.
+        intermixed = not getattr(module, "HAS_SUBCOMMANDS", False)
+        parse = parser.parse_intermixed_args if intermixed else parser.parse_args
+        return int(module.run(parse(arguments[1:])))
     except StargateError as error:
         print(f"stargate {name}: {error}", file=sys.stderr)
         return error.exit_code

@@ -16,6 +16,7 @@ from stargate.launch import data_build
 if TYPE_CHECKING:
     from stargate.data.showing import Screen
 
+HAS_SUBCOMMANDS = True
 HELP = "build, import, export, check and show tasks, personas and golds"
 
 # Exit code of `data check` when there are errors (with --strict) or a limit is exceeded.

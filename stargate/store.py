@@ -2,7 +2,7 @@
 
     RUN/config.yaml environment.json metrics.jsonl summary.json logs/ models/m1/
     RUN/t0/{dialogues,scores,selections,examples}.parquet      one iteration
-    RUN/eval-m0/{dialogues,controls}.parquet                   one evaluation
+    RUN/eval-m0/{dialogues,controls,responses,verdicts}.parquet  one evaluation
 
 Rows are durable before `append` returns: they are written as small part files
 (RUN/t0/dialogues/part-000000.parquet, many rows in one when many arrive together) under a temporary
@@ -67,6 +67,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("pair_id", pa.string()),
             ("gold_logprob", pa.float64()),
             ("num_gold_tokens", pa.int32()),
+            ("other_gold_logprob", pa.float64()),
+            ("num_other_golds", pa.int32()),
         ]
     ),
     "selections": pa.schema(
@@ -95,6 +97,33 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("other_dialogue_id", pa.string()),
             ("gold_logprob", pa.float64()),
             ("num_gold_tokens", pa.int32()),
+            ("num_turns", pa.int32()),
+        ]
+    ),
+    "responses": pa.schema(
+        [
+            ("dialogue_id", pa.string()),
+            ("pair_id", pa.string()),
+            ("responder_version", pa.int32()),
+            ("text", pa.string()),
+            ("num_tokens", pa.int32()),
+            ("stop", pa.string()),
+        ]
+    ),
+    "verdicts": pa.schema(
+        [
+            ("comparison", pa.string()),
+            ("task_id", pa.string()),
+            ("persona_id", pa.string()),
+            ("candidate", pa.string()),
+            ("baseline", pa.string()),
+            ("order", pa.string()),
+            ("verdict", pa.string()),
+            ("reply", pa.string()),
+            ("candidate_text", pa.string()),
+            ("baseline_text", pa.string()),
+            ("candidate_length", pa.int32()),
+            ("baseline_length", pa.int32()),
         ]
     ),
 }
@@ -121,6 +150,8 @@ class RunStore:
 
     async def append(self, scope: str, table: str, rows: Sequence[Row]) -> None:
         """Adds rows to a table of a scope ("t0"); they are on disk when this returns."""
+        if not rows:
+            return
         key = (scope, table)
         if key not in self._tables:
             self._tables[key] = _Table(self.root / scope / table, SCHEMAS[table])

@@ -7,83 +7,16 @@ every part is real and that nothing is left behind, not how well the model learn
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-import uuid
 from pathlib import Path
 
 import pytest
 
 from stargate.store import RunStore, dialogue_from_row, example_from_row
 from stargate.types import StopReason
+from tests.integration.run_process import Run
 
 pytestmark = pytest.mark.integration
-
-SMALL = [
-    *("data.train={tasks: 2, personas: 2}", "data.test={tasks: 1, personas: 2}"),
-    *("rollout.num_dialogues=2", "rollout.turns=[1, 2]", "trainer.num_epochs=1"),
-    *("trainer.batch_size=2", "trainer.validation_fraction=0", "evaluation.num_dialogues=1"),
-    *("questioner.sampling.max_new_tokens=16", "roleplayer.sampling.max_new_tokens=24"),
-    *("response.sampling.max_new_tokens=24", "evaluation.num_turns=1"),
-]
-
-
-class Run:
-    """`stargate run` in a session of its own, with a mark by which its processes can be found."""
-
-    def __init__(self, runs_dir: Path, *overrides: str) -> None:
-        self._mark = f"STARGATE_TEST_MARK={uuid.uuid4()}"
-        self.runs_dir = runs_dir
-        name, value = self._mark.split("=")
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "stargate.launch.cli", "run", "cpu_demo"),
-                *SMALL,
-                f"runs_dir={runs_dir}",
-                *overrides,
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, name: value},
-            start_new_session=True,
-        )
-
-    def finish(self) -> str:
-        output, _ = self.process.communicate(timeout=400)
-        return output
-
-    @property
-    def dir(self) -> Path:
-        [folder] = self.runs_dir.iterdir()
-        return folder
-
-    def left_over(self) -> list[str]:
-        """Command lines of processes of this run that still live, after a moment to end."""
-        deadline = time.monotonic() + 15
-        while (alive := self._alive()) and time.monotonic() < deadline:
-            time.sleep(0.5)
-        return alive
-
-    def _alive(self) -> list[str]:
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if self._mark.encode() in (process / "environ").read_bytes():
-                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-            except OSError:
-                continue  # it ended while we looked, or is another user's
-        return found
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
-    run = Run(tmp_path_factory.mktemp("runs"), "rollout.max_concurrent_dialogues=1")
-    output = run.finish()
-    assert run.process.returncode == 0, output
-    return run, output
-
 
 def test_a_run_ends_cleanly_and_writes_what_it_promises(finished: tuple[Run, str]) -> None:
     run, output = finished

@@ -29,7 +29,8 @@ LIGHT = [
     *("chat", "config", "dialogue", "examples", "grounding", "iteration", "models", "placement"),
     *("progress", "prompts", "protocols", "roleplayer", "scoring", "selection", "views"),
     *("evaluation.controls", "data.dataset", "launch.session", "actors.engine"),
-    *("actors.scorer", "actors.trainer", "actors.weights"),
+    *("actors.scorer", "actors.trainer", "actors.weights", "evaluation.judging", "report.page"),
+    *("launch.ablation", "launch.crew", "launch.eval_session", "launch.report", "tracking"),
 ]
 
 

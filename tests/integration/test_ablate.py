@@ -1,0 +1,41 @@
+"""`stargate ablate` with real engines: conditions share what m_0 did, and differ in the rest."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stargate.store import RunStore
+from tests.integration.run_process import SMALL, Command
+
+pytestmark = pytest.mark.integration
+
+
+def test_conditions_share_m0_and_stand_in_one_report(tmp_path: Path) -> None:
+    command = Command(
+        *("ablate", "cpu_demo", *SMALL, f"runs_dir={tmp_path}"),
+        *("--conditions", "own_response,questions_only,weaker_roleplayer"),
+    )
+    output = command.finish()
+    assert command.process.returncode == 0, output
+    assert command.left_over() == []
+    [root] = tmp_path.iterdir()
+    conditions = json.loads((root / "ablation.json").read_text())["conditions"]
+    assert set(conditions) == {"own_response", "questions_only", "weaker_roleplayer"}
+    assert (root / "report.html").is_file()
+
+    own, other = RunStore(root / "own_response"), RunStore(root / "questions_only")
+    for scope, table in (("eval-m0", "dialogues"), ("t0", "dialogues"), ("t0", "scores")):
+        assert list(own.read(scope, table)) == list(other.read(scope, table))
+    learned = [
+        [sum(row["loss_mask"]) for row in sorted(store.read("t0", "examples"), key=str)]
+        for store in (own, other)
+    ]
+    assert all(a > b for a, b in zip(*learned, strict=True)), "own_response adds its response"
+    for store in (own, other):
+        assert {row["policy_version"] for row in store.read("eval-m1", "dialogues")} == {1}
+        assert {row["policy_version"] for row in store.read("t0", "dialogues")} == {0}
+    weak = RunStore(root / "own_response" / "evaluations" / "weaker_roleplayer")
+    values = json.loads((weak.root / "eval.json").read_text())
+    assert values["about"]["roleplayer"]["grounding"] == "persona"
+    assert values["about"]["trained_with_roleplayer"]["grounding"] == "facts"
