@@ -8,25 +8,17 @@ eval.m<t>.{gold_logprob, matched_minus_shuffled, question_rate, facts_per_dialog
 dropped.<reason>, data_dropped.<reason>, peak_rss_gb, seconds, status
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stargate.evaluation.measures import EVALUATION_FILE
+from stargate.evaluation.table import evaluation_lines
 from stargate.iteration import IterationResult
 from stargate.memory import MemoryPeak
 from stargate.progress import Progress, safe_text
 from stargate.store import RunStore, dialogue_from_row
 from stargate.tally import Tally
-
-# What the screen shows of an evaluation: measure, label, unit.
-_SHOWN = (
-    ("gold_logprob", "gold log-prob, own dialogue", "nats"),
-    ("no_dialogue", "  without a dialogue", "nats"),
-    ("shuffled", "  after another persona's dialogue", "nats"),
-    ("persona_given", "  with the persona given", "nats"),
-    ("matched_minus_shuffled", "matched minus shuffled", "nats"),
-    ("question_rate", "turns that are a question", ""),
-    ("facts_per_dialogue", "facts elicited per dialogue", ""),
-)
 
 
 def summarise_run(
@@ -91,24 +83,20 @@ def print_summary(
     if evaluations and num_dialogues:
         last = list(evaluations)[-1]
         _print_dialogues(store, f"eval-{last}", last, num_dialogues, progress)
-    for line in summary_lines(summary):
+    measured = store.root / EVALUATION_FILE
+    lines = summary_lines(summary)
+    if measured.is_file():
+        lines = evaluation_lines(json.loads(measured.read_text(encoding="utf-8"))) + lines
+    for line in lines:
         progress.say(line)
     progress.say(f"\nrun directory: {store.root}")
+    if measured.is_file():
+        progress.say(f"all of it, with dialogues to read: stargate report {store.root}")
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """The figures as lines of text."""
     lines: list[str] = []
-    evaluations = summary["eval"]
-    if evaluations:
-        names = list(evaluations)
-        lines += ["", "test pairs, scored by m_0 (mean +- plain standard error over dialogues)"]
-        lines.append(f"{'':36}" + "".join(f"{name:>18}" for name in names))
-        for key, label, unit in _SHOWN:
-            cells = [_cell(evaluations[name], key) for name in names]
-            lines.append(f"{label:36}" + "".join(f"{cell:>18}" for cell in cells) + f"  {unit}")
-        counts = [f"{evaluations[name]['num_dialogues']}" for name in names]
-        lines.append(f"{'dialogues':36}" + "".join(f"{count:>18}" for count in counts))
     lines += ["", "wall time by stage"]
     for name, stage in summary["stages"].items():
         lines.append(f"  {name:24}{stage['seconds']:8.1f} s")
@@ -149,13 +137,6 @@ def _dropped_lines(summary: Mapping[str, Any]) -> list[str]:
     for examples in summary["dropped_examples"].values():
         lines += [f"  {safe_text(example)}" for example in examples]
     return lines
-
-
-def _cell(measures: Mapping[str, Any], key: str) -> str:
-    value, error = measures[key], measures[f"{key}_se"]
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if error is None else f"{value:.2f} +- {error:.2f}"
 
 
 def _print_dialogues(

@@ -1,6 +1,5 @@
-"""eval.json on the screen: the main measures by checkpoint with their intervals, in 100 columns.
-
-`stargate report RUN` shows all of it.
+"""eval.json on the screen: the main measures of the first and last checkpoint and what changed, in
+100 columns. `stargate report RUN` shows all of it.
 """
 
 from collections.abc import Mapping
@@ -10,9 +9,9 @@ from typing import Any
 _SHOWN = (
     ("gold_logprob", "gold log-prob, own dialogue", 1),
     ("no_dialogue", "  without a dialogue", 1),
-    ("shuffled", "  another persona's dialogue", 1),
+    ("shuffled", "  another's dialogue", 1),
     ("persona_given", "  persona given", 1),
-    ("persona_and_dialogue", "  persona given and dialogue", 1),
+    ("persona_and_dialogue", "  persona and dialogue", 1),
     ("matched_minus_shuffled", "matched minus shuffled", 2),
     ("question_rate", "turns that are a question", 2),
     ("repeated_question_rate", "questions asked before", 2),
@@ -23,42 +22,57 @@ _SHOWN = (
     ("win_rate", "win rate against m0", 2),
     ("win_rate_fixed_responder", "  m0 responds for both", 2),
 )
-_NO_EVALUATION = ("changes", "judge", "about")
+_HEADLINE = "matched_minus_shuffled"
+_NO_CHECKPOINT = ("changes", "judge", "about")
+_LABEL_WIDTH, _CELL_WIDTH = 28, 24
 
 
 def evaluation_lines(values: Mapping[str, Any]) -> list[str]:
     """Lines of text; measures that no checkpoint has are left out."""
-    names = [name for name in values if name not in _NO_EVALUATION]
-    shown = names if len(names) <= 3 else [names[0], *names[-2:]]  # what fits
-    first = values[names[0]]["gold_logprob"]
+    names = [name for name in values if name not in _NO_CHECKPOINT]
+    first, last = names[0], names[-1]
+    shown = list(dict.fromkeys((first, last)))
+    changes = values["changes"].get(last, {})
+    clusters = values[first][_HEADLINE]
+    titles = [*shown, *([f"{last} minus {first}"] if changes else [])]
     lines = [
         "",
         f"test pairs, golds scored by m0 in nats: mean [{values['about']['confidence']:.0%} "
-        f"interval over {first['task_clusters']} tasks and {first['persona_clusters']} personas]",
-        f"{'':30}" + "".join(f"{name:>23}" for name in shown),
+        f"interval over {clusters['task_clusters']} tasks and {clusters['persona_clusters']} "
+        "personas]",
+        f"{'':{_LABEL_WIDTH}}" + "".join(f"{title:>{_CELL_WIDTH}}" for title in titles),
     ]
+    judge = values.get("judge")
+    unfit = judge is not None and not judge["fit"]
     for key, label, digits in _SHOWN:
         if any(values[name].get(key, {}).get("n") for name in shown):
             cells = [_cell(values[name].get(key), digits) for name in shown]
-            lines.append(f"{label:30}" + "".join(f"{cell:>23}" for cell in cells))
-    for name, changes in values["changes"].items():
-        change = changes.get("matched_minus_shuffled")
-        if change and change["mean"] is not None:
-            facts = _cell(changes["facts_per_dialogue"], 2, "+")
-            lines.append(
-                f"{name} minus {names[0]}, same pairs: matched minus shuffled "
-                f"{_cell(change, 2, '+')}, facts {facts}"
-            )
-    if judge := values.get("judge"):
-        lines.append(judge["verdict"])
-        if not judge["fit"]:
-            lines.append("so the win rates above say nothing")
+            cells.append(_cell(changes.get(key), digits, "+"))
+            row = "".join(f"{cell:>{_CELL_WIDTH}}" for cell in cells)
+            if unfit and key.startswith("win_rate"):
+                row += "  (unfit judge)"
+            lines.append(f"{label:{_LABEL_WIDTH}}{row}".rstrip())
+    error = values[last][_HEADLINE]["standard_error"]
+    if error is not None:
+        lines.append(
+            f"plain standard error of {last}'s matched minus shuffled, as if dialogues were "
+            f"independent: {error:.2f}"
+        )
+    if judge is not None:
+        lines += ["", *_judge_lines(judge)]
     return lines
+
+
+def _judge_lines(judge: Mapping[str, Any]) -> list[str]:
+    if judge["fit"]:
+        return ["the judge is fit"]
+    lines = [f"the judge ({judge['model']}) is UNFIT, so its win rates mean nothing:"]
+    return lines + [f"  {failure}" for failure in judge["failures"]]
 
 
 def _cell(measure: Mapping[str, Any] | None, digits: int, sign: str = "") -> str:
     if measure is None or measure["mean"] is None:
-        return "-"
+        return ""
     mean = f"{measure['mean']:{sign}.{digits}f}"
     if measure["ci_low"] is None:
         return mean

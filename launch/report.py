@@ -1,0 +1,72 @@
+"""Shows what a run came to: did it get better, by how much, how sure, and what speaks against it.
+
+Writes one HTML file that needs no network (light and dark, on a phone, on paper) with curves,
+tables and a browser for all dialogues; or the same content as text, or as figures for a paper.
+
+examples:
+  stargate report runs/cpu_demo-20260101-120000
+  stargate report runs/cpu_demo-20260101-120000 --text | less
+  stargate report runs/cpu_demo-20260101-120000 --figures figures --out report.html
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stargate.report.records import ReportData
+
+HELP = "show a run: one HTML file, a terminal summary, figures"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    parser.add_argument("run", type=Path, help="a run directory, as `stargate run` named it")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="where the HTML goes (default: RUN/report.html)"
+    )
+    parser.add_argument(
+        "--text", action="store_true", help="print a summary instead (and no HTML, unless --out)"
+    )
+    parser.add_argument(
+        "--figures", type=Path, metavar="DIR", help="also write every figure as PNG and SVG"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes and prints what was asked for. Raises DataError for what is not a run directory."""
+    from stargate.report.data import load_report
+
+    data = load_report(args.run)
+    if args.text:
+        from stargate.report.text import render_text
+
+        print(render_text(data), end="")
+    if args.out is not None or not args.text:
+        _write_page(data, args.out or args.run / "report.html", say_answer=not args.text)
+    if args.figures is not None:
+        from stargate.report.figures import save_figures
+
+        files = save_figures(data, args.figures)
+        print(f"figures: {len(files)} files in {args.figures}")
+    return 0
+
+
+def _write_page(data: "ReportData", file: Path, *, say_answer: bool) -> None:
+    from stargate.errors import DataError
+    from stargate.progress import safe_text
+    from stargate.report.findings import answer, main_evaluation
+    from stargate.report.page import render_page
+    from stargate.store import write_atomically
+
+    page = render_page(data)
+    if file.is_dir():
+        raise DataError(f"{file}: is a folder; --out takes a file name, e.g. {file}/report.html")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, lambda target: target.write_text(page, "utf-8"))
+    except OSError as error:
+        raise DataError(f"{file}: can't write the report: {error.strerror or error}") from error
+    if say_answer:
+        print(safe_text(answer(data, main_evaluation(data)).headline))
+    print(f"report: {file}")

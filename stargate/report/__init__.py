@@ -1,0 +1,1 @@
+"""The report of a run: `load_report` reads, findings compute, page, figures and text show."""

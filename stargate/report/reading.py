@@ -1,0 +1,231 @@
+"""Reads the plain files of a run directory: JSON, metrics lines, Parquet columns, eval.json.
+
+Nothing here knows what the report shows. A file that is broken is a DataError that names it; a
+file that is absent gives None or nothing, and the caller says so.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stargate.errors import DataError
+from stargate.evaluation.qualification import Criterion
+from stargate.evaluation.statistics import Measure
+from stargate.report.records import About, Change, Evaluation, Iteration, Judge, RoleplayerInfo
+from stargate.store import table_files
+
+CHECKPOINT = re.compile(r"m\d+")
+_EVALUATION_SCOPE = re.compile(r"eval-m(\d+)")
+_ITERATION_SCOPE = re.compile(r"t(\d+)")
+Json = dict[str, Any]
+
+
+def read_json(file: Path) -> Json | None:
+    """A JSON object, or None if the file is not there. Raises DataError."""
+    if not file.is_file():
+        return None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{file}: not valid JSON: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{file}: expected an object, got {type(values).__name__}")
+    return values
+
+
+def read_iterations(file: Path) -> tuple[Iteration, ...]:
+    """The iterations of metrics.jsonl in order; of one that was done again, the last.
+
+    A last line without an end is what a killed process was writing: it is not counted.
+    """
+    if not file.is_file():
+        return ()
+    found: dict[int, Iteration] = {}
+    text = file.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+        if not line.endswith("\n") or not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            if values["event"] == "iteration":
+                found[int(values["iteration"])] = _iteration(values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{file}:{number}: not a line of metrics: {error!r}") from error
+    return tuple(found[number] for number in sorted(found))
+
+
+def _iteration(values: Json) -> Iteration:
+    return Iteration(
+        number=int(values["iteration"]),
+        losses=_floats(values["train_losses"]),
+        grad_norms=_floats(values["grad_norms"]),
+        learning_rates=_floats(values["learning_rates"]),
+        validation_loss=_float(values.get("validation_loss")),
+        num_examples=int(values["num_examples"]),
+        train_seconds=_float(values.get("train_seconds")),
+        push_seconds=_float(values.get("push_seconds")),
+        push_phases={str(k): float(v) for k, v in (values.get("push_phases") or {}).items()},
+    )
+
+
+def iteration_scopes(root: Path) -> list[int]:
+    """t of every folder RUN/t<t>, in order."""
+    return _numbered(root, _ITERATION_SCOPE)
+
+
+def evaluation_scopes(root: Path) -> list[int]:
+    """t of every folder ROOT/eval-m<t>, in order."""
+    return _numbered(root, _EVALUATION_SCOPE)
+
+
+def _numbered(root: Path, pattern: re.Pattern[str]) -> list[int]:
+    matches = (pattern.fullmatch(path.name) for path in root.iterdir() if path.is_dir())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def read_columns(root: Path, scope: str, table: str, columns: Sequence[str]) -> list[Json]:
+    """Rows of one table with these columns only ("turns.list.element.question" for nested ones).
+
+    Token ids are most of a table's bytes and the report needs none. Nothing if there is no table;
+    None in the columns that a table of an older version does not have.
+    """
+    rows: list[Json] = []
+    for file in table_files(root / scope / table):
+        try:
+            parquet = pq.ParquetFile(file)
+            known = set(parquet.schema_arrow.names)
+            missing = dict.fromkeys(c for c in columns if c.partition(".")[0] not in known)
+            read = parquet.read(columns=[c for c in columns if c not in missing]).to_pylist()
+            rows += [{**missing, **row} for row in read] if missing else read
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{file}: can't be read: {' '.join(str(error).split())}") from error
+    return rows
+
+
+def read_evaluation(root: Path, source: str, name: str, scopes: Sequence[int]) -> Evaluation:
+    """ROOT/eval.json; without one, an evaluation without measures. Raises DataError."""
+    file = root / "eval.json"
+    tree = read_json(file)
+    if tree is None:
+        checkpoints = tuple(f"m{version}" for version in scopes)
+        return Evaluation(source, name, _about({}), checkpoints, {}, {}, {}, None)
+    checkpoints = tuple(sorted(filter(CHECKPOINT.fullmatch, tree), key=lambda m: int(m[1:])))
+    try:
+        return Evaluation(
+            source=source,
+            name=name,
+            about=_about(tree.get("about") or {}),
+            checkpoints=checkpoints,
+            measures={m: _measures(tree[m]) for m in checkpoints},
+            changes={m: _changes(values) for m, values in (tree.get("changes") or {}).items()},
+            win_rates={
+                m: {k: v for k, v in tree[m].items() if _is_win_rate(k, v)} for m in checkpoints
+            },
+            judge=_judge(tree["judge"]) if tree.get("judge") else None,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{file}: not what an evaluation writes: {error!r}") from error
+
+
+def _measures(values: Mapping[str, Any]) -> dict[str, Measure]:
+    return {
+        name: _measure(value)
+        for name, value in values.items()
+        if isinstance(value, dict) and "mean" in value and not name.endswith("_details")
+    }
+
+
+def _changes(values: Mapping[str, Any]) -> dict[str, Change]:
+    return {
+        name: Change(_measure(value), int(value["num_only_before"]), int(value["num_only_after"]))
+        for name, value in values.items()
+    }
+
+
+def _measure(value: Mapping[str, Any]) -> Measure:
+    return Measure(
+        mean=_float(value["mean"]),
+        ci_low=_float(value["ci_low"]),
+        ci_high=_float(value["ci_high"]),
+        standard_error=_float(value["standard_error"]),
+        n=int(value["n"]),
+        task_clusters=int(value["task_clusters"]),
+        persona_clusters=int(value["persona_clusters"]),
+    )
+
+
+def _is_win_rate(name: str, value: object) -> bool:
+    return name.startswith("win_rate") and name.endswith("_details") and isinstance(value, dict)
+
+
+def _judge(value: Mapping[str, Any]) -> Judge:
+    criteria = tuple(
+        Criterion(
+            name=name,
+            value=_float(entry["value"]),
+            requirement=str(entry["requirement"]),
+            passed=bool(entry["passed"]),
+            n=int(entry["n"]),
+            ci_low=_float(entry.get("ci_low")),
+            ci_high=_float(entry.get("ci_high")),
+        )
+        for name, entry in (value.get("criteria") or {}).items()
+    )
+    fit = bool(value["fit"])
+    verdict = value.get("verdict") or ("the judge is fit" if fit else "the judge is UNFIT")
+    return Judge(fit, _text(value.get("model")), str(verdict), criteria)
+
+
+def _about(value: Mapping[str, Any]) -> About:
+    return About(
+        split=_text(value.get("split")),
+        data=_text(value.get("data")),
+        roleplayer=_roleplayer(value.get("roleplayer")),
+        trained_with_roleplayer=_roleplayer(value.get("trained_with_roleplayer")),
+        num_dialogues=_int(value.get("num_dialogues")),
+        num_turns=_int(value.get("num_turns")),
+        seed=_int(value.get("seed")),
+        confidence=_float(value.get("confidence")),
+    )
+
+
+def _roleplayer(value: Mapping[str, Any] | None) -> RoleplayerInfo | None:
+    if not value:
+        return None
+    return RoleplayerInfo(
+        model=str(value.get("model") or ""),
+        prompts=str(value.get("prompts") or ""),
+        grounding=_grounding(value.get("grounding")),
+    )
+
+
+def _grounding(value: object) -> str:
+    """The type ("facts" or "persona"), written as such or as the config's whole group."""
+    return str(value.get("type", "")) if isinstance(value, dict) else str(value or "")
+
+
+def _float(value: Any) -> float | None:
+    if value is None:
+        return None
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"a number must be finite, got {number}")
+    return number
+
+
+def _floats(values: Sequence[Any]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _int(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
