@@ -125,12 +125,13 @@ class TrainerGroup:
     async def __call__(self, examples: Sequence[TrainingExample], version: int) -> TrainResult:
         """Trains on all ranks. Raises DivergenceError; then no folder of that version exists."""
         output = self._models_dir / f"m{version}"
+        before = await remote(self._ranks[0].progress.remote())
         shared = ray.put(list(examples))
         calls = [
             rank.train.remote(shared, str(self._start_dir), str(output), version)
             for rank in self._ranks
         ]
-        watching = asyncio.create_task(self._watch())
+        watching = asyncio.create_task(self._watch(before.number))
         try:
             # All ranks are awaited together: when one fails, the others hang in a collective.
             results: list[TrainResult] = await asyncio.gather(*(remote(call) for call in calls))
@@ -141,10 +142,13 @@ class TrainerGroup:
             self._start_dir = output
         return results[0]
 
-    async def _watch(self) -> None:
-        """Shows rank 0's steps until cancelled."""
+    async def _watch(self, before: int) -> None:
+        """Shows rank 0's steps until cancelled. `before` is the number of its last stage."""
         done = 0
-        while not (state := await remote(self._ranks[0].progress.remote())).total_steps:
+        while True:
+            state = await remote(self._ranks[0].progress.remote())
+            if state.number > before and state.total_steps:
+                break
             await asyncio.sleep(_POLL_SECONDS)
         with self._progress.stage("train", state.total_steps, "steps") as stage:
             tokens = 0

@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -64,9 +64,11 @@ class TrainerSpec:
 class TrainProgress:
     """How far a training stage is. `loss` is the last step's; `tokens` are those of all ranks.
 
+    `number` counts the stages of this rank, so that a finished one is not taken for the next.
     `total_steps` is 0 until the steps are planned, `tokens_per_s` until one is done.
     """
 
+    number: int = 0
     steps: int = 0
     total_steps: int = 0
     tokens: int = 0
@@ -109,7 +111,7 @@ class TrainerRank:
         """
         if not self._started:
             raise EngineError("trainer: train() was called before start() or after shutdown()")
-        self._progress = TrainProgress()
+        self._progress = TrainProgress(self._progress.number + 1)
         return await asyncio.to_thread(
             self._train, examples, start_model_dir, output_dir, f"m_{version}"
         )
@@ -176,7 +178,7 @@ class TrainerRank:
     ) -> "_Log":
         """All optimizer steps. Every rank sees the same losses and norms, so all stop together."""
         config, log = self._spec.config, _Log()
-        self._progress = TrainProgress(total_steps=len(steps))
+        self._progress = replace(self._progress, total_steps=len(steps))
         started = time.perf_counter()
         for number, step in enumerate(steps):
             where = f"training {name}, step {number + 1} of {len(steps)}"
@@ -196,9 +198,9 @@ class TrainerRank:
             log.num_tokens += sum(len(examples[i].input_ids) for i in step.examples)
             log.num_loss_tokens += num_loss_tokens
             log.seconds = time.perf_counter() - started
-            self._progress = TrainProgress(
+            self._progress = replace(
+                self._progress,
                 steps=number + 1,
-                total_steps=len(steps),
                 tokens=log.num_tokens,
                 loss=log.losses[-1],
                 tokens_per_s=log.num_tokens / log.seconds,

@@ -43,6 +43,7 @@ class Prepared:
     roleplayer_dir: Path
     embedder_dir: Path | None
     views: Views
+    roleplayer_views: Views
     chat: ChatFormat
     roleplayer_chat: ChatFormat
     placement: Placement
@@ -83,6 +84,7 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
         roleplayer_dir=other,
         embedder_dir=resolve_embedder() if grounded else None,
         views=views,
+        roleplayer_views=Views(load_prompts(config.roleplayer.prompts or config.prompts)),
         chat=load_chat_format(str(base), config.trust_remote_code),
         roleplayer_chat=load_chat_format(str(other), config.trust_remote_code),
         placement=placement,
@@ -120,7 +122,11 @@ class Workshop:
         roles = Roles(
             generate=EnginePool(self.crew.questioners),
             roleplay=build_roleplayer(
-                config.roleplayer, voice, prepared.roleplayer_chat, prepared.views, self.matcher
+                config.roleplayer,
+                voice,
+                prepared.roleplayer_chat,
+                prepared.roleplayer_views,
+                self.matcher,
             ),
             score=ScorerPool(self.crew.scorers),
             train=TrainerGroup(

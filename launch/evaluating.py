@@ -105,6 +105,6 @@ def _about_roleplayer(config: RunConfig) -> RoleplayerAbout:
     grounded = isinstance(config.roleplayer.grounding, FactsGrounding)
     return RoleplayerAbout(
         model=config.roleplayer.model,
-        prompts=config.prompts,
+        prompts=config.roleplayer.prompts or config.prompts,
         grounding="facts" if grounded else "persona",
     )

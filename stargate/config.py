@@ -102,9 +102,14 @@ class FactsGrounding(Component):
 
 
 class RoleplayerConfig(Component):
-    """The simulated user. `model` may differ from the run's model."""
+    """The simulated user. `model` may differ from the run's model, and so may `prompts`:
+
+    of that set only what the Roleplayer sees is used. An evaluation can thus meet a user that the
+    training never met.
+    """
 
     model: str = "embedded"
+    prompts: str | None = None  # None: the run's own prompt set
     grounding: Annotated[PersonaGrounding | FactsGrounding, Field(discriminator="type")] = (
         PersonaGrounding()
     )

@@ -1,6 +1,7 @@
 """`stargate ablate` with real engines: conditions share what m_0 did, and differ in the rest."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ def test_conditions_share_m0_and_stand_in_one_report(tmp_path: Path) -> None:
     output = command.finish()
     assert command.process.returncode == 0, output
     assert command.left_over() == []
+    # One trainer trains both: the first one's finished steps must not be shown as the second's.
+    shown = [float(seconds) for seconds in re.findall(r"train: done in ([\d.]+) s", output)]
+    assert len(shown) == 2 and min(shown) > 0.5
     [root] = tmp_path.iterdir()
     conditions = json.loads((root / "ablation.json").read_text())["conditions"]
     assert set(conditions) == {"own_response", "questions_only", "weaker_roleplayer"}

@@ -240,6 +240,7 @@ def prepared(base: RunConfig) -> Prepared:
         roleplayer_dir=Path("r"),
         embedder_dir=None,
         views=VIEWS,
+        roleplayer_views=VIEWS,
         chat=byte_chat(),
         roleplayer_chat=byte_chat(),
         placement=cast(Any, None),
