@@ -37,6 +37,7 @@ from stargate.evaluation.measures import EVALUATION_FILE
 from stargate.launch.crew import Prepared, Workshop, prepare, workshop
 from stargate.launch.eval_session import EvaluationRequest, run_evaluation
 from stargate.launch.session import Session, fill_run_dir, timed_name
+from stargate.lock import hold
 from stargate.progress import Progress, make_progress
 from stargate.report.ablation import ablation_lines, render_ablation
 from stargate.store import RunStore
@@ -194,17 +195,18 @@ class Ablation:
         folder = self._root / name
         sources = self._sources(folder)
         store = fill_run_dir(folder, config)
-        shared = await share(sources, store, config.selection.type)
-        store.write_json(_SHARED_FILE, shared)
-        with open_trackers(
-            config.tracking,
-            folder,
-            f"{self._root.name}-{name}",
-            config.model_dump(mode="json"),
-            self._progress.say,
-        ) as trackers:
-            prepared = replace(self._prepared, config=config)
-            await Session(prepared, store, self._progress, trackers).play_in(running)
+        with hold(folder):
+            shared = await share(sources, store, config.selection.type)
+            store.write_json(_SHARED_FILE, shared)
+            with open_trackers(
+                config.tracking,
+                folder,
+                f"{self._root.name}-{name}",
+                config.model_dump(mode="json"),
+                self._progress.say,
+            ) as trackers:
+                prepared = replace(self._prepared, config=config)
+                await Session(prepared, store, self._progress, trackers).play_in(running)
 
     def _sources(self, folder: Path) -> list[RunStore]:
         """Where m_0's part may be copied from: finished runs first, then those that were stopped.

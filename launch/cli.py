@@ -18,12 +18,17 @@ from stargate.errors import StargateError
 # command -> (module, one line of help)
 COMMANDS = {
     "run": ("stargate.launch.run", "run STaR-GATE iterations from a config"),
+    "resume": ("stargate.launch.resume", "go on with a run that was stopped or killed"),
     "eval": (
         "stargate.launch.eval",
         "evaluate the checkpoints of a run, with confidence intervals",
     ),
     "report": ("stargate.launch.report", "show a run: HTML page, terminal summary, figures"),
     "ablate": ("stargate.launch.ablate", "run the paper's conditions on the same data and seeds"),
+    "submit": (
+        "stargate.launch.submit",
+        "submit a run to a Ray cluster as a job; follow or stop it",
+    ),
     "data": (
         "stargate.launch.data",
         "build, import, export, check and show tasks, personas and golds",

@@ -15,6 +15,7 @@ from stargate.errors import ConfigError, DataError
 from stargate.evaluation.table import evaluation_lines
 from stargate.launch.crew import Prepared, prepare, workshop
 from stargate.launch.evaluating import Evaluator, checkpoint_dirs
+from stargate.lock import hold
 from stargate.progress import Progress, make_progress
 from stargate.store import RunStore
 from stargate.tally import Tally
@@ -66,11 +67,12 @@ def run_evaluation(request: EvaluationRequest) -> int:
         store.write_text("config.yaml", dump_config(config))
     evaluator = Evaluator(prepared, config, trained)
     try:
-        asyncio.run(_evaluate(prepared, store, evaluator, chosen, progress))
+        with hold(root):
+            asyncio.run(_evaluate(prepared, store, evaluator, chosen, progress))
+            values = evaluator.write(store)
     except (KeyboardInterrupt, asyncio.CancelledError):
         progress.say(f"interrupted: what was finished is in {root}; the same command goes on")
         return 130
-    values = evaluator.write(store)
     for line in evaluation_lines(values):
         progress.say(line)
     progress.say(f"\n{root / 'eval.json'}")

@@ -3,30 +3,42 @@
 RunConfig -> prepared (checked) -> run directory -> actors
           -> evaluate m_0 -> [iteration t -> evaluate m_{t+1}] x T -> judge
           -> eval.json, summary.json
+
+A session may be the second of its run (`stargate resume`): then `past` says what is done, and only
+the rest is made.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from stargate.config import RunConfig, dump_config
 from stargate.errors import ConfigError
-from stargate.iteration import IterationResult, Roles, Workbench, run_iteration
+from stargate.evaluation.checkpoint import evaluate
+from stargate.evaluation.controls import FIXED, ControlScore, control_from_row
+from stargate.evaluation.playing import scope_of
+from stargate.iteration import IterationResult, Roles, Workbench, make_examples, run_iteration
 from stargate.launch.crew import Prepared, Workshop, prepare, workshop
 from stargate.launch.evaluating import Evaluator
+from stargate.lock import hold
 from stargate.machine import environment
-from stargate.memory import PeakMemory
+from stargate.memory import MemoryPeak, PeakMemory
+from stargate.past import History, Sittings, count_rollouts, train_file
 from stargate.progress import Progress, make_progress
+from stargate.protocols import Train
+from stargate.repair import set_aside_files
 from stargate.store import RunStore
 from stargate.summary import print_summary, summarise_run
 from stargate.tally import Tally
 from stargate.tracking import Trackers, open_trackers
 from stargate.tracking_scalars import RunScalars
+from stargate.types import PushResult, TrainingExample, TrainResult
 
 
 def run_session(config: RunConfig) -> int:
@@ -35,14 +47,31 @@ def run_session(config: RunConfig) -> int:
     prepared = prepare(config, progress.say)
     store = create_run_dir(config)
     progress.say(f"run directory: {store.root}")
+    with hold(store.root):
+        return sit(prepared, store, progress)
+
+
+def sit(
+    prepared: Prepared,
+    store: RunStore,
+    progress: Progress,
+    history: History | None = None,
+    before: Sittings | None = None,
+) -> int:
+    """One sitting of a run, whose lock is held. Returns 0, or 130 after Ctrl-C or SIGTERM."""
+    config = prepared.config
     resolved = config.model_dump(mode="json")
     try:
         with open_trackers(
             config.tracking, store.root, store.root.name, resolved, progress.say
         ) as trackers:
-            asyncio.run(Session(prepared, store, progress, trackers).run())
+            session = Session(prepared, store, progress, trackers, history, before)
+            asyncio.run(session.run())
     except (KeyboardInterrupt, asyncio.CancelledError):
-        progress.say(f"interrupted: what was finished is in {store.root}")
+        progress.say(
+            f"interrupted: what was finished is in {store.root}; "
+            f"this goes on with it: stargate resume {store.root}"
+        )
         return 130
     return 0
 
@@ -75,25 +104,40 @@ class Session:
     """A run in progress."""
 
     def __init__(
-        self, prepared: Prepared, store: RunStore, progress: Progress, trackers: Trackers
+        self,
+        prepared: Prepared,
+        store: RunStore,
+        progress: Progress,
+        trackers: Trackers,
+        history: History | None = None,
+        before: Sittings | None = None,
     ) -> None:
+        """`history` and `before` are what earlier sittings did and took, if there were any."""
         self._prepared = prepared
         self._config = prepared.config
         self._store = store
         self._progress = progress
-        self._tally = Tally()
+        self._past = history or History()
+        before = before or Sittings()
+        self._before = replace(before, count=before.count + 1)
+        self._tally = before.new_tally()
         self._trackers = trackers
-        self._scalars = RunScalars(self._tally)
+        self._scalars = RunScalars(self._tally, self._past.num_steps)
         self._evaluator = Evaluator(prepared, prepared.config, prepared.config)
         self._evaluations: dict[str, dict[str, Any]] = {}
         self._iterations: list[IterationResult] = []
+        self._fixed: Sequence[ControlScore] = ()  # the controls that no checkpoint changes
+        self._loaded = 0  # the version that the Questioner's engines hold
+        self._settled = self._before  # all sittings, up to the last iteration or evaluation
+        self._memory = PeakMemory()
+        self._started = time.perf_counter()
 
     async def run(self) -> None:
         """Starts the actors and runs everything."""
         log_dir = self._store.root.resolve() / "logs"
         with self._recorded():
             async with workshop(self._prepared, log_dir, self._tally, self._progress) as running:
-                await self._play(*running.open(self._config, self._store, self._tally))
+                await self._play(*self._open(running))
 
     async def play_in(self, running: Workshop) -> None:
         """Runs everything with actors that run already, and go on running.
@@ -101,15 +145,34 @@ class Session:
         They may hold what another run trained, so m_0 is pushed first.
         """
         with self._recorded():
-            roles, bench = running.open(self._config, self._store, self._tally)
+            roles, bench = self._open(running)
             await roles.push(str(self._prepared.base_model_dir), 0)
             await self._play(roles, bench)
+
+    def _open(self, running: Workshop) -> tuple[Roles, Workbench]:
+        """The parts of the loop; training results are kept as soon as they are there."""
+        last = self._past.num_iterations
+        if last and self._config.trainer.start_from == "previous":
+            # The trainer starts from the folder that it is told to be the base.
+            prepared = replace(running.prepared, base_model_dir=self._model_dir(last))
+            running = replace(running, prepared=prepared)
+        roles, bench = running.open(self._config, self._store, self._tally)
+        return replace(roles, train=self._keeping(roles.train)), bench
+
+    def _keeping(self, train: Train) -> Train:
+        async def keep(examples: Sequence[TrainingExample], version: int) -> TrainResult:
+            trained = await train(examples, version)
+            self._store.write_json(train_file(f"t{version - 1}"), asdict(trained))
+            return trained
+
+        return keep
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
         """Logs, and writes what was measured also when the run ends early."""
-        started = time.perf_counter()
-        with PeakMemory() as memory, _logged(self._store.root / "logs" / "driver.log"):
+        self._started = time.perf_counter()
+        self._before.write(self._store)
+        with self._memory, _logged(self._store.root / "logs" / "driver.log"):
             status = "finished"
             try:
                 yield
@@ -119,41 +182,125 @@ class Session:
                 )
                 raise
             finally:
-                summary = summarise_run(
-                    tally=self._tally,
-                    evaluations=self._evaluations,
-                    iterations=self._iterations,
-                    status=status,
-                    seconds=time.perf_counter() - started,
-                    peak=memory.peak(),
-                    data_dropped=self._prepared.dataset.drop_counts,
-                )
-                summary["tracking_lost"] = self._trackers.lost
+                summary = self._summary(status)
                 self._store.write_json("summary.json", summary)
         print_summary(summary, self._store, self._config.evaluation.show_dialogues, self._progress)
 
+    def _summary(self, status: str) -> dict[str, Any]:
+        """summary.json: of all sittings together."""
+        total = self._so_far()
+        summary = summarise_run(
+            tally=total.as_tally(),
+            evaluations=self._evaluations,
+            iterations=self._iterations,
+            status=status,
+            seconds=total.seconds,
+            peak=MemoryPeak(total.peak_gb, total.peak_measure, 0),
+            data_dropped=self._prepared.dataset.drop_counts,
+        )
+        summary["tracking_lost"] = dict(total.tracking_lost)
+        summary["sittings"] = total.count
+        summary["damaged_files"] = set_aside_files(self._store.root)
+        if total.count > 1 and "rollout" in summary:
+            # The rate stays that of the sittings that could say how long they took.
+            num_dialogues, num_tokens = count_rollouts(self._store, total)
+            summary["rollout"]["num_dialogues"] = num_dialogues
+            summary["rollout"]["generated_tokens"] = num_tokens
+        if status != "finished":
+            # What is under way is dropped again by the next sitting, if it must be: count it once.
+            total = replace(
+                total,
+                dropped=self._settled.dropped,
+                dropped_examples=self._settled.dropped_examples,
+            )
+        total.write(self._store)
+        return summary
+
+    def _so_far(self) -> Sittings:
+        seconds = time.perf_counter() - self._started
+        return self._before.plus(self._tally, seconds, self._memory.peak(), self._trackers.lost)
+
+    def _settle(self) -> None:
+        """After an iteration or evaluation: what was taken so far survives a kill."""
+        self._settled = self._so_far()
+        self._settled.write(self._store)
+
     async def _play(self, roles: Roles, bench: Workbench) -> None:
         await self._evaluate(0, roles, bench)
-        for iteration in range(self._config.schedule.num_iterations):
-            pairs = self._prepared.train_pairs(iteration)
-            result = await run_iteration(iteration, pairs, roles, bench)
-            self._iterations.append(result)
-            self._store.append_metrics(iteration_event(iteration, result, self._tally))
-            scalars = self._scalars.iteration(iteration, result.trained, result.pushed)
-            self._trackers.log_all(scalars)
+        num_iterations = self._config.schedule.num_iterations
+        for iteration in range(num_iterations):
+            if iteration < self._past.num_iterations:
+                await self._recall(iteration, roles, bench)
+            else:
+                await self._load(iteration, roles)
+                pairs = self._prepared.train_pairs(iteration)
+                result = await run_iteration(iteration, pairs, roles, bench)
+                self._loaded = iteration + 1
+                self._note(iteration, result)
             await self._evaluate(iteration + 1, roles, bench)
         if self._config.evaluation.enabled:
-            await self._evaluator.judge(range(len(self._iterations) + 1), roles, bench)
+            await self._evaluator.judge(range(num_iterations + 1), roles, bench)
             self._evaluator.write(self._store)
+
+    async def _recall(self, iteration: int, roles: Roles, bench: Workbench) -> None:
+        """An iteration that an earlier sitting has finished; lost records of it are made again."""
+        scope = f"t{iteration}"
+        if self._store.damaged(scope):
+            await self._load(iteration, roles)
+            await make_examples(scope, self._prepared.train_pairs(iteration), roles, bench)
+            bench.store.compact(scope)
+        if iteration in self._past.results:
+            result = self._past.results[iteration]
+            if result is not None:
+                self._iterations.append(result)
+        elif iteration in self._past.trained:
+            # It was killed between training and the end of the weight push.
+            pushed = await self._load(iteration + 1, roles)
+            assert pushed is not None
+            self._note(iteration, IterationResult(self._past.trained[iteration], pushed))
+        else:
+            self._progress.say(f"iteration {iteration}: what its training did is not on record")
+
+    async def _load(self, version: int, roles: Roles) -> PushResult | None:
+        """Puts m_`version` into the Questioner's engines; None if they hold it already."""
+        if self._loaded == version:
+            return None
+        with self._tally.stage("push"):
+            pushed = await roles.push(str(self._model_dir(version)), version)
+        self._loaded = version
+        return pushed
+
+    def _model_dir(self, version: int) -> Path:
+        if version == 0:
+            return self._prepared.base_model_dir
+        return self._store.root.resolve() / "models" / f"m{version}"
+
+    def _note(self, iteration: int, result: IterationResult) -> None:
+        self._iterations.append(result)
+        self._store.append_metrics(iteration_event(iteration, result, self._tally))
+        self._trackers.log_all(self._scalars.iteration(iteration, result.trained, result.pushed))
+        self._settle()
 
     async def _evaluate(self, version: int, roles: Roles, bench: Workbench) -> None:
         if not self._config.evaluation.enabled:
             return
-        measures = (await self._evaluator.checkpoint(version, roles, bench)).measures
-        self._evaluations[f"m{version}"] = measures
-        self._store.append_metrics({"event": "evaluation", "version": version, **measures})
-        self._trackers.log_all(self._scalars.evaluation(version, measures))
+        name, scope = f"m{version}", scope_of(version)
+        known = self._past.evaluations.get(version)
+        if known is not None and not self._store.damaged(scope):
+            self._evaluations[name] = known
+            controls = map(control_from_row, self._store.read(scope, "controls"))
+            self._fixed = [entry for entry in controls if entry.control in FIXED]
+            return
+        await self._load(version, roles)
+        pairs = self._prepared.test_pairs
+        evaluation = await evaluate(version, pairs, roles, bench, self._fixed)
+        self._fixed = evaluation.fixed
+        self._evaluations[name] = measures = evaluation.measures
+        if known is None:
+            self._store.append_metrics({"event": "evaluation", "version": version, **measures})
+            self._trackers.log_all(self._scalars.evaluation(version, measures))
         self._evaluator.write(self._store)
+        self._settle()
 
 
 @contextmanager
@@ -180,7 +327,11 @@ def iteration_event(iteration: int, result: IterationResult, tally: Tally) -> di
         "learning_rates": trained.learning_rates,
         "validation_loss": trained.validation_loss,
         "num_examples": trained.num_examples,
+        "num_validation_examples": trained.num_validation_examples,
+        "num_tokens": trained.num_tokens,
+        "num_loss_tokens": trained.num_loss_tokens,
         "train_seconds": trained.seconds,
+        "num_engines": pushed.num_engines,
         "push_seconds": pushed.seconds,
         "push_phases": pushed.phases,
         "dropped": dict(tally.dropped),

@@ -67,6 +67,7 @@ class PromptSet(TemplateFile):
     roleplayer     the Roleplayer's first turn, with its persona {name, persona, task, question}
     voice          the turn in which the Roleplayer words a fact {name, question, facts}
     no_preference  what the Roleplayer says when no fact answers
+    told_already   what it says when it was asked that before
     """
 
     opening: str
@@ -77,10 +78,15 @@ class PromptSet(TemplateFile):
     roleplayer: Conversation
     voice: Conversation
     no_preference: str
+    told_already: str = "I told you that already."
 
     @cached_property
     def no_preference_text(self) -> str:
         return self.render(self.no_preference)
+
+    @cached_property
+    def told_already_text(self) -> str:
+        return self.render(self.told_already)
 
 
 def load_prompts(name: str) -> PromptSet:

@@ -4,6 +4,8 @@ persona grounding  question -> the model sees the whole persona -> free answer, 
 facts grounding    question -> facts that answer it, each told once -> the model words them
                      -> kept if it still states the fact, else the fact as it is
                      -> "I have no preference about that." when no fact answers, without a call
+                     -> "I told you that already." when all was asked before: were it answered
+                        with the next fact, repeating one question would be the best policy
 """
 
 import re
@@ -14,24 +16,9 @@ from stargate.config import FactsGrounding, RoleplayerConfig
 from stargate.dialogue import require_room, sampling_of
 from stargate.errors import DataError, RecordDropped
 from stargate.protocols import Generate, MatchFacts, Roleplay
+from stargate.questions import is_repeated, questions_in
 from stargate.types import Answer, GenerateRequest, Generation, Pair, StopReason, Turn
 from stargate.views import Views
-
-# What asks for information without a question mark ("Tell me about your budget.").
-_REQUEST = re.compile(
-    r"^\s*(please\s+)?(tell|describe|share|let me know|explain|give me)\b", re.IGNORECASE
-)
-_SENTENCE = re.compile(r"[^.!?]*[.!?]+|[^.!?]+$")
-
-
-def questions_in(text: str) -> list[str]:
-    """The sentences of a turn that ask for something:
-
-    those with a question mark, or a request to tell.
-    """
-    sentences = [found[0].strip() for found in _SENTENCE.finditer(text)]
-    return [s for s in sentences if s.endswith("?") or _REQUEST.match(s)]
-
 
 # Words that carry no claim about a person: using one more of them invents nothing.
 _FUNCTION_WORDS_TEXT = """
@@ -130,7 +117,11 @@ class FactsRoleplayer:
     async def __call__(
         self, pair: Pair, turns: Sequence[Turn], question: str, *, session: str, seed: int
     ) -> Answer:
-        elicited = await self._elicit(pair, turns, question)
+        asked = [q for turn in turns for q in questions_in(turn.question)]
+        new = [q for q in questions_in(question) if not is_repeated(q, asked)]
+        if not new and questions_in(question):
+            return Answer(self._views.told_already(), (), StopReason.FIXED)
+        elicited = await self._elicit(pair, turns, new)
         if not elicited:
             return Answer(self._views.no_preference(), (), StopReason.FIXED)
         facts = [pair.persona.facts[index] for index in elicited]
@@ -147,10 +138,12 @@ class FactsRoleplayer:
                 return Answer(text, generation.token_ids, generation.stop, elicited)
         return Answer(" ".join(facts), (), StopReason.FIXED, elicited)
 
-    async def _elicit(self, pair: Pair, turns: Sequence[Turn], text: str) -> tuple[int, ...]:
+    async def _elicit(
+        self, pair: Pair, turns: Sequence[Turn], questions: Sequence[str]
+    ) -> tuple[int, ...]:
         told = [index for turn in turns for index in turn.elicited]
         elicited: list[int] = []
-        for question in questions_in(text):
+        for question in questions:
             if len(elicited) == self._grounding.max_facts_per_turn:
                 break
             found = await self._match(question, pair.persona.facts, [*told, *elicited])

@@ -8,131 +8,58 @@ Rows are durable before `append` returns: they are written as small part files
 (RUN/t0/dialogues/part-000000.parquet, many rows in one when many arrive together) under a temporary
 name, synced and renamed; `compact` merges the parts of a finished stage into one file. Everything
 is plain Parquet and JSON for pandas, DuckDB or pyarrow.
+
+Parts are numbered through and no number is used twice. A merged file says (in its metadata) below
+which number all parts are in it, so a part that a killed `compact` had no time to delete is not
+read a second time. What a killed run leaves is put in order by repair.py.
 """
 
 import asyncio
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from stargate.types import (
-    Dialogue,
-    DialogueScore,
-    Pair,
-    Selection,
-    StopReason,
-    TrainingExample,
-    Turn,
+from stargate.durable import (
+    make_folder,
+    read_batches,
+    read_metadata,
+    sync_folder,
+    write_atomically,
+    write_parquet,
+)
+from stargate.errors import DataError
+from stargate.rows import (
+    SCHEMAS,
+    Row,
+    dialogue_from_row,
+    dialogue_row,
+    example_from_row,
+    record_row,
 )
 
-_IDS = pa.list_(pa.int32())
-_TURN = pa.struct(
-    [
-        ("question", pa.string()),
-        ("question_ids", _IDS),
-        ("question_stop", pa.string()),
-        ("answer", pa.string()),
-        ("answer_ids", _IDS),
-        ("answer_stop", pa.string()),
-        ("elicited", _IDS),
-    ]
-)
-SCHEMAS: dict[str, pa.Schema] = {
-    "dialogues": pa.schema(
-        [
-            ("id", pa.string()),
-            ("pair_id", pa.string()),
-            ("task_id", pa.string()),
-            ("persona_id", pa.string()),
-            ("task", pa.string()),
-            ("persona_name", pa.string()),
-            ("index", pa.int32()),
-            ("num_turns", pa.int32()),
-            ("seed", pa.int64()),
-            ("policy_version", pa.int32()),
-            ("seconds", pa.float64()),
-            ("elicited", _IDS),
-            ("turns", pa.list_(_TURN)),
-        ]
-    ),
-    "scores": pa.schema(
-        [
-            ("dialogue_id", pa.string()),
-            ("pair_id", pa.string()),
-            ("gold_logprob", pa.float64()),
-            ("num_gold_tokens", pa.int32()),
-            ("other_gold_logprob", pa.float64()),
-            ("num_other_golds", pa.int32()),
-        ]
-    ),
-    "selections": pa.schema(
-        [
-            ("pair_id", pa.string()),
-            ("dialogue_id", pa.string()),
-            ("gold_logprob", pa.float64()),
-            ("candidates", pa.list_(pa.string())),
-            ("candidate_scores", pa.list_(pa.float64())),
-        ]
-    ),
-    "examples": pa.schema(
-        [
-            ("pair_id", pa.string()),
-            ("dialogue_id", pa.string()),
-            ("input_ids", _IDS),
-            ("loss_mask", pa.list_(pa.int8())),
-            ("response", pa.string()),
-        ]
-    ),
-    "controls": pa.schema(
-        [
-            ("dialogue_id", pa.string()),
-            ("pair_id", pa.string()),
-            ("control", pa.string()),
-            ("other_dialogue_id", pa.string()),
-            ("gold_logprob", pa.float64()),
-            ("num_gold_tokens", pa.int32()),
-            ("num_turns", pa.int32()),
-        ]
-    ),
-    "responses": pa.schema(
-        [
-            ("dialogue_id", pa.string()),
-            ("pair_id", pa.string()),
-            ("responder_version", pa.int32()),
-            ("text", pa.string()),
-            ("num_tokens", pa.int32()),
-            ("stop", pa.string()),
-        ]
-    ),
-    "verdicts": pa.schema(
-        [
-            ("comparison", pa.string()),
-            ("task_id", pa.string()),
-            ("persona_id", pa.string()),
-            ("candidate", pa.string()),
-            ("baseline", pa.string()),
-            ("order", pa.string()),
-            ("verdict", pa.string()),
-            ("reply", pa.string()),
-            ("candidate_text", pa.string()),
-            ("baseline_text", pa.string()),
-            ("candidate_length", pa.int32()),
-            ("baseline_length", pa.int32()),
-        ]
-    ),
-}
+__all__ = [
+    "SCHEMAS",
+    "Row",
+    "RunStore",
+    "dialogue_from_row",
+    "dialogue_row",
+    "example_from_row",
+    "record_row",
+    "table_files",
+    "write_atomically",
+]
 
+METRICS = "metrics.jsonl"
 # How long rows are gathered before they are synced together. A turn takes seconds, so nobody waits
 # for this.
 _GATHER_SECONDS = 0.05
-
-Row = dict[str, Any]
+# In a merged file's metadata: parts below this number are in it.
+_NEXT_PART = "stargate.next_part"
 
 
 @dataclass
@@ -160,39 +87,73 @@ class RunStore:
     def read(self, scope: str, table: str) -> Iterator[Row]:
         """All rows of a table, in the order in which they were finished.
 
-        Nothing if there are none.
+        Nothing if there are none. Raises DataError for a damaged file.
         """
         for file in table_files(self.root / scope / table):
-            for batch in pq.ParquetFile(file).iter_batches():
+            for batch in read_batches(file):
                 yield from batch.to_pylist()
+
+    def num_rows(self, scope: str, table: str) -> int:
+        """How many rows a table has."""
+        return sum(read_metadata(file)[0] for file in table_files(self.root / scope / table))
 
     def compact(self, scope: str) -> None:
         """Merges the parts of every table of a finished scope into one file each."""
         for table in SCHEMAS:
-            folder = self.root / scope / table
-            files = table_files(folder)
-            if not folder.is_dir():
-                continue
+            if (self.root / scope / table).is_dir():
+                self._merge(scope, table, None)
 
-            def write(target: Path, table: str = table, files: list[Path] = files) -> None:
-                with pq.ParquetWriter(target, SCHEMAS[table]) as writer:
-                    for file in files:
-                        for batch in pq.ParquetFile(file).iter_batches():
-                            writer.write_batch(batch)
+    def keep(self, scope: str, table: str, wanted: Callable[[Row], bool]) -> int:
+        """Keeps only the rows of a table that are `wanted`. Returns how many went away."""
+        rows = list(self.read(scope, table))
+        num_unwanted = sum(not wanted(row) for row in rows)
+        if num_unwanted:
+            self._merge(scope, table, wanted)
+        return num_unwanted
 
-            write_atomically(folder.with_suffix(".parquet"), write)
-            for file in files:
-                if file.parent == folder:
-                    file.unlink()
-            folder.rmdir()
-            self._tables.pop((scope, table), None)
+    def _merge(self, scope: str, table: str, wanted: Callable[[Row], bool] | None) -> None:
+        folder, schema = self.root / scope / table, SCHEMAS[table]
+        self._tables.pop((scope, table), None)
+        files = table_files(folder)
+        merged = folder.with_suffix(".parquet")
+        if files not in ([], [merged]) or (files and wanted is not None):
+            next_part = _next_part(folder)
+
+            def batches() -> Iterator[pa.RecordBatch]:
+                for file in files:
+                    for batch in read_batches(file):
+                        yield _conform(batch, schema, wanted)
+
+            write_atomically(
+                merged,
+                lambda target: write_parquet(
+                    target, schema, batches(), {_NEXT_PART: str(next_part)}
+                ),
+            )
+        remove_merged_parts(folder)
 
     def append_metrics(self, values: Mapping[str, Any]) -> None:
         """Adds one line to metrics.jsonl."""
-        with (self.root / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with (self.root / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(values, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl. Raises DataError for one that is none."""
+        file = self.root / METRICS
+        if not file.is_file():
+            return []
+        found = []
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                values = json.loads(line)
+                values["event"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise DataError(f"{file}:{number}: not a line of metrics: {error!r}") from error
+            found.append(values)
+        return found
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes RUN/name whole, or not at all."""
@@ -201,6 +162,24 @@ class RunStore:
 
     def write_text(self, name: str, text: str) -> None:
         write_atomically(self.root / name, lambda target: target.write_text(text, "utf-8"))
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """RUN/name as written by `write_json`; None if it is not there. Raises DataError."""
+        file = self.root / name
+        if not file.is_file():
+            return None
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file}: not valid JSON: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict):
+            raise DataError(f"{file}: expected an object, got {type(values).__name__}")
+        return values
+
+    def damaged(self, scope: str) -> list[str]:
+        """Names, from the run directory, of the files of a scope that were set aside."""
+        found = (self.root / scope).glob("**/*.damaged-*")
+        return sorted(str(file.relative_to(self.root)) for file in found)
 
 
 class _Table:
@@ -214,9 +193,8 @@ class _Table:
         self._schema = schema
         self._gathering: _Batch | None = None  # rows that the next part will hold
         self._writing: asyncio.Task[None] | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        parts = [int(file.stem.removeprefix("part-")) for file in folder.glob("part-*.parquet")]
-        self._next_part = max(parts, default=-1) + 1
+        make_folder(folder)
+        self._number = _next_part(folder)
 
     async def append(self, rows: Sequence[Row]) -> None:
         if self._gathering is None:
@@ -240,85 +218,71 @@ class _Table:
                 batch.durable.set_result(None)
 
     def _write_part(self, rows: list[Row]) -> None:
-        path = self._folder / f"part-{self._next_part:06d}.parquet"
-        table = pa.Table.from_pylist(rows, schema=self._schema)
-        write_atomically(path, lambda target: pq.write_table(table, target))
-        self._next_part += 1
+        path = self._folder / f"part-{self._number:06d}.parquet"
+        batches = pa.Table.from_pylist(rows, schema=self._schema).to_batches()
+        write_atomically(path, lambda target: write_parquet(target, self._schema, batches))
+        self._number += 1
 
 
 def table_files(folder: Path) -> list[Path]:
-    """The files of one table: the merged one, then its parts in order."""
+    """The files of one table: the merged one, then those parts that are not in it, in order."""
     merged = folder.with_suffix(".parquet")
-    parts = sorted(folder.glob("part-*.parquet")) if folder.is_dir() else []
-    return ([merged] if merged.is_file() else []) + parts
+    parts = _parts(folder)
+    if not merged.is_file():
+        return list(parts.values())
+    first = _first_unmerged(merged) if parts else 0
+    return [merged, *(file for number, file in parts.items() if number >= first)]
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write(temporary path)`, syncs and renames: readers see the whole file or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def remove_merged_parts(folder: Path) -> int:
+    """Deletes the parts of a table that its merged file holds, and the folder once it is empty.
+
+    Returns how many parts.
+    """
+    merged = folder.with_suffix(".parquet")
+    if not folder.is_dir() or not merged.is_file():
+        return 0
+    parts = _parts(folder)
+    first = _first_unmerged(merged)
+    doomed = [file for number, file in parts.items() if number < first]
+    for file in doomed:
+        file.unlink()
+    if not any(folder.iterdir()):  # else there are unmerged parts, or some that were set aside
+        folder.rmdir()
+        sync_folder(folder.parent)
+    return len(doomed)
 
 
-def dialogue_row(pair: Pair, dialogue: Dialogue) -> Row:
-    """One row of `dialogues`: texts, token ids, stop reasons, what was elicited, policy version."""
-    row = asdict(dialogue)
-    row |= {
-        "task_id": pair.task.id,
-        "persona_id": pair.persona.id,
-        "task": pair.task.text,
-        "persona_name": pair.persona.name,
-        "elicited": dialogue.elicited,
-    }
-    return row
+def _next_part(folder: Path) -> int:
+    """The number of the next part: above all that are there or were merged."""
+    merged = folder.with_suffix(".parquet")
+    first = _first_unmerged(merged) if merged.is_file() else 0
+    return max([first, *(number + 1 for number in _parts(folder))])
 
 
-def dialogue_from_row(row: Row) -> Dialogue:
-    """The record of one row of `dialogues`."""
-    return Dialogue(
-        id=row["id"],
-        pair_id=row["pair_id"],
-        index=row["index"],
-        num_turns=row["num_turns"],
-        seed=row["seed"],
-        policy_version=row["policy_version"],
-        seconds=row["seconds"],
-        turns=tuple(
-            Turn(
-                question=turn["question"],
-                question_ids=tuple(turn["question_ids"]),
-                question_stop=StopReason(turn["question_stop"]),
-                answer=turn["answer"],
-                answer_ids=tuple(turn["answer_ids"]),
-                answer_stop=StopReason(turn["answer_stop"]),
-                elicited=tuple(turn["elicited"]),
-            )
-            for turn in row["turns"]
-        ),
-    )
+def _parts(folder: Path) -> dict[int, Path]:
+    """Part files by number, in order."""
+    files = folder.glob("part-*.parquet") if folder.is_dir() else ()
+    numbered = {int(file.stem.removeprefix("part-")): file for file in files}
+    return dict(sorted(numbered.items()))
 
 
-def example_from_row(row: Row) -> TrainingExample:
-    """The record of one row of `examples`."""
-    return TrainingExample(
-        pair_id=row["pair_id"],
-        dialogue_id=row["dialogue_id"],
-        input_ids=tuple(row["input_ids"]),
-        loss_mask=tuple(row["loss_mask"]),
-        response=row["response"],
-    )
+def _first_unmerged(merged: Path) -> int:
+    """The number from which on parts are not in a merged file; 0 for one of an earlier version."""
+    return int(read_metadata(merged)[1].get(_NEXT_PART, 0))
 
 
-def record_row(record: DialogueScore | Selection | TrainingExample) -> Row:
-    """The row of a record whose fields are the table's columns."""
-    return asdict(record)
+def _conform(
+    batch: pa.RecordBatch, schema: pa.Schema, wanted: Callable[[Row], bool] | None
+) -> pa.RecordBatch:
+    """A batch with all columns (an earlier version may have had fewer) and its wanted rows."""
+    if wanted is not None:
+        batch = batch.filter(pa.array([wanted(row) for row in batch.to_pylist()], pa.bool_()))
+    if batch.schema.names == schema.names:
+        return batch
+    known = set(batch.schema.names)
+    columns = [
+        batch.column(field.name) if field.name in known else pa.nulls(len(batch), field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

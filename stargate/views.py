@@ -114,6 +114,9 @@ class Views:
     def no_preference(self) -> str:
         return self._prompts.no_preference_text
 
+    def told_already(self) -> str:
+        return self._prompts.told_already_text
+
     def _plain(
         self, opening: str, pair: Pair, turns: Sequence[Turn], closing: _Closing
     ) -> list[Message]:

@@ -17,13 +17,12 @@ needless_tokens_per_dialogue
 All but the needless_ measures are over tasks that need a question.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from stargate.errors import DataError
 from stargate.evaluation.statistics import BootstrapConfig, Measure, Observation, measure
-from stargate.roleplayer import questions_in
+from stargate.questions import content_words, is_repeated, questions_in, words_of
 from stargate.types import Dialogue, Pair, Persona, Turn
 
 CountTokens = Callable[[str], int]
@@ -34,12 +33,8 @@ CountTokens = Callable[[str], int]
 _STATED_SHARE = 0.75
 # One shared content word ("dog") is a topic, not a statement.
 _MIN_STATED_WORDS = 2
-# Share of content words (intersection over union) above which two questions ask the same.
-_SAME_QUESTION = 0.75
 # Consecutive words of the profile in an answer: eight in a row are a copy, not a coincidence.
 _RECITAL_WORDS = 8
-# Letters by which two forms of one word are taken as the same ("walks" and "walking").
-_STEM_LETTERS = 5
 _RATES = (
     "fact_coverage",
     "question_rate",
@@ -47,14 +42,6 @@ _RATES = (
     "recital_rate",
     "needless_question_rate",
 )
-# Words that carry no claim about a person and no topic of a question.
-_EMPTY_TEXT = """
-a about after all also am an and any are as at be because been but by can could did do does for
-from had has have how i if in into is it its just kind like me my myself no not of on or our own
-please so some such tell that the their them then there these they this those to too up us very
-was we well were what when where which who whom whose why will with would yes you your
-"""
-_EMPTY_WORDS = frozenset(_EMPTY_TEXT.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,31 +122,17 @@ def measure_elicitation(
 
 def stated_facts(text: str, persona: Persona) -> tuple[int, ...]:
     """Indices of the persona's facts that a text states in the fact's own words (any form)."""
-    words = set(_content(text))
+    words = set(content_words(text))
     return tuple(
-        index for index, fact in enumerate(persona.facts) if _states(words, _content(fact))
+        index for index, fact in enumerate(persona.facts) if _states(words, content_words(fact))
     )
 
 
 def recites_profile(answer: str, persona: Persona, allowed: Sequence[int] = ()) -> bool:
     """Whether an answer repeats a run of words of the profile that is not in an `allowed` fact."""
-    profile = _runs(_words(persona.text))
-    permitted = {run for index in allowed for run in _runs(_words(persona.facts[index]))}
-    return bool((_runs(_words(answer)) & profile) - permitted)
-
-
-def is_repeated(question: str, earlier: Sequence[str]) -> bool:
-    """Whether a question was asked before: the same content words, or nearly."""
-    words = set(_content(question))
-    for other in earlier:
-        others = set(_content(other))
-        union = words | others
-        if not union:
-            if _words(question) == _words(other):
-                return True
-        elif len(words & others) / len(union) >= _SAME_QUESTION:
-            return True
-    return False
+    profile = _runs(words_of(persona.text))
+    permitted = {run for index in allowed for run in _runs(words_of(persona.facts[index]))}
+    return bool((_runs(words_of(answer)) & profile) - permitted)
 
 
 _MEASURES = (
@@ -260,21 +233,6 @@ def _states(words: set[str], fact: Sequence[str]) -> bool:
     needed = set(fact)
     common = len(words & needed)
     return common >= _MIN_STATED_WORDS and common >= _STATED_SHARE * len(needed)
-
-
-def _words(text: str) -> list[str]:
-    straight = text.lower().replace("\u2019", "'")
-    return [word.split("'")[0] for word in re.findall(r"[^\W_]+(?:'[^\W_]+)?", straight)]
-
-
-def _content(text: str) -> list[str]:
-    """Stems of the words that say something."""
-    return [_stem(word) for word in _words(text) if word not in _EMPTY_WORDS]
-
-
-def _stem(word: str) -> str:
-    plural = len(word) > 3 and word.endswith("s") and not word.endswith("ss")
-    return (word[:-1] if plural else word)[:_STEM_LETTERS]
 
 
 def _runs(words: Sequence[str]) -> set[tuple[str, ...]]:

@@ -18,6 +18,7 @@ from tests.integration.run_process import Run
 
 pytestmark = pytest.mark.integration
 
+
 def test_a_run_ends_cleanly_and_writes_what_it_promises(finished: tuple[Run, str]) -> None:
     run, output = finished
     assert run.left_over() == []

@@ -11,11 +11,11 @@ import pytest
 from stargate.config import FactsGrounding, PersonaGrounding, RoleplayerConfig
 from stargate.errors import DataError, RecordDropped
 from stargate.prompts import load_prompts
+from stargate.questions import questions_in
 from stargate.roleplayer import (
     build_roleplayer,
     invented_words,
     kept_share,
-    questions_in,
     require_facts,
 )
 from stargate.types import Answer, Pair, StopReason
@@ -155,3 +155,16 @@ def test_a_persona_without_facts_is_named() -> None:
     pairs: list[Pair] = [PAIR, make_pair(persona="zoe", facts=())]
     with pytest.raises(DataError, match="'zoe' has no facts"):
         require_facts(pairs)
+
+
+def test_a_question_that_was_asked_before_elicits_nothing_more() -> None:
+    """Else repeating one question would be answered with one fact after the other."""
+    told = make_turn("Do you like tea?", "I love green tea.", elicited=(0,))
+    for question in ("Do you like tea?", "So do you like TEA?", "Tell me: do you like tea?"):
+        got, generate = answer(question, turns=[told])
+        assert got == Answer("I told you that already.", (), StopReason.FIXED)
+        assert generate.requests == []
+    got, _ = answer("Do you like tea? Any brown dog?", turns=[told])
+    assert got.elicited == (1,)  # only what is new is answered
+    got, _ = answer("Do you hate tea with milk?", said="I hate tea with milk.", turns=[told])
+    assert got.elicited == (2,)

@@ -1,0 +1,117 @@
+"""Go on with a run that was stopped or killed, from what is in its directory.
+
+Nothing that is on record is made again: dialogues, scores, selections, examples, responses,
+verdicts, whole evaluations, and the models of finished iterations. What was in flight is repeated:
+texts that were being generated or scored, and a training that had not saved its model, which starts
+over from the same examples. The config is RUN/config.yaml as it was; seeds and pairs are therefore
+the same. summary.json counts all sittings together.
+
+First the directory is put in order. Each table's file is compared with its checksum: a damaged one
+is set aside as NAME.damaged-N, named, and its rows are made again. Only one process at a time may
+work on a run. On a finished run this does nothing.
+
+examples:
+  stargate resume runs/cpu_learn-20261123-120000
+"""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stargate.progress import Progress
+    from stargate.repair import Damage
+    from stargate.store import RunStore
+
+HELP = "go on with a run that was stopped or killed"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Goes on. Returns 0 when the run has finished, 130 when it was interrupted again."""
+    return resume(args.run)
+
+
+def resume(root: Path) -> int:
+    """Goes on with the run in `root`. Raises StargateError."""
+    from stargate.launch.crew import prepare
+    from stargate.launch.eval_session import load_run_config
+    from stargate.launch.session import sit
+    from stargate.lock import hold
+    from stargate.machine import environment
+    from stargate.past import read_history, read_sittings
+    from stargate.progress import make_progress
+    from stargate.repair import survey
+    from stargate.store import RunStore
+
+    config = load_run_config(root)
+    _check_is_run(root)
+    progress, store = make_progress(), RunStore(root)
+    with hold(root):
+        damaged = survey(root)
+        if not damaged and is_finished(store):
+            progress.say(f"{root}: has finished; there is nothing to do")
+            return 0
+        put_in_order(store, damaged, progress)
+        history, sittings = read_history(store), read_sittings(store)
+        num_iterations = config.schedule.num_iterations
+        progress.say(
+            f"run directory: {root}\nsitting {sittings.count + 1}; finished: "
+            f"{history.num_iterations} of {num_iterations} iterations, "
+            f"evaluations {_names(history.evaluations)}"
+        )
+        prepared = prepare(config, progress.say)
+        (root / "logs").mkdir(exist_ok=True)
+        store.write_json(f"environment-{sittings.count + 1}.json", environment())
+        return sit(prepared, store, progress, history, sittings)
+
+
+def is_finished(store: "RunStore") -> bool:
+    """Whether the run has come to its end."""
+    return (store.read_json("summary.json") or {}).get("status") == "finished"
+
+
+def put_in_order(store: "RunStore", damaged: "list[Damage]", progress: "Progress") -> None:
+    """Repairs the run directory, and says what was done."""
+    from stargate.repair import repair
+
+    files = {damage.file for damage in damaged}
+    readable = store.root / "summary.json" not in files
+    if files and readable and (summary := store.read_json("summary.json")) is not None:
+        # Before anything is set aside: if we die after that, the run must not look finished.
+        store.write_json("summary.json", {**summary, "status": "stopped: damaged files"})
+    repairs = repair(store.root, damaged)
+    for damage, place in repairs.set_aside:
+        again = ", its rows are made again" if damage.file.suffix == ".parquet" else ""
+        progress.say(
+            f"damaged: {damage.file.relative_to(store.root)}: {damage.problem}; set aside as "
+            f"{place.name}{again}"
+        )
+    said = (
+        ("rows that were made from lost ones are made again, too", repairs.num_outdated_rows),
+        ("temporary files of a killed process removed", repairs.num_temporaries),
+        ("parts removed that were merged already", repairs.num_merged_parts),
+        ("line of metrics.jsonl removed that was not written to its end", repairs.num_torn_lines),
+    )
+    for what, count in said:
+        if count:
+            progress.say(f"{count} {what}")
+
+
+def _check_is_run(root: Path) -> None:
+    """Raises DataError for other folders that have a config."""
+    from stargate.errors import DataError
+
+    if (root / "ablation.json").is_file():
+        raise DataError(f"{root}: is an ablation; go on with: stargate ablate --resume {root}")
+    if not (root / "models").is_dir():
+        raise DataError(f"{root}: is no directory of a training run: it has no folder models")
+
+
+def _names(versions: Iterable[int]) -> str:
+    return ", ".join(f"m{version}" for version in sorted(versions)) or "none"

@@ -1,0 +1,190 @@
+"""Files that survive a kill: written whole or not at all, and known when they are damaged.
+
+    write(temporary) -> fsync -> rename -> fsync of the folder      write_atomically
+    Parquet: every page has its CRC, and the file its sha256        write_parquet, file_problem
+
+The sha256 is over the whole file and stands in the file, in the footer's key-value metadata, with
+64 zeros in its own place while it is computed. So it needs no second file, which would cost another
+fsync per write, could be lost, and could be apart from its file for a moment; and it covers the
+footer too, which Parquet's own page checksums do not. These are there as well: any reader that asks
+for them (ours always does) notices damaged pages without reading the file twice. pandas, DuckDB and
+pyarrow read such files like any other. Files of earlier versions have neither; they count as whole
+if all of their rows can be read.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stargate.errors import DataError
+
+_CHECKSUM = "stargate.checksum"
+# Before the digest. Model text can't pass for it: statistics, which hold some, come before the
+# key-value metadata in the footer, and the last mark counts.
+_MARK = b"stargate-sha256:"
+_BLANK = b"0" * 64
+_MAGIC = b"PAR1"
+# Bytes hashed at a time.
+_CHUNK = 1 << 20
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Calls `write(temporary path)`, syncs and renames: readers see the whole file or none."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and its parents; their names are durable when this returns."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def write_parquet(
+    path: Path,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes batches to `path` with checksums; not atomic by itself."""
+    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+        blank = (_MARK + _BLANK).decode()
+        writer.add_key_value_metadata({**(metadata or {}), _CHECKSUM: blank})
+    with path.open("r+b") as file:
+        place = _digest_place(file)
+        if place is None:
+            raise DataError(f"{path}: pyarrow wrote no place for the checksum")
+        digest = _digest(file, place)
+        file.seek(place)
+        file.write(digest)
+
+
+def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The batches of a Parquet file. Raises DataError, at the latest at the damaged page."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield from file.iter_batches()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: can't be read: {' '.join(str(error).split())}") from error
+
+
+def read_metadata(path: Path) -> tuple[int, dict[str, str]]:
+    """Number of rows and key-value metadata of a Parquet file. Raises DataError."""
+    try:
+        footer = pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: can't be read: {' '.join(str(error).split())}") from error
+    found = footer.metadata or {}
+    values = {key.decode(): value.decode(errors="replace") for key, value in found.items()}
+    return footer.num_rows, values
+
+
+def file_problem(path: Path) -> str | None:
+    """What is wrong with a Parquet file; None if it is as it was written."""
+    with path.open("rb") as file:
+        place = _digest_place(file)
+        if place is not None:
+            file.seek(place)
+            written = file.read(len(_BLANK))
+            return None if written == _digest(file, place) else "its checksum does not match"
+    try:  # a file of an earlier version, or one whose end is damaged
+        for _ in read_batches(path):
+            pass
+    except DataError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged file or folder to NAME.damaged-N, beside it. Returns its new place."""
+    number = 1
+    while (place := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    path.rename(place)
+    sync_folder(path.parent)
+    return place
+
+
+def remove_temporaries(folder: Path) -> int:
+    """Removes what killed writers left in a folder; those of living processes stay."""
+    count = 0
+    for file in folder.glob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(file.name)
+        if match and file.is_file() and not _is_other_process(int(match[1])):
+            file.unlink(missing_ok=True)
+            count += 1
+    return count
+
+
+def _is_other_process(pid: int) -> bool:
+    """Whether a process of that number lives and is not this one."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _digest_place(file: BinaryIO) -> int | None:
+    """Where in the file the digest's 64 characters stand; None if it has none."""
+    size = file.seek(0, os.SEEK_END)
+    if size < 12:
+        return None
+    file.seek(size - 8)
+    tail = file.read(8)
+    start = size - 8 - int.from_bytes(tail[:4], "little")
+    if tail[4:] != _MAGIC or start < 4:
+        return None
+    file.seek(start)
+    at = file.read(size - 8 - start).rfind(_MARK)
+    place = start + at + len(_MARK)
+    return None if at < 0 or place + len(_BLANK) > size - 8 else place
+
+
+def _digest(file: BinaryIO, place: int) -> bytes:
+    """The file's sha256 in hexadecimal, with zeros at `place`."""
+    sha256 = hashlib.sha256()
+    file.seek(0)
+    remaining = place
+    while remaining:
+        if not (chunk := file.read(min(remaining, _CHUNK))):
+            raise OSError(f"the file ended {remaining} bytes early")
+        sha256.update(chunk)
+        remaining -= len(chunk)
+    sha256.update(_BLANK)
+    file.seek(place + len(_BLANK))
+    while chunk := file.read(_CHUNK):
+        sha256.update(chunk)
+    return sha256.hexdigest().encode()
