@@ -37,9 +37,9 @@ class Command:
         output, _ = self.process.communicate(timeout=400)
         return output
 
-    def left_over(self) -> list[str]:
+    def left_over(self, seconds: float = 15.0) -> list[str]:
         """Command lines of processes of this run that still live, after a moment to end."""
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + seconds
         while (alive := self._alive()) and time.monotonic() < deadline:
             time.sleep(0.5)
         return alive

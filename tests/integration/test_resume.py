@@ -30,7 +30,8 @@ def kill(run: Command) -> None:
     """The driver only: its engines, trainer and Ray must notice by themselves."""
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.wait()
-    assert run.left_over() == [], "processes outlive a killed driver"
+    # vLLM and Ray look for their parent now and then, and are slow at it on a busy machine.
+    assert run.left_over(seconds=120.0) == [], "processes outlive a killed driver"
 
 
 def resumed(root: Path) -> str:
@@ -50,13 +51,16 @@ def rows(root: Path, scope: str, table: str) -> dict[str, Any]:
     return by_id
 
 
-@pytest.mark.parametrize(
-    "moment", ["t0/dialogues/part-*.parquet", "models/.m1.partial", "models/m1"]
-)
-def test_a_killed_run_goes_on(finished: tuple[Run, str], tmp_path: Path, moment: str) -> None:
+def test_a_killed_run_goes_on_and_ends_as_if_undisturbed(
+    finished: tuple[Run, str], tmp_path: Path
+) -> None:
+    """One request at a time, so the same seed also gives the same dialogues, to the token.
+
+    Every other moment to be killed at: test_resume_moments.py, with fakes.
+    """
     undisturbed, _ = finished
     run = Run(tmp_path, "rollout.max_concurrent_dialogues=1")
-    wait_for(run, f"*/{moment}", tmp_path)
+    wait_for(run, "*/t0/dialogues/part-*.parquet", tmp_path)
     kill(run)
     kept = rows(run.dir, "t0", "dialogues")
 

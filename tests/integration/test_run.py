@@ -88,22 +88,6 @@ def test_the_saved_model_is_a_hugging_face_folder(finished: tuple[Run, str]) -> 
     assert len(changed) > 50
 
 
-def test_one_seed_one_request_at_a_time_the_same_dialogues(
-    finished: tuple[Run, str], tmp_path: Path
-) -> None:
-    first, _ = finished
-    second = Run(tmp_path, "rollout.max_concurrent_dialogues=1", "evaluation.enabled=false")
-    output = second.finish()
-    assert second.process.returncode == 0, output
-
-    def played(run: Run) -> dict[str, tuple[object, ...]]:
-        rows = RunStore(run.dir).read("t0", "dialogues")
-        dialogues = [dialogue_from_row(row) for row in rows]
-        return {d.id: (d.num_turns, d.seed, d.turns) for d in dialogues}
-
-    assert played(first) == played(second)
-
-
 def test_one_interrupt_ends_everything_and_keeps_what_was_finished(tmp_path: Path) -> None:
     # Enough dialogues that the interrupt comes in the middle of them.
     run = Run(tmp_path, "rollout.num_dialogues=40", "evaluation.enabled=false")

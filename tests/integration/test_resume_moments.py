@@ -39,6 +39,8 @@ from stargate.types import (
 from tests.unit.fakes import FixedRoleplay, ScriptedGenerate, ScriptedScore, make_pair
 from tests.unit.test_iteration import favour_second, say, workbench
 
+pytestmark = pytest.mark.integration
+
 TRAIN_PAIRS = [make_pair(task="t1", persona=p) for p in ("p", "q")]
 TEST_PAIRS = [make_pair(task="t3", persona=p) for p in ("p", "q")]
 SCOPES = ("t0", "t1", "eval-m0", "eval-m1", "eval-m2")

@@ -12,6 +12,8 @@ from stargate.report.data import load_report
 from stargate.report.text import WIDTH, render_text
 from tests.unit.report_run import build_halted_run, build_run
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:

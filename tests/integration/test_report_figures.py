@@ -24,6 +24,8 @@ from stargate.report.records import ReportData, SelectionView
 from stargate.report.svg import inline_svg
 from tests.unit.report_run import build_halted_run, build_run
 
+pytestmark = pytest.mark.integration
+
 SVG = "{http://www.w3.org/2000/svg}"
 
 

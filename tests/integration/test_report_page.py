@@ -28,6 +28,8 @@ from stargate.report.tables import (
 )
 from tests.unit.report_run import MARKUP, SCRIPT, build_halted_run, build_run
 
+pytestmark = pytest.mark.integration
+
 TEMPLATES = resources.files("stargate.report") / "templates"
 
 

@@ -24,6 +24,8 @@ from stargate import durable, store
 from stargate.repair import repair, survey
 from stargate.store import RunStore, table_files
 
+pytestmark = pytest.mark.integration
+
 # Rows of this table are made from no others, so none is outdated by the loss of another.
 TABLE = "dialogues"
 SETTINGS = settings(
