@@ -9,13 +9,13 @@ ablation.json is written anew after each condition, from what is on disk.
 """
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from stargate.config import RunConfig, dump_config, load_config
+from stargate.durable import read_json
 from stargate.errors import ConfigError, DataError, DivergenceError, StargateError
 from stargate.evaluation.ablation import (
     ABLATION_FILE,
@@ -138,7 +138,7 @@ def _resumed_plan(root: Path, request: AblationRequest) -> Plan:
         raise ConfigError(f"--resume {root} goes on with the config in it: name no other")
     if not (root / ABLATION_FILE).is_file():
         raise DataError(f"{root}: not an ablation: it has no {ABLATION_FILE}")
-    before = _read_json(root / ABLATION_FILE)["conditions"]
+    before = (read_json(root / ABLATION_FILE) or {})["conditions"]
     weak = tuple(before.get(WEAKER, {}).get("overrides", ()))
     if weak and request.weak_roleplayer and weak != request.weak_roleplayer:
         raise ConfigError(f"--weak-roleplayer: {root} has another one already: {' '.join(weak)}")
@@ -270,10 +270,10 @@ class Ablation:
             folder=str(folder.relative_to(self._root)),
             status=status,
             problem=problem,
-            seconds=_read_json(folder / "summary.json").get("seconds"),
-            shared=_read_json(folder / _SHARED_FILE),
+            seconds=(read_json(folder / "summary.json") or {}).get("seconds"),
+            shared=read_json(folder / _SHARED_FILE) or {},
         )
-        if not (evaluation := _read_json(folder / EVALUATION_FILE)):
+        if not (evaluation := read_json(folder / EVALUATION_FILE)):
             return outcome
         pairs = {pair.id: pair for pair in self._prepared.test_pairs.all}
         count = self._prepared.chat.count
@@ -295,18 +295,10 @@ class Ablation:
         if name == WEAKER:  # eval.json is the last that an evaluation of its own writes
             done = (folder / EVALUATION_FILE).is_file()
             return ("finished", None) if done else ("interrupted", None)
-        said = _read_json(folder / "summary.json").get("status", "killed")
+        said = (read_json(folder / "summary.json") or {}).get("status", "killed")
         if said == "finished":
             return "finished", None
         problem = said.removeprefix("stopped: ")
         if problem.partition(":")[0] in ("killed", "CancelledError", "KeyboardInterrupt"):
             return "interrupted", problem
         return "failed", problem
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """Empty if it is not there."""
-    if not file.is_file():
-        return {}
-    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return values

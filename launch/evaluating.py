@@ -11,7 +11,7 @@ from typing import Any
 
 from stargate.config import FactsGrounding, RunConfig
 from stargate.evaluation.checkpoint import Evaluation, evaluate
-from stargate.evaluation.controls import ControlScore
+from stargate.evaluation.controls import FIXED, ControlScore, control_from_row
 from stargate.evaluation.measures import About, RoleplayerAbout, write_evaluation
 from stargate.evaluation.playing import scope_of
 from stargate.evaluation.responding import respond_to_all
@@ -38,6 +38,11 @@ class Evaluator:
         evaluation = await evaluate(version, pairs, roles, bench, self._fixed)
         self._fixed = evaluation.fixed
         return evaluation
+
+    def recall(self, version: int, store: RunStore) -> None:
+        """m_`version` was evaluated before: its controls without a dialogue hold for the others."""
+        controls = map(control_from_row, store.read(scope_of(version), "controls"))
+        self._fixed = [entry for entry in controls if entry.control in FIXED]
 
     async def judge(self, versions: Sequence[int], roles: Roles, bench: Workbench) -> None:
         """Has m_0 respond to the dialogues of all `versions`, and the judge compare.

@@ -20,8 +20,6 @@ from typing import Any
 
 from stargate.config import RunConfig, dump_config
 from stargate.errors import ConfigError
-from stargate.evaluation.checkpoint import evaluate
-from stargate.evaluation.controls import FIXED, ControlScore, control_from_row
 from stargate.evaluation.playing import scope_of
 from stargate.iteration import IterationResult, Roles, Workbench, make_examples, run_iteration
 from stargate.launch.crew import Prepared, Workshop, prepare, workshop
@@ -126,7 +124,6 @@ class Session:
         self._evaluator = Evaluator(prepared, prepared.config, prepared.config)
         self._evaluations: dict[str, dict[str, Any]] = {}
         self._iterations: list[IterationResult] = []
-        self._fixed: Sequence[ControlScore] = ()  # the controls that no checkpoint changes
         self._loaded = 0  # the version that the Questioner's engines hold
         self._settled = self._before  # all sittings, up to the last iteration or evaluation
         self._memory = PeakMemory()
@@ -288,13 +285,10 @@ class Session:
         known = self._past.evaluations.get(version)
         if known is not None and not self._store.damaged(scope):
             self._evaluations[name] = known
-            controls = map(control_from_row, self._store.read(scope, "controls"))
-            self._fixed = [entry for entry in controls if entry.control in FIXED]
+            self._evaluator.recall(version, self._store)
             return
         await self._load(version, roles)
-        pairs = self._prepared.test_pairs
-        evaluation = await evaluate(version, pairs, roles, bench, self._fixed)
-        self._fixed = evaluation.fixed
+        evaluation = await self._evaluator.checkpoint(version, roles, bench)
         self._evaluations[name] = measures = evaluation.measures
         if known is None:
             self._store.append_metrics({"event": "evaluation", "version": version, **measures})

@@ -13,6 +13,7 @@ if all of their rows can be read.
 """
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,17 +41,16 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Makes a file's content, or the names in a folder, durable."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -63,7 +63,7 @@ def make_folder(folder: Path) -> None:
         return
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
+    sync(folder.parent)
 
 
 def write_parquet(
@@ -123,13 +123,26 @@ def file_problem(path: Path) -> str | None:
     return None
 
 
+def read_json(file: Path) -> dict[str, Any] | None:
+    """A JSON object, or None if the file is not there. Raises DataError."""
+    if not file.is_file():
+        return None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: not valid JSON: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{file}: expected an object, got {type(values).__name__}")
+    return values
+
+
 def set_aside(path: Path) -> Path:
     """Renames a damaged file or folder to NAME.damaged-N, beside it. Returns its new place."""
     number = 1
     while (place := path.with_name(f"{path.name}.damaged-{number}")).exists():
         number += 1
     path.rename(place)
-    sync_folder(path.parent)
+    sync(path.parent)
     return place
 
 

@@ -5,7 +5,8 @@ A killed run goes on with it, and conditions of an ablation share their first ro
 
 from dataclasses import dataclass
 
-from stargate.store import Row, RunStore, dialogue_from_row
+from stargate.rows import dialogue_from_row, selection_from_row
+from stargate.store import RunStore
 from stargate.types import Dialogue, DialogueScore, Selection
 
 
@@ -23,20 +24,10 @@ def read_finished(store: RunStore, scope: str) -> Finished:
     """Reads the tables of a scope; nothing is finished where there are none."""
     dialogues = map(dialogue_from_row, store.read(scope, "dialogues"))
     scores = (DialogueScore(**row) for row in store.read(scope, "scores"))
-    selections = map(_selection_from_row, store.read(scope, "selections"))
+    selections = map(selection_from_row, store.read(scope, "selections"))
     return Finished(
         dialogues={dialogue.id: dialogue for dialogue in dialogues},
         scores={score.dialogue_id: score for score in scores},
         selections={selection.pair_id: selection for selection in selections},
         examples=frozenset(row["pair_id"] for row in store.read(scope, "examples")),
-    )
-
-
-def _selection_from_row(row: Row) -> Selection:
-    return Selection(
-        pair_id=row["pair_id"],
-        dialogue_id=row["dialogue_id"],
-        gold_logprob=row["gold_logprob"],
-        candidates=tuple(row["candidates"]),
-        candidate_scores=tuple(row["candidate_scores"]),
     )

@@ -10,7 +10,7 @@ next step counts on it.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -117,6 +117,9 @@ async def make_examples(scope: str, pairs: Sequence[Pair], roles: Roles, bench: 
     """
     config = bench.config
     done = read_finished(bench.store, scope)
+    of_task: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        of_task.setdefault(pair.task.id, []).append(pair)
     per_pair = config.rollout.num_dialogues
     num_dialogues = len(pairs) * per_pair
     with (
@@ -130,12 +133,12 @@ async def make_examples(scope: str, pairs: Sequence[Pair], roles: Roles, bench: 
             # Enough pairs under way to keep every slot busy while others score; no more are in
             # memory.
             under_way = 2 * -(-config.rollout.max_concurrent_dialogues // per_pair)
-            steps = _PairSteps(scope, pairs, done, roles, bench, stages, slots)
+            steps = _PairSteps(scope, of_task, done, roles, bench, stages, slots)
             await _stream(pairs, under_way, steps)
             return
         for wave in _batched(pairs, config.schedule.wave_pairs):
             barrier = asyncio.Barrier(len(wave))
-            steps = _PairSteps(scope, pairs, done, roles, bench, stages, slots, barrier)
+            steps = _PairSteps(scope, of_task, done, roles, bench, stages, slots, barrier)
             await _stream(wave, len(wave), steps)
 
 
@@ -151,7 +154,7 @@ class _PairSteps:
     """The steps of one pair. `barrier` separates them where stages must not overlap."""
 
     scope: str
-    pairs: Sequence[Pair]  # all of the iteration's, for the golds of other personas
+    of_task: Mapping[str, Sequence[Pair]]  # by task id, for the golds of other personas
     done: Finished
     roles: Roles
     bench: Workbench
@@ -208,7 +211,7 @@ class _PairSteps:
             return finished
         config = self.bench.config
         seed = derive_seed(config.seed, self.scope)
-        others = other_golds(pair, self.pairs, config.selection, seed)
+        others = other_golds(pair, self.of_task[pair.task.id], config.selection, seed)
         if config.selection.type == "contrastive" and not others:
             problem = "no other persona has a gold for this task"
             self.bench.tally.drop(RecordDropped("pair_without_contrast", pair.id, problem))

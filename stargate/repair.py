@@ -19,7 +19,7 @@ from stargate.durable import (
     file_problem,
     remove_temporaries,
     set_aside,
-    sync_folder,
+    sync,
     write_atomically,
 )
 from stargate.rows import SCHEMAS, Row
@@ -144,7 +144,7 @@ def _cut_torn_line(file: Path) -> int:
         return 0
     whole = content[: content.rfind(b"\n") + 1]
     write_atomically(file, lambda target: target.write_bytes(whole))
-    sync_folder(file.parent)
+    sync(file.parent)
     return 1
 
 

@@ -118,8 +118,9 @@ class FactsRoleplayer:
         self, pair: Pair, turns: Sequence[Turn], question: str, *, session: str, seed: int
     ) -> Answer:
         asked = [q for turn in turns for q in questions_in(turn.question)]
-        new = [q for q in questions_in(question) if not is_repeated(q, asked)]
-        if not new and questions_in(question):
+        questions = questions_in(question)
+        new = [q for q in questions if not is_repeated(q, asked)]
+        if questions and not new:
             return Answer(self._views.told_already(), (), StopReason.FIXED)
         elicited = await self._elicit(pair, turns, new)
         if not elicited:

@@ -159,6 +159,17 @@ def dialogue_from_row(row: Row) -> Dialogue:
     )
 
 
+def selection_from_row(row: Row) -> Selection:
+    """The record of one row of `selections`."""
+    return Selection(
+        pair_id=row["pair_id"],
+        dialogue_id=row["dialogue_id"],
+        gold_logprob=row["gold_logprob"],
+        candidates=tuple(row["candidates"]),
+        candidate_scores=tuple(row["candidate_scores"]),
+    )
+
+
 def example_from_row(row: Row) -> TrainingExample:
     """The record of one row of `examples`."""
     return TrainingExample(

@@ -47,14 +47,16 @@ def contrast(score: DialogueScore) -> float:
     return score.gold_logprob - score.other_gold_logprob
 
 
-def other_golds(pair: Pair, pairs: Sequence[Pair], config: SelectionConfig, seed: int) -> list[str]:
+def other_golds(
+    pair: Pair, of_task: Sequence[Pair], config: SelectionConfig, seed: int
+) -> list[str]:
     """The golds of other personas for the pair's task, at most `max_other_golds` drawn by seed.
 
-    Empty unless the selection is contrastive.
+    `of_task`: all pairs of that task. Empty unless the selection is contrastive.
     """
     if config.type != "contrastive":
         return []
-    others = [p for p in pairs if p.task.id == pair.task.id and p.persona.id != pair.persona.id]
+    others = [p for p in of_task if p.persona.id != pair.persona.id]
     golds = [p.gold for p in sorted(others, key=lambda p: p.persona.id) if p.gold is not None]
     if config.max_other_golds is None or len(golds) <= config.max_other_golds:
         return golds

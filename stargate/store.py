@@ -27,8 +27,9 @@ import pyarrow as pa
 from stargate.durable import (
     make_folder,
     read_batches,
+    read_json,
     read_metadata,
-    sync_folder,
+    sync,
     write_atomically,
     write_parquet,
 )
@@ -165,16 +166,7 @@ class RunStore:
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """RUN/name as written by `write_json`; None if it is not there. Raises DataError."""
-        file = self.root / name
-        if not file.is_file():
-            return None
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file}: not valid JSON: {' '.join(str(error).split())}") from error
-        if not isinstance(values, dict):
-            raise DataError(f"{file}: expected an object, got {type(values).__name__}")
-        return values
+        return read_json(self.root / name)
 
     def damaged(self, scope: str) -> list[str]:
         """Names, from the run directory, of the files of a scope that were set aside."""
@@ -249,7 +241,7 @@ def remove_merged_parts(folder: Path) -> int:
         file.unlink()
     if not any(folder.iterdir()):  # else there are unmerged parts, or some that were set aside
         folder.rmdir()
-        sync_folder(folder.parent)
+        sync(folder.parent)
     return len(doomed)
 
 

@@ -8,7 +8,6 @@ eval.m<t>.{gold_logprob, matched_minus_shuffled, question_rate, facts_per_dialog
 dropped.<reason>, data_dropped.<reason>, peak_rss_gb, seconds, status
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,14 +82,14 @@ def print_summary(
     if evaluations and num_dialogues:
         last = list(evaluations)[-1]
         _print_dialogues(store, f"eval-{last}", last, num_dialogues, progress)
-    measured = store.root / EVALUATION_FILE
+    measured = store.read_json(EVALUATION_FILE)
     lines = summary_lines(summary)
-    if measured.is_file():
-        lines = evaluation_lines(json.loads(measured.read_text(encoding="utf-8"))) + lines
+    if measured is not None:
+        lines = evaluation_lines(measured) + lines
     for line in lines:
         progress.say(line)
     progress.say(f"\nrun directory: {store.root}")
-    if measured.is_file():
+    if measured is not None:
         progress.say(f"all of it, with dialogues to read: stargate report {store.root}")
 
 

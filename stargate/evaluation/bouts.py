@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from stargate.errors import RecordDropped
+from stargate.evaluation.playing import next_personas
 from stargate.evaluation.responses import Response
 from stargate.seeds import derive_seed
 from stargate.types import Pair
@@ -91,7 +92,7 @@ def with_next_personas(chosen: Sequence[Pair], pairs: Sequence[Pair]) -> list[Pa
     """The chosen pairs and their neighbours in `shuffled`: those that m_0 must respond to."""
     wanted = {pair.id: pair for pair in chosen}
     for pair in chosen:
-        for other in _next_personas(pair, pairs)[:1]:
+        for other in next_personas(pair, pairs)[:1]:
             wanted.setdefault(other.id, other)
     return list(wanted.values())
 
@@ -155,18 +156,11 @@ def _shuffled(
     m0: Mapping[str, Sequence[Response]],
     drop: Drop,
 ) -> Iterator[Bout]:
-    for other in _next_personas(pair, pairs):
+    for other in next_personas(pair, pairs):
         if responses := m0.get(other.id):
             yield Bout("shuffled", pair, _response(own), _response(responses[0]))
             return
     drop(RecordDropped("no_bout", f"shuffled {pair.id}", "no other persona's response to the task"))
-
-
-def _next_personas(pair: Pair, pairs: Sequence[Pair]) -> list[Pair]:
-    """The other pairs of the task with a gold, beginning after this one, cyclically."""
-    same_task = [p for p in pairs if p.task.id == pair.task.id and p.gold is not None]
-    place = next((i for i, p in enumerate(same_task) if p.id == pair.id), len(same_task))
-    return same_task[place + 1 :] + same_task[:place]
 
 
 def _by_pair(responses: Iterable[Response], responder_version: int) -> dict[str, list[Response]]:

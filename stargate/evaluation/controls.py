@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 from stargate.errors import RecordDropped
-from stargate.evaluation.playing import scope_of
+from stargate.evaluation.playing import next_personas, scope_of
 from stargate.iteration import Workbench
 from stargate.protocols import Score
 from stargate.store import Row
@@ -132,10 +132,7 @@ def shuffled_partner(
 
     None if no other persona has a dialogue of that index about the task.
     """
-    same_task = [p for p in pairs if p.task.id == pair.task.id]
-    place = next(i for i, p in enumerate(same_task) if p.id == pair.id)
-    for step in range(1, len(same_task)):
-        other = same_task[(place + step) % len(same_task)]
+    for other in next_personas(pair, pairs):
         for dialogue in played.get(other.id, []):
             if dialogue.index == index:
                 return dialogue

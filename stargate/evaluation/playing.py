@@ -40,6 +40,13 @@ def scope_of(version: int) -> str:
     return f"eval-m{version}"
 
 
+def next_personas(pair: Pair, pairs: Sequence[Pair]) -> list[Pair]:
+    """The other pairs of the task with a gold, beginning after this one, cyclically."""
+    same_task = [p for p in pairs if p.task.id == pair.task.id and p.gold is not None]
+    place = next((i for i, p in enumerate(same_task) if p.id == pair.id), len(same_task))
+    return same_task[place + 1 :] + same_task[:place]
+
+
 async def play_all(
     version: int, pairs: EvaluationPairs, roles: Roles, bench: Workbench
 ) -> dict[str, list[Dialogue]]:

@@ -6,14 +6,14 @@ responder): then a better response can only come from a better dialogue.
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from stargate.errors import RecordDropped
 from stargate.evaluation.bouts import choose_pairs, with_next_personas
 from stargate.evaluation.playing import scope_of
-from stargate.evaluation.responses import response_from_row
+from stargate.evaluation.responses import Response, response_from_row
 from stargate.iteration import Workbench, write_response
 from stargate.protocols import Generate
-from stargate.store import Row
 from stargate.tasks import task_group
 from stargate.types import Dialogue, Generation, Pair
 
@@ -67,15 +67,15 @@ async def respond_to_all(
                     stage.advance()
                     return
             _require_version(generation, responder_version, dialogue)
-            row: Row = {
-                "dialogue_id": dialogue.id,
-                "pair_id": pair.id,
-                "responder_version": responder_version,
-                "text": generation.text.strip(),
-                "num_tokens": len(generation.token_ids),
-                "stop": str(generation.stop),
-            }
-            await bench.store.append(scope, "responses", [row])
+            response = Response(
+                dialogue_id=dialogue.id,
+                pair_id=pair.id,
+                responder_version=responder_version,
+                text=generation.text.strip(),
+                num_tokens=len(generation.token_ids),
+                stop=str(generation.stop),
+            )
+            await bench.store.append(scope, "responses", [asdict(response)])
             stage.advance(tokens=len(generation.token_ids))
 
         async with task_group() as group:

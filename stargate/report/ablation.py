@@ -8,10 +8,8 @@ condition's. The last two are paired over pairs, so what makes a pair easy cance
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from stargate.progress import safe_text
@@ -23,6 +21,7 @@ from stargate.report.measures import (
     measure_info,
 )
 from stargate.report.tables import Cell
+from stargate.report.templating import new_environment, template_text
 
 Json = Mapping[str, Any]
 
@@ -172,26 +171,22 @@ def _text(cell: Cell) -> str:
 
 def render_ablation(values: Json) -> str:
     """The HTML file. All texts are escaped, whatever they hold."""
-    environment = Environment(
-        loader=PackageLoader("stargate.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = resources.files("stargate.report") / "templates" / "report.css"
     shown = blocks(values, _SHOWN)
     names = {block.info.name for block in shown}
-    return environment.get_template("ablation.html.j2").render(
-        about=values["about"],
-        conditions=values["conditions"],
-        headline=headline(values),
-        notes=notes(values),
-        shown=shown,
-        others=[block for block in blocks(values) if block.info.name not in names],
-        minutes=_minutes,
-        shared=_shared_of,
-        style=Markup(style.read_text(encoding="utf-8")),
+    return (
+        new_environment()
+        .get_template("ablation.html.j2")
+        .render(
+            about=values["about"],
+            conditions=values["conditions"],
+            headline=headline(values),
+            notes=notes(values),
+            shown=shown,
+            others=[block for block in blocks(values) if block.info.name not in names],
+            minutes=_minutes,
+            shared=_shared_of,
+            style=Markup(template_text("report.css")),
+        )
     )
 
 

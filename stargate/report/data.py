@@ -16,6 +16,7 @@ from typing import Any
 
 from stargate.config import FactsGrounding, RunConfig, load_config
 from stargate.data.dataset import Dataset, open_dataset
+from stargate.durable import read_json
 from stargate.errors import DataError
 from stargate.report.dialogues import (
     Row,
@@ -31,7 +32,6 @@ from stargate.report.reading import (
     iteration_scopes,
     read_evaluation,
     read_iterations,
-    read_json,
 )
 from stargate.report.records import (
     TEST,

@@ -13,10 +13,9 @@ import base64
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from stargate.config import dump_config
@@ -40,6 +39,7 @@ from stargate.report.tables import (
     other_evaluations,
     tiles,
 )
+from stargate.report.templating import new_environment, template_text
 
 _STYLES = ("report.css", "browser.css")
 # In the head: the theme must be known before anything is painted.
@@ -84,7 +84,7 @@ def render_page(data: ReportData) -> str:
         "environment": list(_flat(data.environment)),
         "config_yaml": dump_config(data.config),
         "dialogues_json": Markup(script_json(browser_data(data))),
-        "style": Markup("\n".join(_file(name) for name in _STYLES)),
+        "style": Markup("\n".join(template_text(name) for name in _STYLES)),
         "scripts": {"head": head, "body": body, "browser": browser},
         "policy": _policy([head, body, browser]),
     }
@@ -157,13 +157,7 @@ def _figures(data: ReportData) -> dict[str, list[dict[str, Any]]]:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("stargate.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = new_environment()
     environment.filters["value"] = format_value
     environment.filters["duration"] = duration
     environment.globals["interval"] = format_interval
@@ -183,15 +177,9 @@ def duration(seconds: float | None) -> str:
 
 
 @cache
-def _file(name: str) -> str:
-    folder = resources.files("stargate.report") / "templates"
-    return (folder / name).read_text(encoding="utf-8")
-
-
-@cache
 def _script(names: Sequence[str]) -> Markup:
     """Files as one script, in a function of its own so that no name is global."""
-    parts = "\n".join(_file(name) for name in names)
+    parts = "\n".join(template_text(name) for name in names)
     return Markup(f'(() => {{\n"use strict";\n{parts}}})();\n')
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stargate.durable import read_json
 from stargate.errors import DataError
 from stargate.evaluation.qualification import Criterion
 from stargate.evaluation.statistics import Measure
@@ -24,19 +25,6 @@ CHECKPOINT = re.compile(r"m\d+")
 _EVALUATION_SCOPE = re.compile(r"eval-m(\d+)")
 _ITERATION_SCOPE = re.compile(r"t(\d+)")
 Json = dict[str, Any]
-
-
-def read_json(file: Path) -> Json | None:
-    """A JSON object, or None if the file is not there. Raises DataError."""
-    if not file.is_file():
-        return None
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{file}: not valid JSON: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise DataError(f"{file}: expected an object, got {type(values).__name__}")
-    return values
 
 
 def read_iterations(file: Path) -> tuple[Iteration, ...]:

@@ -18,8 +18,8 @@ from stargate.data.blemishes import write_json
 from stargate.data.build.golds import GOLDS, MISSING, SPOOL, UNFINISHED
 from stargate.data.dataset import read_dataset
 from stargate.data.writing import persona_row, task_row, write_jsonl
+from stargate.durable import sync, write_atomically
 from stargate.errors import DataError
-from stargate.store import write_atomically
 from stargate.types import Persona, Task
 
 REPORT, _IDENTITY, _SOURCES = "build-report.json", "build.json", "sources.json"
@@ -119,10 +119,10 @@ class BuildFolder:
         run that is killed here leaves a whole folder, never one that has forgotten what it is.
         """
         for file in self.partial.iterdir():
-            _sync(file)
-        _sync(self.partial)
+            sync(file)
+        sync(self.partial)
         self.partial.rename(self.out)
-        _sync(self.out.parent)
+        sync(self.out.parent)
         self._tidy()
 
     def _tidy(self) -> None:
@@ -171,11 +171,3 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{file}: expected an object, got {type(content).__name__}")
     return content
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
