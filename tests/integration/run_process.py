@@ -14,7 +14,7 @@ SMALL = [
     *("trainer.batch_size=2", "trainer.validation_fraction=0", "evaluation.num_dialogues=1"),
     *("questioner.sampling.max_new_tokens=16", "roleplayer.sampling.max_new_tokens=24"),
     *("response.sampling.max_new_tokens=24", "evaluation.num_turns=2"),
-    "evaluation.judge=null",
+    *("evaluation.judge=null", "evaluation.num_detailed_dialogues=1"),
 ]
 
 
