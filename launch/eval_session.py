@@ -17,7 +17,7 @@ from stargate.launch.crew import Prepared, prepare, workshop
 from stargate.launch.evaluating import Evaluator, checkpoint_dirs
 from stargate.lock import hold
 from stargate.progress import Progress, make_progress
-from stargate.store import RunStore
+from stargate.store import EVALUATION_DROPS, RunStore
 from stargate.tally import Tally
 
 # What may change within one evaluation: how much of it is made, and how it is made and judged.
@@ -97,6 +97,9 @@ async def _evaluate(
                 await evaluator.checkpoint(version, roles, bench)
             await evaluator.judge(list(checkpoints), roles, bench)
     finally:
+        # Every call tries again what is missing, so the last call's drops are all that there are.
+        drops = {"dropped": dict(tally.dropped), "examples": dict(tally.dropped_examples)}
+        store.write_json(EVALUATION_DROPS, drops)
         for reason, count in tally.dropped.items():
             progress.say(f"dropped: {reason}: {count}, e.g. {tally.dropped_examples[reason][0]}")
 

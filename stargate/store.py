@@ -44,6 +44,7 @@ from stargate.rows import (
 )
 
 __all__ = [
+    "EVALUATION_DROPS",
     "SCHEMAS",
     "Row",
     "RunStore",
@@ -56,6 +57,7 @@ __all__ = [
 ]
 
 METRICS = "metrics.jsonl"
+EVALUATION_DROPS = "eval_dropped.json"  # what the last `stargate eval` of this folder had to drop
 # How long rows are gathered before they are synced together. A turn takes seconds, so nobody waits
 # for this.
 _GATHER_SECONDS = 0.05

@@ -49,6 +49,7 @@ from stargate.report.records import (
     Throughput,
     TurnView,
 )
+from stargate.store import EVALUATION_DROPS
 
 __all__ = [
     "DialogueView",
@@ -105,7 +106,7 @@ def load_report(run_dir: Path, max_dialogues: int = MAX_DIALOGUES) -> ReportData
         texts=loader.texts,
         stages={name: float(stage["seconds"]) for name, stage in stages.items()},
         throughput=_throughput(values),
-        drops=_drops(values),
+        drops=_drops(values, run_dir),
         notes=tuple(dict.fromkeys(loader.notes)),
     )
 
@@ -264,9 +265,14 @@ def _throughput(summary: Mapping[str, Any]) -> Throughput:
     )
 
 
-def _drops(summary: Mapping[str, Any]) -> Drops:
-    return Drops(
-        run=dict(summary.get("dropped") or {}),
-        data=dict(summary.get("data_dropped") or {}),
-        examples={k: tuple(v) for k, v in (summary.get("dropped_examples") or {}).items()},
-    )
+def _drops(summary: Mapping[str, Any], run_dir: Path) -> Drops:
+    """Those of the run, and those of every `stargate eval` of it, by reason and place."""
+    counts = dict(summary.get("dropped") or {})
+    examples = {k: tuple(v) for k, v in (summary.get("dropped_examples") or {}).items()}
+    for folder in (run_dir, *sorted((run_dir / "evaluations").glob("*"))):
+        where = "stargate eval" if folder == run_dir else f"evaluation {folder.name}"
+        evaluation = read_json(folder / EVALUATION_DROPS) or {}
+        for reason, count in (evaluation.get("dropped") or {}).items():
+            counts[f"{reason} ({where})"] = count
+            examples[f"{reason} ({where})"] = tuple(evaluation["examples"][reason])
+    return Drops(run=counts, data=dict(summary.get("data_dropped") or {}), examples=examples)

@@ -427,3 +427,15 @@ def test_numbers_are_as_precise_as_their_interval() -> None:
     assert Numbers.of(measure(0.5, 0.125), "share").value(0.5) == "50 %"
     assert Numbers.of(measure(0.5, None), "share").shift(0.25) == "25 percentage points"
     assert Numbers.of(measure(1.0, None), "nats").shift(0.5, " nats", signed=True) == "+0.50 nats"
+
+
+def test_what_an_evaluation_dropped_is_in_the_report(run_dir: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    before = load_report(copy).drops
+    drops = {"dropped": {"prompt_too_long": 2}, "examples": {"prompt_too_long": ["workout:ana"]}}
+    (copy / "evaluations" / "strict" / "eval_dropped.json").write_text(json.dumps(drops))
+    after = load_report(copy).drops
+    assert after.total == before.total + 2
+    assert after.run["prompt_too_long (evaluation strict)"] == 2
+    assert after.examples["prompt_too_long (evaluation strict)"] == ("workout:ana",)
