@@ -1,10 +1,11 @@
 """(torch) The frozen m_0, and how its log-probs of golds are computed.
 
-    context gold_1 gold_2 ... gold_n      one row of one pass, padded on the right
+    requests -> texts (a context, one gold) -> rows of texts that begin alike -> one pass per row
 
-Golds of one request share the context's computation: they stand side by side in its row, each sees
-the context and itself (a mask says so) and has the positions that it would have alone. The output
-layer runs where a gold token is predicted (position i predicts token i + 1), and nowhere else.
+What texts of a row have in common at their beginning is computed once (prefix_tree.py): a dialogue
+that meets several golds, the opening of a pair's dialogues. The output layer runs where a gold
+token is predicted (position i predicts token i + 1), and nowhere else. A model whose attention
+can't be told who sees whom gets one text per row, padded on the right, and the log says so.
 
 Precision, measured against a float32 pass over one sequence at a time (SmolLM2-135M, 40 chats with
 golds of 60-240 tokens). `float32`: 0.00002 nats on the worst token. `bfloat16`: 0.007 nats per gold
@@ -14,7 +15,9 @@ gold's sum, where dialogues of one pair differ by 7.6. bfloat16 is about twice a
 B sequences, T tokens of a row, G gold tokens, P scored positions; log-probs in nats.
 """
 
-from collections.abc import Iterable, Sequence
+import logging
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,20 +26,27 @@ from torch import Tensor
 
 from stargate.actors.modeling import (
     SelectedLogits,
+    keep_freed_memory,
     keep_precise,
     load_model,
     max_positions,
-    sees_everything,
-    token_losses,
 )
+from stargate.actors.prefix_tree import Item, Text, group_alike, group_by_length, lay_out
+from stargate.actors.tree_attention import Sight, make_plain, make_shareable
 from stargate.config import ScorerConfig
 from stargate.errors import MachineError
 from stargate.types import ScoreRequest
 
+_LOG = logging.getLogger(__name__)
+
 # Bytes of float32 logits of one pass. With long golds and a vocabulary of 150,000 they, not the
 # tokens, fill the memory.
 _MAX_LOGIT_BYTES = 256 * 1024 * 1024
-_CONTEXT, _PADDING = 0, -1  # segments of a row; golds are 1, 2, ...
+# Bytes of logits whose sum of exponentials is taken at once: they stay in the cache meanwhile.
+_EXP_BYTES = 2 * 1024 * 1024
+# The largest difference of a log-prob in a shared row from the same text alone, as a share of the
+# largest log-prob: bfloat16 rounds to 0.4 %, a text that sees another shows far above.
+_MAX_DIFFERENCE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,50 +59,16 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """A context and some of its request's golds, by index."""
+class _Pass:
+    """Texts and what the model is given for them.
 
-    request: int
-    context: tuple[int, ...]
-    golds: tuple[int, ...]
-    texts: tuple[tuple[int, ...], ...]
+    `places` (P, 2): row and column where each token of each gold is predicted.
+    """
 
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """The last token of a gold predicts nothing that is asked for."""
-        return self.context + tuple(i for gold in self.texts for i in gold[:-1])
-
-    @property
-    def segments(self) -> list[int]:
-        """Of each token: the context, or which gold."""
-        found = [_CONTEXT] * len(self.context)
-        for number, gold in enumerate(self.texts, start=1):
-            found += [number] * (len(gold) - 1)
-        return found
-
-    @property
-    def positions(self) -> list[int]:
-        """Every gold begins where the context ends."""
-        found = list(range(len(self.context)))
-        for gold in self.texts:
-            found += range(len(self.context), len(self.context) + len(gold) - 1)
-        return found
-
-    @property
-    def columns(self) -> list[int]:
-        """Where each token of each gold is predicted: its first by the context's last token."""
-        found: list[int] = []
-        start = len(self.context)
-        for gold in self.texts:
-            found += [len(self.context) - 1, *range(start, start + len(gold) - 1)]
-            start += len(gold) - 1
-        return found
-
-    @property
-    def cost(self) -> tuple[int, int]:
-        """Tokens, and scored positions."""
-        num_golds = sum(map(len, self.texts))
-        return len(self.context) + num_golds - len(self.texts), num_golds
+    inputs: dict[str, Any]
+    places: Tensor
+    texts: Sequence[Text]
+    num_tokens: int
 
 
 class GoldModel:
@@ -102,7 +78,6 @@ class GoldModel:
         self, model_dir: str, config: ScorerConfig, device: str, trust_remote_code: bool
     ) -> None:
         model = load_model(model_dir, None, device, trust_remote_code).requires_grad_(False)
-        self._shares = sees_everything(model)
         self._logits = SelectedLogits(model)
         self._device = device
         self._is_half = config.dtype == "bfloat16"
@@ -115,7 +90,17 @@ class GoldModel:
         self._max_batch_tokens = config.max_batch_tokens
         self.max_length = max_positions(model)
         self.num_tokens = self._logits.num_tokens
-        self._max_rows = max(1, _MAX_LOGIT_BYTES // (4 * self.num_tokens))
+        self._max_places = max(1, _MAX_LOGIT_BYTES // (4 * self.num_tokens))
+        if device == "cpu":
+            keep_freed_memory()  # after loading, whose memory is given back
+        problem = self._try_sharing(model)
+        self._shares = problem is None
+        if problem is not None:
+            _LOG.warning(
+                "scorer: %s: no gold shares its context, which takes longer: %s",
+                model_dir,
+                problem,
+            )
 
     @staticmethod
     def set_threads(num_threads: int) -> None:
@@ -124,118 +109,131 @@ class GoldModel:
 
     def batches(self, requests: Sequence[ScoreRequest]) -> list[list[int]]:
         """Indices of the requests that are scored together, each within max_batch_tokens."""
-        costs = []
-        for request in requests:
-            golds = sum(map(len, request.golds))
-            costs.append((len(request.context_ids) + golds, max(golds, 1)))
-        return pack(costs, self._max_batch_tokens, self._max_rows)
+        items = [(request.context_ids, request.golds) for request in requests]
+        return self._groups(items)
 
     def score(self, requests: Sequence[ScoreRequest]) -> Scored:
         """Scores requests that `batches` put together. Raises MachineError out of GPU memory."""
-        rows = [row for i, request in enumerate(requests) for row in self._rows(i, request)]
-        found: list[dict[int, tuple[float, ...]]] = [{} for _ in requests]
-        num_padded = 0
+        texts = [Text(request.context_ids, gold) for request in requests for gold in request.golds]
+        found: list[tuple[float, ...]] = [()] * len(texts)
+        num_tokens = num_padded = 0
         try:
-            with (
-                torch.inference_mode(),
-                torch.autocast(self._device, torch.bfloat16, enabled=self._is_half),
-            ):
-                for plan in pack(
-                    [row.cost for row in rows], self._max_batch_tokens, self._max_rows
-                ):
-                    chosen = [rows[k] for k in plan]
-                    for row, logprobs in zip(chosen, self._score_rows(chosen), strict=True):
-                        found[row.request].update(zip(row.golds, logprobs, strict=True))
-                    num_padded += len(chosen) * max(row.cost[0] for row in chosen)
+            for group in self._groups([(text.context, (text.gold,)) for text in texts]):
+                made = self._make([texts[i] for i in group])
+                for i, logprobs in zip(group, self._run(made), strict=True):
+                    found[i] = logprobs
+                num_tokens += made.num_tokens
+                num_padded += made.inputs["input_ids"].numel()
         except torch.OutOfMemoryError as error:
             raise MachineError(
                 "scorer: out of GPU memory; lower scorer.max_batch_tokens, "
                 f"now {self._max_batch_tokens}"
             ) from error
+        flat = iter(found)
         return Scored(
-            logprobs=[tuple(golds[g] for g in sorted(golds)) for golds in found],
-            num_tokens=sum(row.cost[0] for row in rows),
+            logprobs=[tuple(next(flat) for _ in request.golds) for request in requests],
+            num_tokens=num_tokens,
             num_padded_tokens=num_padded,
         )
 
-    def _rows(self, number: int, request: ScoreRequest) -> list[_Row]:
-        """The rows of one request: as many golds in each as fit beside their context.
+    def _try_sharing(self, model: Any) -> str | None:
+        """Lets the model take rows of texts that begin alike. Says why it can't.
 
-        One gold per row where the model's attention can't be told by a mask who sees whom.
+        What a config says of a model's layers is not relied upon: the model scores such a row, and
+        each text of it must come out as it does alone.
         """
-        rows: list[_Row] = []
-        members: list[int] = []
+        problem = make_shareable(model)
+        if problem is not None:
+            return problem
+        texts = _trial_texts(self.num_tokens)
+        try:
+            together = self._run(self._side_by_side(texts))
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            make_plain(model)
+            return " ".join(str(error).split())
+        make_plain(model)
+        difference = _difference(together, self._run(self._one_by_one(texts)))
+        if not difference <= _MAX_DIFFERENCE:  # also if it is NaN
+            return f"tried on a row of texts that begin alike: log-probs differ by {difference:.0%}"
+        return make_shareable(model)
 
-        def close() -> None:
-            if members:
-                texts = tuple(request.golds[g] for g in members)
-                rows.append(_Row(number, request.context_ids, tuple(members), texts))
-                members.clear()
+    def _groups(self, items: Sequence[Item]) -> list[list[int]]:
+        """Indices of contexts (with their golds) whose texts make up one pass."""
+        limits = self._max_batch_tokens, self._max_places
+        return group_alike(items, *limits) if self._shares else group_by_length(items, *limits)
 
-        room = 0
-        for g, gold in enumerate(request.golds):
-            if not members or not self._shares or len(gold) > room:
-                close()
-                room = self._max_batch_tokens - len(request.context_ids)
-            members.append(g)
-            room -= len(gold)
-        close()
-        return rows
+    def _make(self, texts: Sequence[Text]) -> _Pass:
+        return self._side_by_side(texts) if self._shares else self._one_by_one(texts)
 
-    def _score_rows(self, rows: Sequence[_Row]) -> list[list[tuple[float, ...]]]:
-        """One pass. Per row, per gold: log-probs (G,)."""
-        places = [(r, column) for r, row in enumerate(rows) for column in row.columns]
-        targets = [token for row in rows for gold in row.texts for token in gold]
-        where = torch.tensor(places, device=self._device)
-        inputs: dict[str, Any] = {"input_ids": self._padded([row.ids for row in rows])}
-        if any(len(row.texts) > 1 for row in rows):
-            segments = self._padded([row.segments for row in rows], _PADDING)
-            inputs["attention_mask"] = _visible(segments)
-            inputs["position_ids"] = self._padded([row.positions for row in rows])
-        # Without a mask: a causal model never looks right, where the padding is.
-        logits, _ = self._logits(where[:, 0], where[:, 1], use_cache=False, **inputs)
-        wanted = torch.tensor(targets, device=self._device)
-        flat = iter((-token_losses(logits, wanted)).tolist())
-        return [[tuple(next(flat) for _ in gold) for gold in row.texts] for row in rows]
+    def _side_by_side(self, texts: Sequence[Text]) -> _Pass:
+        """One row, what texts have in common at their beginning only once."""
+        row = lay_out(texts)
+        inputs = {
+            "input_ids": self._tensor([row.ids]),
+            "position_ids": self._tensor([row.positions]),
+            "sight": Sight(row.pieces, self._device),
+        }
+        places = [(0, column) for columns in row.places for column in columns]
+        return _Pass(inputs, self._tensor(places), texts, len(row.ids))
 
-    def _padded(self, sequences: Sequence[Sequence[int]], padding: int = 0) -> Tensor:
-        """(B, T), padded on the right."""
-        width = max(map(len, sequences))
-        rows = [[*ids, *([padding] * (width - len(ids)))] for ids in sequences]
-        return torch.tensor(rows, device=self._device)
+    def _one_by_one(self, texts: Sequence[Text]) -> _Pass:
+        """One row per text, padded on the right. A causal model never looks there."""
+        rows = [[*text.context, *text.gold[:-1]] for text in texts]
+        width = max(map(len, rows))
+        inputs = {"input_ids": self._tensor([ids + [0] * (width - len(ids)) for ids in rows])}
+        places = [
+            (r, len(text.context) - 1 + g)
+            for r, text in enumerate(texts)
+            for g in range(len(text.gold))
+        ]
+        return _Pass(inputs, self._tensor(places), texts, sum(map(len, rows)))
 
+    def _run(self, made: _Pass) -> list[tuple[float, ...]]:
+        """Per text: log-probs (G,)."""
+        with (
+            torch.inference_mode(),
+            torch.autocast(self._device, torch.bfloat16, enabled=self._is_half),
+        ):
+            rows, columns = made.places.unbind(1)
+            logits, _ = self._logits(rows, columns, use_cache=False, **made.inputs)
+            wanted = self._tensor([token for text in made.texts for token in text.gold])
+            flat = iter(_logprobs(logits, wanted).tolist())
+        return [tuple(next(flat) for _ in text.gold) for text in made.texts]
 
-def _visible(segments: Tensor) -> Tensor:
-    """Which token sees which, (B, 1, T, T): itself, and what stands before it in the context or in
-    its own segment.
-    """
-    own = segments[:, :, None] == segments[:, None, :]
-    context = segments[:, None, :] == _CONTEXT
-    size = segments.shape[1]
-    causal = torch.ones(size, size, dtype=torch.bool, device=segments.device).tril()
-    return ((own | context) & causal)[:, None]
+    def _tensor(self, values: Sequence[Any]) -> Tensor:
+        return torch.tensor(values, device=self._device)
 
 
-def pack(costs: Iterable[tuple[int, int]], max_tokens: int, max_rows: int) -> list[list[int]]:
-    """Indices grouped by length, longest first.
+def _logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+    """log p (P,) of each target under float32 logits (P, V), in nats."""
+    chosen = logits.gather(1, targets[:, None])[:, 0]
+    at_once = len(logits)
+    if logits.device.type == "cpu":
+        at_once = max(1, _EXP_BYTES // (4 * logits.shape[1]))
+    parts = torch.split(logits, at_once)
+    return chosen - torch.cat([part.logsumexp(1) for part in parts])
 
-    `costs` are (tokens, scored positions) of each item. A group has at most `max_tokens` padded
-    tokens and `max_rows` scored positions; an item too large for that is alone.
-    """
-    items = list(costs)
-    groups: list[list[int]] = []
-    rows = 0
-    for i in sorted(range(len(items)), key=lambda i: (-items[i][0], i)):
-        group = groups[-1] if groups else []
-        fits = (
-            bool(group)
-            and items[group[0]][0] * (len(group) + 1) <= max_tokens
-            and rows + items[i][1] <= max_rows
-        )
-        if fits:
-            group.append(i)
-            rows += items[i][1]
-        else:
-            groups.append([i])
-            rows = items[i][1]
-    return groups
+
+def _trial_texts(num_tokens: int) -> list[Text]:
+    """Texts of random tokens that begin alike in several ways."""
+    draw = random.Random(0)
+
+    def some(count: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(num_tokens) for _ in range(count))
+
+    opening, first, second = some(9), some(7), some(5)
+    return [
+        Text(opening + first, some(6)),
+        Text(opening + first, some(4)),
+        Text(opening + second, some(5)),
+        Text(opening, some(1)),
+        Text(some(8), some(3)),
+    ]
+
+
+def _difference(some: Sequence[tuple[float, ...]], others: Sequence[tuple[float, ...]]) -> float:
+    """The largest difference of a log-prob, as a share of the largest log-prob."""
+    one, other = (
+        torch.tensor([p for logprobs in part for p in logprobs]) for part in (some, others)
+    )
+    return float((one - other).abs().max() / other.abs().max())

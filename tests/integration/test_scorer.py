@@ -1,6 +1,7 @@
 """The scorer on the embedded model, against a naive float32 pass over one sequence at a time."""
 
 import asyncio
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,6 +212,75 @@ def test_shared_contexts_are_computed_once(tiny: Path) -> None:
     scorer = started(tiny, "float32")
     score(scorer, [ScoreRequest("x", tuple(range(10, 110)), ((5, 6, 7),) * 8)])
     assert scorer.stats().num_tokens == 100 + 8 * 2
+    scorer.shutdown()
+
+
+def test_what_dialogues_of_a_pair_have_in_common_is_computed_once(
+    float32: Scorer, requests: list[ScoreRequest], reference: list[list[float]]
+) -> None:
+    """A chat, its continuations and its beginning: each scores as it does alone."""
+    gold = requests[0].golds[0]
+    whole = requests[0].context_ids
+    contexts = [whole, whole[:-5], whole[:-5] + requests[1].context_ids[-30:], whole[:20]]
+    together = [ScoreRequest(f"c{n}", ids, (gold, gold[:7])) for n, ids in enumerate(contexts)]
+    before = float32.stats().num_tokens
+    shared = score(float32, together)
+    computed = float32.stats().num_tokens - before
+    assert computed == len(whole) + 30 + 4 * (len(gold) - 1 + 6)
+    for request, result in zip(together, shared, strict=True):
+        [alone] = score(float32, [ScoreRequest("alone", request.context_ids, (gold,))])
+        expected = [list(alone.token_logprobs[0])]
+        worst, _ = differences([ScoreResult("x", result.token_logprobs[:1])], expected)
+        assert worst < 0.001
+        assert result.token_logprobs[1] == pytest.approx(expected[0][:7], abs=0.001)
+    assert shared[0].token_logprobs[0] == pytest.approx(reference[0], abs=0.001)
+
+
+def test_a_model_that_can_not_share_scores_the_same_and_says_so(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sliding windows: a mask can't tell its layers who sees whom."""
+    folder = save_tiny_model(tmp_path / "sliding", tiny)
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    (folder / "config.json").write_text(json.dumps(settings | {"sliding_window": 400}))
+    asked = [
+        ScoreRequest("a", tuple(range(10, 60)), ((5, 6, 7), (8, 9))),
+        ScoreRequest("b", tuple(range(10, 50)), ((5, 6),)),
+    ]
+    expected_scorer = started(tiny, "float32")
+    with caplog.at_level("WARNING"):
+        scorer = started(folder, "float32")
+    assert "no gold shares its context" in caplog.text
+    assert "not all of its layers attend to the whole text" in caplog.text
+    for got, expected in zip(score(scorer, asked), score(expected_scorer, asked), strict=True):
+        for one, other in zip(got.token_logprobs, expected.token_logprobs, strict=True):
+            assert one == pytest.approx(other, abs=0.001)
+    assert scorer.stats().num_tokens == 50 + 2 + 50 + 1 + 40 + 1
+    assert expected_scorer.stats().num_tokens == 50 + 2 + 1 + 1
+    scorer.shutdown()
+    expected_scorer.shutdown()
+
+
+def test_a_model_that_fails_the_trial_of_sharing_is_found_out(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its attention sees everything before it in the row: other texts' tokens too."""
+    from stargate.actors import gold_model
+    from stargate.actors.prefix_tree import Piece
+    from stargate.actors.tree_attention import Sight
+
+    def leaking(pieces: list[Piece], device: str) -> Sight:
+        return Sight(
+            [Piece(p.start, p.stop, ((0, p.start),) * (p.start > 0)) for p in pieces], device
+        )
+
+    monkeypatch.setattr(gold_model, "Sight", leaking)
+    with caplog.at_level("WARNING"):
+        scorer = started(tiny, "float32")
+    assert "log-probs differ by" in caplog.text
+    score(scorer, [ScoreRequest("x", tuple(range(10, 110)), ((5, 6, 7),) * 8)])
+    assert scorer.stats().num_tokens == 8 * 102
     scorer.shutdown()
 
 

@@ -1,0 +1,297 @@
+"""Scores recorded dialogues with our scorer, with vLLM's prompt_logprobs and with a bare pass.
+
+    work:   all four dialogues of each of `--pairs` pairs, three turns each, as a run played them,
+            and the starter data set's golds; the requests of a pair are asked for together
+    sides:  our scorer and vLLM, once on one core and once as two processes on two cores with half
+            of the pairs each (on a GPU: once, on that GPU); a Hugging Face forward pass on one core
+    rounds: each side does the whole work once per round, one side after the other; ratios are of
+            the sums over the rounds, after a round on one pair that is not counted
+
+Unique tokens are those that remain when what the texts of a pair have in common at their beginning
+is counted once: the opening of its dialogues, and a dialogue that several golds follow.
+
+Every log-prob is checked: the mean over a gold may differ by 0.02 nats per token between one core
+and two, with one gold and with several, and from a float32 pass of one sequence at a time.
+"""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stargate.benchmarks.card import Measurement, Ratio, Say
+
+if TYPE_CHECKING:
+    from stargate.benchmarks.score_sides import Side, Worker
+    from stargate.benchmarks.score_work import PairRequests
+
+    # (request, number of the gold) -> its log-probs (G,)
+    GoldLogprobs = dict[tuple[str, int], tuple[float, ...]]
+
+HELP = "the scorer against vLLM's prompt_logprobs and a bare forward pass"
+RATIOS: Mapping[str, Ratio] = {
+    "vs_prompt_logprobs": Ratio(
+        "tokens per second of our scorer / of vLLM's prompt_logprobs on the same requests, one "
+        "gold per dialogue; on one core and on two (one process per core), the smaller ratio",
+        4.0,
+    ),
+    "vs_forward": Ratio(
+        "unique tokens per second of our scorer / of a bare Hugging Face forward pass (trunk, and "
+        "output layer at gold positions) of the same unique tokens, batches sorted by length, same "
+        "dtype, one core",
+        0.85,
+    ),
+    "golds8_vs_1": Ratio(
+        "seconds of our scorer for several golds (8) after each dialogue / for one, one core; "
+        "dialogues of about 580 tokens: a pair's four recorded ones joined (figures: as recorded)",
+        3.0,
+        higher_is_better=False,
+    ),
+}
+# The largest difference that is not an error, in nats per token: the mean over a gold.
+_MAX_DIFFERENCE = 0.02
+# Pairs whose recorded dialogues meet several golds, and texts that a float32 pass checks.
+_MAX_GOLDS_PAIRS = 2
+_NUM_REFERENCES = 4
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the benchmark's options."""
+    parser.add_argument(
+        "--pairs", type=_positive, default=8, metavar="N", help="of four dialogues (default: 8)"
+    )
+    parser.add_argument(
+        "--golds", type=_positive, default=8, metavar="N", help="per dialogue (default: 8)"
+    )
+    parser.add_argument(
+        "--rounds", type=_positive, default=2, metavar="R", help="default: %(default)s"
+    )
+    parser.add_argument("--model", default="embedded", help="as in a config (default: %(default)s)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="of the model")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--max-batch-tokens", type=_positive, default=1024, metavar="N", help="default: 1024"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def measure(args: argparse.Namespace, say: Say) -> Measurement:
+    """Measures everything in this run. Raises DivergenceError where log-probs differ."""
+    from stargate.benchmarks.score_work import load_work, with_golds
+    from stargate.models import resolve_model
+
+    model_dir = resolve_model(args.model)
+    work = load_work(model_dir, args.pairs, args.golds, args.trust_remote_code)
+    few = work.played[:_MAX_GOLDS_PAIRS]
+    passes = {
+        "single": with_golds(work.played, 1),
+        "long_1": with_golds(work.long, 1),
+        "long_n": list(work.long),
+        "recorded_1": with_golds(few, 1),
+        "recorded_n": list(few),
+    }
+    cores = _cores(args.device)[: args.pairs]
+    results = Results()
+    with tempfile.TemporaryDirectory(prefix="stargate-score-") as logs, ExitStack() as stack:
+        start = partial(_start, stack, args, model_dir, Path(logs))
+        say("a float32 pass, one sequence at a time")
+        sample = [work.played[0][:_NUM_REFERENCES], work.long[0]]
+        reference = start("reference", cores[:1])
+        reference[0].ready()
+        results.run("float32", reference, with_golds(sample, 1))
+        reference[0].close()
+        say(f"starting vLLM and the scorer, {len(cores)} of each, and the bare pass")
+        sides: dict[Side, list[Worker]] = {
+            "prompt_logprobs": start("prompt_logprobs", cores),
+            "scorer": start("scorer", cores),
+            "forward": start("forward", cores[:1]),
+        }
+        for workers in sides.values():
+            for worker in workers:
+                worker.ready()
+                worker.ask(passes["single"][:1])  # warms it up
+        for number in range(args.rounds):
+            say(f"round {number + 1} of {args.rounds}")
+            _play_round(sides, passes, results)
+    results.check()
+    return _measurement(args, passes, results)
+
+
+@dataclass
+class Results:
+    """Per pass: seconds, summed over the rounds, and the log-probs of each gold."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    logprobs: "dict[str, GoldLogprobs]" = field(default_factory=dict)
+
+    def run(self, name: str, workers: "Sequence[Worker]", work: "Sequence[PairRequests]") -> None:
+        """Lets the workers do the pass together, each its share of the pairs."""
+        shares = [work[number :: len(workers)] for number in range(len(workers))]
+        for worker, share in zip(workers, shares, strict=True):
+            worker.send(share)
+        answers = [worker.answer() for worker in workers]
+        seconds = max(answer.seconds for answer in answers)
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        found = self.logprobs.setdefault(name, {})
+        for share, answer in zip(shares, answers, strict=True):
+            if answer.logprobs:
+                found.update(zip(_keys(share), answer.logprobs, strict=True))
+
+    def differences(self) -> dict[str, float]:
+        """The largest differences of a gold's mean log-prob, in nats per token."""
+        found = self.logprobs
+        one = found["scorer_1"] | found["long_1"]
+        compared = {
+            "several_golds_from_one": (found["recorded_n"] | found["long_n"], one),
+            "scorer_from_float32": (one, found["float32"]),
+            "prompt_logprobs_from_float32": (found["prompt_logprobs_1"], found["float32"]),
+        }
+        if "scorer_2" in found:
+            compared["two_cores_from_one"] = (found["scorer_2"], one)
+        return {name: largest_difference(*both) for name, both in compared.items()}
+
+    def check(self) -> None:
+        """Raises DivergenceError where the scorer's own log-probs differ by too much."""
+        from stargate.errors import DivergenceError
+
+        for name, difference in self.differences().items():
+            if name != "prompt_logprobs_from_float32" and not difference <= _MAX_DIFFERENCE:
+                raise DivergenceError(
+                    f"bench score: {name}: a gold's mean log-prob differs by {difference:.4f} nats "
+                    f"per token; at most {_MAX_DIFFERENCE} is rounding"
+                )
+
+
+def largest_difference(some: "GoldLogprobs", others: "GoldLogprobs") -> float:
+    """Of the golds that both have: the largest difference of the mean, in nats per token."""
+    common = some.keys() & others.keys()
+    if not common:
+        raise ValueError("no gold is in both")
+    gaps = []
+    for key in common:
+        pairs = zip(some[key], others[key], strict=True)
+        gaps.append(abs(sum(one - other for one, other in pairs)) / len(some[key]))
+    return max(gaps)
+
+
+def _play_round(
+    sides: "Mapping[Side, Sequence[Worker]]",
+    passes: "Mapping[str, Sequence[PairRequests]]",
+    results: Results,
+) -> None:
+    single = passes["single"]
+    for side, workers in sides.items():
+        results.run(f"{side}_1", workers[:1], single)
+    for side, workers in sides.items():
+        if len(workers) > 1:
+            results.run(f"{side}_{len(workers)}", workers, single)
+    for name in ("long_1", "long_n", "recorded_1", "recorded_n"):
+        results.run(name, sides["scorer"][:1], passes[name])
+
+
+def _measurement(
+    args: argparse.Namespace, passes: "Mapping[str, Sequence[PairRequests]]", results: Results
+) -> Measurement:
+    from stargate.benchmarks.score_work import num_tokens, num_unique
+
+    took = results.seconds
+    asked = num_tokens(passes["single"]) * args.rounds
+    unique = {name: num_unique(work) * args.rounds for name, work in passes.items()}
+    on_cores = {
+        cores: took[f"prompt_logprobs_{cores}"] / took[f"scorer_{cores}"]
+        for cores in ("1", "2")
+        if f"scorer_{cores}" in took
+    }
+    ratios = {
+        "vs_prompt_logprobs": min(on_cores.values()),
+        "vs_forward": took["forward_1"] / took["scorer_1"],
+        "golds8_vs_1": took["long_n"] / took["long_1"],
+    }
+    figures = {
+        "dialogues": sum(map(len, passes["single"])),
+        "golds_per_dialogue": args.golds,
+        "tokens": asked // args.rounds,
+        "unique_tokens": unique["single"] // args.rounds,
+        "tokens_per_s": {
+            name: asked / took[name]
+            for name in ("prompt_logprobs_1", "scorer_1", "prompt_logprobs_2", "scorer_2")
+            if name in took
+        },
+        "unique_tokens_per_s": {
+            "scorer_1": unique["single"] / took["scorer_1"],
+            "forward_1": unique["single"] / took["forward_1"],
+            **{name: unique[name] / took[name] for name in unique if name != "single"},
+        },
+        "vs_prompt_logprobs_by_cores": on_cores,
+        "several_golds_vs_one": {
+            name: {
+                "seconds": took[f"{name}_n"] / took[f"{name}_1"],
+                "unique_tokens": unique[f"{name}_n"] / unique[f"{name}_1"],
+            }
+            for name in ("long", "recorded")
+        },
+        "largest_differences_nats_per_token": results.differences(),
+        "seconds_per_round": {name: seconds / args.rounds for name, seconds in took.items()},
+    }
+    return Measurement(ratios, figures)
+
+
+def _start(
+    stack: ExitStack,
+    args: argparse.Namespace,
+    model_dir: Path,
+    logs: Path,
+    side: "Side",
+    cores: Sequence[int | None],
+) -> "list[Worker]":
+    """One process per core, which end with the stack. They are not waited for."""
+    from stargate.benchmarks.score_sides import Job, Worker
+
+    workers = []
+    for core in cores:
+        job = Job(
+            side=side,
+            model_dir=str(model_dir),
+            dtype=args.dtype,
+            max_batch_tokens=args.max_batch_tokens,
+            core=core,
+            log_file=str(logs / f"{side}-{core}.log"),
+            trust_remote_code=args.trust_remote_code,
+        )
+        worker = Worker(job)
+        stack.callback(worker.close)
+        workers.append(worker)
+    return workers
+
+
+def _cores(device: str) -> list[int | None]:
+    """Up to two CPU cores that this process may use; [None] for the GPU."""
+    from stargate.machine import gpus
+
+    if device == "cuda" or (device == "auto" and gpus()):
+        return [None]
+    return [*sorted(os.sched_getaffinity(0))[:2]]
+
+
+def _keys(work: "Sequence[PairRequests]") -> list[tuple[str, int]]:
+    """Of each gold, in the order in which every side gives its log-probs."""
+    return [
+        (request.key, number)
+        for requests in work
+        for request in requests
+        for number in range(len(request.golds))
+    ]
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number

@@ -1,0 +1,146 @@
+"""What `stargate bench score` scores: recorded dialogues of a real run, with the golds of a run.
+
+    score_dialogues.jsonl (texts) + the starter data set's golds + a model's chat template -> Work
+
+The dialogues were played by the embedded model with itself (`cpu_learn`, iteration 0: all four
+dialogues of each of 24 pairs, three turns each). They are kept as texts, so that any model's
+tokenizer can be used. Contexts have about 200 tokens, golds 137.
+
+For several golds per dialogue there are long dialogues as well: the turns of a pair's four
+dialogues, one after another, about 580 tokens of context. Three turns of models that write as
+freely as the paper's come to that. Beside a recorded context of 200 tokens, 8 golds of 137 are 3.8
+times the tokens of one, whoever scores them.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from stargate.actors.prefix_tree import Text, common_length, num_unique_tokens
+from stargate.data.dataset import Dataset, open_dataset
+from stargate.errors import DataError
+from stargate.scoring import GoldScoring
+from stargate.types import Pair, ScoreRequest, StopReason, Turn
+
+DIALOGUES = Path(__file__).parent / "score_dialogues.jsonl"
+# The requests of one pair, which a run asks for together.
+PairRequests = tuple[ScoreRequest, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Requests by pair: `num_golds` golds after each dialogue, and after one long dialogue."""
+
+    played: tuple[PairRequests, ...]
+    long: tuple[PairRequests, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Token ids (T,) to compute by themselves; the last `num_places` predict gold tokens."""
+
+    ids: tuple[int, ...]
+    num_places: int
+
+
+def load_work(model_dir: Path, num_pairs: int, num_golds: int, trust_remote_code: bool) -> Work:
+    """The first `num_pairs` pairs. Raises DataError if there are not so many pairs or golds."""
+    from transformers import AutoTokenizer
+
+    from stargate.chat import HfChatTokenizer, load_chat_format
+    from stargate.models import context_length
+    from stargate.prompts import load_prompts
+    from stargate.views import Views
+
+    rows = [json.loads(line) for line in DIALOGUES.read_text(encoding="utf-8").splitlines()]
+    if not 1 <= num_pairs <= len(rows):
+        raise DataError(f"--pairs must be in 1..{len(rows)}, got {num_pairs}")
+    data = open_dataset("starter")
+    chat = load_chat_format(str(model_dir), trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
+    encode = HfChatTokenizer(tokenizer).encode
+    scoring = GoldScoring(Views(load_prompts("small")), chat, context_length(model_dir))
+    played, long = [], []
+    for row in rows[:num_pairs]:
+        pair, others = _pair(data, row["task_id"], row["persona_id"], num_golds - 1)
+        dialogues = [tuple(_turn(one, encode) for one in said) for said in row["dialogues"]]
+        joined = tuple(turn for turns in dialogues for turn in turns)
+        played.append(
+            tuple(
+                scoring.after_dialogue(f"{pair.id}/{n}", pair, turns, others)
+                for n, turns in enumerate(dialogues)
+            )
+        )
+        long.append((scoring.after_dialogue(f"{pair.id}/long", pair, joined, others),))
+    return Work(tuple(played), tuple(long))
+
+
+def with_golds(pairs: Sequence[PairRequests], num_golds: int) -> list[PairRequests]:
+    """The same requests with the first `num_golds` of their golds."""
+    return [
+        tuple(replace(request, golds=request.golds[:num_golds]) for request in requests)
+        for requests in pairs
+    ]
+
+
+def texts_of(pairs: Sequence[PairRequests]) -> list[Text]:
+    return [
+        Text(request.context_ids, gold)
+        for requests in pairs
+        for request in requests
+        for gold in request.golds
+    ]
+
+
+def num_tokens(pairs: Sequence[PairRequests]) -> int:
+    """Tokens of every context and gold, as often as they are asked for."""
+    return sum(len(text.context) + len(text.gold) for text in texts_of(pairs))
+
+
+def num_unique(pairs: Sequence[PairRequests]) -> int:
+    """Tokens that remain when what the texts of one pair have in common is counted once."""
+    return sum(num_unique_tokens(texts_of([requests])) for requests in pairs)
+
+
+def stretches(pairs: Sequence[PairRequests]) -> list[Stretch]:
+    """The unique tokens as sequences: the first text of a pair, and what each further text adds.
+
+    A further text stands without the beginning that it shares, so it attends to less than in truth.
+    """
+    found = []
+    for requests in pairs:
+        before: tuple[int, ...] = ()
+        for text in sorted(texts_of([requests]), key=lambda text: text.context):
+            shared = common_length(before, text.context)
+            ids = (*text.context[shared:], *text.gold[:-1])
+            if ids:
+                found.append(Stretch(ids, min(len(text.gold), len(ids))))
+            before = text.context
+    return found
+
+
+def _pair(
+    data: Dataset, task_id: str, persona_id: str, num_others: int
+) -> tuple[Pair, tuple[str, ...]]:
+    """A pair, and the golds of `num_others` other personas for its task."""
+    others = [
+        text
+        for (task, persona), (text, _) in sorted(data.golds.items())
+        if task == task_id and persona != persona_id
+    ]
+    if len(others) < num_others:
+        raise DataError(f"--golds must be in 1..{len(others) + 1}, got {num_others + 1}")
+    gold = data.golds[task_id, persona_id]
+    pair = Pair(data.tasks[task_id], data.personas[persona_id], *gold)
+    return pair, tuple(others[:num_others])
+
+
+def _turn(said: dict[str, str], encode: Callable[[str], list[int]]) -> Turn:
+    """A turn with the ids that a model would have sampled for its question, without an end token.
+
+    The answer is not sampled: the template tokenises it as text.
+    """
+    asked = tuple(encode(said["question"]))
+    stop = StopReason.LENGTH
+    return Turn(said["question"], asked, stop, said["answer"], (), StopReason.FIXED)
