@@ -1,9 +1,12 @@
 """(torch, DeepSpeed) One training stage on one rank: model, engine, steps, and the saved folder.
 
     accumulate(step): each micro-batch forward and backward -> loss of every example, on every rank
-    update(rate): one optimizer step -> gradient norm
+    update(rate, check): one optimizer step, unless `check` refuses its gradient norm
     settle(): the weights become what will be saved;  evaluate(step): the loss under them
     save(folder): rank 0 writes them
+
+A micro-batch is one row without padding (packing.py), or padded where the model can't be packed.
+With `lora` only adapters learn (adapters.py); settling merges them into the weights.
 
 The denominator of the loss. An optimizer step learns from n loss tokens: those of all examples of
 the batch, on all ranks and in all micro-batches. Its loss is (sum of -log p over these n) / n, so
@@ -20,7 +23,8 @@ itself is float32 and computes under autocast.
 """
 
 import gc
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import deepspeed
@@ -28,6 +32,8 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, distributed, nn
 
+from stargate.actors import adapters
+from stargate.actors.batches import make_batch
 from stargate.actors.modeling import (
     SelectedLogits,
     load_model,
@@ -36,13 +42,16 @@ from stargate.actors.modeling import (
     save_model,
     token_losses,
 )
+from stargate.actors.packing import make_packable
 from stargate.config import TrainerConfig
-from stargate.errors import DataError, MachineError
+from stargate.errors import ConfigError, DataError, MachineError
 from stargate.schedule import MicroBatch, Step
 from stargate.types import TrainingExample
 
 if TYPE_CHECKING:
     from stargate.actors.trainer import TrainerSpec
+
+_LOG = logging.getLogger(__name__)
 
 # Elements of DeepSpeed's communication buffers. Its own 500 million take 1 to 2 GB per buffer,
 # whatever the model's size.
@@ -93,9 +102,9 @@ class _LossModel(nn.Module):
         self._logits = SelectedLogits(model)
         self._autocast = autocast
 
-    def forward(self, input_ids: Tensor, rows: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
-        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self._autocast):
-            logits, _ = self._logits(rows, columns, input_ids=input_ids, use_cache=False)
+    def forward(self, rows: Tensor, columns: Tensor, targets: Tensor, **inputs: Any) -> Tensor:
+        with torch.autocast(targets.device.type, torch.bfloat16, enabled=self._autocast):
+            logits, _ = self._logits(rows, columns, use_cache=False, **inputs)
         return token_losses(logits, targets)
 
 
@@ -116,24 +125,38 @@ class Finetuning:
         self._weights: dict[str, Tensor] = {}
         # What the saved weights are rounded to: the start folder has its dtypes from the base.
         self._dtypes = {name: p.dtype for name, p in self._model.named_parameters()}
+        self.packed = self._make_packable()
+        if spec.config.lora is not None:
+            adapters.add_adapters(self._model, spec.config.lora)
+        if spec.config.activation_checkpointing:
+            self._checkpoint_activations()
         # DeepSpeed casts a bfloat16 model itself: parameters only, rotary frequencies must not be.
         settings = engine_config(spec.config)
         if "bf16" not in settings:
             self._model.float()
+        # Frozen weights have no masters: those that bfloat16 can't hold are kept for the merge.
+        self._precise: dict[str, Tensor] = {
+            name: p.detach().clone()
+            for name, p in self._model.named_parameters()
+            if not p.requires_grad and p.dtype == torch.float32 and "bf16" in settings
+        }
         autocast = spec.config.dtype == "bfloat16" and "bf16" not in settings
         loss_model = _LossModel(self._model, autocast)
         # torch's fused AdamW. DeepSpeed's own compiles for minutes, its "torch_adam" is not fused
         # (1.3 s a step instead of 0.3 s for SmolLM2-135M on two cores). The rate is set before each
         # step; it is 0 here because some of DeepSpeed's wrappers make a first step on empty
         # gradients, which would already decay the weights.
+        learning = [p for p in loss_model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            loss_model.parameters(), lr=0.0, weight_decay=spec.config.weight_decay, fused=True
+            learning, lr=0.0, weight_decay=spec.config.weight_decay, fused=True
         )
         self._engine, *_ = deepspeed.initialize(
             model=loss_model, optimizer=optimizer, config=settings
         )
         # Forget that first step on empty gradients: Adam's bias correction counts steps.
         self._engine.basic_optimizer.state.clear()
+        self._check: Callable[[float], None] | None = None
+        self._engine.basic_optimizer.register_step_pre_hook(self._before_step)
 
     def accumulate(self, step: Step, num_loss_tokens: int) -> dict[int, float]:
         """Adds up the gradients of one step. The summed loss of each of its examples, in nats."""
@@ -148,17 +171,32 @@ class Finetuning:
             self._engine.backward(loss, scale_wrt_gas=False)
         return self._shared(losses, step.examples)
 
-    def update(self, rate: float) -> float:
-        """One optimizer step. The norm of its gradient before clipping, over all ranks."""
+    def update(self, rate: float, check: Callable[[float], None]) -> float:
+        """One optimizer step. The norm of its gradient before clipping, over all ranks.
+
+        `check` is called with the norm before any weight changes, and may raise.
+        """
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = rate
-        norm: Any = None
         if self._spec.config.zero_stage == 0:
             # The one case in which DeepSpeed clips without telling the norm.
             gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+            check(norm)
+            self._engine.step()
+            return norm
+        self._check = check
         self._engine.step()
-        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+        self._check = None
+        norm = float(self._engine.get_global_grad_norm())
+        # DeepSpeed itself leaves out a step whose norm is not finite, without calling the hook.
+        check(norm)
+        return norm
+
+    def _before_step(self, *_: Any) -> None:
+        """The optimizer calls it. DeepSpeed knows the norm by now, but tells it after the step."""
+        if self._check is not None:
+            self._check(float(self._engine.optimizer._global_grad_norm))
 
     def evaluate(self, step: Step) -> dict[int, float]:
         """The summed loss of each of the step's examples, in nats; nothing is learned."""
@@ -177,20 +215,45 @@ class Finetuning:
         same random numbers, so they settle on the same weights.
         """
         generator = torch.Generator().manual_seed(self._spec.seed)
-        stage = self._spec.config.zero_stage
+        adapted = adapters.adapted_layers(self._model) if self._spec.config.lora else {}
         for name, parameter in self._model.named_parameters():
-            exact = parameter if stage == 0 else safe_get_full_fp32_param(parameter)
-            value = round_unbiased(exact.detach().float().cpu(), self._dtypes[name], generator)
+            if adapted and adapters.is_adapter(name):
+                continue
+            exact = self._exact(name, parameter)
+            if name in adapted:
+                a, b = (self._exact("", p) for p in adapters.factors(adapted[name]))
+                exact = adapters.merge(adapted[name], exact, a, b)
+            plain = adapters.plain_name(name)
+            value = round_unbiased(exact, self._dtypes[plain], generator)
             with deepspeed.zero.GatheredParameters(
-                [parameter], modifier_rank=0, enabled=stage == 3
+                [parameter], modifier_rank=0, enabled=self._spec.config.zero_stage == 3
             ):
                 parameter.data.copy_(value)
             if self._spec.rank == 0:
-                self._weights[name] = value
+                self._weights[plain] = value
+        if adapted:
+            adapters.switch_off(self._model)
         saved = self._model.state_dict().keys()
         for name, buffer in self._model.named_buffers():
             if self._spec.rank == 0 and name in saved:
-                self._weights[name] = buffer.detach().cpu()
+                self._weights[adapters.plain_name(name)] = buffer.detach().cpu()
+
+    def _exact(self, name: str, parameter: Any) -> Tensor:
+        """A parameter at the precision in which it learned, or in which it was loaded; on the CPU.
+
+        Under ZeRO-3 all ranks must ask at once.
+        """
+        if name in self._precise:
+            return self._precise[name]
+        exact: Tensor
+        if parameter.requires_grad and self._spec.config.zero_stage > 0:
+            exact = safe_get_full_fp32_param(parameter).detach().float().cpu()
+            return exact
+        partitioned = self._spec.config.zero_stage == 3
+        with deepspeed.zero.GatheredParameters([parameter], enabled=partitioned):
+            exact = parameter.detach().float().cpu()
+            # Partitioned again, the parameter's memory is gone.
+            return exact.clone() if partitioned else exact
 
     def save(self, output_dir: str) -> None:
         """Rank 0 writes what `settle` left; all ranks return when it is there.
@@ -220,21 +283,11 @@ class Finetuning:
 
     def _forward(self, micro: MicroBatch, losses: Tensor) -> Tensor:
         """The loss of a micro-batch, summed; each example's share is added to `losses`."""
-        # A rank that has run out of examples takes part with one token that weighs nothing.
-        ids = [self._examples[i].input_ids for i in micro] or [(0, 0)]
-        places = [
-            (row, column - 1, ids[row][column], i)
-            for row, i in enumerate(micro)
-            for column, learned in enumerate(self._examples[i].loss_mask)
-            if learned
-        ] or [(0, 0, 0, 0)]
-        width = max(map(len, ids))
-        # Padding is on the right: a causal model never looks there, so no mask is needed.
-        padded = torch.tensor([[*row, *([0] * (width - len(row)))] for row in ids])
-        rows, columns, targets, owners = torch.tensor(places).to(self._device).unbind(1)
-        nats: Tensor = self._engine(padded.to(self._device), rows, columns, targets)
+        batch = make_batch([self._examples[i] for i in micro], self.packed, self._device)
+        nats: Tensor = self._engine(batch.rows, batch.columns, batch.targets, **batch.inputs)
         if not micro:
             return nats.sum() * 0.0
+        owners = torch.tensor(micro, device=self._device)[batch.owners]
         losses.index_add_(0, owners, nats.detach().to(losses.dtype))
         return nats.sum()
 
@@ -246,6 +299,27 @@ class Finetuning:
         distributed.all_reduce(losses)
         values = losses.tolist()
         return {i: values[i] for i in members}
+
+    def _make_packable(self) -> bool:
+        if not self._spec.config.packing:
+            return False
+        problem = make_packable(self._model)
+        if problem is not None and self._spec.rank == 0:
+            _LOG.warning(
+                "%s: examples are padded, not packed: %s",
+                self._model.config.model_type,
+                problem,
+            )
+        return problem is None
+
+    def _checkpoint_activations(self) -> None:
+        """Layers keep only their input, and compute the rest again in the backward pass."""
+        if not self._model.supports_gradient_checkpointing:
+            raise ConfigError(
+                f"trainer.activation_checkpointing: model {self._model.config.model_type} "
+                "does not support it; turn it off"
+            )
+        self._model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def _check_lengths(self) -> None:
         limit = max_positions(self._model)

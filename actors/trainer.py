@@ -12,6 +12,7 @@ import asyncio
 import math
 import os
 import socket
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 # Pair ids that one error message names.
 _MAX_NAMED = 8
+# Steps whose gradient norms are known before a later one is compared with them.
+_MIN_EARLIER_NORMS = 4
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -146,10 +149,10 @@ class TrainerRank:
             [example.pair_id for example in ordered], config.validation_fraction, spec.seed
         )
         lengths = [len(example.input_ids) for example in ordered]
-        layout = Layout(config.batch_size, config.micro_batch_size, spec.world_size)
-        steps = plan_steps(split.train, lengths, layout, config.num_epochs, spec.seed)
         stage = Finetuning(spec, start_model_dir, ordered)
         try:
+            layout = make_layout(spec, stage.packed)
+            steps = plan_steps(split.train, lengths, layout, config.num_epochs, spec.seed)
             log = self._run_steps(stage, steps, ordered, name)
             stage.settle()
             validation_loss = _validate(stage, split, ordered, layout)
@@ -186,12 +189,15 @@ class TrainerRank:
             losses = stage.accumulate(step, num_loss_tokens)
             _check_losses(losses, examples, where)
             rate = learning_rate(number, len(steps), config.learning_rate, config.warmup_fraction)
-            norm = stage.update(rate)
-            if not math.isfinite(norm):
-                pairs = _name_pairs(step.examples, examples)
-                raise DivergenceError(
-                    f"{where}: the gradient norm is {norm}, on pairs {pairs}; nothing was saved"
-                )
+            pairs = _name_pairs(step.examples, examples)
+
+            def check(norm: float, where: str = where, pairs: str = pairs) -> None:
+                if (problem := norm_problem(norm, log.grad_norms, config)) is not None:
+                    raise DivergenceError(
+                        f"{where}: the gradient norm {problem}, on pairs {pairs}; nothing was saved"
+                    )
+
+            norm = stage.update(rate, check)
             log.losses.append(sum(losses.values()) / num_loss_tokens)
             log.grad_norms.append(norm)
             log.rates.append(rate)
@@ -218,6 +224,35 @@ class _Log:
     num_tokens: int = 0
     num_loss_tokens: int = 0
     seconds: float = 0.0
+
+
+def make_layout(spec: TrainerSpec, packed: bool) -> Layout:
+    """How steps are laid out. A packed row has at most the tokens of a full padded micro-batch."""
+    config = spec.config
+    row = config.row_tokens or config.micro_batch_size * config.max_length
+    return Layout(
+        config.batch_size, config.micro_batch_size, spec.world_size, row if packed else None
+    )
+
+
+def norm_problem(norm: float, earlier: Sequence[float], config: TrainerConfig) -> str | None:
+    """What is wrong with a step's gradient norm; None if nothing is.
+
+    Norms differ between models and fall while a stage learns, so the limit is a multiple of the
+    median of the stage's earlier steps, once there are a few. A norm that would not even be clipped
+    is never too large.
+    """
+    if not math.isfinite(norm) or norm < 0:  # DeepSpeed also says -1 for one that is not finite
+        return f"is {norm}"
+    if len(earlier) < _MIN_EARLIER_NORMS or norm <= config.max_grad_norm:
+        return None
+    typical = statistics.median(earlier)
+    if norm <= config.max_grad_norm_growth * typical:
+        return None
+    return (
+        f"is {norm:.3g}, {norm / typical:.0f} times the median {typical:.3g} of the steps before "
+        f"(trainer.max_grad_norm_growth is {config.max_grad_norm_growth:g})"
+    )
 
 
 def _validate(
@@ -285,9 +320,30 @@ def rank_environment(spec: TrainerSpec) -> dict[str, str]:
             (str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))
         ),
     }
-    if spec.master_addr in _LOOPBACK:
-        # Otherwise gloo looks up the host's name, which not every container can resolve.
-        names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-        if names:
-            environment["GLOO_SOCKET_IFNAME"] = names[0]
+    # Otherwise gloo looks up the host's name, which not every container can resolve, and which may
+    # stand for an address that other nodes can't reach.
+    interface = interface_towards(spec.master_addr, spec.master_port)
+    if interface is not None:
+        environment["GLOO_SOCKET_IFNAME"] = interface
+        if spec.device == "cuda" and spec.master_addr not in _LOOPBACK:
+            environment["NCCL_SOCKET_IFNAME"] = f"={interface}"
     return environment
+
+
+def interface_towards(address: str, port: int) -> str | None:
+    """The network interface from which this machine reaches an address; None if it does not."""
+    if address in _LOOPBACK:
+        return next((n for _, n in socket.if_nameindex() if n.startswith("lo")), None)
+    import psutil
+
+    try:
+        # Nothing is sent: connecting a datagram socket only chooses the route.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, port))
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == own for entry in addresses):
+            return name
+    return None

@@ -4,8 +4,10 @@
     step number -> learning_rate
 
 Pure and repeatable: one seed and one list of examples give one plan, on every rank alike. The plan
-holds indices only; what a micro-batch becomes on the device is the trainer's business, so packing
-sequences changes `_micro_batches` and nothing else here.
+holds indices only; what a micro-batch becomes on the device is the trainer's business.
+
+A micro-batch has a fixed number of examples, which are padded to one length, or with packing as
+many examples as fill a row of tokens (`Layout.max_row_tokens`).
 """
 
 import math
@@ -72,11 +74,16 @@ def split_validation(pair_ids: Sequence[str], fraction: float, seed: int) -> Spl
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Sizes of a training stage: examples per step over all ranks, and per forward pass of one."""
+    """Sizes of a training stage: examples per step over all ranks, and per forward pass of one.
+
+    With `max_row_tokens` a forward pass takes as many examples as have that many tokens together;
+    an example that alone has more gets a pass of its own.
+    """
 
     batch_size: int
     micro_batch_size: int
     num_ranks: int
+    max_row_tokens: int | None = None
 
 
 def plan_steps(
@@ -109,6 +116,8 @@ def share_out(batch: Sequence[int], lengths: Sequence[int], layout: Layout) -> S
     for place, example in enumerate(by_length):
         lap, seat = divmod(place, layout.num_ranks)
         hands[seat if lap % 2 == 0 else layout.num_ranks - 1 - seat].append(example)
+    if layout.max_row_tokens is not None:
+        return Step(_rows(hands, lengths, layout.max_row_tokens))
     micros = [_micro_batches(hand, layout.micro_batch_size) for hand in hands]
     most = max(len(of_rank) for of_rank in micros)
     return Step(tuple((*of_rank, *([()] * (most - len(of_rank)))) for of_rank in micros))
@@ -116,6 +125,38 @@ def share_out(batch: Sequence[int], lengths: Sequence[int], layout: Layout) -> S
 
 def _micro_batches(hand: Sequence[int], size: int) -> tuple[MicroBatch, ...]:
     return tuple(tuple(hand[start : start + size]) for start in range(0, len(hand), size))
+
+
+def _rows(
+    hands: Sequence[Sequence[int]], lengths: Sequence[int], max_tokens: int
+) -> tuple[tuple[MicroBatch, ...], ...]:
+    """Each rank's hand in rows of about equal tokens: as few rows as fit, equally many per rank."""
+    most = max(map(len, hands))  # with one example a row everything fits
+    fewest = max(
+        math.ceil(sum(min(lengths[i], max_tokens) for i in hand) / max_tokens) for hand in hands
+    )
+    for num_rows in range(min(fewest, most), most):
+        shared = tuple(_fill_rows(hand, lengths, num_rows) for hand in hands)
+        if all(_fits(row, lengths, max_tokens) for rows in shared for row in rows):
+            return shared
+    return tuple(_fill_rows(hand, lengths, most) for hand in hands)
+
+
+def _fill_rows(
+    hand: Sequence[int], lengths: Sequence[int], num_rows: int
+) -> tuple[MicroBatch, ...]:
+    """The longest example that is left goes into the row that has fewest tokens."""
+    rows: list[list[int]] = [[] for _ in range(num_rows)]
+    filled = [0] * num_rows
+    for example in sorted(hand, key=lambda i: (-lengths[i], i)):
+        row = filled.index(min(filled))
+        rows[row].append(example)
+        filled[row] += lengths[example]
+    return tuple(tuple(row) for row in rows)
+
+
+def _fits(row: MicroBatch, lengths: Sequence[int], max_tokens: int) -> bool:
+    return len(row) == 1 or sum(lengths[i] for i in row) <= max_tokens
 
 
 def learning_rate(step: int, num_steps: int, peak: float, warmup_fraction: float) -> float:

@@ -17,13 +17,19 @@ from stargate.types import TrainingExample, TrainResult
 _DEADLINE = 120.0
 
 
+def free_port() -> int:
+    """A port on which ranks can meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 class Ranks:
     """`world_size` processes that meet over gloo and run one training stage after another."""
 
     def __init__(self, world_size: int, base_model_dir: Path, log_dir: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         context = multiprocessing.get_context("spawn")
         self._specs = [
             TrainerSpec(
@@ -73,6 +79,12 @@ class Ranks:
             if isinstance(answer, Exception):
                 raise answer
         return answers
+
+    def log(self) -> str:
+        """What rank 0 has printed so far."""
+        file = self._specs[0].log_file
+        assert file is not None
+        return Path(file).read_text(encoding="utf-8")
 
     def close(self) -> None:
         for pipe in self._pipes:

@@ -69,6 +69,7 @@ def config(**changes: Any) -> TrainerConfig:
         "dtype": "float32",
         "validation_fraction": 0.0,
         "num_epochs": 2,
+        "row_tokens": 60,  # two rows for most batches of four examples
     }
     return TrainerConfig(**{**settings, **changes})
 
@@ -124,12 +125,20 @@ def naive(tiny: Path) -> tuple[list[float], list[float], dict[str, Any]]:
     return naive_training(tiny, make_examples(11), config())
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        *((stage, {}) for stage in (0, 1, 2, 3)),
+        *((stage, {"packing": False}) for stage in (0, 2, 3)),
+        *((stage, {"activation_checkpointing": True}) for stage in (0, 2, 3)),
+    ],
+)
 def test_every_stage_equals_the_naive_loop(
-    one: Ranks, tiny: Path, tmp_path: Path, naive: Any, stage: int
+    one: Ranks, tiny: Path, tmp_path: Path, naive: Any, stage: int, changes: dict[str, Any]
 ) -> None:
     losses, norms, weights = naive
-    (result,) = one.train(config(zero_stage=stage), make_examples(11), tiny, tmp_path / "m1")
+    settings = config(zero_stage=stage, **changes)
+    (result,) = one.train(settings, make_examples(11), tiny, tmp_path / "m1")
     assert len(result.losses) == 6  # 4 + 4 + 3 examples, twice: the last batch is not dropped
     assert result.losses == pytest.approx(losses, abs=1e-4)
     assert result.grad_norms == pytest.approx(norms, rel=1e-3)
@@ -155,17 +164,19 @@ def test_every_stage_trains_in_bfloat16(
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-@pytest.mark.parametrize("count", [11, 1])
+@pytest.mark.parametrize(
+    ("stage", "count", "packing"),
+    [(2, 11, True), (3, 11, True), (2, 1, True), (3, 1, True), (2, 11, False), (3, 1, False)],
+)
 def test_two_ranks_do_what_one_does(
-    one: Ranks, two: Ranks, tiny: Path, tmp_path: Path, stage: int, count: int
+    one: Ranks, two: Ranks, tiny: Path, tmp_path: Path, stage: int, count: int, packing: bool
 ) -> None:
     """11 examples leave the ranks with unequal shares; with 1, rank 1 has nothing at all to do."""
-    settings = config(zero_stage=stage, num_ranks=1)
+    changes: dict[str, Any] = {"zero_stage": stage, "packing": packing}
+    settings = config(num_ranks=1, **changes)
     (alone,) = one.train(settings, make_examples(count), tiny, tmp_path / "alone")
-    both = two.train(
-        config(zero_stage=stage, num_ranks=2), make_examples(count), tiny, tmp_path / "both"
-    )
+    settings = config(num_ranks=2, **changes)
+    both = two.train(settings, make_examples(count), tiny, tmp_path / "both")
     for result in both:
         assert result.losses == pytest.approx(alone.losses, abs=1e-5)
         assert result.grad_norms == pytest.approx(alone.grad_norms, rel=1e-4)
@@ -180,11 +191,14 @@ def test_two_ranks_do_what_one_does(
     assert gap < 0.01 * moved
 
 
+@pytest.mark.parametrize(
+    "changes", [{"packing": False, "micro_batch_size": 4}, {"row_tokens": 999}, {"row_tokens": 1}]
+)
 def test_micro_batches_do_not_change_what_is_learned(
-    one: Ranks, tiny: Path, tmp_path: Path, naive: Any
+    one: Ranks, tiny: Path, tmp_path: Path, naive: Any, changes: dict[str, Any]
 ) -> None:
     """The same batch in one pass and in four: no mean of means."""
-    (result,) = one.train(config(micro_batch_size=4), make_examples(11), tiny, tmp_path / "m1")
+    (result,) = one.train(config(**changes), make_examples(11), tiny, tmp_path / "m1")
     assert result.losses == pytest.approx(naive[0], abs=1e-4)
     assert result.grad_norms == pytest.approx(naive[1], rel=1e-3)
 
@@ -277,15 +291,23 @@ def test_nan_stops_training_by_name_and_saves_nothing(
 
 
 def test_the_saved_folder_is_a_whole_model(one: Ranks, tiny: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
     from transformers import AutoTokenizer
+
+    from stargate.actors.weight_check import read_sums, tensor_sum
 
     (tmp_path / "m1").mkdir()
     (tmp_path / "m1" / "stale.json").write_text("{}")
     one.train(config(), make_examples(3), tiny, tmp_path / "m1")
     check_model_folder(tmp_path / "m1")
     assert sorted(file.name for file in (tmp_path / "m1").iterdir()) == sorted(
-        file.name for file in tiny.iterdir()
+        [*(file.name for file in tiny.iterdir()), "weight-sums.json"]
     )
+    # What it says of the saved tensors is what a reader of the file finds.
+    assert read_sums(tmp_path / "m1") == {
+        name: tensor_sum(tensor)
+        for name, tensor in load_file(tmp_path / "m1" / "model.safetensors").items()
+    }
     for name in ("config.json", "generation_config.json", "chat_template.jinja"):
         assert (tmp_path / "m1" / name).read_bytes() == (tiny / name).read_bytes()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m1")

@@ -7,13 +7,13 @@ _COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def save_tiny_model(
-    folder: Path, embedded: Path, *, tied: bool = True, dtype: str = "float32"
+    folder: Path, embedded: Path, *, tied: bool = True, dtype: str = "float32", seed: int = 0
 ) -> Path:
     """Saves the model (1.6 million parameters, nearly all of them embeddings); returns `folder`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=49152,
         hidden_size=32,

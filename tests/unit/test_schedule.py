@@ -104,3 +104,39 @@ def test_every_example_once_and_equal_counts_on_all_ranks(
         assert counts.pop() <= accumulation
         assert all(len(m) <= micro_batch_size for micros in step.ranks for m in micros)
         assert any(micros[-1] for micros in step.ranks), "no step ends in passes that are all empty"
+
+
+def test_rows_are_filled_evenly_and_equally_many_on_all_ranks() -> None:
+    lengths = [80, 70, 50, 30, 10, 40]
+    # Rank 0 is dealt 80, 40, 30, rank 1 is dealt 70, 50, 10: two rows of at most 100 tokens each.
+    step = share_out(range(6), lengths, Layout(8, 1, 2, max_row_tokens=100))
+    assert step.ranks == (((0,), (5, 3)), ((1,), (2, 4)))
+
+
+def test_a_row_takes_all_that_fits() -> None:
+    assert share_out(range(3), [50, 30, 20], Layout(8, 1, 1, 100)).ranks == (((0, 1, 2),),)
+    assert share_out(range(3), [50, 30, 21], Layout(8, 1, 1, 100)).ranks == (((0,), (1, 2)),)
+
+
+def test_an_example_longer_than_a_row_stands_alone() -> None:
+    assert share_out(range(3), [500, 30, 20], Layout(8, 1, 1, 100)).ranks == (((0,), (1, 2)),)
+    assert share_out(range(2), [500, 400], Layout(8, 1, 2, 100)).ranks == (((0,),), ((1,),))
+
+
+@given(
+    lengths=st.lists(st.integers(1, 100), min_size=1, max_size=60),
+    row=st.integers(50, 400),
+    num_ranks=st.integers(1, 5),
+)
+def test_packed_rows_hold_every_example_once_within_their_limit(
+    lengths: list[int], row: int, num_ranks: int
+) -> None:
+    step = share_out(range(len(lengths)), lengths, Layout(8, 1, num_ranks, max_row_tokens=row))
+    assert sorted(step.examples) == list(range(len(lengths)))
+    assert len(step.ranks) == num_ranks
+    assert len({len(rows) for rows in step.ranks}) == 1
+    for rows in step.ranks:
+        assert all(len(r) <= 1 or sum(lengths[i] for i in r) <= row for r in rows)
+    assert any(rows[-1] for rows in step.ranks), "no step ends in passes that are all empty"
+    fewest = sum(lengths) / (num_ranks * row)
+    assert len(step.ranks[0]) <= 2 * fewest + 2, "rows are half empty"

@@ -1,0 +1,67 @@
+"""(torch) The least that training can cost: forward, backward and AdamW, with nothing around them.
+
+The same micro-batches and the same model as ours (packed attention, output layer at loss positions
+only, LoRA and checkpointing if asked for), and the same precision: with bfloat16 a bfloat16 model
+beside float32 masters, float32 sums of gradients and float32 moments, in plain torch.
+"""
+
+import torch
+from torch import nn
+
+from stargate.actors import adapters
+from stargate.actors.batches import make_batch
+from stargate.actors.modeling import SelectedLogits, load_model, token_losses
+from stargate.actors.packing import make_packable
+from stargate.benchmarks.train_sides import Job, Turns
+
+
+def play(job: Job, turns: Turns) -> None:
+    """A plain loop."""
+    torch.set_num_threads(job.num_threads)
+    torch.manual_seed(job.seed)
+    config, device = job.config, torch.device(job.device)
+    model = load_model(job.model_dir, None, "cpu", job.trust_remote_code)
+    packed = config.packing and make_packable(model) is None
+    if config.lora is not None:
+        adapters.add_adapters(model, config.lora)
+    if config.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    # Parameters only: rotary frequencies must stay float32.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, config.dtype))
+    model.to(device).train()
+    logits = SelectedLogits(model)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    masters = [nn.Parameter(p.detach().float().clone()) for p in learning]
+    optimizer = torch.optim.AdamW(
+        masters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    turns.is_ready(packed)
+    for step in job.steps:
+        turns.wait()
+        start = turns.now()
+        num_loss_tokens = sum(sum(job.examples[i].loss_mask) for i in step.examples)
+        nats = 0.0
+        for micro in step.ranks[0]:
+            batch = make_batch([job.examples[i] for i in micro], packed, device)
+            chosen, _ = logits(batch.rows, batch.columns, use_cache=False, **batch.inputs)
+            total = token_losses(chosen, batch.targets).sum()
+            torch.autograd.backward(total / num_loss_tokens)
+            nats += total.item()
+            for parameter, master in zip(learning, masters, strict=True):
+                if parameter.grad is None:
+                    continue
+                if master.grad is None:
+                    master.grad = parameter.grad.float()
+                else:
+                    master.grad += parameter.grad
+                parameter.grad = None
+        nn.utils.clip_grad_norm_(masters, config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for parameter, master in zip(learning, masters, strict=True):
+                parameter.copy_(master)
+        turns.stepped(turns.now() - start, nats / num_loss_tokens)
+    turns.wait()
+    turns.finished({})
