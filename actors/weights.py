@@ -19,6 +19,8 @@ from stargate.models import WEIGHTS, WEIGHTS_INDEX, safetensors_problem
 
 BACKEND = "stargate_file"
 SHARED_MEMORY = Path("/dev/shm")
+# What the trainer says of the tensors that it saved (weight_check.py); not every folder has it.
+SUMS = "weight-sums.json"
 # Names of staging folders begin with this; `remove_staged` touches no other.
 STAGED_PREFIX = "stargate-weights-"
 # Tensors that a checkpoint may leave out because they are tied to the input embeddings.
@@ -27,14 +29,20 @@ _LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON heade
 
 
 def register() -> None:
-    """Makes `stargate_file` known to vLLM. Called in every vLLM process, maybe more than once."""
+    """Makes `stargate_file` known to vLLM, and its processes wait in peace on CPU.
+
+    Called in every vLLM process, maybe more than once.
+    """
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    from stargate.actors.waiting import sleep_instead_of_spinning
 
     # register_engine refuses a name that it has, and there is no public way to ask for it.
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(
             BACKEND, "stargate.actors.weight_transfer", "FileWeightTransfer"
         )
+    sleep_instead_of_spinning()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +143,9 @@ def stage_weights(location: str | Path) -> str:
     else:
         for file in [*files, Path(location) / WEIGHTS_INDEX]:
             shutil.copyfile(file, folder / file.name)
+    sums = files[0].parent / SUMS
+    if sums.is_file():
+        shutil.copyfile(sums, folder / SUMS)
     return str(folder)
 
 

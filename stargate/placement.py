@@ -1,9 +1,15 @@
 """Which cores and threads each actor gets on one machine. Pure: plain numbers in, plain numbers
 out.
 
-On a machine without a GPU the stages take turns (`overlap` off): engines share out all cores among
-themselves, then scorer and trainer get all cores. Two thread teams on one core would make each
-other 10 times slower, so every thread count here is explicit.
+On a machine without a GPU all engines share out the cores among themselves, the scorers get all of
+them once more, and so does the trainer. Every thread count here is explicit, because what may run
+at the same time depends on it: a team of several threads waits for its slowest one at each step,
+and two such teams on one core make each other 10 times slower, whereas single threads only share.
+
+    auto on CPU:  each engine and scorer has one thread  -> scoring overlaps with the rollouts
+                  all teams fit side by side             -> so it does
+                  else                                   -> stages take turns
+    training comes after all of them in any case: it needs every example, and all cores
 """
 
 from collections.abc import Sequence
@@ -18,7 +24,7 @@ from stargate.errors import MachineError
 class Placement:
     """Cores of each engine (None:
 
-    not pinned), threads of the others, and whether stages overlap.
+    not pinned), threads of the others, whether rollouts, scoring and responses overlap, and why.
     """
 
     device: Literal["cpu", "cuda"]
@@ -27,6 +33,13 @@ class Placement:
     scorer_threads: int
     trainer_threads: int
     overlap: bool
+    overlap_reason: str
+
+    @property
+    def schedule(self) -> str:
+        """What was decided, for the screen."""
+        how = "overlap" if self.overlap else "take turns"
+        return f"schedule: rollouts, scoring and responses {how}: {self.overlap_reason}"
 
 
 def place(config: RunConfig, cores: Sequence[int], num_gpus: int) -> Placement:
@@ -38,23 +51,61 @@ def place(config: RunConfig, cores: Sequence[int], num_gpus: int) -> Placement:
     num_roleplayers = config.roleplayer.engine.num_engines
     if device == "cuda":
         _require_gpus(config, num_gpus)
+        overlap, reason = _by_config(config) or (True, "the engines run on GPUs")
         return Placement(
             device=device,
             questioner_cores=(None,) * num_questioners,
             roleplayer_cores=(None,) * num_roleplayers,
             scorer_threads=scorer_threads,
             trainer_threads=trainer_threads,
-            overlap=config.schedule.overlap != "never",
+            overlap=overlap,
+            overlap_reason=reason,
         )
     shares = _share_cores(config, cores)
+    scorers = [scorer_threads] * config.scorer.num_scorers
+    overlap, reason = _by_config(config) or decide_overlap(
+        [num_listed(share) for share in shares], scorers, len(cores)
+    )
     return Placement(
         device=device,
         questioner_cores=tuple(shares[:num_questioners]),
         roleplayer_cores=tuple(shares[num_questioners:]),
         scorer_threads=scorer_threads,
         trainer_threads=trainer_threads,
-        overlap=config.schedule.overlap == "always",
+        overlap=overlap,
+        overlap_reason=reason,
     )
+
+
+def decide_overlap(
+    engine_threads: Sequence[int], scorer_threads: Sequence[int], num_cores: int
+) -> tuple[bool, str]:
+    """Whether scorers may work while engines do, by the threads of each process; and why."""
+    threads = [*engine_threads, *scorer_threads]
+    if max(threads) == 1:
+        return True, "every engine and scorer has one thread, so none waits for a part of itself"
+    if sum(threads) <= num_cores:
+        return True, f"all {sum(threads)} threads have a core of their own"
+    return False, (
+        f"{sum(threads)} threads on {num_cores} cores, in teams of up to {max(threads)} that would "
+        "wait for each other"
+    )
+
+
+def num_listed(cores: str) -> int:
+    """How many cores a core list names: "0,2-4" has 4, "0-1|2-3" (one list per rank) has 4."""
+    count = 0
+    for part in cores.replace("|", ",").split(","):
+        first, _, last = part.partition("-")
+        count += int(last or first) - int(first) + 1
+    return count
+
+
+def _by_config(config: RunConfig) -> tuple[bool, str] | None:
+    """What the config itself decides; None where it leaves that to the machine."""
+    if config.schedule.overlap == "auto":
+        return None
+    return config.schedule.overlap == "always", f"schedule.overlap is {config.schedule.overlap!r}"
 
 
 def _device(config: RunConfig, num_gpus: int) -> Literal["cpu", "cuda"]:

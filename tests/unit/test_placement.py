@@ -1,10 +1,11 @@
 """Sharing a machine out, on literal cores."""
 
 import pytest
+from pydantic import ValidationError
 
 from stargate.config import RunConfig
 from stargate.errors import MachineError
-from stargate.placement import place
+from stargate.placement import decide_overlap, num_listed, place
 
 
 def config(**changes: object) -> RunConfig:
@@ -52,3 +53,58 @@ def test_cuda_without_a_gpu_is_refused() -> None:
 def test_overlap_follows_the_config() -> None:
     assert place(config(schedule={"overlap": "always"}), [0, 1], 0).overlap
     assert not place(config(schedule={"overlap": "never"}), [0, 1], 2).overlap
+
+
+def test_auto_overlaps_where_every_process_has_one_thread() -> None:
+    one_each = place(config(scorer={"num_scorers": 2}), cores=[0, 1], num_gpus=0)
+    assert one_each.scorer_threads == 1
+    assert one_each.overlap
+    assert one_each.schedule == (
+        "schedule: rollouts, scoring and responses overlap: every engine and scorer has one "
+        "thread, so none waits for a part of itself"
+    )
+    # The trainer's team does not count: it comes after all of them.
+    assert one_each.trainer_threads == 2
+    # The same preset on four cores has teams of two.
+    two_each = place(config(scorer={"num_scorers": 2}), cores=[0, 1, 2, 3], num_gpus=0)
+    assert not two_each.overlap
+    assert two_each.schedule.endswith(
+        "take turns: 8 threads on 4 cores, in teams of up to 2 that would wait for each other"
+    )
+
+
+def test_auto_overlaps_where_all_teams_fit_side_by_side() -> None:
+    changes = {
+        "questioner": {"engine": {"cpu_cores": "0-2"}},
+        "roleplayer": {"engine": {"cpu_cores": "3,4"}},
+        "scorer": {"num_threads": 3},
+    }
+    assert place(config(**changes), cores=list(range(8)), num_gpus=0).overlap
+    assert not place(config(**changes), cores=list(range(7)), num_gpus=0).overlap
+
+
+@pytest.mark.parametrize(
+    ("engines", "scorers", "cores", "overlap"),
+    [
+        ((1, 1), (1, 1), 2, True),
+        ((1, 1), (2,), 2, False),
+        ((1, 1), (2,), 4, True),
+        ((2, 2), (1,), 4, False),
+        ((2, 2), (1,), 5, True),
+    ],
+)
+def test_overlap_is_decided_by_threads_and_cores(
+    engines: tuple[int, ...], scorers: tuple[int, ...], cores: int, overlap: bool
+) -> None:
+    assert decide_overlap(engines, scorers, cores)[0] is overlap
+
+
+@pytest.mark.parametrize(("cores", "count"), [("6", 1), ("0,2-4", 4), ("0-1|2-3", 4)])
+def test_core_lists_are_counted(cores: str, count: int) -> None:
+    assert num_listed(cores) == count
+
+
+@pytest.mark.parametrize("cores", ["", "auto", "1-", "0;1", "0,"])
+def test_a_core_list_that_is_none_is_refused(cores: str) -> None:
+    with pytest.raises(ValidationError):
+        config(questioner={"engine": {"cpu_cores": cores}})

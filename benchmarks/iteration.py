@@ -1,0 +1,248 @@
+"""One whole iteration, streamed, against the same work with the stages one after the other.
+
+    one crew, warm:  [stages in turn | streamed] x rounds, the order turning each round
+                     last round of each: train on its examples, push the weights
+    before each:     m_0 is pushed again, so that no run finds the other's prefix cache
+
+Both play the same pairs with the same seeds through the loop's own code (stargate/iteration.py);
+they differ in `overlap` only. Texts of a batch depend on what else is in it, a few tokens in a
+thousand, so the figures say how much work each side had and how many selections were the same.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from stargate.benchmarks.card import Measurement, Ratio, Say
+
+if TYPE_CHECKING:
+    from stargate.benchmarks.iteration_timeline import Timeline
+    from stargate.launch.crew import Prepared, Workshop
+    from stargate.store import RunStore
+
+HELP = "one iteration streamed, against the stages one after the other"
+RATIOS: Mapping[str, Ratio] = {
+    "vs_sequential": Ratio(
+        "numerator: seconds of rollouts, scoring, selection and responses when each stage waits "
+        "for the end of the one before it; denominator: the same pairs, seeds and actors streamed, "
+        "each pair going on by itself; medians of the rounds. Training and the weight push are "
+        "alike on both sides: with them the ratio is figures.whole_iteration",
+        goal=1.2,
+    )
+}
+SEQUENTIAL, STREAMED = "sequential", "streamed"
+_SCOPE = "t0"
+_WARM_PAIRS = 2
+# The first version that m_0 is pushed under again; below it are those that training makes.
+_FIRST_VERSION = 10
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the benchmark's options."""
+    parser.add_argument("--config", default="cpu_demo", help="config to play (default: cpu_demo)")
+    parser.add_argument("--tasks", type=int, default=4, help="tasks of the split (default: 4)")
+    parser.add_argument("--personas", type=int, default=4, help="personas of it (default: 4)")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each side (default: 2)")
+    parser.add_argument("--no-train", action="store_true", help="leave training and push out")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change the config, e.g. rollout.num_dialogues=8",
+    )
+
+
+def measure(args: argparse.Namespace, say: Say) -> Measurement:
+    """Measures everything in this run."""
+    from stargate.config import load_config
+    from stargate.errors import ConfigError
+    from stargate.launch.crew import prepare
+
+    if args.rounds < 1:
+        raise ConfigError(f"--rounds must be >= 1, got {args.rounds}")
+    chosen = [
+        f"data.train={{tasks: {args.tasks}, personas: {args.personas}}}",
+        "schedule.num_iterations=1",
+        "evaluation.enabled=false",
+        *args.set,
+    ]
+    prepared = prepare(load_config(args.config, chosen), say)
+    return asyncio.run(_measure(prepared, args.rounds, not args.no_train, say))
+
+
+@dataclass(frozen=True)
+class Played:
+    """One side's run: what it took, what was idle, what came out."""
+
+    side: str
+    seconds: float  # rollouts to examples
+    timeline: "Timeline"
+    idle: dict[str, float]  # share of `seconds` by actor and by core
+    selections: dict[str, str]  # pair -> dialogue
+    examples: dict[str, tuple[int, ...]]  # pair -> token ids
+    train_seconds: float = 0.0
+    push_seconds: float = 0.0
+
+    @property
+    def generated_tokens(self) -> int:
+        return sum(self.timeline.generated_tokens.values())
+
+
+async def _measure(prepared: "Prepared", rounds: int, train: bool, say: Say) -> Measurement:
+    from stargate.launch.crew import workshop
+    from stargate.progress import PlainProgress
+    from stargate.tally import Tally
+
+    setup = Tally()
+    with TemporaryDirectory(prefix="stargate-bench-") as folder:
+        logs = Path(folder) / "logs"
+        logs.mkdir()
+        async with workshop(prepared, logs, setup, PlainProgress(sys.stderr), train) as running:
+            bench = _Bench(running, Path(folder))
+            say("warming up")
+            await bench.play("warm", _WARM_PAIRS)
+            played = []
+            for number in range(rounds):
+                sides = (SEQUENTIAL, STREAMED) if number % 2 == 0 else (STREAMED, SEQUENTIAL)
+                for side in sides:
+                    one = await bench.play(side, None, train and number == rounds - 1)
+                    say(f"{side}: {one.seconds:.1f} s")
+                    played.append(one)
+    figures = {
+        "pairs": len(prepared.train_pairs(0)),
+        "dialogues_per_pair": prepared.config.rollout.num_dialogues,
+        "preset_overlaps": prepared.placement.overlap,
+        "preset_reason": prepared.placement.overlap_reason,
+        "setup_s": setup.stage_seconds["setup"],
+    }
+    return summarise(played, figures)
+
+
+def summarise(played: Sequence[Played], figures: Mapping[str, Any]) -> Measurement:
+    """The ratio and all figures. Runs of both sides, at least one of each."""
+    sides = {side: [one for one in played if one.side == side] for side in (SEQUENTIAL, STREAMED)}
+    seconds = {side: statistics.median(one.seconds for one in ones) for side, ones in sides.items()}
+    ends = {side: ones[-1].train_seconds + ones[-1].push_seconds for side, ones in sides.items()}
+    first, last = sides[SEQUENTIAL][-1], sides[STREAMED][-1]
+    trained = {
+        "whole_iteration": (seconds[SEQUENTIAL] + ends[SEQUENTIAL])
+        / (seconds[STREAMED] + ends[STREAMED])
+    }
+    return Measurement(
+        {"vs_sequential": seconds[SEQUENTIAL] / seconds[STREAMED]},
+        {
+            **figures,
+            **(trained if all(ends.values()) else {}),
+            "same_selections": same_share(first.selections, last.selections),
+            "same_examples": same_share(first.examples, last.examples),
+            **{side: _describe(ones) for side, ones in sides.items()},
+        },
+    )
+
+
+def same_share(ones: Mapping[str, Any], others: Mapping[str, Any]) -> float:
+    """Of all that either has: the share that is equal in both."""
+    names = ones.keys() | others.keys()
+    same = sum(name in ones and name in others and ones[name] == others[name] for name in names)
+    return same / len(names) if names else 1.0
+
+
+def _describe(ones: Sequence[Played]) -> dict[str, Any]:
+    """One side: all its times, and the rest of its last run."""
+    from stargate.benchmarks.iteration_timeline import shared_seconds, stage_seconds
+
+    last = ones[-1]
+    return {
+        "seconds": [one.seconds for one in ones],
+        "stage_s": stage_seconds(last.timeline.spans),
+        "at_the_same_time_s": shared_seconds(last.timeline.spans),
+        "idle_share": last.idle,
+        "train_s": last.train_seconds,
+        "push_s": last.push_seconds,
+        "dialogues": sum(last.timeline.dialogues.values()),
+        "generated_tokens": last.generated_tokens,
+        "examples": len(last.examples),
+        "dropped": sum(last.timeline.dropped.values()),
+    }
+
+
+class _Bench:
+    """Plays the pairs, each time into a run directory of its own."""
+
+    def __init__(self, running: "Workshop", folder: Path) -> None:
+        self._running = running
+        self._folder = folder
+        self._number = 0
+
+    async def play(self, side: str, num_pairs: int | None, train: bool = False) -> Played:
+        """Rollouts to examples; with `train` also what follows, timed by itself."""
+        from stargate.benchmarks.iteration_timeline import Timeline, idle_shares
+        from stargate.iteration import make_examples, run_iteration
+        from stargate.store import RunStore
+
+        prepared = self._running.prepared
+        pairs = prepared.train_pairs(0)[:num_pairs]
+        store, timeline = RunStore(self._folder / f"{self._number}-{side}"), Timeline()
+        roles, bench = self._running.open(prepared.config, store, timeline)
+        bench = replace(bench, overlap=side == STREAMED)
+        await roles.push(str(prepared.base_model_dir), _FIRST_VERSION + self._number)
+        self._number += 1
+        busy = await self._busy_seconds()
+        started = time.perf_counter()
+        await make_examples(_SCOPE, pairs, roles, bench)
+        seconds = time.perf_counter() - started
+        idle = idle_shares(busy, await self._busy_seconds(), seconds)
+        if train:
+            # What is on disk is not made again: this trains on it and pushes.
+            await run_iteration(0, pairs, roles, bench)
+        return Played(
+            side=side,
+            seconds=seconds,
+            timeline=timeline,
+            idle=idle,
+            selections=_selections(store),
+            examples=_examples(store),
+            train_seconds=timeline.stage_seconds.get("train", 0.0),
+            push_seconds=timeline.stage_seconds.get("push", 0.0),
+        )
+
+    async def _busy_seconds(self) -> dict[str, float]:
+        """Of each actor since its start, and of each of our cores since the machine's."""
+        import psutil
+
+        from stargate.actors.remote import remote
+
+        crew = self._running.crew
+        actors = {
+            f"{role}-{number}": actor
+            for role, actors in (
+                ("questioner", crew.questioners),
+                ("roleplayer", crew.roleplayers),
+                ("scorer", crew.scorers),
+            )
+            for number, actor in enumerate(actors)
+        }
+        stats = await asyncio.gather(*(remote(actor.stats.remote()) for actor in actors.values()))
+        busy = {name: one.busy_seconds for name, one in zip(actors, stats, strict=True)}
+        cores = psutil.cpu_times(percpu=True)
+        for core in sorted(os.sched_getaffinity(0)):
+            used = cores[core]
+            busy[f"core-{core}"] = used.user + used.nice + used.system + used.irq + used.softirq
+        return busy
+
+
+def _selections(store: "RunStore") -> dict[str, str]:
+    return {row["pair_id"]: row["dialogue_id"] for row in store.read(_SCOPE, "selections")}
+
+
+def _examples(store: "RunStore") -> dict[str, tuple[int, ...]]:
+    return {row["pair_id"]: tuple(row["input_ids"]) for row in store.read(_SCOPE, "examples")}

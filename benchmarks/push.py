@@ -1,0 +1,272 @@
+"""New weights into a running engine, against restarting it and against copying the bytes.
+
+    two perturbed copies of the model, saved as the trainer saves (timed)
+    a Questioner engine in its Ray actor:  [copy the bytes in memory, push A; copy, push B; ...]
+    the same engine stopped and started anew on the last folder (timed): same answer, token by token
+
+The engine stands in its actor and the pushes go through the loop's own WeightPusher, Ray calls and
+the check of what arrived included.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from stargate.benchmarks.card import Measurement, Ratio, Say
+
+if TYPE_CHECKING:
+    from stargate.actors.engine_spec import EngineSpec
+    from stargate.types import PushResult
+
+HELP = "a weight push, against save + engine restart and against copying the bytes"
+RATIOS: Mapping[str, Ratio] = {
+    "vs_restart": Ratio(
+        "numerator: saving the model folder + starting a new engine process on it until it is "
+        "ready, as the authors do (stopping the old one is not counted); denominator: our push "
+        "into the running engine (median). The same save precedes our push: figures has the ratio "
+        "with it on both sides, too",
+        goal=50.0,
+    ),
+    "vs_memcpy": Ratio(
+        "numerator: our push (median); denominator: copying the bytes of the model's safetensors "
+        "files from memory into freshly allocated memory by one thread, page faults included "
+        "(median, alternating with the pushes)",
+        goal=3.0,
+        higher_is_better=False,
+    ),
+}
+_PROMPT = "I would like to cook something tonight. What should I make for the two of us?"
+_NEW_TOKENS = 32
+_NOISE = 0.05  # of each tensor's own standard deviation: enough to change every answer
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the benchmark's options."""
+    parser.add_argument("--model", default="embedded", help="model to push (default: embedded)")
+    parser.add_argument("--pushes", type=int, default=9, help="pushes to measure (default: 9)")
+    parser.add_argument("--cores", help="CPU cores of the engine, e.g. 0 (default: the first)")
+    parser.add_argument("--max-model-len", type=int, default=2048, help="context of the engine")
+
+
+def measure(args: argparse.Namespace, say: Say) -> Measurement:
+    """Measures everything in this run."""
+    from stargate.errors import ConfigError
+    from stargate.machine import describe_machine
+    from stargate.models import resolve_model
+
+    if args.pushes < 1:
+        raise ConfigError(f"--pushes must be >= 1, got {args.pushes}")
+    num_gpus = len(describe_machine().gpus)
+    cores = args.cores or str(min(os.sched_getaffinity(0)))
+    model_dir = resolve_model(args.model)
+    with TemporaryDirectory(prefix="stargate-bench-") as name:
+        folder = Path(name)
+        say("saving two changed copies of the model")
+        copies, saves = save_copies(model_dir, folder)
+        return asyncio.run(_measure(args, _Setting(folder, copies, saves, cores, num_gpus), say))
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What is there before the first engine starts."""
+
+    folder: Path
+    copies: list[Path]
+    saves: list[float]
+    cores: str
+    num_gpus: int
+
+    def spec(self, args: argparse.Namespace, model_dir: Path) -> "EngineSpec":
+        from stargate.actors.engine_spec import EngineSpec
+        from stargate.config import EngineConfig
+
+        return EngineSpec(
+            role="questioner",
+            model_dir=str(model_dir),
+            config=EngineConfig(max_model_len=args.max_model_len, cpu_kv_cache_gb=0.6),
+            device="cuda" if self.num_gpus else "cpu",
+            cpu_cores=None if self.num_gpus else self.cores,
+            log_file=str(self.folder / "engine.log"),
+        )
+
+
+def save_copies(model_dir: Path, folder: Path) -> tuple[list[Path], list[float]]:
+    """Two copies with seeded noise on every weight, saved as the trainer saves; seconds of each."""
+    import torch
+
+    from stargate.actors.modeling import load_model, save_model
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model = load_model(str(model_dir), None, "cpu", False)
+    copies, seconds = [], []
+    generator = torch.Generator().manual_seed(0)
+    for name in ("a", "b"):
+        with torch.no_grad():
+            for weight in model.parameters():
+                noise = torch.randn(weight.shape, generator=generator)
+                weight += (_NOISE * weight.float().std() * noise).to(weight.dtype)
+        started = time.perf_counter()
+        save_model(model, dict(model.named_parameters()), str(model_dir), str(folder / name))
+        seconds.append(time.perf_counter() - started)
+        copies.append(folder / name)
+    return copies, seconds
+
+
+async def _measure(args: argparse.Namespace, setting: _Setting, say: Say) -> Measurement:
+    import ray
+
+    from stargate.actors.pool import WeightPusher
+    from stargate.actors.spawn import start_ray
+    from stargate.actors.weights import weight_files
+
+    start_ray(setting.num_gpus)
+    try:
+        say("starting the engine")
+        engine = _Hosted(setting.spec(args, setting.copies[1]))
+        first_start = await engine.start()
+        pusher = WeightPusher([engine.actor])
+        source = _bytes_of(weight_files(setting.copies[0]))
+        copy_seconds(source)
+        # The engine's first push goes vLLM's own way and shows where each tensor belongs.
+        first = await pusher(str(setting.copies[0]), 1)
+        copying, pushed = [], []
+        for number in range(args.pushes):
+            copying.append(copy_seconds(source))
+            pushed.append(await pusher(str(setting.copies[number % 2]), number + 2))
+        last = setting.copies[(args.pushes - 1) % 2]
+        say(f"pushed {args.pushes} times; restarting the engine on what was pushed last")
+        answer = await engine.answer()
+        stopping = await engine.stop()
+        fresh = _Hosted(setting.spec(args, last))
+        restart = await fresh.start()
+        same = answer == await fresh.answer()
+        await fresh.stop()
+    finally:
+        ray.shutdown()
+    times = Times(setting.saves, first_start, stopping, restart, copying, first, pushed)
+    return summarise(times, len(source), same)
+
+
+@dataclass(frozen=True)
+class Times:
+    """All that was timed, in seconds."""
+
+    saves: list[float]
+    first_start: float
+    stopping: float
+    restart: float
+    copying: list[float]
+    first_push: "PushResult"
+    pushed: "list[PushResult]"
+
+
+def summarise(times: Times, num_bytes: int, same: bool) -> Measurement:
+    """The ratios and figures. Raises EngineError if push and restart did not do the same work."""
+    from stargate.errors import EngineError
+
+    if not same:
+        raise EngineError("the engine answers otherwise after a push than after a restart")
+    push = statistics.median(result.seconds for result in times.pushed)
+    copy, save = statistics.median(times.copying), statistics.median(times.saves)
+    phases = {
+        name: statistics.median(result.phases[name] for result in times.pushed)
+        for name in times.pushed[0].phases
+    }
+    return Measurement(
+        {"vs_restart": (save + times.restart) / push, "vs_memcpy": push / copy},
+        {
+            "bytes": num_bytes,
+            "push_s": push,
+            "first_push_s": times.first_push.seconds,
+            "push_min_s": min(result.seconds for result in times.pushed),
+            "push_max_s": max(result.seconds for result in times.pushed),
+            "phases_s": {**phases, "ray_and_versions": push - sum(phases.values())},
+            "memcpy_s": copy,
+            "save_s": save,
+            "restart_s": times.restart,
+            "first_start_s": times.first_start,
+            "stop_s": times.stopping,
+            "vs_restart_save_on_both_sides": (save + times.restart) / (save + push),
+            "same_answer_as_restarted": same,
+        },
+    )
+
+
+def copy_seconds(source: Any) -> float:
+    """Copies a byte tensor into fresh memory, as one thread does."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        started = time.perf_counter()
+        copied = source.clone()
+        seconds = time.perf_counter() - started
+    finally:
+        torch.set_num_threads(threads)
+    if copied.data_ptr() == source.data_ptr():
+        raise RuntimeError("nothing was copied")
+    return seconds
+
+
+def _bytes_of(files: list[Path]) -> Any:
+    """The files' bytes, in memory."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.concatenate([np.fromfile(file, np.uint8) for file in files]))
+
+
+class _Hosted:
+    """An engine in its Ray actor, as spawn.py makes it."""
+
+    def __init__(self, spec: "EngineSpec") -> None:
+        from stargate.actors.engine import Engine
+        from stargate.actors.engine_spec import engine_environment
+        from stargate.actors.spawn import actor_class
+
+        self._spec = spec
+        self._started = time.perf_counter()
+        num_gpus = spec.config.tensor_parallel_size if spec.device == "cuda" else 0
+        self.actor: Any = actor_class(Engine, num_gpus, engine_environment(spec)).remote(spec)
+
+    async def start(self) -> float:
+        """Seconds from the actor's making until the engine is ready."""
+        from stargate.actors.remote import remote
+
+        await remote(self.actor.start.remote())
+        return time.perf_counter() - self._started
+
+    async def answer(self) -> tuple[int, ...]:
+        """A greedy text: the same for the same weights."""
+        from stargate.actors.remote import remote
+        from stargate.chat import Message, load_chat_format
+        from stargate.types import GenerateRequest, Generation, Sampling
+
+        chat = load_chat_format(self._spec.model_dir, False)
+        request = GenerateRequest(
+            request_id="answer",
+            session="answer",
+            prompt_ids=chat.prompt_ids([Message("user", _PROMPT)]),
+            sampling=Sampling(0.0, 1.0, _NEW_TOKENS, 0),
+        )
+        generation: Generation = await remote(self.actor.generate.remote(request))
+        return generation.token_ids
+
+    async def stop(self) -> float:
+        """Ends the engine in order; seconds that it took."""
+        import ray
+
+        from stargate.actors.remote import remote
+
+        started = time.perf_counter()
+        await remote(self.actor.shutdown.remote())
+        ray.kill(self.actor)
+        return time.perf_counter() - started
