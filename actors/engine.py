@@ -32,11 +32,13 @@ from stargate.actors.engine_spec import (
     EngineInfo,
     EngineSpec,
     EngineStats,
+    core_ids,
     engine_arguments,
     engine_environment,
     needed_memory_gb,
     sampling_arguments,
 )
+from stargate.actors.mailbox import Delivery, Desk, Parcel
 from stargate.actors.weights import (
     TensorHeader,
     check_compatible,
@@ -73,6 +75,7 @@ class Engine:
         self._busy_since = 0.0
         self._log: NoiseLog | None = None
         self._processes: set[psutil.Process] = set()
+        self._desk = Desk(self.generate, lambda: self.fatal)
 
     async def start(self) -> EngineInfo:
         """Starts vLLM. Raises ModelError for a bad model folder, MachineError, or EngineError."""
@@ -97,6 +100,7 @@ class Engine:
             await self.shutdown()
             raise
         self._processes = child_processes() - before
+        self._pin_processes()
         return EngineInfo(self._max_model_len, os.getpid(), time.perf_counter() - started)
 
     async def generate(self, request: GenerateRequest) -> Generation:
@@ -120,6 +124,10 @@ class Engine:
             # A weight update failed while this text was written: by which weights, nobody knows.
             raise EngineError(self.fatal)
         return self._generation(request, output)
+
+    async def exchange(self, parcel: Parcel[GenerateRequest]) -> Delivery[Generation]:
+        """Many `generate` of one caller in few remote calls; see mailbox.py."""
+        return await self._desk.exchange(parcel)
 
     async def generate_many(
         self, requests: Sequence[GenerateRequest]
@@ -220,13 +228,37 @@ class Engine:
         except (ValueError, OSError, NotImplementedError) as error:
             raise ModelError(f"{self.spec.model_dir}: {_line(error)}") from error
         try:
-            return AsyncLLM(config, Executor.get_class(config), log_stats=False, log_requests=False)
+            return AsyncLLM(
+                config,
+                Executor.get_class(config),
+                log_stats=False,
+                log_requests=False,
+                stat_loggers=self._stat_loggers(),
+            )
         except Exception as error:
             # vLLM says only that its core failed; the cause stands in the log.
             cause = (self._log.root_cause() if self._log else None) or _line(error)
             kind = MachineError if is_about_memory(cause) else EngineError
             text = f"{self.spec.role} engine: did not start: {cause}{self._see_log()}"
             raise kind(text) from error
+
+    def _pin_processes(self) -> None:
+        """Keeps vLLM's scheduler on its worker's cores.
+
+        One works while the other waits, so there it takes nothing; elsewhere it would interrupt
+        another engine's worker.
+        """
+        if self.spec.device != "cpu" or self.spec.cpu_cores is None:
+            return
+        free = os.sched_getaffinity(0)
+        for process in self._processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if set(process.cpu_affinity()) == free:  # vLLM itself has bound its workers
+                    process.cpu_affinity(core_ids(self.spec.cpu_cores))
+
+    def _stat_loggers(self) -> list[Any] | None:
+        """What vLLM reports each step to: nothing, because it costs time at every step."""
+        return None
 
     def _check_prompt(self, request: GenerateRequest) -> None:
         length = len(request.prompt_ids)
@@ -242,11 +274,12 @@ class Engine:
             f"max_model_len of {self._max_model_len}",
         )
 
-    async def _final_output(self, llm: Any, request: GenerateRequest) -> Any:
+    async def _final_output(self, llm: Any, request: GenerateRequest, **settings: Any) -> Any:
+        """vLLM's finished request. `settings` go before those of the request's own sampling."""
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        arguments = sampling_arguments(request.sampling, self.spec.device)
+        arguments = sampling_arguments(request.sampling, self.spec.device) | settings
         parameters = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **arguments)
         # The salt keeps what was computed under other weights from being reused.
         prompt = tokens_input(list(request.prompt_ids), cache_salt=str(self._version))

@@ -16,8 +16,9 @@ from vllm.v1.sample.logits_processor import LogitsProcessor, process_dict_update
 
 from stargate.actors.engine_spec import NUCLEUS_ARGUMENT
 
-# How many of the largest probabilities are looked at before a row is sorted as a whole.
-_NUM_LARGEST = 128
+# How many of the largest probabilities are looked at before a row is sorted as a whole; each number
+# only for rows that the one before left undecided. Finding them takes 0.1 ms a row, sorting 0.5.
+_NUM_LARGEST = (128, 2048)
 
 
 def keep_nucleus(logits: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
@@ -27,14 +28,25 @@ def keep_nucleus(logits: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     exactly as probable as its least one belong to it too, so that no order among them matters.
     """
     probs = logits.softmax(dim=-1)
-    largest = probs.topk(min(_NUM_LARGEST, probs.shape[-1]), dim=-1).values
-    threshold, decided = _least_of_nucleus(largest, top_p)
-    if not decided.all():
-        rows = (~decided).nonzero().squeeze(1)
-        ascending = np.sort(probs[rows].numpy(), axis=-1)
+    num_tokens = probs.shape[-1]
+    threshold = torch.empty_like(top_p)
+    rows = torch.arange(len(probs))  # those that are undecided
+    for number in (*(n for n in _NUM_LARGEST if n < num_tokens), num_tokens):
+        largest = _largest(probs if len(rows) == len(probs) else probs[rows], number)
         # Rounding may leave even a whole row's sum below a top_p close to 1: then all belong.
-        threshold[rows], _ = _least_of_nucleus(torch.from_numpy(ascending).flip(-1), top_p[rows])
+        threshold[rows], decided = _least_of_nucleus(largest, top_p[rows])
+        rows = rows[~decided]
+        if not len(rows):
+            break
     return logits.masked_fill_(probs < threshold.unsqueeze(1), float("-inf"))
+
+
+def _largest(probs: torch.Tensor, number: int) -> torch.Tensor:
+    """The largest probabilities (R, number) of each row, in descending order."""
+    rows = probs.numpy()
+    if number < rows.shape[-1]:
+        rows = np.partition(rows, -number, axis=-1)[:, -number:]
+    return torch.from_numpy(np.sort(rows, axis=-1)).flip(-1)
 
 
 def _least_of_nucleus(

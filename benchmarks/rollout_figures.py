@@ -1,0 +1,122 @@
+"""From finished requests to figures. Pure: nothing here knows Ray or vLLM.
+
+request id "DIALOGUE/q0" is a dialogue's first question, "DIALOGUE/a0" the answer to it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+QUESTIONER, ROLEPLAYER = "questioner", "roleplayer"
+_ROLES = {"q": QUESTIONER, "a": ROLEPLAYER}
+
+
+class Named(Protocol):
+    """What has a request id, as GenerateRequest."""
+
+    @property
+    def request_id(self) -> str: ...
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]: ...
+
+
+class Finished(Protocol):
+    """One finished request, as rollout_engine.Served."""
+
+    @property
+    def request(self) -> Named: ...
+
+    @property
+    def num_generated(self) -> int: ...
+
+    @property
+    def num_cached(self) -> int: ...
+
+    @property
+    def submitted(self) -> float: ...
+
+    @property
+    def finished(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Phase:
+    """All requests of one turn and role. Phases sort in the order of a lock-step loop."""
+
+    turn: int
+    is_answer: bool
+
+    @property
+    def role(self) -> str:
+        return ROLEPLAYER if self.is_answer else QUESTIONER
+
+
+def place_of(request_id: str) -> tuple[str, Phase]:
+    """The dialogue and the phase of a request. Raises ValueError for an id of another form."""
+    dialogue, _, last = request_id.rpartition("/")
+    if not dialogue or last[:1] not in _ROLES or not last[1:].isdigit():
+        raise ValueError(f"request id {request_id!r} names no dialogue's question or answer")
+    return dialogue, Phase(int(last[1:]), last[0] == "a")
+
+
+def phases(served: Iterable[Finished]) -> list[Phase]:
+    """The phases in which a lock-step loop would do these requests."""
+    return sorted({place_of(one.request.request_id)[1] for one in served})
+
+
+def turn_seconds(served: Iterable[Finished]) -> list[float]:
+    """Per turn: from its question's submission to the next one's, or to the dialogue's last text.
+
+    So all that lies between two texts counts: remote calls, prompts, matching of facts.
+    """
+    dialogues: dict[str, dict[Phase, Finished]] = {}
+    for one in served:
+        dialogue, phase = place_of(one.request.request_id)
+        dialogues.setdefault(dialogue, {})[phase] = one
+    found = []
+    for texts in dialogues.values():
+        for phase, question in texts.items():
+            if phase.is_answer:
+                continue
+            following = texts.get(Phase(phase.turn + 1, False))
+            last = texts.get(Phase(phase.turn, True), question)
+            end = following.submitted if following is not None else last.finished
+            found.append(end - question.submitted)
+    return found
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which about `share` of the values lie: one of them, never between two."""
+    if not values:
+        raise ValueError("no values")
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def role_figures(served: Sequence[Finished], seconds: float, busy: float) -> dict[str, Any]:
+    """Figures of one role in one pass of `seconds`; `busy` is its engines' mean busy share."""
+    prompt = sum(len(one.request.prompt_ids) for one in served)
+    generated = sum(one.num_generated for one in served)
+    return {
+        "requests": len(served),
+        "busy_share": busy,
+        "generated_tokens_per_s": generated / seconds,
+        "tokens_per_text": generated / max(1, len(served)),
+        "prompt_tokens_per_text": prompt / max(1, len(served)),
+        "prefix_cache_hit_rate": sum(one.num_cached for one in served) / max(1, prompt),
+    }
+
+
+def step_figures(steps: Sequence[Any]) -> Mapping[str, float]:
+    """vLLM's own figures of a role, from its engines' StepFigures."""
+    num_steps = max(1, sum(one.num_steps for one in steps))
+    queued = [seconds for one in steps for seconds in one.queue_seconds] or [0.0]
+    return {
+        "mean_running": sum(one.num_running for one in steps) / num_steps,
+        "mean_waiting": sum(one.num_waiting for one in steps) / num_steps,
+        "peak_kv_usage": max((one.peak_kv_usage for one in steps), default=0.0),
+        "preempted": float(sum(one.num_preempted for one in steps)),
+        "queue_p50_s": percentile(queued, 0.50),
+        "queue_p99_s": percentile(queued, 0.99),
+    }
