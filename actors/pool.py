@@ -1,28 +1,33 @@
 """The loop's side of the actors: objects that implement stargate.protocols over Ray actor handles.
 
-EnginePool     Generate     a dialogue sticks to one replica (its prefix cache), a new one goes to
-                            the least loaded
+EnginePool     Generate     in engine_pool.py: replicas, sessions, a dead engine
 ScorerPool     Score        requests go to the scorer with the least work
 TrainerGroup   Train        one call on every rank, progress polled from rank 0
 WeightPusher   PushWeights  the same file into every Questioner engine, then their versions compared
+
+Each takes the crew's own list of its actors and a keeper. When an actor dies, its work is done
+again: by the others, or by the one that the keeper puts in its place. Without a keeper that is an
+EngineError.
 """
 
 import asyncio
-import contextlib
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
-from stargate.errors import EngineError, StargateError
+from stargate.actors.carrier import Carrier, SameFiles
+from stargate.actors.engine_pool import EnginePool
+from stargate.actors.keeper import Keeper
+from stargate.actors.remote import ActorDied, remote
+from stargate.errors import EngineError
 from stargate.progress import Progress
 from stargate.types import (
-    GenerateRequest,
-    Generation,
     PushResult,
     ScoreRequest,
     ScoreResult,
@@ -30,79 +35,74 @@ from stargate.types import (
     TrainResult,
 )
 
-_Result = TypeVar("_Result")
+__all__ = ["EnginePool", "ScorerPool", "TrainerGroup", "WeightPusher", "remote"]
 
-# Sessions that a pool remembers. Far more than are in flight; an old one only loses its prefix
-# cache.
-_MAX_SESSIONS = 65_536
 # Seconds between looks at the trainer's progress.
 _POLL_SECONDS = 0.5
-
-
-async def remote(call: Awaitable[_Result]) -> _Result:
-    """Awaits a remote call.
-
-    Raises our own errors as they were raised there; a dead actor is EngineError.
-    """
-    try:
-        return await call
-    except RayTaskError as error:
-        if isinstance(error.cause, StargateError):
-            raise error.cause from None
-        raise
-    except RayActorError as error:
-        raise EngineError(f"an actor died: {' '.join(str(error).split())[:300]}") from error
-
-
-class EnginePool:
-    """The replicas of one role."""
-
-    def __init__(self, engines: Sequence[Any]) -> None:
-        self._engines = list(engines)
-        self._in_flight = [0] * len(self._engines)
-        self._sessions: OrderedDict[str, int] = OrderedDict()
-
-    async def __call__(self, request: GenerateRequest) -> Generation:
-        """Generates one text on the session's replica. Raises RecordDropped or EngineError."""
-        with self._place(request.session) as number:
-            result: Generation = await remote(self._engines[number].generate.remote(request))
-            return result
-
-    @contextlib.contextmanager
-    def _place(self, session: str) -> Iterator[int]:
-        number = self._sessions.get(session)
-        if number is None:
-            number = min(range(len(self._engines)), key=self._in_flight.__getitem__)
-            self._sessions[session] = number
-            if len(self._sessions) > _MAX_SESSIONS:
-                self._sessions.popitem(last=False)
-        self._sessions.move_to_end(session)
-        self._in_flight[number] += 1
-        try:
-            yield number
-        finally:
-            self._in_flight[number] -= 1
+# How often one call is sent to another scorer: one that ends this many may well be what ends them.
+_MAX_RESENDS = 3
 
 
 class ScorerPool:
     """All scorers. Each merges what is waiting into batches by itself."""
 
-    def __init__(self, scorers: Sequence[Any]) -> None:
-        self._scorers = list(scorers)
-        self._waiting_tokens = [0] * len(self._scorers)
+    def __init__(self, scorers: Sequence[Any], keeper: Keeper | None = None) -> None:
+        self._scorers = scorers
+        self._keeper = keeper
+        self._waiting_tokens = [0] * len(scorers)
+        self._renewing: dict[int, asyncio.Task[None]] = {}
 
     async def __call__(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        """Gold log-probs in the order of the requests."""
+        """Gold log-probs in the order of the requests. Raises EngineError when no scorer can."""
+        if not requests:
+            return []
         tokens = sum(len(r.context_ids) + sum(map(len, r.golds)) for r in requests)
-        number = min(range(len(self._scorers)), key=self._waiting_tokens.__getitem__)
-        self._waiting_tokens[number] += tokens
-        try:
-            results: list[ScoreResult] = await remote(
-                self._scorers[number].score.remote(list(requests))
-            )
-            return results
-        finally:
-            self._waiting_tokens[number] -= tokens
+        for _ in range(_MAX_RESENDS + 1):
+            number = await self._choose()
+            scorer = self._scorers[number]
+            self._waiting_tokens[number] += tokens
+            try:
+                results: list[ScoreResult] = await remote(scorer.score.remote(list(requests)))
+                return results
+            except ActorDied as error:
+                if self._keeper is None:
+                    raise
+                self._renew(number, scorer, error, self._keeper)
+                self._keeper.tally.resent["scorer"] += len(requests)
+                last = error
+            finally:
+                self._waiting_tokens[number] -= tokens
+        raise EngineError(
+            f"{requests[0].key} and {len(requests) - 1} more: {_MAX_RESENDS + 1} scorers died over "
+            f"them; the last one: {last}"
+        ) from last
+
+    async def _choose(self) -> int:
+        """The scorer with the least work of those that live; waits for one if there is none.
+
+        Raises what kept a dead one from being replaced.
+        """
+        while True:
+            for number, task in list(self._renewing.items()):
+                if task.done():
+                    task.result()
+                    del self._renewing[number]
+            living = [n for n in range(len(self._scorers)) if n not in self._renewing]
+            if living:
+                return min(living, key=self._waiting_tokens.__getitem__)
+            await asyncio.wait(self._renewing.values(), return_when=asyncio.FIRST_COMPLETED)
+
+    def _renew(self, number: int, scorer: Any, error: ActorDied, keeper: Keeper) -> None:
+        """Has a dead scorer replaced, once for all calls that it owed."""
+        if number in self._renewing or self._scorers[number] is not scorer:
+            return
+
+        async def renew() -> None:
+            await keeper.replace("scorer", number, error)
+
+        self._renewing[number] = asyncio.create_task(renew())
+        # Nobody may ask again; then its error must not end up as a warning of asyncio's.
+        self._renewing[number].add_done_callback(lambda task: task.cancelled() or task.exception())
 
 
 class TrainerGroup:
@@ -115,38 +115,71 @@ class TrainerGroup:
         models_dir: Path,
         continue_training: bool,
         progress: Progress,
+        keeper: Keeper | None = None,
+        carrier: Carrier | None = None,
     ) -> None:
-        self._ranks = list(ranks)
+        self._ranks = ranks
+        self._carrier = carrier or SameFiles()
+        self._keeper = keeper
         self._start_dir = base_model_dir
         self._models_dir = models_dir
         self._continue = continue_training
         self._progress = progress
 
     async def __call__(self, examples: Sequence[TrainingExample], version: int) -> TrainResult:
-        """Trains on all ranks. Raises DivergenceError; then no folder of that version exists."""
+        """Trains on all ranks. Raises DivergenceError; then no folder of that version exists.
+
+        When a rank dies, all are replaced and the stage begins again: from the same examples, in
+        the same order, so that it comes to the same weights.
+        """
         output = self._models_dir / f"m{version}"
-        before = await remote(self._ranks[0].progress.remote())
         shared = ray.put(list(examples))
-        calls = [
-            rank.train.remote(shared, str(self._start_dir), str(output), version)
-            for rank in self._ranks
-        ]
-        watching = asyncio.create_task(self._watch(before.number))
-        try:
-            # All ranks are awaited together: when one fails, the others hang in a collective.
-            results: list[TrainResult] = await asyncio.gather(*(remote(call) for call in calls))
-        finally:
-            watching.cancel()
-            await asyncio.wait({watching})  # what it may have raised is only about the display
+        while True:
+            ranks = list(self._ranks)
+            try:
+                trained = await self._train(ranks, shared, output, version)
+                break
+            except (EngineError, RayTaskError) as error:
+                # RayTaskError: the others' collective fails before Ray knows that a rank is gone.
+                if self._keeper is None:
+                    raise
+                if await self._keeper.replace("trainer", 0, error) is ranks[0]:
+                    raise  # all of them live: it was no death
+                self._progress.say(f"training m{version} begins again")
         if self._continue:
             self._start_dir = output
-        return results[0]
+        return trained
 
-    async def _watch(self, before: int) -> None:
-        """Shows rank 0's steps until cancelled. `before` is the number of its last stage."""
+    async def _train(
+        self, ranks: Sequence[Any], shared: Any, output: Path, version: int
+    ) -> TrainResult:
+        before = await remote(ranks[0].progress.remote())
+        async with AsyncExitStack() as stack:
+            here = str(self._start_dir)
+            starts = [
+                await stack.enter_async_context(self._carrier.bring(here, f"trainer-{number}"))
+                for number in range(len(ranks))
+            ]
+            place = await stack.enter_async_context(self._carrier.collect(output, "trainer-0"))
+            calls = [
+                rank.train.remote(shared, start, place, version)
+                for rank, start in zip(ranks, starts, strict=True)
+            ]
+            watching = asyncio.create_task(self._watch(ranks[0], before.number))
+            try:
+                # All ranks are awaited together: when one fails, the others hang in a collective.
+                results: list[TrainResult] = await asyncio.gather(*(remote(call) for call in calls))
+            finally:
+                watching.cancel()
+                await asyncio.wait({watching})  # what it may have raised is only about the display
+        trained = results[0]
+        return trained if place == str(output) else replace(trained, model_dir=str(output))
+
+    async def _watch(self, rank: Any, before: int) -> None:
+        """Shows a rank's steps until cancelled. `before` is the number of its last stage."""
         done = 0
         while True:
-            state = await remote(self._ranks[0].progress.remote())
+            state = await remote(rank.progress.remote())
             if state.number > before and state.total_steps:
                 break
             await asyncio.sleep(_POLL_SECONDS)
@@ -160,33 +193,39 @@ class TrainerGroup:
                 if done >= state.total_steps:
                     return
                 await asyncio.sleep(_POLL_SECONDS)
-                state = await remote(self._ranks[0].progress.remote())
+                state = await remote(rank.progress.remote())
 
 
 class WeightPusher:
     """Pushes a saved model folder into every Questioner engine."""
 
-    def __init__(self, engines: Sequence[Any]) -> None:
-        self._engines = list(engines)
+    def __init__(
+        self,
+        engines: Sequence[Any],
+        keeper: Keeper | None = None,
+        carrier: Carrier | None = None,
+    ) -> None:
+        self._engines = engines
+        self._keeper = keeper
+        self._carrier = carrier or SameFiles()
 
     async def __call__(self, model_dir: str, version: int) -> PushResult:
-        """Loads the weights everywhere.
+        """Loads the weights everywhere; an engine that dies of it is replaced and tried once more.
 
         Raises EngineError unless every engine reports `version`.
         """
         started = time.perf_counter()
-        # The engines read the saved folder itself: it was just written, so it is cached, and a copy
-        # into shared memory would take longer than the whole push.
-        phases: list[dict[str, float]] = await asyncio.gather(
-            *(remote(e.load_weights.remote(model_dir, version)) for e in self._engines)
-        )
-        reported = await asyncio.gather(
-            *(remote(engine.reported_version.remote()) for engine in self._engines)
-        )
-        if any(got != version for got in reported):
-            raise EngineError(
-                f"weight push: sent version {version}, the engines report {sorted(set(reported))}"
-            )
+        holding: dict[int, Any] = {}  # by place: the engine that took the weights
+        phases: list[dict[str, float]] = []
+
+        async def push_into(number: int) -> None:
+            holding[number], took = await self._push_into(number, model_dir, version)
+            phases.append(took)
+
+        with self._keeper.weights.pushing(model_dir, version) if self._keeper else nullcontext():
+            # One that had taken them may be replaced while others still load theirs.
+            while missing := [n for n, e in enumerate(self._engines) if holding.get(n) is not e]:
+                await asyncio.gather(*(push_into(number) for number in missing))
         slowest = {name: max(phase.get(name, 0.0) for phase in phases) for name in phases[0]}
         return PushResult(
             version=version,
@@ -194,3 +233,33 @@ class WeightPusher:
             seconds=time.perf_counter() - started,
             phases=slowest,
         )
+
+    async def _push_into(
+        self, number: int, model_dir: str, version: int
+    ) -> tuple[Any, dict[str, float]]:
+        """The engine at this place that took the weights, and its seconds by phase."""
+        while True:
+            engine = self._engines[number]
+            try:
+                # An engine that sees the saved folder reads that: it was just written, so it is
+                # cached, and a copy into shared memory would take longer than the whole push.
+                started = time.perf_counter()
+                async with self._carrier.bring(model_dir, f"questioner-{number}") as folder:
+                    brought = time.perf_counter() - started
+                    took: dict[str, float] = await remote(
+                        engine.load_weights.remote(folder, version)
+                    )
+                took = {"bring": brought, **took}
+                reported = await remote(engine.reported_version.remote())
+            except EngineError as error:
+                if self._keeper is None:
+                    raise
+                if await self._keeper.replace("questioner", number, error) is engine:
+                    raise  # it lives: it was no death
+                self._keeper.tally.resent["push"] += 1
+                continue
+            if reported != version:
+                raise EngineError(
+                    f"weight push: sent version {version}, questioner-{number} reports {reported}"
+                )
+            return engine, took

@@ -11,6 +11,7 @@ known without searching in text.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 from stargate.errors import ModelError, RecordDropped
@@ -21,6 +22,9 @@ Role = Literal["system", "user", "assistant"]
 # Private-use characters: no tokenizer's template and no honest text contains them.
 _HOLE_OPEN, _HOLE_CLOSE = "\ue000", "\ue001"
 _HOLE = re.compile(f"{_HOLE_OPEN}(\\d+){_HOLE_CLOSE}")
+# Texts whose ids are remembered, a few kB each. What stands before the first sampled message, most
+# of a prompt, is the same in every turn of a dialogue and in all dialogues of a pair.
+_MAX_REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +32,14 @@ class Message:
     """One chat message.
 
     `token_ids` (with `stop`) are set on what a model sampled; `text` is then for reading only.
+    `learned`: whether sampled ids have loss.
     """
 
     role: Role
     text: str
     token_ids: tuple[int, ...] | None = None
     stop: StopReason = StopReason.STOP
+    learned: bool = True
 
 
 class ChatTokenizer(Protocol):
@@ -83,6 +89,9 @@ class ChatFormat:
         texts = sorted((re.escape(t) for t in tokenizer.special_texts if t), key=len, reverse=True)
         self._special = re.compile("|".join(texts)) if texts else None
         self._has_system_role = self._probe_system_role()
+        self._encode = lru_cache(_MAX_REMEMBERED)(lambda text: tuple(tokenizer.encode(text)))
+        self._encode_with_offsets = lru_cache(_MAX_REMEMBERED)(self._encode_with_offsets_now)
+        self._is_border = lru_cache(None)(self._probe_border)
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids (T,) of the conversation, ending where the assistant's next turn begins."""
@@ -127,13 +136,19 @@ class ChatFormat:
         self,
         messages: Sequence[Message],
         add_generation_prompt: bool,
-        last_segment: Sequence[int] | None = None,
     ) -> MaskedIds:
         segments = self._segments(messages, add_generation_prompt)
+        encoded = [self._encode(text) for text in segments]
+        return self._join(messages, encoded, add_generation_prompt)
+
+    def _join(
+        self,
+        messages: Sequence[Message],
+        encoded: Sequence[Sequence[int]],
+        add_generation_prompt: bool,
+    ) -> MaskedIds:
+        """The template's ids with the sampled ones between them."""
         sampled = [m for m in messages if m.token_ids is not None]
-        encoded: list[Sequence[int]] = [self._tokenizer.encode(text) for text in segments]
-        if last_segment is not None:
-            encoded[-1] = last_segment
         ids = list(encoded[0])
         mask = [0] * len(ids)
         for message, following in zip(sampled, encoded[1:], strict=True):
@@ -141,12 +156,14 @@ class ChatFormat:
             ended = message.stop is StopReason.STOP and bool(message.token_ids)
             body = message.token_ids[:-1] if ended else message.token_ids
             ids += body
-            mask += [1] * len(body)
+            mask += [int(message.learned)] * len(body)
             ids += following
             # The template writes the end token; it has loss only if the model itself chose to end
             # here.
             own_end = ended and bool(following) and following[0] == message.token_ids[-1]
-            mask += [int(own_end)] + [0] * (len(following) - 1) if following else []
+            mask += (
+                [int(own_end and message.learned)] + [0] * (len(following) - 1) if following else []
+            )
         if not add_generation_prompt and sampled:
             keep = _last_one(mask) + 1
             del ids[keep:], mask[keep:]
@@ -196,18 +213,47 @@ class ChatFormat:
         return [merged, *messages[2:]]
 
     def _split(self, messages: Sequence[Message], target: str) -> tuple[MaskedIds, tuple[int, ...]]:
-        header = self._segments(messages, add_generation_prompt=True)[-1]
-        text = header + self._plain(target.strip())
-        ids, offsets = self._tokenizer.encode_with_offsets(text)
-        split = next((i for i, (_, end) in enumerate(offsets) if end > len(header)), len(ids))
-        before = self._assemble(messages, add_generation_prompt=True, last_segment=ids[:split])
-        return before, tuple(ids[split:])
+        *segments, header = self._segments(messages, add_generation_prompt=True)
+        left, right = self._cut_at_border(header)
+        ids, offsets = self._encode_with_offsets(right + self._plain(target.strip()))
+        split = next((i for i, (_, end) in enumerate(offsets) if end > len(right)), len(ids))
+        last = (*(self._encode(left) if left else ()), *ids[:split])
+        encoded = [*(self._encode(segment) for segment in segments), last]
+        return self._join(messages, encoded, add_generation_prompt=True), ids[split:]
+
+    def _cut_at_border(self, header: str) -> tuple[str, str]:
+        """A header up to its last special token, and what follows: no token spans that border.
+
+        With a target after it, which is most of the text, the second part is the same for all
+        dialogues of a pair, so it is encoded once.
+        """
+        found = list(self._special.finditer(header)) if self._special else []
+        if not found or not self._is_border(found[-1][0]):
+            return "", header
+        border = found[-1].end()
+        return header[:border], header[border:]
 
     def _end_ids(self, messages: Sequence[Message], target: str) -> tuple[int, ...]:
         """The token with which the template ends an assistant turn."""
         marker = Message("assistant", target, token_ids=(), stop=StopReason.LENGTH)
         after = self._segments([*messages, marker], add_generation_prompt=False)[-1]
         return tuple(self._tokenizer.encode(after)[:1])
+
+    def _encode_with_offsets_now(
+        self, text: str
+    ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        ids, offsets = self._tokenizer.encode_with_offsets(text)
+        return tuple(ids), tuple(offsets)
+
+    def _probe_border(self, special: str) -> bool:
+        """Whether text after a special token is encoded as if it stood alone. Not so where the
+        tokenizer marks the beginning of a text, or where the token swallows the space after it.
+        """
+        encode = self._tokenizer.encode
+        return all(
+            encode(f"one{special}{after}") == encode(f"one{special}") + encode(after)
+            for after in ("two words", " two", "\ntwo", "\n\ntwo", "  \n two")
+        )
 
     def _probe_system_role(self) -> bool:
         probe = "probe of the system role"
@@ -232,6 +278,10 @@ class HfChatTokenizer:
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
         special = {token.content for token in added if token.special}
         self.special_texts = tuple(sorted(special | set(tokenizer.all_special_tokens)))
+        # Without the wrapper, which takes several times as long as the encoding of a short text.
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
 
     def render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
         return str(
@@ -241,11 +291,11 @@ class HfChatTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
+        encoded = self._backend.encode(text, add_special_tokens=False)
+        return list(encoded.ids), list(encoded.offsets)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from stargate.types import (
     Answer,
+    Dialogue,
+    DialoguePlan,
     GenerateRequest,
     Generation,
     Pair,
@@ -32,6 +34,15 @@ class Roleplay(Protocol):
     async def __call__(
         self, pair: Pair, turns: Sequence[Turn], question: str, *, session: str, seed: int
     ) -> Answer: ...
+
+
+class Play(Protocol):
+    """Plays one planned dialogue to its end, here or in a dialogue worker.
+
+    Many at once; none waits for another. Raises RecordDropped when it can't be finished.
+    """
+
+    async def __call__(self, plan: DialoguePlan, /) -> Dialogue: ...
 
 
 class MatchFacts(Protocol):

@@ -11,6 +11,8 @@ tokenizer).
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
 
 from stargate.chat import Message
 from stargate.prompts import Conversation, PromptSet
@@ -18,15 +20,20 @@ from stargate.types import Pair, StopReason, Turn
 
 _Closing = Callable[[Pair, str], str]
 
+# Rendered texts that are remembered, about 1 kB each: a pair's opening and instruction are the same
+# in all of its dialogues, a dialogue's first turns in all of its later prompts.
+_MAX_REMEMBERED = 4096
+
 
 class Views:
     """Builds every role's view of a dialogue from one prompt set.
 
-    Stateless: safe to share between dialogues.
+    Safe to share between dialogues: it remembers rendered texts, never whose they are.
     """
 
     def __init__(self, prompts: PromptSet) -> None:
         self._prompts = prompts
+        self._render_once = lru_cache(_MAX_REMEMBERED)(self._render_now)
 
     def questioner(self, pair: Pair, turns: Sequence[Turn]) -> list[Message]:
         """What m_t sees before its next question."""
@@ -139,7 +146,13 @@ class Views:
         return [Message(m.role, self._render(m.content, pair)) for m in conversation.before]
 
     def _render(self, template: str, pair: Pair, **values: str | list[str]) -> str:
-        return self._prompts.render(template, name=pair.persona.name, task=pair.task.text, **values)
+        given = {"name": pair.persona.name, "task": pair.task.text, **values}
+        if any(isinstance(value, list) for value in values.values()):
+            return self._prompts.render(template, **given)
+        return self._render_once(template, tuple(given.items()))
+
+    def _render_now(self, template: str, given: tuple[tuple[str, Any], ...]) -> str:
+        return self._prompts.render(template, **dict(given))
 
 
 def _question(turn: Turn) -> Message:
