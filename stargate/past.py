@@ -9,21 +9,28 @@ its end; of a sitting that was killed, only the time after its last record there
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from stargate.errors import DataError, ModelError
 from stargate.iteration import IterationResult
 from stargate.memory import MemoryPeak
 from stargate.models import check_model_folder
 from stargate.repair import scopes_of
-from stargate.store import RunStore, dialogue_from_row
+from stargate.store import METRICS, RunStore, dialogue_from_row
 from stargate.tally import Tally, generated_tokens
 from stargate.types import PushResult, TrainResult
 
+_RecordT = TypeVar("_RecordT")
+
 SITTINGS_FILE = "sittings.json"
+# What runs of earlier versions did not count.
+_ADDED_LATER = ("restarts", "longest_restart", "resent")
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,9 @@ class Sittings:
     dropped: Mapping[str, int] = field(default_factory=dict)
     dropped_examples: Mapping[str, list[str]] = field(default_factory=dict)
     tracking_lost: Mapping[str, int] = field(default_factory=dict)
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    longest_restart: Mapping[str, float] = field(default_factory=dict)
+    resent: Mapping[str, int] = field(default_factory=dict)
 
     def new_tally(self) -> Tally:
         """The counters of the next sitting. Drops are counted for the whole run."""
@@ -61,6 +71,9 @@ class Sittings:
             dropped=dict(tally.dropped),
             dropped_examples={reason: list(t) for reason, t in tally.dropped_examples.items()},
             tracking_lost=_sum(self.tracking_lost, lost),
+            restarts=_sum(self.restarts, tally.restarts),
+            longest_restart=_largest(self.longest_restart, tally.longest_restart),
+            resent=_sum(self.resent, tally.resent),
         )
 
     def as_tally(self) -> Tally:
@@ -71,6 +84,9 @@ class Sittings:
             dialogues=Counter(self.dialogues),
             dropped=Counter(self.dropped),
             dropped_examples={reason: list(t) for reason, t in self.dropped_examples.items()},
+            restarts=Counter(self.restarts),
+            longest_restart=dict(self.longest_restart),
+            resent=Counter(self.resent),
         )
 
     def write(self, store: RunStore) -> None:
@@ -82,10 +98,26 @@ def read_sittings(store: RunStore) -> Sittings:
     values = store.read_json(SITTINGS_FILE)
     if values is None:
         return Sittings(count=1)
+    values = {**{name: {} for name in _ADDED_LATER}, **values}
+    with _reading(store.root / SITTINGS_FILE):
+        return _typed(Sittings, {entry.name: values[entry.name] for entry in fields(Sittings)})
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Values of another shape than a run writes become DataError, which names the file."""
     try:
-        return Sittings(**{entry.name: values[entry.name] for entry in fields(Sittings)})
+        yield
     except KeyError as error:
-        raise DataError(f"{store.root / SITTINGS_FILE}: it has no {error}") from error
+        raise DataError(f"{file}: it has no {error}") from error
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        problem = " ".join(str(error).split())
+        raise DataError(f"{file}: not what a run writes: {problem}") from error
+
+
+def _typed(record: type[_RecordT], values: Mapping[str, Any]) -> _RecordT:
+    """A record from plain values, each of the type that its field says. Raises ValueError."""
+    return TypeAdapter(record).validate_python(dict(values))
 
 
 def count_rollouts(store: RunStore, counted: Sittings) -> tuple[int, int]:
@@ -133,13 +165,14 @@ def read_history(store: RunStore) -> History:
     evaluations: dict[int, dict[str, Any]] = {}
     num_steps = {}
     for event in store.read_metrics():
-        if event["event"] == "iteration":
-            number = int(event["iteration"])
-            results[number] = _result(event, models)
-            num_steps[number] = len(event["train_losses"])
-        elif event["event"] == "evaluation":
-            measures = {k: v for k, v in event.items() if k not in ("event", "version")}
-            evaluations[int(event["version"])] = measures
+        with _reading(store.root / METRICS):
+            if event["event"] == "iteration":
+                number = int(event["iteration"])
+                results[number] = _result(event, models)
+                num_steps[number] = len(event["train_losses"])
+            elif event["event"] == "evaluation":
+                measures = {k: v for k, v in event.items() if k not in ("event", "version")}
+                evaluations[int(event["version"])] = measures
     trained = read_trained(store, models)
     num_done = 0
     while is_done(store, num_done, known=num_done in results or num_done in trained):
@@ -187,7 +220,8 @@ def read_trained(store: RunStore, models: Path) -> dict[int, TrainResult]:
         values = store.read_json(train_file(scope))
         if values is not None:
             number = int(scope.removeprefix("t"))
-            found[number] = _train_result(values, models / f"m{number + 1}")
+            with _reading(store.root / train_file(scope)):
+                found[number] = _train_result(values, models / f"m{number + 1}")
     return found
 
 
@@ -203,20 +237,24 @@ def _result(event: Mapping[str, Any], models: Path) -> IterationResult | None:
     keys = {"losses": "train_losses", "seconds": "train_seconds"}
     names = [entry.name for entry in fields(TrainResult) if entry.name != "model_dir"]
     trained = {name: event[keys.get(name, name)] for name in names}
-    pushed = PushResult(
-        version, event["num_engines"], event["push_seconds"], dict(event["push_phases"])
-    )
+    values = {
+        "version": version,
+        "num_engines": event["num_engines"],
+        "seconds": event["push_seconds"],
+        "phases": event["push_phases"],
+    }
+    pushed = _typed(PushResult, values)
     return IterationResult(_train_result(trained, models / f"m{version}"), pushed)
 
 
 def _train_result(values: Mapping[str, Any], model_dir: Path) -> TrainResult:
     """The folder of a run may have moved, so the model's is not taken from what was written."""
-    lists = ("losses", "grad_norms", "learning_rates")
-    plain: dict[str, Any] = {
-        name: tuple(value) if name in lists else value for name, value in values.items()
-    }
-    return TrainResult(**{**plain, "model_dir": str(model_dir)})
+    return _typed(TrainResult, {**values, "model_dir": str(model_dir)})
 
 
 def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return {name: one.get(name, 0) + other.get(name, 0) for name in [*one, *other]}
+
+
+def _largest(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: max(one.get(name, 0.0), other.get(name, 0.0)) for name in [*one, *other]}

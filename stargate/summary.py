@@ -5,6 +5,7 @@ rollout.{num_dialogues, generated_tokens, generated_tokens_per_s}
 train.{loss_first, loss_last, num_examples, ...}   of the last iteration
 push.{seconds, phases}                             of the last iteration
 eval.m<t>.{gold_logprob, matched_minus_shuffled, question_rate, facts_per_dialogue, ...}
+restarts.<role>.{count, longest_s}, resent.<role>  actors that died, requests sent again
 dropped.<reason>, data_dropped.<reason>, peak_rss_gb, seconds, status
 """
 
@@ -38,6 +39,11 @@ def summarise_run(
         "dropped": dict(tally.dropped),
         "dropped_examples": tally.dropped_examples,
         "data_dropped": dict(data_dropped),
+        "restarts": {
+            role: {"count": count, "longest_s": tally.longest_restart[role]}
+            for role, count in tally.restarts.items()
+        },
+        "resent": dict(tally.resent),
         "peak_rss_gb": peak.gb,
         "peak_rss_measure": peak.measure,
     }
@@ -102,6 +108,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     lines.append(f"  {'whole run':24}{summary['seconds']:8.1f} s")
     lines += _throughput_lines(summary)
     lines.append(f"peak memory of all processes: {summary['peak_rss_gb']:.1f} GiB")
+    lines += _restart_lines(summary)
     lines += _dropped_lines(summary)
     return lines
 
@@ -125,6 +132,19 @@ def _throughput_lines(summary: Mapping[str, Any]) -> list[str]:
             f"weight push: version {push['version']} into {push['num_engines']} engine(s) "
             f"in {push['seconds']:.2f} s"
         )
+    return lines
+
+
+def _restart_lines(summary: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if restarts := summary.get("restarts"):
+        counts = (
+            f"{r['count']} {role} (at most {r['longest_s']:.0f} s)" for role, r in restarts.items()
+        )
+        lines.append("died and started again: " + ", ".join(counts))
+    if resent := summary.get("resent"):
+        counts = (f"{count} {role}" for role, count in resent.items())
+        lines.append("requests sent again: " + ", ".join(counts))
     return lines
 
 

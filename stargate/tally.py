@@ -26,6 +26,9 @@ class Tally:
     dialogues: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     dropped_examples: dict[str, list[str]] = field(default_factory=dict)
+    restarts: Counter[str] = field(default_factory=Counter)  # actors that died, by role
+    longest_restart: dict[str, float] = field(default_factory=dict)  # seconds, by role
+    resent: Counter[str] = field(default_factory=Counter)  # requests sent again, by role
 
     _open_spans: dict[str, tuple[int, float]] = field(default_factory=dict)
 
@@ -64,6 +67,11 @@ class Tally:
         examples = self.dropped_examples.setdefault(problem.reason, [])
         if len(examples) < _EXAMPLES_PER_REASON:
             examples.append(str(problem))
+
+    def restarted(self, role: str, seconds: float) -> None:
+        """Counts an actor that died and was replaced within `seconds`."""
+        self.restarts[role] += 1
+        self.longest_restart[role] = max(seconds, self.longest_restart.get(role, 0.0))
 
     def finished_dialogue(self, scope: str, dialogue: Dialogue) -> int:
         """Counts a dialogue and its sampled tokens; returns their number."""

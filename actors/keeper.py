@@ -1,0 +1,388 @@
+"""Puts a new actor in the place of a dead one, with what that one held; not for ever.
+
+    a call ends in ActorDied -> replace -> the present actor answers: somebody else saw to it
+                                        -> else: ended for good, hired anew from the same spec,
+                                           started, given the current weights, put in its place
+    watch: finds the dead that nobody calls, so that they are back before they are needed
+    too many restarts -> `failure`: the next call of any role raises it, and the run stops
+
+A post is one actor's place in the crew, or that of all trainer ranks: those live and die together,
+because the others hang in a collective once one is gone. The crew's lists are the only record of
+who stands where; a new actor appears there when it is ready, never before.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray.exceptions import RayActorError
+
+from stargate.actors.carrier import Carrier, SameFiles
+from stargate.actors.dialogue_worker import WorkerPool
+from stargate.actors.engine_pool import EnginePool, Replace
+from stargate.actors.remote import remote
+from stargate.errors import EngineError, MachineError, StargateError
+from stargate.tally import Tally
+from stargate.types import Dialogue, DialoguePlan, GenerateRequest, Generation
+
+_log = logging.getLogger(__name__)
+
+# The role of dialogue workers, as their posts are called.
+WORKER = "dialogue-worker"
+
+# Seconds between looks at everybody: a dead actor is mostly found by a call that it does not
+# answer.
+_WATCH_SECONDS = 5.0
+# Seconds between two tries to start the same actor.
+_RETRY_SECONDS = 5.0
+# Characters of a cause that the screen shows; the log has all of it.
+_SHOWN_CAUSE = 160
+
+
+class HeldWeights:
+    """Which weights the Questioner's engines must hold: what the last complete push gave them."""
+
+    def __init__(self, model_dir: str) -> None:
+        """`model_dir` is m_0, which engines start with."""
+        self.at_start = self.current = (model_dir, 0)
+        self._coming: int | None = None
+
+    @property
+    def versions(self) -> frozenset[int]:
+        """Versions that a text may be of at this moment: during a push there are two."""
+        coming = () if self._coming is None else (self._coming,)
+        return frozenset((self.current[1], *coming))
+
+    @contextlib.contextmanager
+    def pushing(self, model_dir: str, version: int) -> Iterator[None]:
+        """While new weights are on their way. They count as held once the block has ended well."""
+        self._coming = version
+        try:
+            yield
+            self.current = (model_dir, version)
+        finally:
+            self._coming = None
+
+
+# Makes actors that are not started.
+Hire = Callable[[], list[Any] | Awaitable[list[Any]]]
+
+
+@dataclass
+class Post:
+    """One actor's place in the crew, or that of all ranks of the trainer.
+
+    `places` is the crew's list of the role, `numbers` are the post's places in it. `hire` makes
+    actors that are not started; `check` asks one whether it lives, and raises EngineError if not.
+    """
+
+    role: str
+    places: list[Any]
+    numbers: Sequence[int]
+    hire: Hire
+    check: Callable[[Any], Awaitable[object]]
+    takes_weights: bool = False
+    num_restarts: int = 0
+    renewing: "asyncio.Task[None] | None" = None
+
+    @property
+    def name(self) -> str:
+        """As in the names of log files; the trainer's ranks have one post."""
+        return self.role if len(self.numbers) > 1 else f"{self.role}-{self.numbers[0]}"
+
+    @property
+    def actors(self) -> list[Any]:
+        return [self.places[number] for number in self.numbers]
+
+    async def hired(self) -> list[Any]:
+        """New actors, not started. On a cluster, hiring first sees to their nodes."""
+        hiring = self.hire()
+        return hiring if isinstance(hiring, list) else await hiring
+
+    def put(self, actors: Sequence[Any]) -> None:
+        for number, actor in zip(self.numbers, actors, strict=True):
+            self.places[number] = actor
+
+
+class Keeper:
+    """Keeps every post of a crew filled. `dismiss` ends an actor at once, dead ones too."""
+
+    def __init__(
+        self,
+        posts: Sequence[Post],
+        weights: HeldWeights,
+        max_restarts: int,
+        dismiss: Callable[[Any], None],
+        say: Callable[[str], None],
+        introduce: Callable[[Post], Awaitable[None]] | None = None,
+        carrier: Carrier | None = None,
+    ) -> None:
+        """`introduce` tells a post's new actors to those that hold handles of their own.
+
+        `carrier` brings weights to where an actor is; None: it sees the driver's files.
+        """
+        self.weights = weights
+        self.tally = Tally()
+        self.failure: StargateError | None = None
+        self._posts = list(posts)
+        self._max_restarts = max_restarts
+        self._dismiss = dismiss
+        self._say = say
+        self._introduce = introduce
+        self._carrier = carrier or SameFiles()
+        self._failed = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+
+    def begin(self, tally: Tally) -> None:
+        """From here on everything counts for another run."""
+        self.tally = tally
+        for post in self._posts:
+            post.num_restarts = 0
+
+    async def replace(self, role: str, number: int, error: Exception) -> Any:
+        """The actor that stands at a place, alive: the present one if it answers, else a new one.
+
+        `error` is what a call to it ended in. Raises EngineError when it died too often, or what
+        else kept a new one from starting; then `failure` is set. Cancelling a caller does not
+        disturb the restart.
+        """
+        post = next(p for p in self._posts if p.role == role and number in p.numbers)
+        await self._renewed(post, error)
+        return post.places[number]
+
+    def replacing(self, role: str) -> Replace:
+        """`replace` for one role."""
+
+        async def replace(number: int, error: EngineError) -> Any:
+            return await self.replace(role, number, error)
+
+        return replace
+
+    def watch(self) -> None:
+        """Looks after everybody from now on, until `close`."""
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while self.failure is None:
+            await asyncio.sleep(_WATCH_SECONDS)
+            for post in self._posts:
+                self._look_after(post)  # not awaited: one that hangs must not hide the others
+
+    async def close(self) -> None:
+        """Ends watching, and restarts that are under way: the crew is about to be ended."""
+        self.failure = self.failure or EngineError("the crew is being ended")
+        self._failed.set()
+        tasks = [post.renewing for post in self._posts if post.renewing is not None]
+        if self._watching is not None:
+            tasks.append(self._watching)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def check(self) -> None:
+        """Raises `failure` if there is one."""
+        if self.failure is not None:
+            raise self.failure
+
+    async def until_failure(self) -> None:
+        """Returns when `failure` is set."""
+        await self._failed.wait()
+
+    async def _renewed(self, post: Post, error: Exception) -> None:
+        """Returns when a post is filled by actors that answer, asked after `error` was seen."""
+        self.check()
+        before, joined = post.actors, post.renewing is not None
+        await asyncio.shield(self._look_after(post, error))
+        if joined and post.actors == before:  # that look may have been just before the death
+            self.check()
+            await asyncio.shield(self._look_after(post, error))
+
+    def _look_after(self, post: Post, error: Exception | None = None) -> "asyncio.Task[None]":
+        """The one task that asks a post's actors, and fills it anew if need be."""
+        if post.renewing is None:
+            post.renewing = asyncio.create_task(self._renew(post, error))
+            post.renewing.add_done_callback(_note)
+        return post.renewing
+
+    async def _renew(self, post: Post, error: Exception | None) -> None:
+        try:
+            answer = await self._problem(post)
+            if answer is None:
+                return
+            started = time.perf_counter()
+            while True:
+                self._count(post, error or answer)
+                for actor in post.actors:
+                    self._dismiss(actor)
+                try:
+                    await self._fill(post)
+                    break
+                except (EngineError, MachineError) as problem:
+                    error = problem
+                    await asyncio.sleep(_RETRY_SECONDS)  # memory may only be late in coming
+            seconds = time.perf_counter() - started
+            self.tally.restarted(post.role, seconds)
+            version = f", with weights version {self.weights.current[1]}" * post.takes_weights
+            self._tell(f"{post.name} is back after {seconds:.1f} s{version}")
+        except StargateError as problem:
+            self.failure = problem
+            self._failed.set()
+            raise
+        finally:
+            post.renewing = None
+
+    async def _problem(self, post: Post) -> EngineError | None:
+        """What a post's actors say when they are asked; None if they live."""
+        answers = await asyncio.gather(
+            *(remote(post.check(actor)) for actor in post.actors), return_exceptions=True
+        )
+        problems = [answer for answer in answers if isinstance(answer, BaseException)]
+        for problem in problems:
+            if not isinstance(problem, EngineError):
+                raise problem
+        return problems[0] if problems else None  # type: ignore[return-value]  # checked above
+
+    def _count(self, post: Post, error: Exception) -> None:
+        """Counts a restart. Raises EngineError when there were too many."""
+        _log.warning("%s died: %s", post.name, " ".join(str(error).split()))
+        cause = _in_short(error)
+        if post.num_restarts >= self._max_restarts:
+            raise EngineError(
+                f"{post.name} died once more than schedule.max_restarts = {self._max_restarts} "
+                f"allows: {cause}"
+            )
+        post.num_restarts += 1
+        self._tell(
+            f"{post.name} died: {cause}; starting it again "
+            f"(restart {post.num_restarts} of {self._max_restarts})"
+        )
+
+    async def _fill(self, post: Post) -> None:
+        """Hires new actors and puts them in their place once they can work, or else ends them."""
+        actors = await post.hired()
+        try:
+            await asyncio.gather(*(remote(actor.start.remote()) for actor in actors))
+            held = self.weights.at_start
+            # Until they hold what is current at the very moment at which they take their place: a
+            # push to the others may end meanwhile.
+            while post.takes_weights and held != self.weights.current:
+                held = self.weights.current
+                pairs = zip(post.numbers, actors, strict=True)
+                await asyncio.gather(*(self._load(f"{post.role}-{n}", a, *held) for n, a in pairs))
+        except BaseException:
+            for actor in actors:
+                self._dismiss(actor)
+            raise
+        post.put(actors)
+        if self._introduce is not None:
+            await self._introduce(post)
+
+    async def _load(self, name: str, actor: Any, model_dir: str, version: int) -> None:
+        async with self._carrier.bring(model_dir, name) as folder:
+            await remote(actor.load_weights.remote(folder, version))
+
+    def _tell(self, text: str) -> None:
+        _log.warning("%s", text)
+        self._say(text)
+
+
+def _note(task: "asyncio.Task[None]") -> None:
+    """Nobody may await a restart. A StargateError then stands in `failure`; others are defects."""
+    if task.cancelled():
+        return
+    error = task.exception()
+    if error is not None and not isinstance(error, StargateError):
+        _log.error("a restart failed", exc_info=error)
+
+
+def _in_short(error: Exception) -> str:
+    """A cause as the screen shows it. Ray's own texts are long and say no more than this."""
+    if isinstance(error.__cause__, RayActorError):
+        return "its process is gone"
+    text = " ".join(str(error).split())
+    return text if len(text) <= _SHOWN_CAUSE else f"{text[:_SHOWN_CAUSE]}..."
+
+
+class GuardedPool:
+    """Generate: the engines of one role, whose texts are checked.
+
+    A text by other weights than the run believes in would be recorded under a wrong version, so it
+    is an EngineError. So is any request once an actor of the crew has died too often.
+    """
+
+    def __init__(self, role: str, engines: Sequence[Any], keeper: Keeper) -> None:
+        """Only a Questioner's weights are ever replaced; other roles keep those they began with."""
+        self._role = role
+        self._keeper = keeper
+        self._weights = keeper.weights if role == "questioner" else HeldWeights("")
+        self._pool = EnginePool(engines, replace=keeper.replacing(role))
+        self._resent = _Resent(role, keeper)
+
+    async def __call__(self, request: GenerateRequest) -> Generation:
+        """Generates one text. Raises RecordDropped or EngineError."""
+        self._keeper.check()
+        before = self._weights.versions
+        try:
+            generation = await self._pool(request)
+        except EngineError:
+            self._keeper.check()  # if somebody died too often, that is the reason to show
+            raise
+        finally:
+            self._resent.count(self._pool.num_resent)
+        if generation.policy_version not in before | self._weights.versions:
+            raise EngineError(
+                f"{request.request_id}: written by weights version {generation.policy_version}, "
+                f"but the {self._role}'s engines should hold {self._weights.current[1]}"
+            )
+        return generation
+
+
+class GuardedWorkers:
+    """Play: the dialogue workers. Their dialogues are checked as GuardedPool checks texts."""
+
+    def __init__(self, workers: Sequence[Any], keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._pool = WorkerPool(workers, keeper.replacing(WORKER))
+        self._resent = _Resent(WORKER, keeper)
+
+    async def __call__(self, plan: DialoguePlan) -> Dialogue:
+        """Plays one dialogue. Raises RecordDropped or EngineError."""
+        self._keeper.check()
+        before = self._keeper.weights.versions
+        playing = asyncio.ensure_future(self._pool(plan))
+        # A worker waits for a dead engine's successor, however long that takes.
+        failing = asyncio.ensure_future(self._keeper.until_failure())
+        try:
+            await asyncio.wait({playing, failing}, return_when=asyncio.FIRST_COMPLETED)
+            if not playing.done():
+                self._keeper.check()
+            dialogue = await playing
+        finally:
+            playing.cancel()
+            failing.cancel()
+            self._resent.count(self._pool.num_resent)
+        if dialogue.policy_version not in before | self._keeper.weights.versions:
+            raise EngineError(
+                f"{dialogue.id}: played by weights version {dialogue.policy_version}, but the "
+                f"questioner's engines should hold {self._keeper.weights.current[1]}"
+            )
+        return dialogue
+
+
+class _Resent:
+    """Counts what a pool sends again in the tally of the run that it belongs to."""
+
+    def __init__(self, role: str, keeper: Keeper) -> None:
+        self._role = role
+        self._keeper = keeper
+        self._counted = 0
+
+    def count(self, total: int) -> None:
+        if total > self._counted:
+            self._keeper.tally.resent[self._role] += total - self._counted
+            self._counted = total

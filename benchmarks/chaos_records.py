@@ -1,0 +1,203 @@
+"""What a run recorded, against what an undisturbed one would have.
+
+    config, data, seed -> the dialogues that are due: pair, K, seed of each (drawn, not played)
+    recorded dialogues -> scored again by a scorer that nobody disturbs -> selected again
+
+Texts are not compared: an engine's batches differ with timing, and with them a few tokens.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stargate.launch.crew import Prepared
+    from stargate.store import RunStore
+    from stargate.types import Dialogue, Pair, Selection
+
+# What a float32 score may differ by (nats): other requests shared its batch.
+SCORE_NOISE = 0.02
+# Where a row's identity stands.
+_KEYS = {
+    "dialogues": ("id",),
+    "scores": ("dialogue_id",),
+    "selections": ("pair_id",),
+    "examples": ("pair_id",),
+    "controls": ("dialogue_id", "pair_id", "control", "num_turns"),
+}
+
+
+@dataclass(frozen=True)
+class Due:
+    """A dialogue as it is drawn before it is played."""
+
+    num_turns: int
+    seed: int
+    policy_version: int
+
+
+def due_dialogues(prepared: "Prepared") -> dict[str, Due]:
+    """All dialogues that a run plays, by id: those of its iterations and of its evaluations."""
+    from stargate.dialogue import plan_dialogues
+
+    config = prepared.config
+    due: dict[str, Due] = {}
+    for number in range(config.schedule.num_iterations):
+        pairs = prepared.train_pairs(number)
+        for plans in plan_dialogues(pairs, f"t{number}", config.seed, config.rollout):
+            due |= {plan.dialogue_id: Due(plan.num_turns, plan.seed, number) for plan in plans}
+    if config.evaluation.enabled:
+        for version in range(config.schedule.num_iterations + 1):
+            due |= dict(_due_to_test(version, prepared))
+    return due
+
+
+def _due_to_test(version: int, prepared: "Prepared") -> Iterator[tuple[str, Due]]:
+    from stargate.config import RolloutConfig
+    from stargate.dialogue import plan_dialogues
+
+    config = prepared.config
+    for pairs, count in (
+        (prepared.test_pairs.scored, config.evaluation.num_dialogues),
+        (prepared.test_pairs.needless, 1),
+    ):
+        rollout = RolloutConfig(num_dialogues=count, turns=(config.evaluation.num_turns,))
+        for plans in plan_dialogues(pairs, "eval", config.seed, rollout):
+            for plan in plans:
+                name = f"eval-m{version}/{plan.pair.id}/{plan.index}"
+                yield name, Due(plan.num_turns, plan.seed, version)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """How the records differ from what is due. All zero and empty: not at all."""
+
+    lost: int  # dialogues, or pairs without selection or example, that no drop explains
+    duplicated: int  # rows of any table that are there twice
+    altered: tuple[str, ...]  # dialogues with another K, seed, number of turns or weights version
+    misselected: tuple[str, ...]  # pairs whose selection does not follow from their scores
+    misscored: tuple[str, ...]  # dialogues whose score, made again, is another
+    largest_difference: float  # nats, between recorded scores and those made again
+
+    @property
+    def selection_consistent(self) -> bool:
+        return not (self.altered or self.misselected or self.misscored)
+
+
+async def examine(prepared: "Prepared", store: "RunStore", num_dropped: int) -> Findings:
+    """Compares a finished run's records with what is due. Loads m_0 to score again."""
+    from stargate.store import dialogue_from_row
+
+    due = due_dialogues(prepared)
+    scopes = sorted({name.partition("/")[0] for name in due})
+    dialogues = {}
+    for scope in scopes:
+        for dialogue in map(dialogue_from_row, store.read(scope, "dialogues")):
+            dialogues[dialogue.id] = dialogue
+    missing = len(due.keys() - dialogues.keys())
+    altered = [name for name, dialogue in dialogues.items() if not _as_due(dialogue, due.get(name))]
+    misselected: list[str] = []
+    misscored: list[str] = []
+    largest = 0.0
+    for number in range(prepared.config.schedule.num_iterations):
+        pairs = {pair.id: pair for pair in prepared.train_pairs(number)}
+        scope = f"t{number}"
+        own = {name: d for name, d in dialogues.items() if name.startswith(f"{scope}/")}
+        again = await _score_again(prepared, pairs, list(own.values()))
+        recorded = {row["dialogue_id"]: row for row in store.read(scope, "scores")}
+        missing += len(own.keys() - recorded.keys())
+        for name, score in again.items():
+            if name in recorded:
+                difference = abs(recorded[name]["gold_logprob"] - score)
+                largest = max(largest, difference)
+                misscored += [name] * (difference > SCORE_NOISE)
+        found, unselected = _check_selections(prepared, store, scope, recorded, again)
+        misselected += found
+        missing += unselected
+    return Findings(
+        lost=max(0, missing - num_dropped),
+        duplicated=sum(_num_duplicates(store, scope) for scope in scopes),
+        altered=tuple(sorted(altered)),
+        misselected=tuple(sorted(misselected)),
+        misscored=tuple(sorted(misscored)),
+        largest_difference=largest,
+    )
+
+
+def _as_due(dialogue: "Dialogue", due: Due | None) -> bool:
+    return due == Due(dialogue.num_turns, dialogue.seed, dialogue.policy_version) and (
+        len(dialogue.turns) == dialogue.num_turns
+    )
+
+
+def _num_duplicates(store: "RunStore", scope: str) -> int:
+    num = 0
+    for table, keys in _KEYS.items():
+        rows = Counter(tuple(row[key] for key in keys) for row in store.read(scope, table))
+        num += sum(count - 1 for count in rows.values())
+    return num
+
+
+async def _score_again(
+    prepared: "Prepared", pairs: dict[str, "Pair"], dialogues: "list[Dialogue]"
+) -> dict[str, float]:
+    """Gold log-probs of recorded dialogues under m_0, in this process."""
+    from stargate.actors.scorer import Scorer, ScorerSpec
+    from stargate.models import context_length
+    from stargate.scoring import GoldScoring
+
+    scoring = GoldScoring(prepared.views, prepared.chat, context_length(prepared.base_model_dir))
+    requests = [scoring.after_dialogue(d.id, pairs[d.pair_id], d.turns) for d in dialogues]
+    scorer = Scorer(
+        ScorerSpec(
+            model_dir=str(prepared.base_model_dir),
+            config=prepared.config.scorer,
+            num_threads=prepared.placement.trainer_threads,
+            device=prepared.placement.device if prepared.config.scorer.num_gpus else "cpu",
+        )
+    )
+    scorer.start()
+    try:
+        results = await scorer.score(requests)
+    finally:
+        scorer.shutdown()
+    return {result.key: result.sums[0] for result in results}
+
+
+def _check_selections(
+    prepared: "Prepared",
+    store: "RunStore",
+    scope: str,
+    recorded: dict[str, Any],
+    again: dict[str, float],
+) -> tuple[list[str], int]:
+    """Pairs with a selection that does not follow from the scores, and how many have no selection
+    or no example.
+    """
+    from stargate.rows import selection_from_row
+    from stargate.seeds import derive_seed
+    from stargate.selection import select
+    from stargate.types import DialogueScore
+
+    config = prepared.config
+    selections = {
+        row["pair_id"]: selection_from_row(row) for row in store.read(scope, "selections")
+    }
+    examples = {row["pair_id"]: row["dialogue_id"] for row in store.read(scope, "examples")}
+    seed = derive_seed(config.seed, scope)
+    bad = []
+    for pair_id, selection in selections.items():
+        scores = [DialogueScore(**recorded[name]) for name in selection.candidates]
+        expected = select(pair_id, scores, config.selection, seed)
+        as_trained = examples.get(pair_id, selection.dialogue_id) == selection.dialogue_id
+        if selection != expected or not as_trained or not _is_best(selection, again):
+            bad.append(pair_id)
+    pairs = {row["pair_id"] for row in recorded.values()}
+    return bad, len(pairs - selections.keys()) + len(selections.keys() - examples.keys())
+
+
+def _is_best(selection: "Selection", again: dict[str, float]) -> bool:
+    """Whether no other dialogue of the pair scores better, by more than scores are exact."""
+    best = max(again[name] for name in selection.candidates)
+    return again[selection.dialogue_id] >= best - 2 * SCORE_NOISE

@@ -1,0 +1,110 @@
+"""Processes of a run are killed with SIGKILL in the middle of their work: the run finishes.
+
+One run meets all of it, because starting engines is what takes the time. What vLLM, Ray, DeepSpeed
+and the operating system really do is the point; who is replaced when, and how often, is shown with
+fakes in tests/unit/test_keeper.py.
+"""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stargate.benchmarks.chaos_processes import Found, processes_of
+from stargate.benchmarks.chaos_records import examine
+from stargate.config import load_config
+from stargate.launch.crew import prepare
+from stargate.store import RunStore
+from tests.integration.run_process import Run
+
+pytestmark = pytest.mark.integration
+
+
+class Followed(Run):
+    """A run whose lines can be waited for."""
+
+    def __init__(self, runs_dir: Path, *overrides: str) -> None:
+        super().__init__(runs_dir, *overrides)
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+
+    def finish(self) -> str:
+        self.process.wait(timeout=400)
+        self._reader.join()
+        return "\n".join(self.lines)
+
+    def wait_for_line(self, pattern: str, count: int = 1) -> None:
+        self.wait(lambda: sum(bool(re.match(pattern, line)) for line in self.lines) >= count)
+
+    def wait(self, met: Callable[[], object], seconds: float = 240.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not met():
+            assert time.monotonic() < deadline, "\n".join(self.lines)
+            assert self.process.poll() is None, self.finish()
+            time.sleep(0.02)
+
+    def kill(self, kind: str) -> Found:
+        """Kills the last process of a kind: of scorers and ranks the second."""
+        victim = [one for one in processes_of(self.dir) if one.kind == kind][-1]
+        os.kill(victim.pid, signal.SIGKILL)
+        return victim
+
+
+def test_a_run_outlives_the_death_of_every_kind_of_process(tmp_path: Path) -> None:
+    run = Followed(
+        tmp_path,
+        "rollout.max_concurrent_dialogues=3",  # so that some are under way when others are done
+        "trainer.num_ranks=2",
+        "trainer.micro_batch_size=1",
+        "trainer.num_epochs=4",
+        "scorer.dtype=float32",  # scores are compared to the last digits
+    )
+    # Both at once, in the middle of dialogues: an actor, and vLLM's core behind a living one.
+    run.wait(lambda: list(tmp_path.glob("*/t0/dialogues/part-*.parquet")))
+    run.kill("questioner")
+    run.kill("roleplayer-core")
+    run.wait_for_line("roleplayer-0 is back")
+    run.wait_for_line("questioner-0 is back after .*, with weights version 0$")
+    run.wait_for_line("score: ")
+    run.kill("scorer")
+    # A rank dies, the other one hangs; an engine dies that must then take what is being trained.
+    run.wait_for_line("train: [0-9]+ steps")
+    assert run.kill("trainer").post == "trainer-1"
+    run.kill("questioner-core")
+    output = run.finish()
+    assert run.process.returncode == 0, output
+    assert run.left_over() == []
+    assert "Traceback" not in output
+
+    summary = json.loads((run.dir / "summary.json").read_text())
+    restarts = {role: entry["count"] for role, entry in summary["restarts"].items()}
+    assert restarts == {"questioner": 2, "roleplayer": 1, "scorer": 1, "trainer": 1}
+    assert summary["resent"]["questioner"] + summary["resent"]["roleplayer"] >= 1
+    assert summary["dropped"] == {}
+    # One engine takes no longer than all of them did: how long that is depends on the machine.
+    for role, entry in summary["restarts"].items():
+        assert entry["longest_s"] < 1.5 * summary["stages"]["setup"]["seconds"], (role, output)
+    assert "training m1 begins again" in output
+    assert "died and started again: " in output
+    log = (run.dir / "logs" / "driver.log").read_text()
+    assert log.count("questioner-0 is back after") == 2
+    assert "vLLM's core died" in log
+
+    # Ids, K, seeds and weights versions as drawn; scores and selections as made again, in peace.
+    prepared = prepare(load_config(run.dir / "config.yaml"), print)
+    found = asyncio.run(examine(prepared, RunStore(run.dir), num_dropped=0))
+    assert (found.lost, found.duplicated) == (0, 0)
+    assert found.selection_consistent, found
