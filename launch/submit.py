@@ -2,7 +2,8 @@
 
 What is sent: the files of the working tree that git tracks (no results, caches or files over
 10 MiB) and the config. The cluster's Python must have what `make install` or `make install-gpu`
-installs. runs_dir must be an absolute path on storage that stays after the job.
+installs. runs_dir must be an absolute path on storage that stays after the job. The run uses as
+many of the cluster's nodes as it needs: docs/clusters.md.
 
 Ctrl-C stops the job, too. With --detach the command returns once the job is accepted, and the job
 goes on; --follow shows its log, and Ctrl-C then ends only the following.
@@ -18,6 +19,7 @@ for the overrides. Where that matters set the variable on the cluster's nodes in
 examples:
   stargate submit configs/paper.yaml runs_dir=/mnt/shared/runs --address http://127.0.0.1:8265
   stargate submit paper runs_dir=/mnt/shared/runs --address URL --env HF_TOKEN --detach
+  stargate submit --resume /mnt/shared/runs/paper-20260101-120000 --address URL
   stargate submit --follow ID --address URL
   stargate submit --stop ID --address URL
 """
@@ -27,6 +29,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -56,6 +59,7 @@ from stargate.submission import (
     pick_environment,
     place_config,
     readable_by_others,
+    resume_entrypoint,
     write_package,
 )
 
@@ -91,6 +95,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--detach", action="store_true", help="return once the job is accepted")
     instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--resume", metavar="RUN", help="go on with a run, by its path there")
     instead.add_argument("--follow", metavar="ID", help="show the log of a job that was submitted")
     instead.add_argument("--status", metavar="ID", help="print a job's state")
     instead.add_argument("--stop", metavar="ID", help="stop a job and wait until it has ended")
@@ -100,8 +105,8 @@ def run(args: argparse.Namespace) -> int:
     """Submits, or does what --follow, --status or --stop says. Raises StargateError."""
     address = check_address(args.address)
     existing = args.follow or args.status or args.stop
-    if (args.config is None) == (existing is None):
-        raise ConfigError("give either a config, or one of --follow, --status and --stop")
+    if (args.config is None) == (existing is None and args.resume is None):
+        raise ConfigError("give either a config, or one of --resume, --follow, --status and --stop")
     if existing is not None:
         client = connect(address)
         if args.status:
@@ -109,7 +114,10 @@ def run(args: argparse.Namespace) -> int:
         if args.stop:
             return stop_job(client, args.stop)
         return follow_job(client, args.follow, Masker({}), stop_on_interrupt=False)
-    request = prepare_request(args.config, args.overrides, args.env)
+    if args.resume is not None:
+        request = prepare_resume(args.resume, args.env)
+    else:
+        request = prepare_request(args.config, args.overrides, args.env)
     if readable_by_others(address):
         print(
             "note: http to another machine is not encrypted: token, files and --env values can be "
@@ -141,6 +149,16 @@ def prepare_request(config: str, overrides: list[str], env: list[str]) -> JobReq
         entrypoint=entrypoint(name, overrides),
         package=package,
         env_vars=job_environment(asked),
+    )
+
+
+def prepare_resume(run_dir: str, env: list[str]) -> JobRequest:
+    """The job that goes on with a run on the cluster's storage. Raises StargateError."""
+    return JobRequest(
+        submission_id=new_submission_id(re.sub(r"[^A-Za-z0-9._-]", "-", Path(run_dir).name)),
+        entrypoint=resume_entrypoint(run_dir),
+        package=working_tree(CHECKOUT),
+        env_vars=job_environment(pick_environment(env, os.environ)),
     )
 
 

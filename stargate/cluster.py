@@ -153,6 +153,15 @@ def place_on_cluster(
     """
     device = cluster_device(config, nodes)
     actors = needs(config, device=device, training=training, memory_gb=memory_gb)
+    return place_needs(actors, nodes, strategy)
+
+
+def place_needs(
+    actors: Sequence[Need], nodes: Sequence[Node], strategy: Strategy = "packed"
+) -> tuple[Bundle, ...]:
+    """A bundle for each of these actors, in their order. Raises MachineError."""
+    if not nodes:
+        raise MachineError("the cluster has no nodes")
     _check_each_fits(actors, nodes)
     _check_sums(actors, nodes)
     # The large ones first: small ones still fit into what they leave.
@@ -193,23 +202,25 @@ def _check_sums(actors: Sequence[Need], nodes: Sequence[Node]) -> None:
         needed = math.fsum(getattr(need, what) for need in actors)
         there = math.fsum(getattr(node, what) for node in nodes)
         if needed > there + 1 / _PARTS:
-            raise MachineError(
-                f"needs {needed:g} {unit}, the cluster has {there:g}: lower "
-                f"{_key_to_lower(actors, what)}"
-            )
+            key = _key_to_lower(actors, what)
+            advice = f"lower {key}" if key else "no count can be lowered, it must be larger"
+            raise MachineError(f"needs {needed:g} {unit}, the cluster has {there:g}: {advice}")
 
 
-def _key_to_lower(actors: Sequence[Need], what: str) -> str:
-    """The count of the role that takes most; where there is but one of each, its size."""
+def _key_to_lower(actors: Sequence[Need], what: str) -> str | None:
+    """The count of the role that takes most; where there is but one of each, its size, if any."""
     totals: dict[str, float] = {}
     for need in actors:
         key = need.size_key
+        alone = not any(other.role == need.role and other.number for other in actors)
+        if alone and need.num_gpus <= 1 and need.role in ("questioner", "roleplayer"):
+            continue  # one engine of one process
         if any(other.role == need.role and other.number for other in actors):
             key = need.count_key
         totals[key] = totals.get(key, 0.0) + getattr(need, what)
     counts = {key: total for key, total in totals.items() if total and not _is_size(key, actors)}
-    candidates = counts or totals
-    return max(candidates, key=lambda key: candidates[key])
+    candidates = counts or {key: total for key, total in totals.items() if total}
+    return max(candidates, key=lambda key: candidates[key], default=None)
 
 
 def _is_size(key: str, actors: Sequence[Need]) -> bool:
@@ -218,11 +229,15 @@ def _is_size(key: str, actors: Sequence[Need]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Free:
-    """What is left of a node: parts (of _PARTS) of each GPU in ascending order, cores, GiB."""
+    """What is left of a node: parts (of _PARTS) of each GPU in ascending order, cores, GiB.
+
+    `num_actors` lie there already: nodes that are left alike need not be equally good.
+    """
 
     gpus: tuple[int, ...]
     cpus: float
     memory: float
+    num_actors: int = 0
 
     @classmethod
     def of(cls, node: Node) -> "_Free":
@@ -245,7 +260,7 @@ class _Free:
                 return None
             gpus.remove(min(room))
             gpus.append(min(room) - share)
-        return _Free(tuple(sorted(gpus)), cpus, memory)
+        return _Free(tuple(sorted(gpus)), cpus, memory, self.num_actors + 1)
 
 
 class _Search:
@@ -314,6 +329,7 @@ class _Search:
                 sign * sum(state[index].gpus),
                 sign * state[index].cpus,
                 sign * state[index].memory,
+                -sign * state[index].num_actors,
             ),
         )
 

@@ -32,9 +32,10 @@ SUBMITTED = "submitted"
 # Seconds between SIGTERM and SIGKILL when a job is stopped. Ray's own 3 are too few for engines to
 # end and for the summary to be written.
 STOP_SECONDS = 60
-# What Ray sets for a job's command, and must not reach the Ray that a run starts for itself: the
-# job's runtime_env (its package lies in the cluster's store, where that Ray can't find it), and
-# that actors get no CUDA_VISIBLE_DEVICES (all engines would take the first GPU).
+# What Ray sets for a job's command, and must not reach a Ray that a run starts for itself (with
+# cluster.address=local): the job's runtime_env (its package lies in the cluster's store, where that
+# Ray can't find it), and that actors get no CUDA_VISIBLE_DEVICES (all engines would take the first
+# GPU). A run that uses the job's cluster needs the first, and Ray keeps its actors from the second.
 JOB_VARIABLES = ("RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES")
 # Shorter values ("1", "true") are no secrets, and masking them would spoil every line.
 MIN_MASKED_CHARS = 8
@@ -169,15 +170,26 @@ def write_package(package: Package, target: Path) -> int:
 
 
 def entrypoint(config: str, overrides: Sequence[str]) -> str:
-    """The shell line that Ray runs. `exec`: signals and the exit code are the run's own.
+    """The shell line that Ray runs. `exec`: signals and the exit code are the run's own."""
+    return shlex.join(["exec", "python", "-m", "stargate.launch.cli", "run", config, *overrides])
 
-    It holds as long as a run starts a Ray of its own (actors/spawn.py: start_ray).
-    """
-    words = ["exec", "env"]
-    for variable in JOB_VARIABLES:
-        words += ["-u", variable]
-    words += ["python", "-m", "stargate.launch.cli", "run", config, *overrides]
-    return shlex.join(words)
+
+def resume_entrypoint(run_dir: str) -> str:
+    """The same for a run that goes on. Raises ConfigError for a folder that means nothing there."""
+    if not PurePosixPath(run_dir).is_absolute():
+        raise ConfigError(
+            f"--resume {run_dir}: give the run's absolute path on the cluster, e.g. "
+            "/mnt/shared/runs/NAME-TIME"
+        )
+    return shlex.join(["exec", "python", "-m", "stargate.launch.cli", "resume", run_dir])
+
+
+def cluster_address(config: RunConfig, environment: Mapping[str, str]) -> str | None:
+    """The cluster that a run attaches to; None: it starts a Ray of its own."""
+    address = config.cluster.address
+    if address is None and JOB_VARIABLES[0] in environment:
+        return "auto"  # a submitted job: its own cluster
+    return None if address == "local" else address
 
 
 def pick_environment(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:

@@ -12,7 +12,8 @@ import yaml
 
 from stargate.cluster import Node, place_on_cluster
 from stargate.config import load_config, packaged_configs_dir
-from stargate.submission import STOP_SECONDS, entrypoint
+from stargate.seating import bundles_for
+from stargate.submission import JOB_VARIABLES, STOP_SECONDS, cluster_address, entrypoint
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SLURM = CHECKOUT / "launch/slurm.sh"
@@ -32,40 +33,65 @@ def test_the_manifest_has_what_a_rayjob_must_have(job: Any) -> None:
         *("shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "rayClusterSpec"),
     }
     cluster = spec["rayClusterSpec"]
-    assert cluster.keys() == {"rayVersion", "authOptions", "headGroupSpec"}
+    assert cluster.keys() == {"rayVersion", "authOptions", "headGroupSpec", "workerGroupSpecs"}
     assert cluster["authOptions"] == {"mode": "token"}
     head = cluster["headGroupSpec"]
     assert head.keys() == {"rayStartParams", "serviceType", "template"}
     # The CRD takes strings only; YAML would make numbers and booleans of them.
     assert all(isinstance(value, str) for value in head["rayStartParams"].values())
-    pod = head["template"]["spec"]
-    [container] = pod["containers"]
-    assert container["name"] and container["image"]
-    mounted = {mount["name"] for mount in container["volumeMounts"]}
-    assert mounted == {volume["name"] for volume in pod["volumes"]}
-    assert container["resources"]["limits"] == container["resources"]["requests"]
+    [workers] = cluster["workerGroupSpecs"]
+    assert workers.keys() == {
+        *("groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template")
+    }
+    assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
+    for group in (head, workers):
+        pod = group["template"]["spec"]
+        [container] = pod["containers"]
+        assert container["name"] and container["image"]
+        mounted = {mount["name"] for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["volumes"]}
+        assert container["resources"]["limits"] == container["resources"]["requests"]
+    # Of one and the same image, or the nodes would not run the same code.
+    assert len({c["image"] for c in containers(job)}) == 1
+
+
+def containers(job: Any) -> list[Any]:
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [container for g in groups for container in g["template"]["spec"]["containers"]]
 
 
 def test_the_manifest_runs_the_paper_config_and_ends_in_order(job: Any) -> None:
     spec = job["spec"]
-    assert spec["entrypoint"] == entrypoint("paper", ["runs_dir=/mnt/shared/runs"])
+    overrides = ["runs_dir=/mnt/shared/runs", "cluster.wait_s=600"]
+    assert spec["entrypoint"] == entrypoint("paper", overrides)
     words = shlex.split(spec["entrypoint"])
     config = load_config("paper", words[words.index("paper") + 1 :])
     assert config.runs_dir == Path("/mnt/shared/runs")
     assert yaml.safe_load(spec["runtimeEnvYAML"]) == {
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
     }
-    container = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
-    assert any(config.runs_dir.is_relative_to(m["mountPath"]) for m in container["volumeMounts"])
-    limits = container["resources"]["limits"]
-    pod = Node("pod", int(limits["nvidia.com/gpu"]), float(limits["cpu"]), 400)
-    assert len(place_on_cluster(config, [pod])) == 6
+    for container in containers(job):
+        places = [Path(mount["mountPath"]) for mount in container["volumeMounts"]]
+        assert any(config.runs_dir.is_relative_to(place) for place in places)
+    cluster = spec["rayClusterSpec"]
+    head = Node("head", 0, float(cluster["headGroupSpec"]["rayStartParams"]["num-cpus"]), 32)
+    limits = containers(job)[1]["resources"]["limits"]
+    pods = [
+        Node(f"pod-{number}", int(limits["nvidia.com/gpu"]), float(limits["cpu"]), 240)
+        for number in range(cluster["workerGroupSpecs"][0]["replicas"])
+    ]
+    bundles = bundles_for(config, [head, *pods])
+    assert len(bundles) == 6
+    assert {bundle.node for bundle in bundles} == {"pod-0", "pod-1"}
+    # And it is the job's cluster that the run attaches to.
+    assert cluster_address(config, {JOB_VARIABLES[0]: "{}"}) == "auto"
 
 
 def test_the_manifest_holds_no_secret(job: Any) -> None:
-    container = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
-    secret = [entry for entry in container["env"] if "TOKEN" in entry["name"]]
-    assert secret and all("value" not in entry for entry in secret)
+    for container in containers(job):
+        secret = [entry for entry in container["env"] if "TOKEN" in entry["name"]]
+        assert secret and all("value" not in entry for entry in secret)
 
 
 def test_the_slurm_script_is_valid_and_fits_the_paper_config() -> None:

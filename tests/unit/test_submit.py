@@ -38,10 +38,7 @@ from stargate.submission import (
     write_package,
 )
 
-COMMAND = (
-    "exec env -u RAY_JOB_CONFIG_JSON_ENV_VAR -u RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES "
-    "python -m stargate.launch.cli"
-)
+COMMAND = "exec python -m stargate.launch.cli"
 PLANTED = "sk-planted-0123456789"
 
 
@@ -171,6 +168,15 @@ def test_the_entrypoint_survives_the_shell() -> None:
         *("data.train={tasks: 2}", "name=a'b", "x=$(id); rm -rf /"),
     ]
     assert got.startswith(f"{COMMAND} run paper ")
+
+
+def test_a_run_is_resumed_by_its_path_on_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "working_tree", lambda root: Package({}))
+    request = submit.prepare_resume("/mnt/runs/paper-1 2", [])
+    assert request.entrypoint == f"{COMMAND} resume '/mnt/runs/paper-1 2'"
+    assert request.submission_id.startswith("paper-1-2-")
+    with pytest.raises(ConfigError, match="--resume runs/x: give the run's absolute path"):
+        submit.prepare_resume("runs/x", [])
 
 
 def test_environment_goes_only_if_asked_for_and_is_never_shown() -> None:

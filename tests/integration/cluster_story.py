@@ -1,0 +1,161 @@
+"""What test_cluster_nodes.py plays on a real cluster, in a process of its own: a Ray client.
+
+Ray reads its authentication mode once per process. `python -m tests.integration.cluster_story NAME
+NODES FOLDER`, where NODES is a JSON object: the cluster's address, and its processes.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from stargate.actors.cluster import Cluster
+from stargate.actors.keeper import HeldWeights, Keeper, Post
+from stargate.actors.spawn import actor_class
+from stargate.actors.survey import attach, attached, survey_cluster
+from stargate.config import RunConfig, load_config
+from stargate.errors import MachineError
+
+
+class Holder:
+    """An actor that takes weights as an engine does: it notes where it is and what it was given."""
+
+    def __init__(self) -> None:
+        self._given: list[tuple[str, int]] = []
+
+    async def start(self) -> None:
+        """Nothing has to be loaded."""
+
+    async def ping(self) -> None:
+        """It lives."""
+
+    async def load_weights(self, folder: str, version: int) -> None:
+        self._given.append(((Path(folder) / "model.safetensors").read_text(), version))
+
+    async def told(self) -> tuple[str, list[tuple[str, int]], int]:
+        """The node, what was loaded, and the process's niceness."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), self._given, os.nice(0)
+
+
+def config(address: str, *overrides: str) -> RunConfig:
+    changes = ("cluster.strategy=spread", "cluster.wait_s=60", "scorer.num_scorers=1")
+    return load_config("cpu_demo", [f"cluster.address={address}", *changes, *overrides])
+
+
+def refused(address: str) -> None:
+    """A run that fits, and one that does not, on two nodes with one CPU each."""
+    said: list[str] = []
+    survey = survey_cluster(config(address), address, said.append)  # waits for nodes to join
+    assert [line.partition(":")[0] for line in said][-2:] == ["cluster", "cluster"], said
+    assert len(survey.seating.by_node()) == 2
+    assert survey.driver_node not in survey.seating.by_node()  # the head has no CPU
+    started = time.monotonic()
+    large = config(address, "questioner.engine.num_engines=8", "cluster.wait_s=0")
+    problem = problem_of(large, address)
+    assert problem == "needs 9 CPUs, the cluster has 2: lower questioner.engine.num_engines"
+    assert time.monotonic() - started < 20
+    model = problem_of(config(address, "roleplayer.model=/nowhere/model"), address)
+    assert model.startswith("node ") and "/nowhere/model" in model, model
+    assert "refused" in str(error_of(lambda: attach("127.0.0.1:9")))
+
+
+def problem_of(settings: RunConfig, address: str) -> str:
+    return str(error_of(lambda: survey_cluster(settings, address, print)))
+
+
+def error_of(action: Any) -> Exception:
+    from stargate.errors import StargateError
+
+    try:
+        action()
+    except StargateError as error:
+        assert "\n" not in str(error)
+        return error
+    raise AssertionError("it was not refused")
+
+
+def node_lost(address: str, processes: list[int], folder: Path) -> None:
+    """The node of an engine is killed; it goes on on the other one."""
+    settings = config(address, "cluster.shared_storage=never")
+    survey = survey_cluster(settings, address, print)
+    for name in ("logs", "models/m1", "base"):
+        (folder / name).mkdir(parents=True)
+    (folder / "models/m1/model.safetensors").write_text("weights of m1")
+    with attached(address):
+        asyncio.run(_node_lost(processes, settings, survey, folder))
+
+
+async def _node_lost(processes: list[int], settings: RunConfig, survey: Any, folder: Path) -> None:
+    import ray
+
+    said: list[str] = []
+    cluster = Cluster(survey, settings.cluster, folder / "base", folder / "logs", said.append)
+    await cluster.open()
+    try:
+
+        def spawn() -> list[Any]:
+            return [actor_class(Holder, 0, {}, cluster.spot("questioner-0").options).remote()]
+
+        handles = await cluster.hire(["questioner-0"], spawn)
+        first, given, niceness = await handles[0].told.remote()
+        assert first in survey.seating.by_node()
+        assert (given, niceness) == ([], 0)
+        weights = HeldWeights(str(folder / "base"))
+        with weights.pushing(str(folder / "models/m1"), 1):
+            pass  # m_1 is what engines must hold from now on
+        post = Post(
+            "questioner",
+            handles,
+            (0,),
+            lambda: cluster.hire(["questioner-0"], spawn),
+            lambda actor: actor.ping.remote(),
+            True,
+        )
+        keeper = Keeper([post], weights, 3, ray.kill, said.append, None, cluster)
+        kill_node(processes, first)
+        started = time.monotonic()
+        renewed = await keeper.replace("questioner", 0, MachineError("its node was killed"))
+        print(f"back after {time.monotonic() - started:.1f} s", said)
+        node, given, _ = await renewed.told.remote()
+        assert node != first
+        assert given == [("weights of m1", 1)]
+        assert any(line.startswith("questioner-0 moves to node") for line in said), said
+        ray.kill(renewed)
+    finally:
+        await cluster.close()
+
+
+def kill_node(processes: list[int], node: str) -> None:
+    """kill -9 on all processes of the node with this id: they have it on their command lines."""
+    for leader in processes:
+        members = [int(p.name) for p in Path("/proc").glob("[0-9]*") if group_of(p) == leader]
+        if any(node in Path(f"/proc/{pid}/cmdline").read_text() for pid in members):
+            os.killpg(leader, signal.SIGKILL)
+            return
+    raise AssertionError(f"no process of node {node}")
+
+
+def group_of(process: Path) -> int | None:
+    try:
+        return os.getpgid(int(process.name))
+    except OSError:
+        return None
+
+
+def main(name: str, nodes: str, folder: str) -> None:
+    given = json.loads(nodes)
+    if name == "refused":
+        refused(given["address"])
+    else:
+        node_lost(given["address"], given["processes"], Path(folder))
+    print("the story ends well")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,134 @@
+"""A Ray cluster of several nodes on this machine: raylets of their own, with a token."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+START_SECONDS = 120  # 10 on an idle machine
+_BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class RayCluster:
+    """`address` is for `ray.init`, `dashboard` for jobs. `nodes` are processes; 0 is the head."""
+
+    folder: Path
+    token: str = field(default_factory=lambda: secrets.token_hex(32))
+    port: int = field(default_factory=free_port)
+    dashboard_port: int = field(default_factory=free_port)
+    nodes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client needs to be let in."""
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+
+    def start(self, num_cpus: int, *, dashboard: bool = False) -> None:
+        """Starts one more node. The first one is the head."""
+        ray = [str(_BIN / "ray"), "start", "--block", f"--num-cpus={num_cpus}", "--num-gpus=0"]
+        ray += ["--node-ip-address=127.0.0.1", "--object-store-memory=150000000"]
+        ray += ["--disable-usage-stats", f"--dashboard-agent-listen-port={free_port()}"]
+        if self.nodes:
+            ray += [f"--address={self.address}"]
+        else:
+            ray += ["--head", f"--port={self.port}", f"--temp-dir={self.folder}"]
+            ray += [f"--ray-client-server-port={free_port()}"]
+            ray += [f"--include-dashboard={str(dashboard).lower()}", "--dashboard-host=127.0.0.1"]
+            ray += [f"--dashboard-port={self.dashboard_port}"]
+        environment = {
+            **os.environ,
+            **self.environment,
+            "PATH": f"{_BIN}:{os.environ['PATH']}",
+        }
+        self.nodes.append(
+            subprocess.Popen(
+                ray,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        if len(self.nodes) == 1:
+            self._await_port(self.port)
+            if dashboard:
+                self._await_dashboard()
+
+    def end(self, number: int, *, kill: bool = False) -> None:
+        """Ends a node: in order, or with all of its processes at once."""
+        node = self.nodes[number]
+        if kill:
+            os.killpg(node.pid, signal.SIGKILL)
+        else:
+            node.send_signal(signal.SIGTERM)
+        try:
+            node.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
+
+    def _await_port(self, port: int) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            assert self.nodes[0].poll() is None, "the head has ended"
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                return
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError(f"nobody listens on {port} after {START_SECONDS} s")
+
+    def _await_dashboard(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            assert self.nodes[0].poll() is None, "the head has ended"
+            try:
+                with urllib.request.urlopen(f"{self.dashboard}/api/version", timeout=5):
+                    return
+            except urllib.error.HTTPError as error:
+                if error.code == 401:
+                    return  # it is up, and wants the token
+            except OSError:
+                pass
+            time.sleep(0.5)
+        raise AssertionError(f"no job server in {START_SECONDS} s")
+
+
+@contextmanager
+def ray_cluster(num_cpus: Sequence[int], *, dashboard: bool = False) -> Iterator[RayCluster]:
+    """A cluster with a node for each number of CPUs, ended by its processes, nothing else is."""
+    with tempfile.TemporaryDirectory(prefix="sg") as folder:  # short: Ray's sockets lie in it
+        cluster = RayCluster(Path(folder))
+        try:
+            for count in num_cpus:
+                cluster.start(count, dashboard=dashboard)
+            yield cluster
+        finally:
+            for number in reversed(range(len(cluster.nodes))):
+                cluster.end(number)
