@@ -10,20 +10,26 @@ footer too, which Parquet's own page checksums do not. These are there as well: 
 for them (ours always does) notices damaged pages without reading the file twice. pandas, DuckDB and
 pyarrow read such files like any other. Files of earlier versions have neither; they count as whole
 if all of their rows can be read.
+
+A disk that takes no more is MachineError, which names the folder and what is free: the run stops,
+what is on disk stays whole, and a resumed run goes on from there.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stargate.errors import DataError
+from stargate.errors import DataError, MachineError
 
 _CHECKSUM = "stargate.checksum"
 # Before the digest. Model text can't pass for it: statistics, which hold some, come before the
@@ -34,18 +40,54 @@ _MAGIC = b"PAR1"
 # Bytes hashed at a time.
 _CHUNK = 1 << 20
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+# What the system says when a disk, a quota or a limit on file sizes is full, and what it says when
+# a disk is not to be written.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_UNWRITABLE = frozenset({errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE})
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Calls `write(temporary path)`, syncs and renames: readers see the whole file or none."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        try:
+            write(temporary)
+            sync(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(path.parent)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """A disk that is full or can't be written, while `path` is, becomes MachineError."""
     try:
-        write(temporary)
-        sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
+        yield
+    except OSError as error:
+        if (problem := disk_problem(error, path)) is None:
+            raise
+        raise MachineError(problem) from error
+
+
+def disk_problem(error: OSError, path: Path) -> str | None:
+    """One line about a full or unwritable disk; None if the error is another one."""
+    if error.errno in _FULL:
+        return (
+            f"{path.parent}: the disk is full{_free_space(path.parent)}, {path.name} can't be "
+            "written; what was finished is on disk: make room, then go on with `stargate resume`"
+        )
+    if error.errno in _UNWRITABLE:
+        return f"{path.parent}: {path.name} can't be written: {os.strerror(error.errno)}"
+    return None
+
+
+def _free_space(folder: Path) -> str:
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return ""
+    return f" ({usage.free / 2**20:,.1f} of {usage.total / 2**20:,.0f} MiB are free)"
 
 
 def sync(path: Path) -> None:
@@ -62,8 +104,9 @@ def make_folder(folder: Path) -> None:
     if folder.is_dir():
         return
     make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    sync(folder.parent)
+    with disk_errors(folder):
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
 
 
 def write_parquet(
@@ -85,6 +128,16 @@ def write_parquet(
         digest = _digest(file, place)
         file.seek(place)
         file.write(digest)
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file. Raises DataError, also for text that is no UTF-8."""
+    for batch in read_batches(path):
+        try:
+            rows = batch.to_pylist()
+        except (ValueError, OverflowError) as error:
+            raise DataError(f"{path}: can't be read: {' '.join(str(error).split())}") from error
+        yield from rows
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -116,7 +169,7 @@ def file_problem(path: Path) -> str | None:
             written = file.read(len(_BLANK))
             return None if written == _digest(file, place) else "its checksum does not match"
     try:  # a file of an earlier version, or one whose end is damaged
-        for _ in read_batches(path):
+        for _ in read_rows(path):
             pass
     except DataError as error:
         return str(error).removeprefix(f"{path}: ")
@@ -129,7 +182,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
         return None
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: not valid JSON: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise DataError(f"{file}: expected an object, got {type(values).__name__}")

@@ -17,6 +17,7 @@ read a second time. What a killed run leaves is put in order by repair.py.
 import asyncio
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 import pyarrow as pa
 
 from stargate.durable import (
+    disk_errors,
     make_folder,
     read_batches,
     read_json,
@@ -61,6 +63,14 @@ EVALUATION_DROPS = "eval_dropped.json"  # what the last `stargate eval` of this 
 # How long rows are gathered before they are synced together. A turn takes seconds, so nobody waits
 # for this.
 _GATHER_SECONDS = 0.05
+# In a steady stream rows are gathered longer, so that writing takes this share of a core per table
+# (a part costs some milliseconds whatever is in it), but not longer than so many times the above.
+_WRITING_SHARE = 0.03
+_MAX_GATHERING = 6
+# Rows of one row group of a merged file: with one per part, footers would outgrow the data.
+_GROUP_ROWS = 4096
+# Rows that are Python objects at once while a table is read.
+_READ_ROWS = 1024
 # In a merged file's metadata: parts below this number are in it.
 _NEXT_PART = "stargate.next_part"
 
@@ -94,7 +104,8 @@ class RunStore:
         """
         for file in table_files(self.root / scope / table):
             for batch in read_batches(file):
-                yield from batch.to_pylist()
+                for start in range(0, len(batch), _READ_ROWS):  # Python's rows are 10 x as large
+                    yield from batch.slice(start, _READ_ROWS).to_pylist()
 
     def num_rows(self, scope: str, table: str) -> int:
         """How many rows a table has."""
@@ -127,18 +138,23 @@ class RunStore:
                     for batch in read_batches(file):
                         yield _conform(batch, schema, wanted)
 
+            def groups() -> Iterator[pa.RecordBatch]:
+                return _grouped(batches(), schema, _GROUP_ROWS)
+
             write_atomically(
                 merged,
                 lambda target: write_parquet(
-                    target, schema, batches(), {_NEXT_PART: str(next_part)}
+                    target, schema, groups(), {_NEXT_PART: str(next_part)}
                 ),
             )
         remove_merged_parts(folder)
 
     def append_metrics(self, values: Mapping[str, Any]) -> None:
         """Adds one line to metrics.jsonl."""
-        with (self.root / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values, allow_nan=False) + "\n")
+        path = self.root / METRICS
+        line = json.dumps(values, allow_nan=False) + "\n"
+        with disk_errors(path), path.open("a", encoding="utf-8") as file:
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
 
@@ -153,7 +169,7 @@ class RunStore:
             try:
                 values = json.loads(line)
                 values["event"]
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, RecursionError, TypeError, KeyError) as error:
                 raise DataError(f"{file}:{number}: not a line of metrics: {error!r}") from error
             found.append(values)
         return found
@@ -201,15 +217,19 @@ class _Table:
         await asyncio.shield(batch.durable)
 
     async def _write_batches(self) -> None:
-        await asyncio.sleep(_GATHER_SECONDS)
-        while (batch := self._gathering) is not None:
-            self._gathering = None
+        pause = _GATHER_SECONDS
+        while self._gathering is not None:
+            await asyncio.sleep(pause)
+            batch, self._gathering = self._gathering, None
+            started = time.perf_counter()
             try:
                 await asyncio.to_thread(self._write_part, batch.rows)
             except Exception as error:  # every waiter must hear it, and none may wait for ever
                 batch.durable.set_exception(error)
             else:
                 batch.durable.set_result(None)
+            wanted = (time.perf_counter() - started) / _WRITING_SHARE
+            pause = min(max(_GATHER_SECONDS, wanted), _MAX_GATHERING * _GATHER_SECONDS)
 
     def _write_part(self, rows: list[Row]) -> None:
         path = self._folder / f"part-{self._number:06d}.parquet"
@@ -264,6 +284,20 @@ def _parts(folder: Path) -> dict[int, Path]:
 def _first_unmerged(merged: Path) -> int:
     """The number from which on parts are not in a merged file; 0 for one of an earlier version."""
     return int(read_metadata(merged)[1].get(_NEXT_PART, 0))
+
+
+def _grouped(
+    batches: Iterator[pa.RecordBatch], schema: pa.Schema, num_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of at least `num_rows`, the last one excepted."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= num_rows:
+            yield from pa.Table.from_batches(waiting, schema).combine_chunks().to_batches()
+            waiting = []
+    if waiting:
+        yield from pa.Table.from_batches(waiting, schema).combine_chunks().to_batches()
 
 
 def _conform(

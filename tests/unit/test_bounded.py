@@ -1,0 +1,93 @@
+"""More dialogues than memory: what is held at once does not grow with the number of pairs."""
+
+import asyncio
+import gc
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stargate.evaluation.playing import EvaluationPairs, play_all
+from stargate.iteration import Roles, Workbench, make_examples
+from stargate.store import Row, RunStore
+from stargate.types import Dialogue, GenerateRequest, Generation, Pair
+from tests.unit.fakes import ScriptedGenerate, make_pair
+from tests.unit.test_iteration import roles, say, workbench
+
+FEW, MANY = 20, 120
+
+
+def num_alive() -> int:
+    """Dialogues in memory that are no garbage."""
+    gc.collect()
+    return sum(type(thing) is Dialogue for thing in gc.get_objects())
+
+
+class Counting(ScriptedGenerate):
+    """Takes a moment for each text, and counts now and then what is alive meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__(say)
+        self.most_tasks = self.most_dialogues = self.most_at_once = 0
+        self._at_once = self._calls = 0
+        self._before = num_alive()  # those of other tests
+
+    async def __call__(self, request: GenerateRequest) -> Generation:
+        self._calls += 1
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        self.most_tasks = max(self.most_tasks, len(asyncio.all_tasks()))
+        if self._calls % 200 == 0:
+            self.most_dialogues = max(self.most_dialogues, num_alive() - self._before)
+        await asyncio.sleep(0)
+        try:
+            generation = await super().__call__(request)
+            self.requests.clear()  # they are the test's own memory
+            return generation
+        finally:
+            self._at_once -= 1
+
+
+class NoStore(RunStore):
+    """Keeps no row: records on disk take no memory, and their fsync would take the test's time."""
+
+    async def append(self, scope: str, table: str, rows: Sequence[Row]) -> None:
+        await asyncio.sleep(0)
+
+
+def pairs(count: int) -> list[Pair]:
+    return [make_pair(task=f"t{i}") for i in range(count)]
+
+
+def bench_for(root: Path, overlap: bool) -> Workbench:
+    rollout = {"num_dialogues": 4, "turns": [1, 2], "max_concurrent_dialogues": 8}
+    bench = workbench(root, overlap, rollout=rollout, schedule={"wave_pairs": 6})
+    return replace(bench, store=NoStore(root))
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_what_an_iteration_holds_is_bounded(tmp_path: Path, overlap: bool) -> None:
+    seen = {}
+    for count in (FEW, MANY):
+        generate = Counting()
+        bench = bench_for(tmp_path / str(count), overlap)
+        asyncio.run(make_examples("t0", pairs(count), roles(generate=generate), bench))
+        assert bench.tally.dialogues["t0"] == 4 * count
+        seen[count] = generate
+    for counted in seen.values():
+        assert counted.most_at_once <= 8 + 4  # dialogues, and responses of the pairs under way
+        # Two times 8 / 4 = 4 pairs, or a wave of 6, with 4 dialogues each.
+        assert counted.most_tasks <= 6 * (1 + 4) + 1
+    # Those of the pairs under way and, for a moment, of pairs that just ended.
+    assert 0 < seen[MANY].most_dialogues <= 8 * 4
+
+
+def test_an_evaluation_has_no_more_tasks_than_dialogues_in_flight(tmp_path: Path) -> None:
+    generate = Counting()
+    bench = bench_for(tmp_path, True)
+    parts: Roles = roles(generate=generate)
+    played = asyncio.run(play_all(0, EvaluationPairs(pairs(MANY)), parts, bench))
+    assert sum(map(len, played.values())) == 2 * MANY
+    assert generate.most_at_once <= 8
+    assert generate.most_tasks <= 3 * 8  # of 480; those that ended write their records

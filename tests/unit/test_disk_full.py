@@ -1,0 +1,128 @@
+"""A full disk: one line that names folder and room, nothing finished is lost, resume goes on."""
+
+import asyncio
+import errno
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from stargate import durable
+from stargate.errors import MachineError
+from stargate.iteration import run_iteration
+from stargate.launch.cli import main
+from stargate.launch.session import _logged
+from stargate.repair import Repairs, repair, survey
+from stargate.store import RunStore
+from tests.unit.test_iteration import PAIRS, roles, workbench
+
+
+def fill_after(num_writes: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the write after the first `num_writes` on, every one fails at the end: on fsync, which
+    is where a disk that allocates late says it.
+    """
+    sync, done = durable.sync, Counter[str]()
+
+    def fails(path: Path) -> None:
+        if path.name.endswith(".tmp"):
+            done["writes"] += 1
+            if done["writes"] > num_writes:
+                raise OSError(number, os.strerror(number))
+        sync(path)
+
+    monkeypatch.setattr(durable, "sync", fails)
+
+
+def ids(store: RunStore, table: str, key: str) -> list[str]:
+    return sorted(row[key] for row in store.read("t0", table))
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("num_writes", [0, 1, 3])
+def test_the_iteration_stops_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_writes: int, overlap: bool
+) -> None:
+    with monkeypatch.context() as patch:
+        fill_after(num_writes, errno.ENOSPC, patch)
+        with pytest.raises(MachineError) as caught:
+            asyncio.run(run_iteration(0, PAIRS, roles(), workbench(tmp_path, overlap)))
+    line = str(caught.value)
+    assert line.startswith(f"{tmp_path}/t0")
+    assert "the disk is full (" in line and "MiB are free)" in line and "stargate resume" in line
+    assert "\n" not in line
+    before = ids(RunStore(tmp_path), "dialogues", "id")
+    assert (len(before) > 0) == (num_writes > 0)
+    assert survey(tmp_path) == []
+    assert repair(tmp_path, []) == Repairs()  # nothing half-written is left
+    bench = workbench(tmp_path, overlap)
+    asyncio.run(run_iteration(0, PAIRS, roles(), bench))
+    assert bench.tally.dialogues["t0"] == 12 - len(before)  # those that were missing, no others
+    for table, key, count in (("dialogues", "id", 12), ("scores", "dialogue_id", 12)):
+        found = ids(bench.store, table, key)
+        assert (len(found), len(set(found))) == (count, count)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EDQUOT, "the disk is full"),
+        (errno.EFBIG, "the disk is full"),
+        (errno.EROFS, "part-000000.parquet can't be written: Read-only file system"),
+        (errno.EIO, "part-000000.parquet can't be written: Input/output error"),
+    ],
+)
+def test_other_ways_of_a_disk_to_say_no(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    fill_after(0, number, monkeypatch)
+    with pytest.raises(MachineError, match=words):
+        asyncio.run(run_iteration(0, PAIRS, roles(), workbench(tmp_path)))
+
+
+def test_other_errors_of_a_write_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    def fails(path: Path) -> None:
+        raise FileNotFoundError(errno.ENOENT, "gone", str(path))
+
+    with pytest.raises(FileNotFoundError):
+        durable.write_atomically(tmp_path / "f", fails)
+
+
+def test_metrics_of_a_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")  # every write to it is ENOSPC
+    with pytest.raises(MachineError, match=r"the disk is full .* metrics\.jsonl can't be written"):
+        RunStore(tmp_path).append_metrics({"event": "evaluation"})
+
+
+def test_parquet_of_a_full_disk_is_named_by_pyarrow_too(tmp_path: Path) -> None:
+    target = tmp_path / "scores.parquet"
+
+    def write(temporary: Path) -> None:
+        temporary.symlink_to("/dev/full")
+        table = durable.pa.table({"text": ["x" * 1000] * 1000})
+        durable.write_parquet(temporary, table.schema, table.to_batches())
+
+    with pytest.raises(MachineError, match="the disk is full"):
+        durable.write_atomically(target, write)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_without_room_says_nothing_on_the_screen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "driver.log").symlink_to("/dev/full")
+    with _logged(tmp_path / "driver.log"):
+        logging.getLogger("stargate").warning("a line that has no place")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_error_that_is_none_of_the_disks_stays_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(args: object) -> int:
+        raise ConnectionResetError(errno.ECONNRESET, "a defect of ours")
+
+    monkeypatch.setattr("stargate.launch.doctor.run", run)
+    with pytest.raises(ConnectionResetError):
+        main(["doctor"])
