@@ -86,7 +86,7 @@ def write_sources(folder: Path) -> dict[str, int]:
     for kind, sizes in (("tasks", TASKS), ("personas", PERSONAS)):
         rows = []
         for split, size in sizes.items():
-            texts = []
+            texts: list[str] = []
             for text in _official_texts(official, kind, split):
                 key = " ".join(text.lower().split()).rstrip(".!?\u2026 ")
                 if key not in seen and len(texts) < size:

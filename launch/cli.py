@@ -8,12 +8,14 @@ anything else is a defect and shows its traceback.
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from stargate import __version__
-from stargate.errors import StargateError
+from stargate.errors import MachineError, StargateError
 
 # command -> (module, one line of help)
 COMMANDS = {
@@ -33,12 +35,16 @@ COMMANDS = {
         "stargate.launch.data",
         "build, import, export, check and show tasks, personas and golds",
     ),
+    "bench": ("stargate.launch.bench", "measure throughput, as ratios in the same run"),
     "doctor": ("stargate.launch.doctor", "say what this machine has and what would not work on it"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `stargate` script. Returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what an encoding lacks is escaped, no error
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else None
     if name not in COMMANDS:
@@ -57,9 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Options may stand between overrides, but argparse can't mix them with subcommands.
         intermixed = not getattr(module, "HAS_SUBCOMMANDS", False)
         parse = parser.parse_intermixed_args if intermixed else parser.parse_args
-        return int(module.run(parse(arguments[1:])))
+        code = int(module.run(parse(arguments[1:])))
+        sys.stdout.flush()  # here, where a full disk or a reader that went away is understood
+        return code
     except StargateError as error:
-        print(f"stargate {name}: {error}", file=sys.stderr)
+        _say_error(name, str(error))
         return error.exit_code
     except KeyboardInterrupt:
         print(f"stargate {name}: interrupted", file=sys.stderr)
@@ -67,8 +75,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output went away (`stargate ... | head`): nothing more can be said to
         # it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
+    except OSError as error:
+        # Wherever a file is read or written, also when it is our own output.
+        from stargate.durable import disk_problem
+
+        # A name is a file's of the user; other errors of the system are defects of ours.
+        file = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        problem = disk_problem(error, Path(file or "output").absolute())
+        if problem is None and not file:
+            raise
+        _say_error(name, problem or f"{file[:200]}: {error.strerror}")
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
+        return MachineError.exit_code
+
+
+def _drop_output() -> None:
+    """What could not be written to stdout must not be tried again at the interpreter's exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say_error(name: str, problem: str) -> None:
+    """One line on stderr: a message may quote what a model or a data file has in it."""
+    from stargate.progress import safe_text
+
+    print(safe_text(f"stargate {name}: {' '.join(problem.split())}"), file=sys.stderr)
 
 
 def _overview() -> argparse.ArgumentParser:
