@@ -6,6 +6,7 @@ Every default is the paper's value (PAPER: N = 10, K in 1..3, T = 0.9, LR 2e-5, 
 comment says otherwise.
 """
 
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -19,6 +20,17 @@ from stargate.evaluation.judge_config import JudgeConfig
 from stargate.tracking_config import TrackingConfig
 
 ComponentT = TypeVar("ComponentT", bound=Component)
+
+# What PyYAML raises for a text: its own errors, and whatever its constructors stumble over
+# ("!!int", "2001-99-99", a thousand brackets).
+_NOT_YAML = (
+    *(yaml.YAMLError, ValueError, ArithmeticError, LookupError),
+    *(TypeError, AttributeError, RecursionError),
+)
+# Characters of a wrong value that a message shows: aliases make a short file an endless value.
+_SHOWN_CHARS = 200
+
+_CORE_LIST = r"^\d+(-\d+)?([,|]\d+(-\d+)?)*$"
 
 
 class SplitLimit(Component):
@@ -69,7 +81,8 @@ class EngineConfig(Component):
     )
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.85
     cpu_kv_cache_gb: Annotated[float, Field(gt=0.0)] = 1.0
-    cpu_cores: str | None = None  # e.g. "0" or "0-3"; None: shared out by the launcher
+    # A list such as "0" or "0-3,6", one per rank as in "0-1|2-3"; None: shared out by the launcher.
+    cpu_cores: Annotated[str, Field(pattern=_CORE_LIST)] | None = None
     enforce_eager: bool | None = None  # None: eager on CPU, CUDA graphs on GPU
 
 
@@ -117,14 +130,33 @@ class RoleplayerConfig(Component):
     engine: EngineConfig = EngineConfig()
 
 
+class DegenerationConfig(Component):
+    """When a checkpoint counts as broken: the share of its sampled texts that are empty or repeat
+    themselves to the token limit.
+
+    A run stops when the share is above `max_share`, or above m_0's own by more than `max_rise`;
+    with fewer than `min_texts` texts there is no verdict. m_0 has under 1 % (SmolLM2-135M).
+    """
+
+    max_share: Fraction = 0.5
+    max_rise: Fraction = 0.25
+    min_texts: PositiveInt = 64
+
+
 class RolloutConfig(Component):
     """N dialogues per pair; K drawn uniformly from `turns` once per pair and shared by its
     dialogues.
+
+    A turn (question and answer) that takes longer than `turn_timeout_s` is begun anew once, then
+    its dialogue is dropped as "turn_timeout". Waiting for a place in a busy engine counts.
     """
 
     num_dialogues: PositiveInt = 10
     turns: tuple[PositiveInt, ...] = (1, 2, 3)
     max_concurrent_dialogues: PositiveInt = 256
+    num_workers: NonNegativeInt = 0  # processes that play dialogues; 0: the driver plays them
+    turn_timeout_s: Annotated[float, Field(gt=0.0, le=86_400.0)] = 1800.0
+    degeneration: DegenerationConfig = DegenerationConfig()
 
     @model_validator(mode="after")
     def _turns_given(self) -> Self:
@@ -162,19 +194,42 @@ class ResponseConfig(Component):
     sampling: SamplingConfig = SamplingConfig()
 
 
+class LoraConfig(Component):
+    """Train low-rank adapters (peft) in place of all weights; what is saved is merged, and whole.
+
+    They want about ten times the learning rate of a full training.
+    """
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32  # the adapters' effect is scaled by alpha / rank
+    target_modules: tuple[str, ...] = ()  # e.g. [q_proj, v_proj]; none: every linear layer
+
+
 class TrainerConfig(Component):
     """DeepSpeed training (PAPER 5)."""
 
     start_from: Literal["base", "previous"] = "base"  # m_0 every time (the paper), or on from m_t
+    # Which examples m_{t+1} learns from: those of iteration t (the paper), or of all so far.
+    examples: Literal["iteration", "all"] = "iteration"
     target: Literal["own_response", "questions_only", "gold_response"] = "own_response"
+    # Which questions have loss: all (the paper), or those that were answered with a fact. The
+    # latter needs facts grounding, where it is known which.
+    questions: Literal["all", "answered"] = "all"
     learning_rate: Annotated[float, Field(gt=0.0)] = 2e-5
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     warmup_fraction: Fraction = 0.1
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    # A gradient norm that is more times larger than the median of the steps before stops training.
+    max_grad_norm_growth: Annotated[float, Field(gt=1.0)] = 20.0
     num_epochs: PositiveInt = 1
     batch_size: PositiveInt = 64  # examples per optimizer step, over all ranks (4 x 16)
     micro_batch_size: PositiveInt = 4  # examples per forward pass of one rank
     max_length: PositiveInt = 1024  # tokens; longer examples are dropped and counted
+    packing: bool = True  # examples of a forward pass stand side by side instead of being padded
+    # Packed tokens of one forward pass; None: micro_batch_size x max_length, as padding could take
+    row_tokens: PositiveInt | None = None
+    activation_checkpointing: bool = False  # less memory for about a third more time
+    lora: LoraConfig | None = None  # None: all weights are trained
     validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     zero_stage: Literal[0, 1, 2, 3] = 2
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -205,16 +260,38 @@ class EvaluationConfig(Component):
 
 
 class ScheduleConfig(Component):
-    """Iterations, and whether stages share the machine.
+    """Iterations, and whether rollouts, scoring and responses share the machine.
 
-    Without overlap all dialogues of a wave are played before they are scored: on a machine where
-    engines and scorer share cores, two busy OpenMP teams on one core run 10 times slower. `auto`
-    overlaps when there is a GPU.
+    With overlap a pair is scored as soon as its dialogues have ended, without it all dialogues of a
+    wave are played first: where engines and scorers share cores, two busy OpenMP teams on one core
+    run 10 times slower. `auto` decides by the threads of each process (placement.py): it overlaps
+    on GPUs, and on a CPU where each has one thread. Training overlaps with nothing.
+
+    An engine, scorer or trainer that dies is started again, each `max_restarts` times within a run.
     """
 
     num_iterations: PositiveInt = 3
+    max_restarts: NonNegativeInt = 3
     overlap: Literal["auto", "always", "never"] = "auto"
     wave_pairs: PositiveInt = 512
+
+
+class ClusterConfig(Component):
+    """The Ray cluster that a run's actors live on.
+
+    `address` null: in a submitted job the job's cluster, else a Ray of the run's own on this
+    machine; `local` is that also within a job. `auto` (RAY_ADDRESS, or the cluster that this
+    machine belongs to) and HOST:PORT attach to a cluster, which goes on when the run has ended.
+
+    `shared_storage` auto: a node that sees the run's folder uses it, to the others weights are
+    sent through Ray; never: they are sent to every node but the driver's.
+    """
+
+    address: Annotated[str, Field(pattern=r"^(local|auto|[A-Za-z0-9._-]+:\d{1,5})$")] | None = None
+    strategy: Literal["packed", "spread"] = "packed"  # fewest nodes, or actors on all of them
+    # Seconds that nodes, or what others hold of them, may take to come; 0: they must be there.
+    wait_s: Annotated[float, Field(ge=0.0, le=604_800.0)] = 0.0
+    shared_storage: Literal["auto", "never"] = "auto"
 
 
 class RunConfig(Component):
@@ -227,6 +304,7 @@ class RunConfig(Component):
     prompts: str = "paper"  # a packaged prompt set, or a YAML file of your own
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: GPUs if the machine has any
     trust_remote_code: bool = False
+    cluster: ClusterConfig = ClusterConfig()
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
     questioner: QuestionerConfig = QuestionerConfig()
@@ -238,6 +316,16 @@ class RunConfig(Component):
     evaluation: EvaluationConfig = EvaluationConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _answered_is_known(self) -> Self:
+        grounded = isinstance(self.roleplayer.grounding, FactsGrounding)
+        if self.trainer.questions == "answered" and not grounded:
+            raise ValueError(
+                "trainer.questions=answered needs roleplayer.grounding.type=facts: otherwise it is "
+                "not known which questions were answered"
+            )
+        return self
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -256,9 +344,11 @@ def read_yaml(file: Path) -> Any:
     """The plain values of a YAML file. Raises ConfigError."""
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
+    except _NOT_YAML as error:
+        problem = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{file}: not valid YAML: {problem}") from error
+    except OSError as error:
+        raise ConfigError(f"{file}: can't be read: {error.strerror}") from error
 
 
 def validated(
@@ -286,8 +376,11 @@ def find_config(path: str | Path) -> Path:
     Raises ConfigError.
     """
     given = Path(path)
-    if given.is_file():
-        return given
+    try:
+        if given.is_file():
+            return given
+    except OSError as error:  # a name too long for any file
+        raise ConfigError(f"{shown_value(str(path))}: {error.strerror}") from error
     packaged = packaged_configs_dir() / f"{given.name}.yaml"
     if given.name == str(path) and packaged.is_file():
         return packaged
@@ -309,7 +402,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         )
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
     *parents, leaf = key.split(".")
     node = tree
@@ -319,6 +412,15 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {parent} is not a group of keys")
         node = child
     node[leaf] = value
+
+
+def shown_value(value: object) -> str:
+    """A value as Python writes it, cut to what a line can hold."""
+    short = reprlib.Repr()
+    short.maxlevel = 3
+    short.maxstring = short.maxother = short.maxlong = _SHOWN_CHARS
+    text = short.repr(value)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
 
 
 def describe_problem(error: ValidationError) -> str:
@@ -333,6 +435,6 @@ def describe_problem(error: ValidationError) -> str:
     elif first["type"] == "value_error":
         text = f"{key}: {message}"
     else:
-        text = f"{key}: {message}, got {first['input']!r}"
+        text = f"{key}: {message}, got {shown_value(first['input'])}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return text + more

@@ -5,6 +5,9 @@ questions_only  opening, q1*, a1, ..., qK*                          (ablation)
 gold_response   opening, q1*, a1, ..., qK*, aK + task, gold*        (ablation)
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from stargate.chat import ChatFormat, Message
 from stargate.config import TrainerConfig
 from stargate.errors import RecordDropped
@@ -30,16 +33,20 @@ def build_example(
         if response is None:
             raise ValueError(f"{dialogue.id}: own_response needs a response")
         own = Message("assistant", response.text, response.token_ids, response.stop)
-        masked = chat.masked_ids(views.trained(pair, dialogue.turns, own))
+        messages = views.trained(pair, dialogue.turns, own)
+        masked = chat.masked_ids(_learned(messages, dialogue, config))
         text = response.text
     elif config.target == "questions_only":
-        masked = chat.masked_ids(views.questions_only(pair, dialogue.turns))
+        messages = views.questions_only(pair, dialogue.turns)
+        masked = chat.masked_ids(_learned(messages, dialogue, config))
         text = ""
     else:
         if pair.gold is None:
             raise ValueError(f"pair {pair.id} has no gold")
         masked = chat.with_target(views.without_instruction(pair, dialogue.turns), pair.gold)
         text = pair.gold
+    if not any(masked.mask):
+        raise RecordDropped("nothing_to_learn", dialogue.id, "no question was answered with a fact")
     if len(masked.ids) > config.max_length:
         raise RecordDropped(
             "example_too_long",
@@ -47,3 +54,16 @@ def build_example(
             f"{len(masked.ids)} tokens, trainer.max_length is {config.max_length}",
         )
     return TrainingExample(pair.id, dialogue.id, masked.ids, masked.mask, text)
+
+
+def _learned(
+    messages: Sequence[Message], dialogue: Dialogue, config: TrainerConfig
+) -> Sequence[Message]:
+    """The conversation with the questions marked that have no loss; a response has it always."""
+    if config.questions == "all":
+        return messages
+    questions = [place for place, m in enumerate(messages) if m.token_ids is not None]
+    marked = list(messages)
+    for place, turn in zip(questions, dialogue.turns, strict=False):
+        marked[place] = replace(messages[place], learned=bool(turn.elicited))
+    return marked

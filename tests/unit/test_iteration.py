@@ -274,3 +274,17 @@ def test_without_another_persona_contrastive_selection_drops_the_pair(tmp_path: 
     asyncio.run(run_iteration(0, [*PAIRS, lonely], roles(score=score), bench))
     assert bench.tally.dropped == {"pair_without_contrast": 1}
     assert len(list(bench.store.read("t0", "examples"))) == 4
+
+
+@pytest.mark.parametrize(("examples", "learned"), [("iteration", ["t1"]), ("all", ["t0", "t1"])])
+def test_an_iteration_learns_from_its_own_examples_or_from_all_so_far(
+    tmp_path: Path, examples: str, learned: list[str]
+) -> None:
+    bench, parts = workbench(tmp_path, trainer={"examples": examples}), roles()
+    for number in (0, 1):
+        asyncio.run(run_iteration(number, PAIRS, parts, bench))
+    train = parts.train
+    assert isinstance(train, RecordingTrain)
+    ids = [example.dialogue_id for example in train.examples]
+    assert sorted(ids) == [f"{scope}/{pair.id}/1" for scope in learned for pair in PAIRS]
+    assert [e.pair_id for e in train.examples] == sorted(e.pair_id for e in train.examples)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stargate.config import SelectionConfig, TrainerConfig
+from stargate.config import RunConfig, SelectionConfig, TrainerConfig
 from stargate.errors import RecordDropped
 from stargate.examples import build_example
 from stargate.scoring import GoldScoring, to_dialogue_score
@@ -110,3 +110,36 @@ def test_a_too_long_example_is_dropped_with_its_length() -> None:
     assert len(example("own_response", max_length=length).input_ids) == length
     with pytest.raises(RecordDropped, match=f"example_too_long: {length} tokens"):
         example("own_response", max_length=length - 1)
+
+
+def test_only_answered_questions_have_loss_when_asked_for() -> None:
+    turns = (
+        make_turn("q1", "a", elicited=(2,)),
+        make_turn("q2", "no preference"),
+        make_turn("q3", "told already"),
+    )
+    dialogue = Dialogue("t0/t:p/0", PAIR.id, 0, 1, 0, 0, turns)
+
+    def learned(dialogue: Dialogue, **changes: object) -> tuple[str, int]:
+        config = TrainerConfig(**changes)  # type: ignore[arg-type]
+        made = build_example(PAIR, dialogue, RESPONSE, VIEWS, byte_chat(), config)
+        ids = [i for i, m in zip(made.input_ids, made.loss_mask, strict=True) if m and i != END]
+        return "".join(map(chr, ids)), len(made.input_ids)
+
+    opening = 1 + len("P: t?") + 2
+    first = opening + 1 + len("q1") + 1
+    asked = {"target": "questions_only"}
+    assert learned(dialogue, **asked)[0] == "q1q2q3"
+    # What follows the last question that has loss is left out: it would be computed for nothing.
+    assert learned(dialogue, **asked, questions="answered") == ("q1", first)
+    assert learned(dialogue, questions="answered")[0] == "q1r"
+    silent = Dialogue("t0/t:p/0", PAIR.id, 0, 1, 0, 0, turns[1:])
+    with pytest.raises(RecordDropped, match="no question was answered with a fact"):
+        learned(silent, **asked, questions="answered")
+
+
+def test_answered_questions_are_known_with_facts_grounding_only() -> None:
+    with pytest.raises(ValueError, match=r"needs roleplayer\.grounding\.type=facts"):
+        RunConfig.model_validate(
+            {"trainer": {"questions": "answered"}, "roleplayer": {"grounding": {"type": "persona"}}}
+        )
