@@ -138,8 +138,10 @@ def _resumed_plan(root: Path, request: AblationRequest) -> Plan:
         raise ConfigError(f"--resume {root} goes on with the config in it: name no other")
     if not (root / ABLATION_FILE).is_file():
         raise DataError(f"{root}: not an ablation: it has no {ABLATION_FILE}")
-    before = (read_json(root / ABLATION_FILE) or {})["conditions"]
-    weak = tuple(before.get(WEAKER, {}).get("overrides", ()))
+    before = (read_json(root / ABLATION_FILE) or {}).get("conditions")
+    if not isinstance(before, dict) or not all(isinstance(c, dict) for c in before.values()):
+        raise DataError(f"{root / ABLATION_FILE}: not what an ablation writes: no conditions")
+    weak = tuple(map(str, before.get(WEAKER, {}).get("overrides") or ()))
     if weak and request.weak_roleplayer and weak != request.weak_roleplayer:
         raise ConfigError(f"--weak-roleplayer: {root} has another one already: {' '.join(weak)}")
     return plan_ablation(

@@ -26,10 +26,16 @@ from stargate.prompts import load_prompts
 from stargate.roleplayer import build_roleplayer, require_facts
 from stargate.scoring import GoldScoring
 from stargate.store import RunStore
+from stargate.submission import cluster_address
 from stargate.tally import Tally
 from stargate.tracking import check_installed
 from stargate.types import Pair
 from stargate.views import Views
+
+# Said on the screen before a model is opened, and in the run's log.
+REMOTE_CODE = (
+    "trust_remote_code is true: Python files that come with the models run on this machine, as you"
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class Prepared:
     roleplayer_chat: ChatFormat
     placement: Placement
     num_gpus: int
+    # actors/survey.py: Survey of the cluster that the run attaches to; None: a Ray of its own.
+    survey: Any = None
 
     def train_pairs(self, iteration: int) -> list[Pair]:
         """The pairs of iteration t: the splits take turns (A for even t, B for odd t)."""
@@ -61,13 +69,20 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
 
     Without `training` the data need no train splits. Raises StargateError.
     """
+    if config.trust_remote_code:
+        say(REMOTE_CODE)
     if training:
         check_installed(config.tracking)
     dataset = load_dataset(config.data)
     for record in dataset.dropped:
         say(f"dropped: {record.reason}: {record.where}")
     machine = describe_machine()
-    placement = place(config, sorted(os.sched_getaffinity(0))[: machine.cores], len(machine.gpus))
+    survey = _survey(config, say, training)
+    if survey is not None:
+        placement = survey.seating.placement
+    else:
+        cores = sorted(os.sched_getaffinity(0))[: machine.cores]
+        placement = place(config, cores, len(machine.gpus))
     views = Views(load_prompts(config.prompts))
     base = resolve_model(config.model, trust_remote_code=config.trust_remote_code)
     other = resolve_model(config.roleplayer.model, trust_remote_code=config.trust_remote_code)
@@ -89,15 +104,27 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
         roleplayer_chat=load_chat_format(str(other), config.trust_remote_code),
         placement=placement,
         num_gpus=len(machine.gpus),
+        survey=survey,
     )
     if grounded:
         require_facts(prepared.test_pairs.all)
     if training:
+        say(placement.schedule)
         for iteration in range(min(config.schedule.num_iterations, len(data.train_splits))):
             pairs = prepared.train_pairs(iteration)
             if grounded:
                 require_facts(pairs)
     return prepared
+
+
+def _survey(config: RunConfig, say: Callable[[str], None], training: bool) -> Any:
+    """Finds room on the cluster that the config or a submitted job names; None if neither does."""
+    address = cluster_address(config, os.environ)
+    if address is None:
+        return None
+    from stargate.actors.survey import survey_cluster
+
+    return survey_cluster(config, address, say, training=training)
 
 
 @dataclass(frozen=True)
@@ -115,12 +142,15 @@ class Workshop:
         `config` may differ from the one that the actors were started with in what the loop itself
         reads: selection, training target, seeds.
         """
-        from stargate.actors.pool import EnginePool, ScorerPool, TrainerGroup, WeightPusher
+        from stargate.actors.keeper import GuardedPool, GuardedWorkers
+        from stargate.actors.pool import ScorerPool, TrainerGroup, WeightPusher
 
         prepared = self.prepared
-        voice = EnginePool(self.crew.roleplayers)
+        keeper = self.crew.keeper
+        keeper.begin(tally)
+        voice = GuardedPool("roleplayer", self.crew.roleplayers, keeper)
         roles = Roles(
-            generate=EnginePool(self.crew.questioners),
+            generate=GuardedPool("questioner", self.crew.questioners, keeper),
             roleplay=build_roleplayer(
                 config.roleplayer,
                 voice,
@@ -128,16 +158,19 @@ class Workshop:
                 prepared.roleplayer_views,
                 self.matcher,
             ),
-            score=ScorerPool(self.crew.scorers),
+            score=ScorerPool(self.crew.scorers, keeper),
             train=TrainerGroup(
                 self.crew.trainers,
                 base_model_dir=prepared.base_model_dir,
                 models_dir=store.root.resolve() / "models",
                 continue_training=config.trainer.start_from == "previous",
                 progress=self.progress,
+                keeper=keeper,
+                carrier=self.crew.carrier,
             ),
-            push=WeightPusher(self.crew.questioners),
+            push=WeightPusher(self.crew.questioners, keeper, self.crew.carrier),
             voice=voice,
+            play=GuardedWorkers(self.crew.workers, keeper) if self.crew.workers else None,
         )
         bench = Workbench(
             config=config,
@@ -161,16 +194,31 @@ async def workshop(
     """Starts Ray and all actors, and ends them whatever happens. Without `training`: no trainer."""
     import ray
 
+    from stargate.actors.cluster import Cluster
     from stargate.actors.spawn import CrewPlan, start_crew, start_ray, stop_crew
+    from stargate.actors.survey import attach
 
     matcher = None
     crew = None
+    cluster = None
     try:
         with tally.stage("setup"), progress.stage("setup", 1, "crew") as stage:
             stage.begin()
-            start_ray(prepared.num_gpus)
+            if prepared.survey is None:
+                start_ray(prepared.num_gpus)
+            else:
+                attach(prepared.survey.address)
             _cancel_on_sigterm()  # after Ray, which sets a handler of its own
-            matcher = _matcher(prepared)
+            if prepared.survey is not None:
+                cluster = Cluster(
+                    prepared.survey,
+                    prepared.config.cluster,
+                    prepared.base_model_dir,
+                    log_dir,
+                    progress.say,
+                )
+                await cluster.open()
+            matcher = fact_matcher(prepared)
             crew = await start_crew(
                 CrewPlan(
                     config=prepared.config,
@@ -179,6 +227,8 @@ async def workshop(
                     roleplayer_dir=prepared.roleplayer_dir,
                     log_dir=log_dir,
                     training=training,
+                    worker=worker_spec(prepared),
+                    cluster=cluster,
                 ),
                 progress.say,
             )
@@ -188,12 +238,31 @@ async def workshop(
         # Shielded: a second Ctrl-C must not leave engines behind that the first one meant to end.
         if crew is not None:
             await asyncio.shield(stop_crew(crew))
+        if cluster is not None:
+            await asyncio.shield(cluster.close())
         if matcher is not None:
             matcher.close()
         ray.shutdown()
 
 
-def _matcher(prepared: Prepared) -> Any:
+def worker_spec(prepared: Prepared) -> Any:
+    """What dialogue workers know; None if the driver plays the dialogues itself."""
+    config = prepared.config
+    if not config.rollout.num_workers:
+        return None
+    from stargate.actors.dialogue_worker import WorkerSpec
+
+    return WorkerSpec(
+        config=config,
+        base_model_dir=str(prepared.base_model_dir),
+        roleplayer_dir=str(prepared.roleplayer_dir),
+        embedder_dir=str(prepared.embedder_dir) if prepared.embedder_dir else None,
+        prompts=load_prompts(config.prompts).model_dump(),
+        roleplayer_prompts=load_prompts(config.roleplayer.prompts or config.prompts).model_dump(),
+    )
+
+
+def fact_matcher(prepared: Prepared) -> Any:
     grounding = prepared.config.roleplayer.grounding
     if prepared.embedder_dir is None or not isinstance(grounding, FactsGrounding):
         return None

@@ -242,6 +242,8 @@ def _run_check(args: argparse.Namespace) -> int:
     from stargate.store import write_atomically
 
     limits = parse_limits(args.max)
+    if args.json is not None and args.json.is_dir():
+        raise DataError(f"{args.json}: is a folder; --json takes a file name")
     dataset = open_dataset(args.dataset)
     report = check_dataset(dataset, limits=limits)
     screen = Screen()

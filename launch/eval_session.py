@@ -17,6 +17,7 @@ from stargate.launch.crew import Prepared, prepare, workshop
 from stargate.launch.evaluating import Evaluator, checkpoint_dirs
 from stargate.lock import hold
 from stargate.progress import Progress, make_progress
+from stargate.repair import survey
 from stargate.store import EVALUATION_DROPS, RunStore
 from stargate.tally import Tally
 
@@ -68,6 +69,7 @@ def run_evaluation(request: EvaluationRequest) -> int:
     evaluator = Evaluator(prepared, config, trained)
     try:
         with hold(root):
+            _require_whole(root, request.run_dir)
             asyncio.run(_evaluate(prepared, store, evaluator, chosen, progress))
             values = evaluator.write(store)
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -77,6 +79,13 @@ def run_evaluation(request: EvaluationRequest) -> int:
         progress.say(line)
     progress.say(f"\n{root / 'eval.json'}")
     return 0
+
+
+def _require_whole(root: Path, run_dir: Path) -> None:
+    """Raises DataError for a damaged file: what is made from it would be wrong."""
+    for damage in survey(root):
+        mend = f"stargate resume {run_dir} makes it again" if root == run_dir else "delete it"
+        raise DataError(f"{damage.file}: {damage.problem}: {mend}")
 
 
 async def _evaluate(

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,13 +22,19 @@ from stargate.config import RunConfig, dump_config
 from stargate.errors import ConfigError
 from stargate.evaluation.playing import scope_of
 from stargate.iteration import IterationResult, Roles, Workbench, make_examples, run_iteration
-from stargate.launch.crew import Prepared, Workshop, prepare, workshop
+from stargate.launch.crew import (
+    REMOTE_CODE,
+    Prepared,
+    Workshop,
+    prepare,
+    workshop,
+)
 from stargate.launch.evaluating import Evaluator
 from stargate.lock import hold
 from stargate.machine import environment
 from stargate.memory import MemoryPeak, PeakMemory
 from stargate.past import History, Sittings, count_rollouts, train_file
-from stargate.progress import Progress, make_progress
+from stargate.progress import Progress, make_progress, safe_text
 from stargate.protocols import Train
 from stargate.repair import set_aside_files
 from stargate.store import RunStore
@@ -170,6 +176,8 @@ class Session:
         self._started = time.perf_counter()
         self._before.write(self._store)
         with self._memory, _logged(self._store.root / "logs" / "driver.log"):
+            if self._config.trust_remote_code:
+                logging.getLogger(__name__).warning(REMOTE_CODE)
             status = "finished"
             try:
                 yield
@@ -297,11 +305,29 @@ class Session:
         self._settle()
 
 
+class _LogFile(logging.FileHandler):
+    """A log that may lose lines when the disk is full: the records say so, with less noise."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Keeps quiet, where the standard library prints a traceback per line."""
+
+    def close(self) -> None:
+        with suppress(OSError):  # lines that could not be written are tried again here
+            super().close()
+
+
+class _SafeFormatter(logging.Formatter):
+    """A log is read on a terminal too, and errors may quote what a model wrote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return safe_text(super().format(record))
+
+
 @contextmanager
 def _logged(file: Path) -> Iterator[None]:
     """What this process logs goes to a file too."""
-    log = logging.FileHandler(file, encoding="utf-8")
-    log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    log = _LogFile(file, encoding="utf-8")
+    log.setFormatter(_SafeFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(log)
     try:
         yield

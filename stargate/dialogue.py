@@ -8,10 +8,12 @@ once, none waits for another, and nothing of one conversation can reach another.
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 
 from stargate.chat import ChatFormat
 from stargate.config import RolloutConfig, SamplingConfig
+from stargate.deadline import TurnWatch, session_of
 from stargate.errors import RecordDropped
 from stargate.protocols import Generate, Roleplay
 from stargate.seeds import derive_seed
@@ -70,18 +72,22 @@ class Questioner:
         self._sampling = sampling
         self._max_model_len = max_model_len
 
-    async def ask(self, plan: DialoguePlan, turns: Sequence[Turn]) -> Generation:
-        """The question after `turns`.
+    async def ask(
+        self, plan: DialoguePlan, turns: Sequence[Turn], session: str | None = None
+    ) -> Generation:
+        """The question after `turns`. `session` differs from the dialogue's id where it is asked
+        for once more.
 
         Raises RecordDropped if the prompt is too long or the question empty.
         """
         prompt_ids = self._chat.prompt_ids(self._views.questioner(plan.pair, turns))
+        session = session or plan.dialogue_id
         where = f"{plan.dialogue_id} question {len(turns) + 1}"
         require_room(prompt_ids, self._sampling.max_new_tokens, self._max_model_len, where)
         generation = await self._generate(
             GenerateRequest(
-                request_id=f"{plan.dialogue_id}/q{len(turns)}",
-                session=plan.dialogue_id,
+                request_id=f"{session}/q{len(turns)}",
+                session=session,
                 prompt_ids=prompt_ids,
                 sampling=sampling_of(self._sampling, derive_seed(plan.seed, "q", len(turns))),
             )
@@ -91,32 +97,21 @@ class Questioner:
         return generation
 
 
-async def play(plan: DialoguePlan, questioner: Questioner, roleplay: Roleplay) -> Dialogue:
-    """Plays one dialogue of K turns. Raises RecordDropped when it can't be finished."""
+async def play(
+    plan: DialoguePlan, questioner: Questioner, roleplay: Roleplay, watch: TurnWatch
+) -> Dialogue:
+    """Plays one dialogue of K turns. Raises RecordDropped when it can't be finished.
+
+    A turn that `watch` finds late is begun anew; the turns before it stand.
+    """
     started = time.perf_counter()
     turns: list[Turn] = []
     versions: set[int] = set()
     for number in range(plan.num_turns):
-        question = await questioner.ask(plan, turns)
-        versions.add(question.policy_version)
-        answer = await roleplay(
-            plan.pair,
-            turns,
-            question.text.strip(),
-            session=plan.dialogue_id,
-            seed=derive_seed(plan.seed, "a", number),
-        )
-        turns.append(
-            Turn(
-                question=question.text.strip(),
-                question_ids=question.token_ids,
-                question_stop=question.stop,
-                answer=answer.text,
-                answer_ids=answer.token_ids,
-                answer_stop=answer.stop,
-                elicited=answer.elicited,
-            )
-        )
+        one_turn = partial(_play_turn, plan, tuple(turns), questioner, roleplay)
+        turn, version = await watch.run(one_turn, f"{plan.dialogue_id} turn {number + 1}")
+        versions.add(version)
+        turns.append(turn)
     return Dialogue(
         id=plan.dialogue_id,
         pair_id=plan.pair.id,
@@ -129,6 +124,35 @@ async def play(plan: DialoguePlan, questioner: Questioner, roleplay: Roleplay) -
         turns=tuple(turns),
         seconds=time.perf_counter() - started,
     )
+
+
+async def _play_turn(
+    plan: DialoguePlan,
+    turns: Sequence[Turn],
+    questioner: Questioner,
+    roleplay: Roleplay,
+    attempt: int,
+) -> tuple[Turn, int]:
+    """The turn after `turns`, and the policy version that asked."""
+    session = session_of(plan.dialogue_id, attempt)
+    question = await questioner.ask(plan, turns, session)
+    answer = await roleplay(
+        plan.pair,
+        turns,
+        question.text.strip(),
+        session=session,
+        seed=derive_seed(plan.seed, "a", len(turns)),
+    )
+    turn = Turn(
+        question=question.text.strip(),
+        question_ids=question.token_ids,
+        question_stop=question.stop,
+        answer=answer.text,
+        answer_ids=answer.token_ids,
+        answer_stop=answer.stop,
+        elicited=answer.elicited,
+    )
+    return turn, question.policy_version
 
 
 def sampling_of(config: SamplingConfig, seed: int) -> Sampling:

@@ -118,7 +118,7 @@ def folder_problem(folder: Path, *, full: bool = False) -> str | None:
             name: (entry["size"], entry["mtime_ns"], entry["sha256"])
             for name, entry in files.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is missing or damaged"
     present = {file.name for file in folder.iterdir()} - {MANIFEST}
     if present != expected.keys():

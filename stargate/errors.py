@@ -37,7 +37,7 @@ class MachineError(StargateError):
 
 
 class DivergenceError(StargateError):
-    """Training produced a loss or gradient that must not become a checkpoint."""
+    """A loss or gradient that must not become a checkpoint, or a checkpoint that can't speak."""
 
     exit_code = 6
 

@@ -12,16 +12,19 @@ next step counts on it.
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import islice
 
 from stargate.chat import ChatFormat
 from stargate.config import RunConfig, SamplingConfig
+from stargate.deadline import TurnWatch, session_of
+from stargate.degeneration import BabbleWatch
 from stargate.dialogue import Questioner, plan_dialogues, play, require_room, sampling_of
 from stargate.errors import DataError, RecordDropped
 from stargate.examples import build_example
 from stargate.finished import Finished, read_finished
 from stargate.progress import Progress, Stage
-from stargate.protocols import Generate, PushWeights, Roleplay, Score, Train
+from stargate.protocols import Generate, Play, PushWeights, Roleplay, Score, Train
 from stargate.scoring import GoldScoring, to_dialogue_score
 from stargate.seeds import derive_seed
 from stargate.selection import other_golds, select
@@ -37,6 +40,7 @@ from stargate.types import (
     Pair,
     PushResult,
     Selection,
+    TrainingExample,
     TrainResult,
 )
 from stargate.views import Views
@@ -52,6 +56,7 @@ class Roles:
     train: Train
     push: PushWeights
     voice: Generate | None = None  # the Roleplayer's engines as they are: a judge may ask them
+    play: Play | None = None  # dialogue workers; None: this process plays, with the parts above
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,26 @@ class Workbench:
             generate, self.views, self.chat, settings.sampling, settings.engine.max_model_len
         )
 
+    def player(self, roles: Roles) -> Play:
+        """Who plays dialogues: the dialogue workers if there are any, else this process."""
+        if roles.play is not None:
+            return roles.play
+        return partial(
+            play,
+            questioner=self.questioner(roles.generate),
+            roleplay=roles.roleplay,
+            watch=self.turn_watch,
+        )
+
+    @cached_property
+    def turn_watch(self) -> TurnWatch:
+        """The deadline of every turn, shared by all dialogues: it sees when all of them hang."""
+        return TurnWatch(self.config.rollout.turn_timeout_s)
+
+    def babble_watch(self, scope: str) -> BabbleWatch:
+        """Notices when what a scope plays is empty or endless."""
+        return BabbleWatch(scope, self.store, self.config.rollout.degeneration)
+
 
 @dataclass(frozen=True)
 class IterationResult:
@@ -96,6 +121,8 @@ async def run_iteration(
     await make_examples(scope, pairs, roles, bench)
     bench.store.compact(scope)
     examples = [example_from_row(row) for row in bench.store.read(scope, "examples")]
+    if bench.config.trainer.examples == "all":
+        examples += _earlier_examples(number, bench.store)
     if not examples:
         raise DataError(
             f"iteration {number}: no training example is left of {len(pairs)} pairs; "
@@ -111,6 +138,12 @@ async def run_iteration(
     return IterationResult(trained, pushed)
 
 
+def _earlier_examples(number: int, store: RunStore) -> list[TrainingExample]:
+    """The examples of the iterations before `number`."""
+    scopes = [f"t{earlier}" for earlier in range(number)]
+    return [example_from_row(row) for scope in scopes for row in store.read(scope, "examples")]
+
+
 async def make_examples(scope: str, pairs: Sequence[Pair], roles: Roles, bench: Workbench) -> None:
     """Plays, scores, selects and responds for every pair; the records are in the store when this
     returns. What the store has of this scope already is not made again.
@@ -122,6 +155,7 @@ async def make_examples(scope: str, pairs: Sequence[Pair], roles: Roles, bench: 
         of_task.setdefault(pair.task.id, []).append(pair)
     per_pair = config.rollout.num_dialogues
     num_dialogues = len(pairs) * per_pair
+    babble = bench.babble_watch(scope)
     with (
         bench.progress.stage("rollout", num_dialogues, "dialogues") as rollout,
         bench.progress.stage("score", num_dialogues, "dialogues") as score,
@@ -133,13 +167,15 @@ async def make_examples(scope: str, pairs: Sequence[Pair], roles: Roles, bench: 
             # Enough pairs under way to keep every slot busy while others score; no more are in
             # memory.
             under_way = 2 * -(-config.rollout.max_concurrent_dialogues // per_pair)
-            steps = _PairSteps(scope, of_task, done, roles, bench, stages, slots)
+            steps = _PairSteps(scope, of_task, done, roles, bench, stages, slots, babble)
             await _stream(pairs, under_way, steps)
+            babble.finish()
             return
         for wave in _batched(pairs, config.schedule.wave_pairs):
             barrier = asyncio.Barrier(len(wave))
-            steps = _PairSteps(scope, of_task, done, roles, bench, stages, slots, barrier)
+            steps = _PairSteps(scope, of_task, done, roles, bench, stages, slots, babble, barrier)
             await _stream(wave, len(wave), steps)
+    babble.finish()
 
 
 @dataclass(frozen=True)
@@ -160,6 +196,7 @@ class _PairSteps:
     bench: Workbench
     stages: _Stages
     slots: asyncio.Semaphore
+    babble: BabbleWatch
     barrier: asyncio.Barrier | None = None
 
     async def run(self, plans: Sequence[DialoguePlan]) -> None:
@@ -184,24 +221,29 @@ class _PairSteps:
             await self.barrier.wait()
 
     async def _play_all(self, plans: Sequence[DialoguePlan]) -> list[Dialogue]:
-        questioner = self.bench.questioner(self.roles.generate)
-        played = await asyncio.gather(*(self._play(plan, questioner) for plan in plans))
+        play = self.bench.player(self.roles)
+        played = await asyncio.gather(*(self._play(plan, play) for plan in plans))
         return [dialogue for dialogue in played if dialogue is not None]
 
-    async def _play(self, plan: DialoguePlan, questioner: Questioner) -> Dialogue | None:
+    async def _play(self, plan: DialoguePlan, play: Play) -> Dialogue | None:
         if (finished := self.done.dialogues.get(plan.dialogue_id)) is not None:
             self.stages.rollout.advance()
+            self.babble.heard(finished)
             return finished
         async with self.slots:
             try:
-                dialogue = await play(plan, questioner, self.roles.roleplay)
+                dialogue = await play(plan)
             except RecordDropped as problem:
                 self.bench.tally.drop(problem)
+                self.babble.dropped(problem)
+                self.babble.check()
                 self.stages.rollout.advance()
                 return None
         await self.bench.store.append(self.scope, "dialogues", [dialogue_row(plan.pair, dialogue)])
         tokens = self.bench.tally.finished_dialogue(self.scope, dialogue)
         self.stages.rollout.advance(tokens=tokens)
+        self.babble.heard(dialogue)
+        self.babble.check()
         return dialogue
 
     async def _select(self, pair: Pair, dialogues: Sequence[Dialogue]) -> Selection | None:
@@ -301,7 +343,7 @@ async def write_response(
 ) -> Generation:
     """The responder's text after a dialogue, whatever it is.
 
-    Raises RecordDropped if the prompt is too long.
+    Raises RecordDropped if the prompt is too long, or the text never ends.
     """
     prompt_ids = bench.chat.prompt_ids(bench.views.responder(pair, dialogue.turns))
     require_room(
@@ -310,14 +352,19 @@ async def write_response(
         bench.config.questioner.engine.max_model_len,
         f"{dialogue.id} response",
     )
-    return await generate(
-        GenerateRequest(
-            request_id=f"{dialogue.id}/response",
-            session=dialogue.id,
-            prompt_ids=prompt_ids,
-            sampling=sampling_of(sampling, derive_seed(dialogue.seed, "response")),
+
+    async def attempt_at(attempt: int) -> Generation:
+        session = session_of(dialogue.id, attempt)
+        return await generate(
+            GenerateRequest(
+                request_id=f"{session}/response",
+                session=session,
+                prompt_ids=prompt_ids,
+                sampling=sampling_of(sampling, derive_seed(dialogue.seed, "response")),
+            )
         )
-    )
+
+    return await bench.turn_watch.run(attempt_at, f"{dialogue.id} response")
 
 
 async def _stream(pairs: Sequence[Pair], under_way: int, steps: _PairSteps) -> None:

@@ -7,6 +7,7 @@ a Hugging Face id  -> downloaded by huggingface_hub into its own cache, safetens
 
 import importlib.util
 import json
+import operator
 import re
 from pathlib import Path
 
@@ -101,8 +102,9 @@ def safetensors_problem(file: Path) -> str | None:
             return f"cut off or not a safetensors file ({size} bytes)"
         try:
             header = json.loads(stream.read(header_size))
-            ends = [tensor["data_offsets"][1] for key, tensor in header.items() if key[:2] != "__"]
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+            tensors = [tensor for key, tensor in header.items() if key[:2] != "__"]
+            ends = [operator.index(tensor["data_offsets"][1]) for tensor in tensors]
+        except (ValueError, RecursionError, TypeError, KeyError, AttributeError, IndexError):
             return "not a safetensors file"
     if not ends:
         return "holds no weights"
@@ -138,7 +140,7 @@ def _read_object(file: Path) -> dict[str, object]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"model {file.parent}: {file.name} is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file}: can't be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise ModelError(f"{file}: expected an object, got {type(content).__name__}")

@@ -10,7 +10,7 @@ import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import IO, TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -38,24 +38,38 @@ class Progress(Protocol):
 def safe_text(text: str) -> str:
     """Text that can't move a terminal's cursor, colour it or reverse its direction:
 
-    such characters are escaped.
+    such characters are escaped, as Python writes them. Line breaks stay. Twice is as good as once.
     """
-    return "".join(
-        c
-        if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co")
-        else f"\\x{ord(c):02x}"
-        for c in text
-    )
+    return "".join(c if c == "\n" or not _is_control(c) else _escaped(c) for c in text)
+
+
+def encodable(text: str, out: IO[str]) -> str:
+    """Text that a terminal or file of another encoding takes: what it lacks is escaped."""
+    encoding = getattr(out, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _is_control(character: str) -> bool:
+    # Control, format (direction marks among them), surrogate and private-use characters, and the
+    # separators of lines and paragraphs, which some terminals take as line breaks.
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+
+
+def _escaped(character: str) -> str:
+    number = ord(character)
+    if number < 0x100:
+        return f"\\x{number:02x}"
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
 class PlainProgress:
-    """Lines for logs and pipes."""
+    """Lines for logs and pipes. Control characters are escaped here, whoever speaks."""
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
 
     def say(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        print(encodable(safe_text(text), self._out), file=self._out, flush=True)
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator["_PlainStage"]:
@@ -124,6 +138,7 @@ class LiveProgress:
         self._num_open = 0
 
     def say(self, text: str) -> None:
+        text = encodable(safe_text(text), self._console.file)
         self._console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
@@ -180,7 +195,7 @@ class _LiveStage:
         self._bars.update(self._task, advance=count)
 
     def note(self, text: str) -> None:
-        self._bars.update(self._task, note=text)
+        self._bars.update(self._task, note=safe_text(text))
 
 
 def make_progress() -> Progress:

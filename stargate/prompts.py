@@ -19,6 +19,11 @@ from stargate.config import packaged_configs_dir, read_yaml
 from stargate.errors import ConfigError
 
 _JINJA = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)
+# What an expression of a template may raise when it is computed.
+_EXPRESSION_ERRORS = (
+    *(ArithmeticError, AttributeError, LookupError),
+    *(RecursionError, TypeError, ValueError),
+)
 
 
 class Template(Component):
@@ -49,7 +54,7 @@ class TemplateFile(Component):
             if compiled is None:
                 compiled = self._compiled[template] = _JINJA.from_string(template)
             return str(compiled.render(**values)).strip()
-        except TemplateError as error:
+        except (TemplateError, *_EXPRESSION_ERRORS) as error:
             raise ConfigError(f"prompt template {template[:60]!r}: {error}") from error
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from stargate.degeneration import BABBLE_FILE
 from stargate.durable import (
     file_problem,
     remove_temporaries,
@@ -60,6 +61,7 @@ def survey(root: Path) -> list[Damage]:
     if metrics.is_file() and (bad := _bad_lines(metrics)):
         found.append(Damage(metrics, f"line {bad[0] + 1} is not one of metrics"))
     kept = [root / "summary.json", root / "sittings.json", *root.glob("t*/train.json")]
+    kept += [scope / BABBLE_FILE for scope in scopes_of(root)]
     found += [
         Damage(file, "not valid JSON") for file in kept if file.is_file() and not _is_json(file)
     ]
@@ -121,18 +123,17 @@ def _bad_lines(file: Path) -> list[int]:
             continue
         try:
             json.loads(line)["event"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, RecursionError, TypeError, KeyError):
             found.append(number)
     return found
 
 
 def _is_json(file: Path) -> bool:
-    """Whether a file is JSON."""
+    """Whether a file is a JSON object."""
     try:
-        json.loads(file.read_bytes())
-    except ValueError:
+        return isinstance(json.loads(file.read_bytes()), dict)
+    except (ValueError, RecursionError):
         return False
-    return True
 
 
 def _cut_torn_line(file: Path) -> int:

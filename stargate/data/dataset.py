@@ -22,7 +22,7 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from stargate.config import DataConfig, SplitLimit
+from stargate.config import DataConfig, SplitLimit, shown_value
 from stargate.errors import DataError
 from stargate.types import Pair, Persona, Task
 
@@ -279,7 +279,8 @@ def _read(
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in first["loc"]) or "(row)"
-            got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+            wrong = first["type"] != "value_error"
+            got = f", got {shown_value(first['input'])}" if wrong else ""
             raise DataError(f"{where}: {key}: {first['msg']}{got}") from error
     if empty:
         raise DataError(f"{folder}: {name} is empty: at least one row is needed")
@@ -294,10 +295,11 @@ def _raw_rows(folder: Path, name: str) -> Iterator[tuple[str, Any]]:
         import pyarrow.parquet
 
         try:
-            table = pyarrow.parquet.read_table(parquet)
-        except (pyarrow.ArrowException, OSError) as error:
+            found = pyarrow.parquet.read_table(parquet).to_pylist()
+        except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+            # Values, too: text that is no UTF-8, a time that is none.
             raise DataError(f"{parquet}: can't be read: {' '.join(str(error).split())}") from error
-        for number, row in enumerate(table.to_pylist(), start=1):
+        for number, row in enumerate(found, start=1):
             yield f"{parquet} row {number}", {k: v for k, v in row.items() if v is not None}
     else:
         raise DataError(f"{folder}: has neither {jsonl.name} nor {parquet.name}")
@@ -310,7 +312,7 @@ def _jsonl_rows(file: Path) -> Iterator[tuple[str, Any]]:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield f"{file}:{number}", json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{file}:{number}: not valid JSON: {error.msg}") from error
         except UnicodeDecodeError as error:
             raise DataError(f"{file}:{number + 1}: not valid UTF-8: {error.reason}") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file}:{number}: not valid JSON: {error}") from error

@@ -247,21 +247,21 @@ def _jsonl_rows(file: Path, report: ImportReport) -> Iterator[tuple[str, Any]]:
             continue
         try:
             yield where, json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            detail = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
+        except (ValueError, RecursionError) as error:
+            detail = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             report.add("row_malformed", where, f"not valid JSON: {detail}")
 
 
 def _csv_rows(file: Path, report: ImportReport) -> Iterator[tuple[str, Row]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     reader = csv.DictReader(_lines(file), strict=True)
-    if not reader.fieldnames:
-        raise DataError(f"{file}: empty: a CSV file begins with a line of column names")
     try:
+        if not (names := reader.fieldnames):
+            raise DataError(f"{file}: empty: a CSV file begins with a line of column names")
         for row in reader:
             where = f"{file.name}:{reader.line_num}"
             if None in row or None in row.values():
-                report.add("row_malformed", where, f"not {len(reader.fieldnames)} columns")
+                report.add("row_malformed", where, f"not {len(names)} columns")
             else:
                 yield where, row
     except csv.Error as error:
@@ -288,7 +288,7 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{file.name} row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{file}: can't be read: {' '.join(str(error).split())}") from error
 
 
@@ -297,6 +297,7 @@ def _hf_tables(folder: Path) -> dict[str, Found]:
     datasets = require_datasets()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
+    _require_names_inside(folder)
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:  # `datasets` raises many types for a folder it can't read
@@ -307,6 +308,30 @@ def _hf_tables(folder: Path) -> dict[str, Found]:
     if set(loaded) & set(KINDS):
         return {kind: _hf_rows(f"{kind} row", loaded[kind]) for kind in KINDS if kind in loaded}
     return {"tasks": _hf_splits(loaded)}
+
+
+def _require_names_inside(folder: Path) -> None:
+    """`datasets` follows the names in its JSON files anywhere, so these must be plain names.
+
+    Raises DataError. What else is wrong with these files `datasets` itself says.
+    """
+    splits = _names_in(folder / "dataset_dict.json", "splits")
+    named = {folder / "dataset_dict.json": splits}
+    for part in (folder, *(folder / name for name in splits)):
+        named[part / "state.json"] = _names_in(part / "state.json", "_data_files")
+    for file, names in named.items():
+        for name in names:
+            if name in ("", ".", "..") or "/" in name or "\0" in name:
+                raise DataError(f"{file}: names {name!r}, which is not a name in its own folder")
+
+
+def _names_in(file: Path, key: str) -> list[str]:
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))[key]
+        names = [e["filename"] if isinstance(e, dict) else e for e in entries]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return []
+    return [name for name in names if isinstance(name, str)]
 
 
 def _hf_rows(name: str, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:

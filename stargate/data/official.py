@@ -143,9 +143,9 @@ def _load(folder: Path, part: str, keys: Counter[str] | None = None) -> Any:
         return json.loads((folder / part).read_text("utf-8-sig"), object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
         raise DataError(f"{folder / part}:{error.lineno}: not valid JSON: {error.msg}") from error
-    except RecursionError as error:
-        raise DataError(f"{folder / part}: JSON nested too deep") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{folder / part}: not valid UTF-8: {error.reason}") from error
+    except (ValueError, RecursionError) as error:  # a number without end, brackets without end
+        raise DataError(f"{folder / part}: not valid JSON: {error}") from error
     except OSError as error:
         raise DataError(f"{folder / part}: can't be read: {error.strerror}") from error

@@ -13,7 +13,7 @@ from typing import TextIO
 from stargate.data.dataset import Dataset
 from stargate.data.quality import split_counts
 from stargate.errors import DataError
-from stargate.progress import safe_text
+from stargate.progress import encodable, safe_text
 from stargate.types import Pair
 
 # Columns of text where there is no terminal to ask.
@@ -43,7 +43,7 @@ class Screen:
             styled = Text(text, style=_STYLES.get(style, style))
             Console(file=self._out, highlight=False).print(styled, soft_wrap=True)
         else:
-            print(_encodable(text, self._out), file=self._out)
+            print(encodable(text, self._out), file=self._out)
 
     def wrapped(self, text: str, indent: str, style: str = "") -> None:
         """Text wrapped to the width, its own line breaks kept, each line indented."""
@@ -71,7 +71,7 @@ class Screen:
                 cell.rjust(width) if index in numbers else cell.ljust(width)
                 for index, (cell, width) in enumerate(zip(row, widths, strict=True))
             )
-            print(_encodable("  ".join(aligned).rstrip(), self._out), file=self._out)
+            print(encodable("  ".join(aligned).rstrip(), self._out), file=self._out)
 
     def _rich_table(
         self, columns: Sequence[str], cells: list[list[str]], numbers: frozenset[int]
@@ -87,12 +87,6 @@ class Screen:
         for row in cells:
             table.add_row(*map(Text, row), style=_STYLES.get(row[0], ""))
         Console(file=self._out, highlight=False, width=self.width).print(table)
-
-
-def _encodable(text: str, out: TextIO) -> str:
-    """Text that a terminal or file of another encoding takes: what it lacks is escaped."""
-    encoding = getattr(out, "encoding", None) or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def show_summary(dataset: Dataset, screen: Screen) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from stargate.config import RolloutConfig
-from stargate.dialogue import plan_dialogues, play
+from stargate.dialogue import plan_dialogues
 from stargate.errors import RecordDropped
 from stargate.iteration import Roles, Workbench
 from stargate.progress import Stage
@@ -63,30 +63,40 @@ async def play_all(
         dialogue.id: dialogue
         for dialogue in map(dialogue_from_row, bench.store.read(scope, "dialogues"))
     }
-    questioner = bench.questioner(roles.generate)
+    play = bench.player(roles)
+    babble = bench.babble_watch(scope)
     slots = asyncio.Semaphore(bench.config.rollout.max_concurrent_dialogues)
 
     async def one(plan: DialoguePlan, stage: Stage) -> None:
-        async with slots:
-            try:
-                dialogue = await play(plan, questioner, roles.roleplay)
-            except RecordDropped as problem:
-                bench.tally.drop(problem)
-                stage.advance()
-                return
+        try:
+            dialogue = await play(plan)
+        except RecordDropped as problem:
+            bench.tally.drop(problem)
+            babble.dropped(problem)
+            babble.check()
+            stage.advance()
+            return
+        finally:
+            slots.release()
         await bench.store.append(scope, "dialogues", [dialogue_row(plan.pair, dialogue)])
         played[plan.pair.id].append(dialogue)
         stage.advance(tokens=bench.tally.finished_dialogue(scope, dialogue))
+        babble.heard(dialogue)
+        babble.check()
 
     with bench.progress.stage(f"{scope} rollout", len(plans), "dialogues") as stage:
         stage.begin()
         async with task_group() as group:
             for plan in plans:
                 if plan.dialogue_id in finished:
-                    played[plan.pair.id].append(finished[plan.dialogue_id])
+                    dialogue = finished[plan.dialogue_id]
+                    played[plan.pair.id].append(dialogue)
+                    babble.heard(dialogue)
                     stage.advance()
                 else:
+                    await slots.acquire()  # no more tasks than dialogues in flight
                     group.create_task(one(plan, stage))
+    babble.finish()
     for dialogues in played.values():
         dialogues.sort(key=lambda dialogue: dialogue.index)
     return played

@@ -8,8 +8,10 @@ condition's. The last two are paired over pairs, so what makes a pair easy cance
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+from jinja2 import Template
 from markupsafe import Markup
 
 from stargate.progress import safe_text
@@ -173,21 +175,22 @@ def render_ablation(values: Json) -> str:
     """The HTML file. All texts are escaped, whatever they hold."""
     shown = blocks(values, _SHOWN)
     names = {block.info.name for block in shown}
-    return (
-        new_environment()
-        .get_template("ablation.html.j2")
-        .render(
-            about=values["about"],
-            conditions=values["conditions"],
-            headline=headline(values),
-            notes=notes(values),
-            shown=shown,
-            others=[block for block in blocks(values) if block.info.name not in names],
-            minutes=_minutes,
-            shared=_shared_of,
-            style=Markup(template_text("report.css")),
-        )
+    return _template().render(
+        about=values["about"],
+        conditions=values["conditions"],
+        headline=headline(values),
+        notes=notes(values),
+        shown=shown,
+        others=[block for block in blocks(values) if block.info.name not in names],
+        minutes=_minutes,
+        shared=_shared_of,
+        style=Markup(template_text("report.css")),
     )
+
+
+@cache  # an ablation in progress writes its report after each condition
+def _template() -> Template:
+    return new_environment().get_template("ablation.html.j2")
 
 
 def _minutes(seconds: float | None) -> str:

@@ -28,10 +28,13 @@ from stargate.report.dialogues import (
     told_facts,
 )
 from stargate.report.reading import (
+    count_of,
     evaluation_scopes,
     iteration_scopes,
+    number_of,
     read_evaluation,
     read_iterations,
+    reading,
 )
 from stargate.report.records import (
     TEST,
@@ -90,23 +93,28 @@ def load_report(run_dir: Path, max_dialogues: int = MAX_DIALOGUES) -> ReportData
             "iterations) to stay usable; they are in the run directory."
         )
     values: Mapping[str, Any] = summary or {}
-    stages = values.get("stages") or {}
+    with reading(run_dir / "summary.json"):
+        stages = {
+            name: float(stage["seconds"]) for name, stage in (values.get("stages") or {}).items()
+        }
+        seconds, throughput = number_of(values.get("seconds")), _throughput(values)
+        drops = _drops(values, run_dir)
     return ReportData(
         run_dir=run_dir,
         name=run_dir.resolve().name,
         config=config,
         environment=read_json(run_dir / "environment.json") or {},
         status=str(values.get("status", "not finished")),
-        seconds=values.get("seconds"),
+        seconds=seconds,
         evaluations=evaluations,
         iterations=iterations,
         selections=tuple(selections),
         dialogues=tuple(loader.dialogues),
         num_dialogues_left_out=left_out,
         texts=loader.texts,
-        stages={name: float(stage["seconds"]) for name, stage in stages.items()},
-        throughput=_throughput(values),
-        drops=_drops(values, run_dir),
+        stages=stages,
+        throughput=throughput,
+        drops=drops,
         notes=tuple(dict.fromkeys(loader.notes)),
     )
 
@@ -169,22 +177,26 @@ class _Loader:
                 f"Evaluation {name!r} has dialogues but no measures yet (no eval.json): "
                 "`stargate eval` writes them."
             )
-        rows = {version: read_rows(root, f"eval-m{version}") for version in scopes}
-        texts = self._texts(source, config, [row for found in rows.values() for row in found])
-        facts_of = told_facts if _grounded(evaluation, config) else stated_facts_of(texts)
-        self.dialogues += read_evaluated(root, source, rows, texts, facts_of)
+        with reading(root):
+            rows = {version: read_rows(root, f"eval-m{version}") for version in scopes}
+            found = [row for of_version in rows.values() for row in of_version]
+            texts = self._texts(source, config, found)
+            facts_of = told_facts if _grounded(evaluation, config) else stated_facts_of(texts)
+            self.dialogues += read_evaluated(root, source, rows, texts, facts_of)
         return evaluation
 
     def training(self, max_dialogues: int) -> list[SelectionView]:
         """Reads the training dialogues; returns the selections of all pairs."""
-        rows = {t: read_rows(self._root, f"t{t}") for t in iteration_scopes(self._root)}
-        room = max(max_dialogues - len(self.dialogues), 0)
-        kept, self.num_left_out = keep_whole_pairs(rows, room)
-        texts = self._texts(TRAIN, self._config, [row for found in rows.values() for row in found])
-        grounded = isinstance(self._config.roleplayer.grounding, FactsGrounding)
-        facts_of = told_facts if grounded else stated_facts_of(texts)
-        dialogues, selections = read_training(self._root, kept, texts, facts_of)
-        self.dialogues += dialogues
+        with reading(self._root):
+            rows = {t: read_rows(self._root, f"t{t}") for t in iteration_scopes(self._root)}
+            room = max(max_dialogues - len(self.dialogues), 0)
+            kept, self.num_left_out = keep_whole_pairs(rows, room)
+            found = [row for of_iteration in rows.values() for row in of_iteration]
+            texts = self._texts(TRAIN, self._config, found)
+            grounded = isinstance(self._config.roleplayer.grounding, FactsGrounding)
+            facts_of = told_facts if grounded else stated_facts_of(texts)
+            dialogues, selections = read_training(self._root, kept, texts, facts_of)
+            self.dialogues += dialogues
         return selections
 
     def _texts(self, source: str, config: RunConfig, rows: Sequence[Row]) -> Texts:
@@ -253,26 +265,35 @@ def _throughput(summary: Mapping[str, Any]) -> Throughput:
     train = summary.get("train") or {}
     push = summary.get("push") or {}
     return Throughput(
-        num_dialogues=rollout.get("num_dialogues"),
-        generated_tokens=rollout.get("generated_tokens"),
-        generated_tokens_per_s=rollout.get("generated_tokens_per_s"),
-        train_examples=train.get("num_examples"),
-        train_steps=train.get("num_steps"),
-        train_tokens_per_s=train.get("tokens_per_s"),
-        push_seconds=push.get("seconds"),
-        num_engines=push.get("num_engines"),
-        peak_rss_gb=summary.get("peak_rss_gb"),
+        num_dialogues=count_of(rollout.get("num_dialogues")),
+        generated_tokens=count_of(rollout.get("generated_tokens")),
+        generated_tokens_per_s=number_of(rollout.get("generated_tokens_per_s")),
+        train_examples=count_of(train.get("num_examples")),
+        train_steps=count_of(train.get("num_steps")),
+        train_tokens_per_s=number_of(train.get("tokens_per_s")),
+        push_seconds=number_of(push.get("seconds")),
+        num_engines=count_of(push.get("num_engines")),
+        peak_rss_gb=number_of(summary.get("peak_rss_gb")),
     )
 
 
 def _drops(summary: Mapping[str, Any], run_dir: Path) -> Drops:
     """Those of the run, and those of every `stargate eval` of it, by reason and place."""
-    counts = dict(summary.get("dropped") or {})
-    examples = {k: tuple(v) for k, v in (summary.get("dropped_examples") or {}).items()}
+    counts = _counts(summary.get("dropped"))
+    examples = {
+        reason: tuple(map(str, texts))
+        for reason, texts in (summary.get("dropped_examples") or {}).items()
+    }
     for folder in (run_dir, *sorted((run_dir / "evaluations").glob("*"))):
         where = "stargate eval" if folder == run_dir else f"evaluation {folder.name}"
         evaluation = read_json(folder / EVALUATION_DROPS) or {}
-        for reason, count in (evaluation.get("dropped") or {}).items():
-            counts[f"{reason} ({where})"] = count
-            examples[f"{reason} ({where})"] = tuple(evaluation["examples"][reason])
-    return Drops(run=counts, data=dict(summary.get("data_dropped") or {}), examples=examples)
+        with reading(folder / EVALUATION_DROPS):
+            for reason, count in _counts(evaluation.get("dropped")).items():
+                counts[f"{reason} ({where})"] = count
+                texts = evaluation["examples"][reason]
+                examples[f"{reason} ({where})"] = tuple(map(str, texts))
+    return Drops(run=counts, data=_counts(summary.get("data_dropped")), examples=examples)
+
+
+def _counts(values: Mapping[str, Any] | None) -> dict[str, int]:
+    return {str(reason): count_of(number) or 0 for reason, number in (values or {}).items()}

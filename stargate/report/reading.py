@@ -7,14 +7,15 @@ file that is absent gives None or nothing, and the caller says so.
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stargate.durable import read_json
+from stargate.durable import file_problem, read_json
 from stargate.errors import DataError
 from stargate.evaluation.qualification import Criterion
 from stargate.evaluation.statistics import Measure
@@ -25,6 +26,17 @@ CHECKPOINT = re.compile(r"m\d+")
 _EVALUATION_SCOPE = re.compile(r"eval-m(\d+)")
 _ITERATION_SCOPE = re.compile(r"t(\d+)")
 Json = dict[str, Any]
+# What Python raises for a value of another shape than the reader takes it for.
+_ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+@contextmanager
+def reading(place: Path) -> Iterator[None]:
+    """Values of another shape than a run writes become DataError, which names the place."""
+    try:
+        yield
+    except _ODD as error:
+        raise DataError(f"{place}: not what a run writes: {error!r}") from error
 
 
 def read_iterations(file: Path) -> tuple[Iteration, ...]:
@@ -43,7 +55,7 @@ def read_iterations(file: Path) -> tuple[Iteration, ...]:
             values = json.loads(line)
             if values["event"] == "iteration":
                 found[int(values["iteration"])] = _iteration(values)
-        except (ValueError, KeyError, TypeError) as error:
+        except (*_ODD, RecursionError) as error:
             raise DataError(f"{file}:{number}: not a line of metrics: {error!r}") from error
     return tuple(found[number] for number in sorted(found))
 
@@ -54,10 +66,10 @@ def _iteration(values: Json) -> Iteration:
         losses=_floats(values["train_losses"]),
         grad_norms=_floats(values["grad_norms"]),
         learning_rates=_floats(values["learning_rates"]),
-        validation_loss=_float(values.get("validation_loss")),
+        validation_loss=number_of(values.get("validation_loss")),
         num_examples=int(values["num_examples"]),
-        train_seconds=_float(values.get("train_seconds")),
-        push_seconds=_float(values.get("push_seconds")),
+        train_seconds=number_of(values.get("train_seconds")),
+        push_seconds=number_of(values.get("push_seconds")),
         push_phases={str(k): float(v) for k, v in (values.get("push_phases") or {}).items()},
     )
 
@@ -85,13 +97,15 @@ def read_columns(root: Path, scope: str, table: str, columns: Sequence[str]) -> 
     """
     rows: list[Json] = []
     for file in table_files(root / scope / table):
+        if (problem := file_problem(file)) is not None:
+            raise DataError(f"{file}: {problem}")
         try:
             parquet = pq.ParquetFile(file)
             known = set(parquet.schema_arrow.names)
             missing = dict.fromkeys(c for c in columns if c.partition(".")[0] not in known)
             read = parquet.read(columns=[c for c in columns if c not in missing]).to_pylist()
             rows += [{**missing, **row} for row in read] if missing else read
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             raise DataError(f"{file}: can't be read: {' '.join(str(error).split())}") from error
     return rows
 
@@ -104,7 +118,7 @@ def read_evaluation(root: Path, source: str, name: str, scopes: Sequence[int]) -
         checkpoints = tuple(f"m{version}" for version in scopes)
         return Evaluation(source, name, _about({}), checkpoints, {}, {}, {}, None)
     checkpoints = tuple(sorted(filter(CHECKPOINT.fullmatch, tree), key=lambda m: int(m[1:])))
-    try:
+    with reading(file):
         return Evaluation(
             source=source,
             name=name,
@@ -117,8 +131,6 @@ def read_evaluation(root: Path, source: str, name: str, scopes: Sequence[int]) -
             },
             judge=_judge(tree["judge"]) if tree.get("judge") else None,
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{file}: not what an evaluation writes: {error!r}") from error
 
 
 def _measures(values: Mapping[str, Any]) -> dict[str, Measure]:
@@ -131,20 +143,22 @@ def _measures(values: Mapping[str, Any]) -> dict[str, Measure]:
 
 def _changes(values: Mapping[str, Any]) -> dict[str, Change]:
     return {
-        name: Change(_measure(value), int(value["num_only_before"]), int(value["num_only_after"]))
+        name: Change(
+            _measure(value), _count(value["num_only_before"]), _count(value["num_only_after"])
+        )
         for name, value in values.items()
     }
 
 
 def _measure(value: Mapping[str, Any]) -> Measure:
     return Measure(
-        mean=_float(value["mean"]),
-        ci_low=_float(value["ci_low"]),
-        ci_high=_float(value["ci_high"]),
-        standard_error=_float(value["standard_error"]),
-        n=int(value["n"]),
-        task_clusters=int(value["task_clusters"]),
-        persona_clusters=int(value["persona_clusters"]),
+        mean=number_of(value["mean"]),
+        ci_low=number_of(value["ci_low"]),
+        ci_high=number_of(value["ci_high"]),
+        standard_error=number_of(value["standard_error"]),
+        n=_count(value["n"]),
+        task_clusters=_count(value["task_clusters"]),
+        persona_clusters=_count(value["persona_clusters"]),
     )
 
 
@@ -156,12 +170,12 @@ def _judge(value: Mapping[str, Any]) -> Judge:
     criteria = tuple(
         Criterion(
             name=name,
-            value=_float(entry["value"]),
+            value=number_of(entry["value"]),
             requirement=str(entry["requirement"]),
             passed=bool(entry["passed"]),
-            n=int(entry["n"]),
-            ci_low=_float(entry.get("ci_low")),
-            ci_high=_float(entry.get("ci_high")),
+            n=_count(entry["n"]),
+            ci_low=number_of(entry.get("ci_low")),
+            ci_high=number_of(entry.get("ci_high")),
         )
         for name, entry in (value.get("criteria") or {}).items()
     )
@@ -176,10 +190,10 @@ def _about(value: Mapping[str, Any]) -> About:
         data=_text(value.get("data")),
         roleplayer=_roleplayer(value.get("roleplayer")),
         trained_with_roleplayer=_roleplayer(value.get("trained_with_roleplayer")),
-        num_dialogues=_int(value.get("num_dialogues")),
-        num_turns=_int(value.get("num_turns")),
-        seed=_int(value.get("seed")),
-        confidence=_float(value.get("confidence")),
+        num_dialogues=count_of(value.get("num_dialogues")),
+        num_turns=count_of(value.get("num_turns")),
+        seed=count_of(value.get("seed")),
+        confidence=number_of(value.get("confidence")),
     )
 
 
@@ -198,7 +212,8 @@ def _grounding(value: object) -> str:
     return str(value.get("type", "")) if isinstance(value, dict) else str(value or "")
 
 
-def _float(value: Any) -> float | None:
+def number_of(value: Any) -> float | None:
+    """A finite number; None for none. Raises what `reading` understands."""
     if value is None:
         return None
     number = float(value)
@@ -211,8 +226,14 @@ def _floats(values: Sequence[Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
-def _int(value: Any) -> int | None:
-    return None if value is None else int(value)
+def count_of(value: Any) -> int | None:
+    """A whole number; None for none. Raises what `reading` understands."""
+    return None if value is None else _count(value)
+
+
+def _count(value: Any) -> int:
+    float(value)  # one that is no float is too long to be shown
+    return int(value)
 
 
 def _text(value: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""A build by a real model: against vLLM's own OpenAI server, and with an engine of the command.
+"""A build by a real model: with an engine of the command (with a server: test_oracle_vllm.py).
 
 The embedded model of 135M parameters writes poor personas and leaves some golds unfinished: what is
 tested is that every answer becomes what it is, and is counted.
@@ -15,9 +15,6 @@ import pytest
 import yaml
 
 from stargate.data.dataset import read_dataset
-from tests.integration.test_oracle_vllm import KEY, MODEL, server
-
-__all__ = ["server"]  # a fixture
 
 pytestmark = pytest.mark.integration
 
@@ -38,8 +35,10 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def build(folder: Path, oracle: dict[str, Any], **more: Any) -> tuple[str, dict[str, Any]]:
-    """Runs the command twice; returns what it said first, and its report."""
+def build(
+    folder: Path, oracle: dict[str, Any], key: str = "", **more: Any
+) -> tuple[str, dict[str, Any]]:
+    """Runs the command twice; returns what it said first, and its report. `key` is the server's."""
     (folder / "tasks.txt").write_text("\n".join(TASKS))
     tree = {
         **CONFIG,
@@ -57,7 +56,7 @@ def build(folder: Path, oracle: dict[str, Any], **more: Any) -> tuple[str, dict[
         command = [sys.executable, "-m", "stargate.launch.cli", "data", "build", str(file)]
         done = subprocess.run(
             command,
-            env={**os.environ, "PATH": path, "STARGATE_TEST_KEY": KEY},
+            env={**os.environ, "PATH": path, "STARGATE_TEST_KEY": key},
             capture_output=True,
             text=True,
             timeout=400,
@@ -84,24 +83,6 @@ def check(folder: Path, report: dict[str, Any]) -> None:
     assert report["cost"]["calls"] == calls >= 10
     assert report["sources"]["persona_rounds"] == 1 or rejected
     print(rejected, report["sources"]["facts"], report["missing_golds"]["counts"])
-
-
-def test_build_with_vllms_server(server: str, tmp_path: Path) -> None:
-    oracle = {
-        "type": "openai",
-        "model": MODEL,
-        "base_url": server,
-        "api_key_env": "STARGATE_TEST_KEY",
-        "cost": {
-            "prices": {MODEL: {"input_per_million": 1, "output_per_million": 2}},
-            "max_cost": 1.0,
-        },
-    }
-    _, report = build(tmp_path, oracle)
-    check(tmp_path, report)
-    assert report["cost"]["money"] > 0
-    for file in tmp_path.rglob("*"):
-        assert not file.is_file() or KEY.encode() not in file.read_bytes()
 
 
 def test_build_with_an_engine_of_its_own(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 from stargate.embedded import ensure_embedded_model
 from stargate.oracle import AnswerStatus, ChatRequest, JsonSchema, Oracle, OracleError, chat
 from stargate.oracle.config import CostConfig, OpenAIOracleConfig, PriceConfig
+from tests.integration.test_build_vllm import build, check
 
 pytestmark = pytest.mark.integration
 
@@ -193,3 +194,22 @@ def test_a_wrong_key_and_an_unknown_model_are_one_line(
     request = ChatRequest(chat(("user", "hi")), "no-such-model", 5)
     with pytest.raises(OracleError, match=r"HTTP 404: .*no-such-model"):
         with_oracle(settings, tmp_path, lambda oracle: oracle.complete(request))
+
+
+# Here, and not with the builds, because a server takes half a minute to start.
+def test_build_with_vllms_server(server: str, tmp_path: Path) -> None:
+    oracle = {
+        "type": "openai",
+        "model": MODEL,
+        "base_url": server,
+        "api_key_env": "STARGATE_TEST_KEY",
+        "cost": {
+            "prices": {MODEL: {"input_per_million": 1, "output_per_million": 2}},
+            "max_cost": 1.0,
+        },
+    }
+    _, report = build(tmp_path, oracle, KEY)
+    check(tmp_path, report)
+    assert report["cost"]["money"] > 0
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or KEY.encode() not in file.read_bytes()

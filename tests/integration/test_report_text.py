@@ -80,7 +80,7 @@ def test_model_text_cannot_control_the_terminal(run_dir: Path, tmp_path: Path) -
     summary.write_text(summary.read_text().replace("t0/y: long", nasty))
     text = render_text(load_report(copy))
     assert "\x1b" not in text and "\u202e" not in text and "\x07" not in text
-    assert r"\x1b[2J\x202erun\x07" in text
+    assert r"\x1b[2J\u202erun\x07" in text
 
 
 def test_the_median_dialogue_is_shown_before_and_after(text: str) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from stargate.config import RolloutConfig, SamplingConfig
+from stargate.deadline import TurnWatch
 from stargate.dialogue import Questioner, plan_dialogues, play
 from stargate.errors import RecordDropped
 from stargate.prompts import load_prompts
@@ -24,7 +25,9 @@ def questioner(generate: ScriptedGenerate, max_model_len: int = 4096) -> Questio
 
 def played(generate: ScriptedGenerate, num_turns: int = 2, max_model_len: int = 4096) -> Dialogue:
     plan = DialoguePlan("t0/t:p/0", PAIR, 0, num_turns, seed=7)
-    return asyncio.run(play(plan, questioner(generate, max_model_len), FixedRoleplay()))
+    return asyncio.run(
+        play(plan, questioner(generate, max_model_len), FixedRoleplay(), TurnWatch(60.0))
+    )
 
 
 def test_two_turns_are_played_in_turn() -> None:
@@ -82,7 +85,9 @@ def test_dialogues_do_not_wait_for_each_other() -> None:
 
         ask = questioner(OneHangs(lambda request: "q?"))
         plans = [DialoguePlan(f"t0/t:p/{i}", PAIR, i, 3, seed=i) for i in range(4)]
-        tasks = [asyncio.create_task(play(plan, ask, FixedRoleplay())) for plan in plans]
+        tasks = [
+            asyncio.create_task(play(plan, ask, FixedRoleplay(), TurnWatch(60.0))) for plan in plans
+        ]
         await asyncio.gather(*tasks[1:])
         assert not tasks[0].done()
         stuck.set()

@@ -59,5 +59,5 @@ def test_live_stages_can_run_side_by_side() -> None:
 
 def test_control_characters_are_escaped() -> None:
     assert safe_text("a\x1b[31mred\x07\r\n") == "a\\x1b[31mred\\x07\\x0d\n"
-    assert safe_text("right\u202eleft") == "right\\x202eleft"
+    assert safe_text("right\u202eleft") == "right\\u202eleft"
     assert safe_text("naïve 中文 🙂") == "naïve 中文 🙂"

@@ -166,7 +166,7 @@ def _is_temporary(file: Path) -> bool:
 def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: can't be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise DataError(f"{file}: expected an object, got {type(content).__name__}")
