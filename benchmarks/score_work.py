@@ -8,7 +8,7 @@ tokenizer can be used. Contexts have about 200 tokens, golds 137.
 
 For several golds per dialogue there are long dialogues as well: the turns of a pair's four
 dialogues, one after another, about 580 tokens of context. Three turns of models that write as
-freely as the paper's come to that. Beside a recorded context of 200 tokens, 8 golds of 137 are 3.8
+freely as the paper's come to that. Beside a recorded context of 200 tokens, 8 golds of 137 are 4.2
 times the tokens of one, whoever scores them.
 """
 

@@ -5,6 +5,7 @@ Importing this needs the standard library only; sampling needs psutil.
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,9 @@ class PeakMemory:
 
     root_pid: int = field(default_factory=os.getpid)
     session: str | None = None
-    interval_s: float = 3.0  # a sample of a run's processes takes 0.06 s
+    interval_s: float = 3.0
+    # A sample of a large tree takes long: at 3 s it was 7 % of a core that the engines needed.
+    max_share: float = 0.01  # of one core
 
     def __post_init__(self) -> None:
         self._members: dict[int, float] = {}  # pid -> start time, because the kernel reuses pids
@@ -91,8 +94,10 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._stop.is_set():
+            started = time.thread_time()
             self.sample()
-            self._stop.wait(self.interval_s)
+            taken = time.thread_time() - started
+            self._stop.wait(max(self.interval_s, taken / self.max_share))
 
     def _tree(self) -> "Iterator[psutil.Process]":
         import psutil

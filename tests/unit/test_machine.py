@@ -176,7 +176,7 @@ HOLD = (
 def test_peak_memory_counts_grandchildren_and_keeps_the_peak() -> None:
     # A shell holds a Python: the memory is two levels below us.
     command = ["sh", "-c", f'{sys.executable} -c "{HOLD}"; true']
-    with memory.PeakMemory(interval_s=0.02) as sampler:
+    with memory.PeakMemory(interval_s=0.02, max_share=1.0) as sampler:
         before = sampler.sample().gb
         with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
             assert child.stdout is not None
