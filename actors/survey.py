@@ -55,7 +55,9 @@ class Survey:
 
 
 def attach(address: str) -> None:
-    """Connects this process to a running cluster. Raises MachineError."""
+    """Connects this process to a running cluster, if it is not already. Raises MachineError."""
+    if ray.is_initialized():
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     host, _, port = address.rpartition(":")
     try:
@@ -71,7 +73,8 @@ def attach(address: str) -> None:
         problem = " ".join(str(error).split())[:300]
         raise MachineError(
             f"cluster.address={address}: can't attach to a Ray cluster there: {problem}; a run "
-            "must start on one of the cluster's nodes, with its token in RAY_AUTH_TOKEN if it wants one"
+            "must start on one of the cluster's nodes, with its token in RAY_AUTH_TOKEN if it "
+            "wants one"
         ) from error
 
 
@@ -85,11 +88,29 @@ def attached(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextlib.contextmanager
+def attached_from_here(address: str) -> Iterator[None]:
+    """`attach`, undone only if the block fails.
+
+    Not a moment of a job may be unattached: Ray deletes a job's working directory, from which we
+    run, when the job's driver leaves.
+    """
+    attach(address)
+    try:
+        yield
+    except BaseException:
+        ray.shutdown()
+        raise
+
+
 def survey_cluster(config: RunConfig, address: str, say: Say, *, training: bool = True) -> Survey:
-    """Finds a seat for every actor and checks the nodes to be used. Raises MachineError."""
+    """Finds a seat for every actor and checks the nodes to be used; this process stays attached.
+
+    Raises MachineError.
+    """
     grounded = isinstance(config.roleplayer.grounding, FactsGrounding)
     names = ModelNames(config.model, config.roleplayer.model, grounded, config.trust_remote_code)
-    with attached(address):
+    with attached_from_here(address):
         bundles = find_room(config, say, training=training)
         used = {bundle.node for bundle in bundles}
         present = {facts.node.name: facts for facts in living_nodes() if facts.node.name in used}
@@ -186,8 +207,9 @@ def _room(config: RunConfig, *, training: bool) -> tuple[Bundle, ...]:
 
 def _ask_autoscaler(config: RunConfig, training: bool) -> None:
     nodes = [facts.node for facts in living_nodes()]
-    device = "cuda" if config.device == "cuda" else cluster_device(config, nodes)
-    wanted = needs(config, device=device, training=training)
+    # A cluster that has no node yet can still be asked for some.
+    gpus = config.device == "cuda" or (bool(nodes) and cluster_device(config, nodes) == "cuda")
+    wanted = needs(config, device="cuda" if gpus else "cpu", training=training)
     shapes = ({"CPU": need.num_cpus, "GPU": need.num_gpus} for need in wanted)
     _request([{k: v for k, v in shape.items() if v} for shape in shapes if any(shape.values())])
 

@@ -14,7 +14,9 @@ pytestmark = pytest.mark.integration
 
 
 def test_the_command_measures_what_its_names_say(tmp_path: Path) -> None:
-    model = save_tiny_model(tmp_path / "tiny", resolve_model("embedded"), dtype="bfloat16")
+    model = save_tiny_model(
+        tmp_path / "tiny", resolve_model("embedded"), dtype="bfloat16", head_dim=64
+    )
     result = tmp_path / "push.json"
     command = [sys.executable, "-m", "stargate.launch.cli", "bench", "push", "--json", str(result)]
     command += ["--model", str(model), "--pushes", "2", "--max-model-len", "256"]

@@ -7,9 +7,18 @@ _COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def save_tiny_model(
-    folder: Path, embedded: Path, *, tied: bool = True, dtype: str = "float32", seed: int = 0
+    folder: Path,
+    embedded: Path,
+    *,
+    tied: bool = True,
+    dtype: str = "float32",
+    seed: int = 0,
+    head_dim: int = 8,
 ) -> Path:
-    """Saves the model (1.6 million parameters, nearly all of them embeddings); returns `folder`."""
+    """Saves the model (1.6 million parameters, nearly all of them embeddings); returns `folder`.
+
+    vLLM computes on a CPU with heads of 32 and more only.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -21,6 +30,7 @@ def save_tiny_model(
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=512,
         initializer_range=0.2,  # large enough that log-probs differ by nats, not by rounding
         tie_word_embeddings=tied,
