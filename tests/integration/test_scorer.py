@@ -221,12 +221,12 @@ def test_what_dialogues_of_a_pair_have_in_common_is_computed_once(
     """A chat, its continuations and its beginning: each scores as it does alone."""
     gold = requests[0].golds[0]
     whole = requests[0].context_ids
-    contexts = [whole, whole[:-5], whole[:-5] + requests[1].context_ids[-30:], whole[:20]]
+    contexts = [whole, whole[:-5], whole[:-5] + requests[1].context_ids[-29:], whole[:20]]
     together = [ScoreRequest(f"c{n}", ids, (gold, gold[:7])) for n, ids in enumerate(contexts)]
     before = float32.stats().num_tokens
     shared = score(float32, together)
     computed = float32.stats().num_tokens - before
-    assert computed == len(whole) + 30 + 4 * (len(gold) - 1 + 6)
+    assert computed == len(whole) + 29 + 4 * (len(gold) - 1 + 6)
     for request, result in zip(together, shared, strict=True):
         [alone] = score(float32, [ScoreRequest("alone", request.context_ids, (gold,))])
         expected = [list(alone.token_logprobs[0])]
