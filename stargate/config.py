@@ -265,7 +265,7 @@ class ScheduleConfig(Component):
     With overlap a pair is scored as soon as its dialogues have ended, without it all dialogues of a
     wave are played first: where engines and scorers share cores, two busy OpenMP teams on one core
     run 10 times slower. `auto` decides by the threads of each process (placement.py): it overlaps
-    on GPUs, and on a CPU where each has one thread. Training overlaps with nothing.
+    on GPUs, and on a CPU where each thread has a core. Training overlaps with nothing.
 
     An engine, scorer or trainer that dies is started again, each `max_restarts` times within a run.
     """

@@ -4,11 +4,11 @@ out.
 On a machine without a GPU all engines share out the cores among themselves, the scorers get all of
 them once more, and so does the trainer. Every thread count here is explicit, because what may run
 at the same time depends on it: a team of several threads waits for its slowest one at each step,
-and two such teams on one core make each other 10 times slower, whereas single threads only share.
+and two such teams on one core make each other 10 times slower. Single threads only share; whether
+overlap pays for them is what `stargate bench iteration` measures, and until it has they take turns.
 
-    auto on CPU:  each engine and scorer has one thread  -> scoring overlaps with the rollouts
-                  all teams fit side by side             -> so it does
-                  else                                   -> stages take turns
+    auto on CPU:  all teams fit side by side  -> scoring overlaps with the rollouts
+                  else                        -> stages take turns
     training comes after all of them in any case: it needs every example, and all cores
 """
 
@@ -82,14 +82,9 @@ def decide_overlap(
 ) -> tuple[bool, str]:
     """Whether scorers may work while engines do, by the threads of each process; and why."""
     threads = [*engine_threads, *scorer_threads]
-    if max(threads) == 1:
-        return True, "every engine and scorer has one thread, so none waits for a part of itself"
     if sum(threads) <= num_cores:
         return True, f"all {sum(threads)} threads have a core of their own"
-    return False, (
-        f"{sum(threads)} threads on {num_cores} cores, in teams of up to {max(threads)} that would "
-        "wait for each other"
-    )
+    return False, f"{sum(threads)} threads would share {num_cores} cores"
 
 
 def num_listed(cores: str) -> int:

@@ -55,22 +55,15 @@ def test_overlap_follows_the_config() -> None:
     assert not place(config(schedule={"overlap": "never"}), [0, 1], 2).overlap
 
 
-def test_auto_overlaps_where_every_process_has_one_thread() -> None:
+def test_stages_that_would_share_cores_take_turns_and_the_run_says_so() -> None:
     one_each = place(config(scorer={"num_scorers": 2}), cores=[0, 1], num_gpus=0)
-    assert one_each.scorer_threads == 1
-    assert one_each.overlap
+    assert (one_each.scorer_threads, one_each.trainer_threads) == (1, 2)
+    assert not one_each.overlap
     assert one_each.schedule == (
-        "schedule: rollouts, scoring and responses overlap: every engine and scorer has one "
-        "thread, so none waits for a part of itself"
+        "schedule: rollouts, scoring and responses take turns: 4 threads would share 2 cores"
     )
-    # The trainer's team does not count: it comes after all of them.
-    assert one_each.trainer_threads == 2
-    # The same preset on four cores has teams of two.
     two_each = place(config(scorer={"num_scorers": 2}), cores=[0, 1, 2, 3], num_gpus=0)
-    assert not two_each.overlap
-    assert two_each.schedule.endswith(
-        "take turns: 8 threads on 4 cores, in teams of up to 2 that would wait for each other"
-    )
+    assert two_each.schedule.endswith("take turns: 8 threads would share 4 cores")
 
 
 def test_auto_overlaps_where_all_teams_fit_side_by_side() -> None:
@@ -86,7 +79,8 @@ def test_auto_overlaps_where_all_teams_fit_side_by_side() -> None:
 @pytest.mark.parametrize(
     ("engines", "scorers", "cores", "overlap"),
     [
-        ((1, 1), (1, 1), 2, True),
+        ((1, 1), (1, 1), 2, False),
+        ((1, 1), (1, 1), 4, True),
         ((1, 1), (2,), 2, False),
         ((1, 1), (2,), 4, True),
         ((2, 2), (1,), 4, False),
