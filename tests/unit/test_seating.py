@@ -65,16 +65,16 @@ def test_nodes_on_one_machine_get_cores_of_their_own() -> None:
     assert node_cores(twice) == {"a": (0, 1, 2), "b": (0, 1, 3)}
 
 
-def test_one_thread_each_overlaps_as_on_one_machine() -> None:
+def test_stages_overlap_by_the_rule_of_one_machine() -> None:
     nodes = [facts("a", 1, machine="m"), facts("b", 1, machine="m")]
     got = seated(config(cluster={"strategy": "spread"}), *nodes)
     assert {s.actor: s.cores for s in got.seats if s.cores} == {
         "questioner-0": "0",
         "roleplayer-0": "1",
     }
-    assert got.placement.overlap
-    assert not seated(
-        config(cluster={"strategy": "spread"}, schedule={"overlap": "never"}), *nodes
+    assert not got.placement.overlap  # a scorer shares a core with an engine
+    assert seated(
+        config(cluster={"strategy": "spread"}, schedule={"overlap": "always"}), *nodes
     ).placement.overlap
 
 
