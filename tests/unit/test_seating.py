@@ -73,9 +73,7 @@ def test_stages_overlap_by_the_rule_of_one_machine() -> None:
         "roleplayer-0": "1",
     }
     assert not got.placement.overlap  # a scorer shares a core with an engine
-    assert seated(
-        config(cluster={"strategy": "spread"}, schedule={"overlap": "always"}), *nodes
-    ).placement.overlap
+    assert "would share" in got.placement.overlap_reason
 
 
 def test_the_paper_config_over_two_nodes_of_four_gpus() -> None:
