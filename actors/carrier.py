@@ -2,6 +2,7 @@
 
 bring(folder, actor)      a folder that is here, as the actor sees it
 collect(folder, actor)    where the actor may write what is to become `folder` here
+shares(folder, actor)     whether it sees a folder itself, and may write into it while it works
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -34,6 +35,10 @@ class Carrier(Protocol):
         """Where the actor writes a folder; when the block has ended well, `folder` is it."""
         ...
 
+    async def shares(self, folder: Path, actor: str) -> bool:
+        """Whether the actor sees a folder of the driver's under the same name."""
+        ...
+
 
 class SameFiles:
     """A Carrier for actors that see the files of the driver."""
@@ -45,3 +50,6 @@ class SameFiles:
     @asynccontextmanager
     async def collect(self, folder: Path, actor: str) -> AsyncIterator[str]:
         yield str(folder)
+
+    async def shares(self, folder: Path, actor: str) -> bool:
+        return True

@@ -2,6 +2,7 @@
 
     accumulate(step): each micro-batch forward and backward -> loss of every example, on every rank
     update(rate, check): one optimizer step, unless `check` refuses its gradient norm
+    partitions: what the steps have changed so far, for checkpoints (checkpointing.py)
     settle(): the weights become what will be saved;  evaluate(step): the loss under them
     save(folder): rank 0 writes them
 
@@ -43,6 +44,7 @@ from stargate.actors.modeling import (
     token_losses,
 )
 from stargate.actors.packing import make_packable
+from stargate.actors.partitions import Partitions
 from stargate.config import TrainerConfig
 from stargate.errors import ConfigError, DataError, MachineError
 from stargate.schedule import MicroBatch, Step
@@ -155,6 +157,7 @@ class Finetuning:
         )
         # Forget that first step on empty gradients: Adam's bias correction counts steps.
         self._engine.basic_optimizer.state.clear()
+        self.partitions = Partitions(self._engine, spec.config.zero_stage, self._device)
         self._check: Callable[[float], None] | None = None
         self._engine.basic_optimizer.register_step_pre_hook(self._before_step)
 
@@ -276,7 +279,7 @@ class Finetuning:
     def close(self) -> None:
         """Frees model, gradients and optimizer."""
         self._engine.destroy()
-        del self._engine, self._model, self._weights
+        del self._engine, self._model, self._weights, self.partitions
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

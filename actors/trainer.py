@@ -2,6 +2,7 @@
 
     train(examples, start, output) on every rank, with the same examples
       -> schedule.py: split, steps, micro-batches of each rank, learning rates
+      -> checkpointing.py: goes on where an earlier attempt was, if it left a checkpoint
       -> finetuning.py: DeepSpeed does the steps          (ranks meet in collectives)
       -> a Hugging Face folder, written by rank 0         (all ranks return once it is there)
 
@@ -16,10 +17,19 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from stargate.checkpoints import (
+    Identity,
+    TrainingLog,
+    examples_digest,
+    model_digest,
+    plan_digest,
+    settings_of,
+)
 from stargate.config import TrainerConfig
 from stargate.errors import DataError, DivergenceError, EngineError
 from stargate.schedule import (
@@ -34,6 +44,7 @@ from stargate.schedule import (
 from stargate.types import TrainingExample, TrainResult
 
 if TYPE_CHECKING:
+    from stargate.actors.checkpointing import Checkpoints
     from stargate.actors.finetuning import Finetuning
 
 # Pair ids that one error message names.
@@ -68,7 +79,8 @@ class TrainProgress:
     """How far a training stage is. `loss` is the last step's; `tokens` are those of all ranks.
 
     `number` counts the stages of this rank, so that a finished one is not taken for the next.
-    `total_steps` is 0 until the steps are planned, `tokens_per_s` until one is done.
+    `total_steps` is 0 until the steps are planned, `tokens_per_s` until one is done. `first_step`
+    are the steps that an earlier attempt did; tokens are without theirs. The screen shows `notes`.
     """
 
     number: int = 0
@@ -77,6 +89,8 @@ class TrainProgress:
     tokens: int = 0
     loss: float | None = None
     tokens_per_s: float = 0.0
+    first_step: int = 0
+    notes: tuple[str, ...] = ()
 
 
 class TrainerRank:
@@ -105,18 +119,21 @@ class TrainerRank:
         start_model_dir: str,
         output_dir: str,
         version: int,
+        checkpoint_dir: str | None = None,
     ) -> TrainResult:
         """Trains on from `start_model_dir` and saves m_`version` as `output_dir`.
 
-        Every rank is called with the same arguments. Raises DivergenceError naming step and pairs,
-        DataError for examples that can't be trained on, MachineError if the folder can't be
-        written; then there is no folder.
+        Every rank is called with the same arguments. Checkpoints go to `checkpoint_dir`, which all
+        ranks see, and one that is there already is where training goes on; None: there are none.
+        Raises DivergenceError naming step and pairs, DataError for examples that can't be trained
+        on, MachineError if the folder can't be written; then there is no folder.
         """
         if not self._started:
             raise EngineError("trainer: train() was called before start() or after shutdown()")
         self._progress = TrainProgress(self._progress.number + 1)
+        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
         return await asyncio.to_thread(
-            self._train, examples, start_model_dir, output_dir, f"m_{version}"
+            self._train, examples, start_model_dir, output_dir, f"m_{version}", folder
         )
 
     def progress(self) -> TrainProgress:
@@ -138,7 +155,9 @@ class TrainerRank:
         start_model_dir: str,
         output_dir: str,
         name: str,
+        checkpoint_dir: Path | None,
     ) -> TrainResult:
+        from stargate.actors.checkpointing import Checkpoints, Training
         from stargate.actors.finetuning import Finetuning
 
         config, spec = self._spec.config, self._spec
@@ -153,7 +172,13 @@ class TrainerRank:
         try:
             layout = make_layout(spec, stage.packed)
             steps = plan_steps(split.train, lengths, layout, config.num_epochs, spec.seed)
-            log = self._run_steps(stage, steps, ordered, name)
+
+            def identify() -> Identity:
+                return identity_of(spec, ordered, steps, start_model_dir)
+
+            training = Training(name, len(steps), spec.rank, config, identify)
+            checkpoints = Checkpoints(stage.partitions, training, checkpoint_dir, self._note)
+            log = self._run_steps(stage, steps, ordered, name, checkpoints)
             stage.settle()
             validation_loss = _validate(stage, split, ordered, layout)
             stage.save(output_dir)
@@ -170,7 +195,11 @@ class TrainerRank:
             seconds=log.seconds,
             model_dir=output_dir,
             num_validation_examples=len(split.validation),
+            num_repeated_steps=checkpoints.num_repeated,
         )
+
+    def _note(self, text: str) -> None:
+        self._progress = replace(self._progress, notes=(*self._progress.notes, text))
 
     def _run_steps(
         self,
@@ -178,12 +207,19 @@ class TrainerRank:
         steps: Sequence[Step],
         examples: Sequence[TrainingExample],
         name: str,
-    ) -> "_Log":
-        """All optimizer steps. Every rank sees the same losses and norms, so all stop together."""
-        config, log = self._spec.config, _Log()
-        self._progress = replace(self._progress, total_steps=len(steps))
+        checkpoints: "Checkpoints",
+    ) -> TrainingLog:
+        """All optimizer steps that no checkpoint has.
+
+        Every rank sees the same losses and norms, so all stop together.
+        """
+        config, log = self._spec.config, checkpoints.restore()
+        first, known_tokens, known_seconds = len(log.losses), log.num_tokens, log.seconds
+        self._progress = replace(
+            self._progress, first_step=first, steps=first, total_steps=len(steps)
+        )
         started = time.perf_counter()
-        for number, step in enumerate(steps):
+        for number, step in enumerate(steps[first:], first):
             where = f"training {name}, step {number + 1} of {len(steps)}"
             num_loss_tokens = sum(sum(examples[i].loss_mask) for i in step.examples)
             losses = stage.accumulate(step, num_loss_tokens)
@@ -203,27 +239,34 @@ class TrainerRank:
             log.rates.append(rate)
             log.num_tokens += sum(len(examples[i].input_ids) for i in step.examples)
             log.num_loss_tokens += num_loss_tokens
-            log.seconds = time.perf_counter() - started
+            log.seconds = known_seconds + time.perf_counter() - started
             self._progress = replace(
                 self._progress,
                 steps=number + 1,
-                tokens=log.num_tokens,
+                tokens=log.num_tokens - known_tokens,
                 loss=log.losses[-1],
                 tokens_per_s=log.num_tokens / log.seconds,
             )
+            checkpoints.after_step(log)
         return log
 
 
-@dataclass
-class _Log:
-    """What the steps did. Tokens count once per epoch; `seconds` are without loading and saving."""
-
-    losses: list[float] = field(default_factory=list)
-    grad_norms: list[float] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
-    num_tokens: int = 0
-    num_loss_tokens: int = 0
-    seconds: float = 0.0
+def identity_of(
+    spec: TrainerSpec,
+    examples: Sequence[TrainingExample],
+    steps: Sequence[Step],
+    start_model_dir: str,
+) -> Identity:
+    """What a checkpoint of this training must have been written by. Reads all start weights."""
+    return Identity(
+        num_ranks=spec.world_size,
+        seed=spec.seed,
+        engine=f"deepspeed {metadata.version('deepspeed')}",
+        config=settings_of(spec.config),
+        examples=examples_digest(examples),
+        plan=plan_digest(steps),
+        model=model_digest(Path(start_model_dir)),
+    )
 
 
 def make_layout(spec: TrainerSpec, packed: bool) -> Layout:
