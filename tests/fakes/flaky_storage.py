@@ -1,0 +1,80 @@
+"""A shared storage in memory that fails as real ones do: outages, torn uploads, slowness, kills.
+
+Two places to fail: below pyarrow, as a file system does (`FlakyHandler`), and above it, at a chosen
+call, as a killed driver does (`KilledStorage`).
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import fsspec
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+from stargate.shared_storage import Storage
+
+
+class FlakyHandler(FSSpecHandler):  # type: ignore[misc]  # pyarrow ships no types
+    """fsspec's memory file system. Set the fields to make it fail."""
+
+    def __init__(self) -> None:
+        super().__init__(fsspec.filesystem("memory"))
+        self.is_down = False
+        self.secret = ""  # what its error messages quote
+        self.num_torn = 0  # so many of the next uploads lose their second half, without a word
+        self.seconds = 0.0  # that each upload takes
+        self.uploads: list[str] = []
+
+    def open_output_stream(self, path: str, metadata: Any) -> Any:
+        if self.is_down:
+            raise OSError(f"connection refused {self.secret}".strip())
+        time.sleep(self.seconds)
+        self.uploads.append(path)
+        if self.num_torn and "_landing" not in path:
+            self.num_torn -= 1
+            with self.fs.open(path, "wb") as file:
+                file.write(b"half")
+            return super().open_output_stream(f"{path}.elsewhere", metadata)
+        return super().open_output_stream(path, metadata)
+
+
+def memory_storage(name: str, handler: FSSpecHandler | None = None) -> Storage:
+    """A folder in memory. The memory is the process's: names must differ between tests."""
+    handler = handler or FSSpecHandler(fsspec.filesystem("memory"))
+    return Storage(PyFileSystem(handler), f"/{name}", f"memory://{name}", renames=False)
+
+
+class Killed(BaseException):
+    """The driver's process ends here."""
+
+
+class KilledStorage(Storage):
+    """Counts puts and deletes, lets a test look at each, and dies at one of them."""
+
+    def __init__(self, name: str, look: Callable[[], None] = lambda: None) -> None:
+        handler = FSSpecHandler(fsspec.filesystem("memory"))
+        super().__init__(PyFileSystem(handler), f"/{name}", f"memory://{name}", renames=False)
+        self._look = look
+        self.num_calls = 0
+        self.dies_at: int | None = None
+        self.tears = False  # whether the file in flight is left half there
+
+    def put(
+        self, name: str, source: BinaryIO, size: int, moved: Callable[[int], None] | None = None
+    ) -> None:
+        if self._dies():
+            if self.tears and size > 1:
+                super().put(name, source, size // 2)
+            raise Killed
+        super().put(name, source, size, moved)
+        self._look()
+
+    def delete(self, name: str) -> None:
+        if self._dies():
+            raise Killed
+        super().delete(name)
+        self._look()
+
+    def _dies(self) -> bool:
+        self.num_calls += 1
+        return self.dies_at is not None and self.num_calls >= self.dies_at

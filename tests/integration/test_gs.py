@@ -1,0 +1,85 @@
+"""Records on Google Cloud Storage's protocol, against an emulator on loopback if there is one.
+
+It is no requirement of ours: pip install gcp-storage-emulator, into an environment on the PATH.
+"""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stargate import lease as lease_module
+from stargate.fetching import fetch
+from stargate.lease import LEASE
+from stargate.shared_storage import open_storage
+from stargate.storage_uri import parse_uri
+from tests.integration.test_s3 import add_scores, new_run, score_ids, start
+
+_EMULATOR = "gcp-storage-emulator"
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(shutil.which(_EMULATOR) is None, reason=f"no {_EMULATOR} on the PATH"),
+]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [_EMULATOR, "start", "--host=127.0.0.1", f"--port={port}", "--in-memory"]
+    with (tmp_path / "log").open("wb") as out:
+        emulator = subprocess.Popen(command, stdout=out, stderr=out)
+    try:
+        _make_bucket(f"127.0.0.1:{port}", emulator)
+        yield f"127.0.0.1:{port}"
+    finally:
+        emulator.kill()
+        emulator.wait()
+
+
+def _make_bucket(address: str, emulator: "subprocess.Popen[bytes]") -> None:
+    request = urllib.request.Request(
+        f"http://{address}/storage/v1/b?project=test",
+        data=json.dumps({"name": "records"}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        assert emulator.poll() is None, "the emulator ended"
+        try:
+            urllib.request.urlopen(request, timeout=5).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise AssertionError("no emulator after 60 s")
+
+
+def test_a_run_lands_is_merged_and_comes_back(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "_SETTLE_SECONDS", 0.0)
+    said: list[str] = []
+    query = f"scheme=http&endpoint_override={server}&retry_limit_seconds=5"
+    storage = open_storage(parse_uri(f"gs://anonymous@records/prefix/run?{query}"))
+    storage.check_writable()
+    store = new_run(tmp_path / "run")
+    work = start(storage, store.root, said)
+    add_scores(store, 0, 1)
+    work.finish()
+    work = start(storage, store.root, said)
+    store.compact("t0")
+    add_scores(store, 2)
+    work.finish()
+    assert storage.names("t0/scores") == ["part-000002.parquet"]
+    assert storage.read(LEASE, 1000) is None and storage.modified("config.yaml") is not None
+    fetched = fetch(storage, tmp_path / "there", said.append, models=True)
+    assert fetched.damaged == () and score_ids(tmp_path / "there") == ["d0", "d1", "d2"]
+    assert said == []

@@ -1,0 +1,200 @@
+"""Records over the real S3 protocol, against a server on loopback: land, fetch, outage, secrets."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyarrow.fs import FileSystem
+
+from stargate import landing as landing_module
+from stargate import lease as lease_module
+from stargate.errors import ConfigError
+from stargate.fetching import fetch
+from stargate.landing import Landing
+from stargate.landing_identity import new_identity, read_identity
+from stargate.lease import LEASE
+from stargate.rows import record_row
+from stargate.shared_storage import Storage, StorageError, open_storage
+from stargate.storage_uri import parse_uri
+from stargate.store import RunStore
+from stargate.types import DialogueScore
+from tests.integration.s3_server import s3_server, server_command
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(
+        server_command() is None, reason="moto is not installed: make install, or moto_server"
+    ),
+]
+KEY, SECRET = "AKIAPLANTEDKEY000000", "planted/secret+key/0123456789abcdef01234"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        s3_server(tmp_path_factory.mktemp("s3") / "log") as address,
+    ):
+        patch.setenv("AWS_ACCESS_KEY_ID", KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        bucket(address)
+        yield address
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "_SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(landing_module, "_FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(landing_module, "_LONGEST_PAUSE", 0.2)
+
+
+def query(address: str) -> str:
+    return f"scheme=http&endpoint_override={address}&region=us-east-1"
+
+
+def bucket(address: str) -> None:
+    system, _ = FileSystem.from_uri(f"s3://records?{query(address)}&allow_bucket_creation=true")
+    system.create_dir("records")
+
+
+def at(address: str, name: str) -> str:
+    return f"s3://records/prefix/{name}?{query(address)}"
+
+
+def add_scores(store: RunStore, *numbers: int) -> None:
+    for number in numbers:
+        row = record_row(DialogueScore(f"d{number}", "p", -1.5, 3))
+        asyncio.run(store.append("t0", "scores", [row]))
+
+
+def score_ids(root: Path) -> list[str]:
+    return [row["dialogue_id"] for row in RunStore(root).read("t0", "scores")]
+
+
+def start(storage: Storage, root: Path, said: list[str], deadline_s: float = 60.0) -> Landing:
+    identity = read_identity(root) or new_identity(str(storage))
+    identity.write(root)
+    work = Landing(
+        storage, root, identity, said.append, models=True, interval_s=0.2, deadline_s=deadline_s
+    )
+    work.begin()
+    return work
+
+
+def new_run(root: Path) -> RunStore:
+    root.mkdir()
+    store = RunStore(root)
+    store.write_text("config.yaml", "name: run\n")
+    return store
+
+
+def test_a_run_lands_is_merged_and_comes_back(server: str, tmp_path: Path) -> None:
+    storage, said = open_storage(parse_uri(at(server, "one"))), []
+    storage.check_writable()
+    store = new_run(tmp_path / "run")
+    work = start(storage, store.root, said)
+    add_scores(store, 0, 1)
+    model = store.root / "models" / "m1"
+    model.mkdir(parents=True)
+    weights = os.urandom(12_000_000)  # more than one part of a multipart upload
+    (model / "model.safetensors").write_bytes(weights)
+    work.finish()
+    assert len(storage.names("t0/scores")) == 2
+    work = start(storage, store.root, said)
+    store.compact("t0")
+    add_scores(store, 2)
+    work.finish()
+    assert storage.names("t0/scores") == ["part-000002.parquet"]
+    assert storage.names("t0") == ["scores.parquet"]
+    assert storage.read(LEASE, 1000) is None and storage.modified("config.yaml") is not None
+    there = tmp_path / "there"
+    fetched = fetch(storage, there, said.append, models=True)
+    assert fetched.damaged == () and score_ids(there) == ["d0", "d1", "d2"]
+    assert (there / "models/m1/model.safetensors").read_bytes() == weights
+    storage.put_bytes("t0/scores.parquet", b"torn")
+    fetched = fetch(storage, there, said.append, models=False)
+    assert [name for name, _, _ in fetched.damaged] == ["t0/scores.parquet"]
+    assert said == []
+
+
+def test_a_server_that_goes_and_comes_back(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    store = new_run(tmp_path / "run")
+    with s3_server(tmp_path / "log") as address:
+        bucket(address)
+        storage = open_storage(parse_uri(at(address, "two")))
+        work = start(storage, store.root, said)
+    add_scores(store, *range(4))  # the server is gone
+    with pytest.raises(StorageError) as caught:
+        work.finish(3.0)
+    assert "not there: t0/scores/part-000000.parquet" in str(caught.value)
+    port = int(address.partition(":")[2])
+    with s3_server(tmp_path / "log", port) as again:  # it has forgotten all
+        assert again == address
+        bucket(address)
+        start(storage, store.root, said).finish()
+        fetch(storage, tmp_path / "there", said.append, models=True)
+    assert score_ids(tmp_path / "there") == ["d0", "d1", "d2", "d3"]
+    assert SECRET not in "".join(said) and KEY not in "".join(said)
+
+
+def test_what_can_not_be_written_is_one_line(server: str) -> None:
+    with pytest.raises(StorageError, match="bucket does not exist"):
+        open_storage(parse_uri(f"s3://nobody/x?{query(server)}")).check_writable()
+    with pytest.raises(StorageError):
+        open_storage(parse_uri(f"s3://nobody/x?{query('127.0.0.1:9')}")).check_writable()
+    with pytest.raises(ConfigError):
+        parse_uri(f"s3://{KEY}:{SECRET}@records/x?{query(server)}")
+
+
+_DRIVER = """
+    import asyncio, os, sys
+    from pathlib import Path
+    from tests.integration.test_s3 import add_scores, start, lease_module
+    from stargate.shared_storage import open_storage
+    from stargate.storage_uri import parse_uri
+    from stargate.store import RunStore
+    lease_module._SETTLE_SECONDS = 0.0
+    root = Path(sys.argv[2])
+    store = RunStore(root)
+    start(open_storage(parse_uri(sys.argv[1])), root, [])
+    for number in range(1000):
+        add_scores(store, number)
+        if number % 10 == 9:
+            store.compact("t0")
+        print(number, flush=True)
+"""
+
+
+def test_a_driver_that_is_killed_and_its_disk_with_it(server: str, tmp_path: Path) -> None:
+    store = new_run(tmp_path / "run")
+    driver = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(_DRIVER), at(server, "three"), str(store.root)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdout is not None
+    for line in driver.stdout:
+        if int(line) == 60:
+            break
+    driver.kill()
+    driver.wait()
+    storage, said = open_storage(parse_uri(at(server, "three"))), []
+    there = tmp_path / "there"
+    fetched = fetch(storage, there, said.append, models=True)
+    ids = score_ids(there)
+    assert fetched.damaged == () and ids == [f"d{i}" for i in range(len(ids))] and ids
+    work = start(storage, there, said)  # the lease is of a dead process of this machine
+    add_scores(RunStore(there), *range(len(ids), 70))
+    RunStore(there).compact("t0")
+    work.finish()
+    fetch(storage, tmp_path / "third", said.append, models=True)
+    assert score_ids(tmp_path / "third") == [f"d{i}" for i in range(70)]
