@@ -3,16 +3,17 @@
     request -> the session's replica (its prefix cache), a new session: the least loaded
             -> mailbox of that replica -> text
     a replica dies -> its requests go to another one, or to the replica that takes its place
+    join           -> a place more, for new sessions
+    leave          -> a place less: its sessions move to the others, what it has under way it ends
 
 Requests are stateless (prompt ids and a seed), so one that was under way on a dead replica is sent
 again as it is.
 """
 
 import asyncio
-import contextlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from stargate.actors.mailbox import Delivery, Mailbox, Parcel
@@ -40,15 +41,17 @@ class _Replica(Generic[_Request, _Result]):
     mailbox: Mailbox[_Request, _Result] | None
     num_in_flight: int = 0
     replacing: asyncio.Task[None] | None = None
+    leaving: bool = False  # no place of the pool any more; it ends what it has
+    ended: asyncio.Event = field(default_factory=asyncio.Event)  # a leaving one has nothing left
 
 
 class ReplicaPool(Generic[_Request, _Result]):
     """Actors with an `exchange` (mailbox.py) that are as good as each other.
 
-    `home`: the replicas that this caller uses while one of them lives; several callers that share
-    the replicas out among themselves send fewer, fuller calls. Without `replace` a dead replica is
-    an ActorDied for whoever awaits it. With it, requests go on as long as a replica lives or one is
-    being replaced.
+    `home`: the replicas that this caller uses while one of them lives (None: all); several callers
+    that share the replicas out among themselves send fewer, fuller calls. Without `replace` a dead
+    replica is an ActorDied for whoever awaits it. With it, requests go on as long as a replica
+    lives or one is being replaced.
     """
 
     def __init__(
@@ -57,10 +60,16 @@ class ReplicaPool(Generic[_Request, _Result]):
         session: Callable[[_Request], str],
         home: Sequence[int] | None = None,
         replace: Replace | None = None,
+        owner: str = "",
     ) -> None:
-        self._replicas: list[_Replica[_Request, _Result]] = [_Replica(_mailbox(a)) for a in actors]
+        """`owner` is the name of a caller that may die, and come back under it: see Mailbox."""
+        self._owner = owner
+        self._replicas: list[_Replica[_Request, _Result]] = [
+            _Replica(self._mailbox(actor)) for actor in actors
+        ]
         self._session = session
-        self._home = list(range(len(actors))) if home is None else list(home)
+        self.home = home
+        self._joined = asyncio.Event()
         self._replace = replace
         self._sessions: OrderedDict[str, int] = OrderedDict()
         self._not_replaced: Exception | None = None  # why, the last time that it failed
@@ -68,6 +77,34 @@ class ReplicaPool(Generic[_Request, _Result]):
         self.num_requests = 0
         self.num_resent = 0
         self.num_replaced = 0
+
+    @property
+    def num_replicas(self) -> int:
+        """Places, with an actor or waiting for one; those that leave are none."""
+        return len(self._replicas)
+
+    def join(self, actor: Any) -> None:
+        """One more replica. It must be ready: requests may come at once."""
+        self._replicas.append(_Replica(self._mailbox(actor)))
+        self._joined.set()
+
+    def leave(self) -> Awaitable[None]:
+        """The last replica gets no more requests from now on. Awaited: it has ended what it had.
+
+        If it dies before that, the others do the rest.
+        """
+        replica, number = self._replicas.pop(), len(self._replicas)
+        replica.leaving = True
+        for session in [s for s, where in self._sessions.items() if where == number]:
+            del self._sessions[session]  # or a replica that joins later would get it
+        return self._left(replica)
+
+    async def _left(self, replica: _Replica[_Request, _Result]) -> None:
+        if replica.num_in_flight:
+            await replica.ended.wait()
+        if replica.mailbox is not None:
+            self._num_past_calls += replica.mailbox.num_calls
+            replica.mailbox = None
 
     @property
     def num_calls(self) -> int:
@@ -82,21 +119,27 @@ class ReplicaPool(Generic[_Request, _Result]):
         self.num_requests += 1
         session = self._session(request)
         for _ in range(_MAX_RESENDS + 1):
-            number, mailbox = await self._choose(session)
+            replica, mailbox = await self._choose(session)
+            replica.num_in_flight += 1
             try:
-                with self._counted(number):
-                    return await mailbox(request)
+                return await mailbox(request)
             except ActorDied as error:
-                if self._replace is None:
+                if self._replace is None and not replica.leaving:
                     raise
-                self._bury(number, mailbox, error)
+                self._bury(replica, mailbox, error)
                 self.num_resent += 1
                 last = error
+            finally:
+                replica.num_in_flight -= 1
+                if not replica.num_in_flight:
+                    replica.ended.set()
         raise EngineError(
             f"{session}: {_MAX_RESENDS + 1} actors died while they worked on it; the last: {last}"
         ) from last
 
-    async def _choose(self, session: str) -> tuple[int, Mailbox[_Request, _Result]]:
+    async def _choose(
+        self, session: str
+    ) -> tuple[_Replica[_Request, _Result], Mailbox[_Request, _Result]]:
         """A living replica. Waits for a replacement when there is none; raises EngineError when
         there will be none.
         """
@@ -106,7 +149,7 @@ class ReplicaPool(Generic[_Request, _Result]):
                 number = self._least_loaded()
             if number is not None and (mailbox := self._replicas[number].mailbox) is not None:
                 self._remember(session, number)
-                return number, mailbox
+                return self._replicas[number], mailbox
             if self._not_replaced is not None and not isinstance(self._not_replaced, StargateError):
                 raise self._not_replaced
             coming = {r.replacing for r in self._replicas if r.replacing is not None}
@@ -114,13 +157,27 @@ class ReplicaPool(Generic[_Request, _Result]):
                 raise EngineError(
                     f"no replica is left, and none could be replaced: {self._not_replaced}"
                 ) from self._not_replaced
-            await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED)
+            await self._change(coming)
+
+    async def _change(self, coming: set[asyncio.Task[None]]) -> None:
+        """Returns when a replacement has come, or failed to, or another replica has joined."""
+        self._joined.clear()
+        joining = asyncio.create_task(self._joined.wait())
+        try:
+            await asyncio.wait({*coming, joining}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            joining.cancel()
 
     def _least_loaded(self) -> int | None:
         """A living replica, of this caller's own as long as there is one."""
-        living = [n for n in self._home if self._replicas[n].mailbox is not None]
-        living = living or [n for n, r in enumerate(self._replicas) if r.mailbox is not None]
+        living = [n for n, r in enumerate(self._replicas) if r.mailbox is not None]
+        living = [n for n in living if self.home is None or n in self.home] or living
         return min(living, key=lambda n: self._replicas[n].num_in_flight, default=None)
+
+    def _mailbox(self, actor: Any) -> Mailbox[_Request, _Result]:
+        mailbox: Mailbox[_Request, _Result] = _mailbox(actor, self._owner)
+        mailbox.num_busy = lambda: sum(replica.num_in_flight > 0 for replica in self._replicas)
+        return mailbox
 
     def _remember(self, session: str, number: int) -> None:
         self._sessions[session] = number
@@ -128,37 +185,34 @@ class ReplicaPool(Generic[_Request, _Result]):
         if len(self._sessions) > _MAX_SESSIONS:
             self._sessions.popitem(last=False)
 
-    @contextlib.contextmanager
-    def _counted(self, number: int) -> Iterator[None]:
-        self._replicas[number].num_in_flight += 1
-        try:
-            yield
-        finally:
-            self._replicas[number].num_in_flight -= 1
-
     def _bury(
         self,
-        number: int,
+        replica: _Replica[_Request, _Result],
         mailbox: Mailbox[_Request, _Result],
         error: EngineError,
     ) -> None:
-        """Takes a dead actor out and asks for another, once for all of its requests."""
-        replica = self._replicas[number]
+        """Takes a dead actor out and asks for another, once for all of its requests; not for one
+        that was leaving.
+        """
         if replica.mailbox is not mailbox:
             return
         self._num_past_calls += mailbox.num_calls
         replica.mailbox = None
-        replica.replacing = asyncio.create_task(self._renew(number, error))
+        if not replica.leaving:
+            number = next(n for n, one in enumerate(self._replicas) if one is replica)
+            replica.replacing = asyncio.create_task(self._renew(replica, number, error))
 
-    async def _renew(self, number: int, error: EngineError) -> None:
+    async def _renew(
+        self, replica: _Replica[_Request, _Result], number: int, error: EngineError
+    ) -> None:
         assert self._replace is not None
-        replica = self._replicas[number]
         try:
             actor = await self._replace(number, error)
         except Exception as problem:  # the others go on; who waits with none left raises it
-            self._not_replaced = problem
+            if not replica.leaving or not isinstance(problem, StargateError):
+                self._not_replaced = problem
         else:
-            replica.mailbox = _mailbox(actor)
+            replica.mailbox = self._mailbox(actor)
             self.num_replaced += 1
         finally:
             replica.replacing = None
@@ -175,8 +229,9 @@ class EnginePool(ReplicaPool[GenerateRequest, Generation]):
         engines: Sequence[Any],
         home: Sequence[int] | None = None,
         replace: Replace | None = None,
+        owner: str = "",
     ) -> None:
-        super().__init__(engines, lambda request: request.session, home, replace)
+        super().__init__(engines, lambda request: request.session, home, replace, owner)
 
 
 def share_of(worker: int, num_workers: int, num_replicas: int) -> list[int]:
@@ -187,9 +242,9 @@ def share_of(worker: int, num_workers: int, num_replicas: int) -> list[int]:
     return own or [worker % num_replicas]
 
 
-def _mailbox(actor: Any) -> Mailbox[_Request, _Result]:
+def _mailbox(actor: Any, owner: str = "") -> Mailbox[_Request, _Result]:
     async def exchange(parcel: Parcel[_Request]) -> Delivery[_Result]:
         delivery: Delivery[_Result] = await remote(actor.exchange.remote(parcel))
         return delivery
 
-    return Mailbox(exchange)
+    return Mailbox(exchange, owner)

@@ -4,6 +4,8 @@
                                         -> else: ended for good, hired anew from the same spec,
                                            started, given the current weights, put in its place
     watch: finds the dead that nobody calls, so that they are back before they are needed
+    add    -> posts more: started, given the current weights, then known to all who ask
+    retire -> a post less: asked no more, ends what it has, belongs to nobody
     too many restarts -> `failure`: the next call of any role raises it, and the run stops
 
 A post is one actor's place in the crew, or that of all trainer ranks: those live and die together,
@@ -15,8 +17,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -24,15 +25,13 @@ from ray.exceptions import RayActorError
 from stargate.actors.carrier import Carrier, SameFiles
 from stargate.actors.dialogue_worker import WorkerPool
 from stargate.actors.engine_pool import EnginePool, Replace
+from stargate.actors.posts import WORKER, HeldWeights, Post
 from stargate.actors.remote import remote
 from stargate.errors import EngineError, MachineError, StargateError
 from stargate.tally import Tally
 from stargate.types import Dialogue, DialoguePlan, GenerateRequest, Generation
 
 _log = logging.getLogger(__name__)
-
-# The role of dialogue workers, as their posts are called.
-WORKER = "dialogue-worker"
 
 # Seconds between looks at everybody: a dead actor is mostly found by a call that it does not
 # answer.
@@ -41,71 +40,6 @@ _WATCH_SECONDS = 5.0
 _RETRY_SECONDS = 5.0
 # Characters of a cause that the screen shows; the log has all of it.
 _SHOWN_CAUSE = 160
-
-
-class HeldWeights:
-    """Which weights the Questioner's engines must hold: what the last complete push gave them."""
-
-    def __init__(self, model_dir: str) -> None:
-        """`model_dir` is m_0, which engines start with."""
-        self.at_start = self.current = (model_dir, 0)
-        self._coming: int | None = None
-
-    @property
-    def versions(self) -> frozenset[int]:
-        """Versions that a text may be of at this moment: during a push there are two."""
-        coming = () if self._coming is None else (self._coming,)
-        return frozenset((self.current[1], *coming))
-
-    @contextlib.contextmanager
-    def pushing(self, model_dir: str, version: int) -> Iterator[None]:
-        """While new weights are on their way. They count as held once the block has ended well."""
-        self._coming = version
-        try:
-            yield
-            self.current = (model_dir, version)
-        finally:
-            self._coming = None
-
-
-# Makes actors that are not started.
-Hire = Callable[[], list[Any] | Awaitable[list[Any]]]
-
-
-@dataclass
-class Post:
-    """One actor's place in the crew, or that of all ranks of the trainer.
-
-    `places` is the crew's list of the role, `numbers` are the post's places in it. `hire` makes
-    actors that are not started; `check` asks one whether it lives, and raises EngineError if not.
-    """
-
-    role: str
-    places: list[Any]
-    numbers: Sequence[int]
-    hire: Hire
-    check: Callable[[Any], Awaitable[object]]
-    takes_weights: bool = False
-    num_restarts: int = 0
-    renewing: "asyncio.Task[None] | None" = None
-
-    @property
-    def name(self) -> str:
-        """As in the names of log files; the trainer's ranks have one post."""
-        return self.role if len(self.numbers) > 1 else f"{self.role}-{self.numbers[0]}"
-
-    @property
-    def actors(self) -> list[Any]:
-        return [self.places[number] for number in self.numbers]
-
-    async def hired(self) -> list[Any]:
-        """New actors, not started. On a cluster, hiring first sees to their nodes."""
-        hiring = self.hire()
-        return hiring if isinstance(hiring, list) else await hiring
-
-    def put(self, actors: Sequence[Any]) -> None:
-        for number, actor in zip(self.numbers, actors, strict=True):
-            self.places[number] = actor
 
 
 class Keeper:
@@ -129,17 +63,22 @@ class Keeper:
         self.tally = Tally()
         self.failure: StargateError | None = None
         self._posts = list(posts)
+        self._pools: dict[str, list[EnginePool]] = {}  # those that follow who joins and leaves
         self._max_restarts = max_restarts
         self._dismiss = dismiss
         self._say = say
         self._introduce = introduce
         self._carrier = carrier or SameFiles()
         self._failed = asyncio.Event()
+        self._hung: dict[Any, EngineError] = {}  # actors that live, and don't do their work
+        # While an actor of a role may be started: not at any time where all share one GPU.
+        self.room: Callable[[str], contextlib.AbstractAsyncContextManager[None]] = _always
         self._watching: asyncio.Task[None] | None = None
 
     def begin(self, tally: Tally) -> None:
-        """From here on everything counts for another run."""
+        """From here on everything counts for another run, which has pools of its own."""
         self.tally = tally
+        self._pools.clear()
         for post in self._posts:
             post.num_restarts = 0
 
@@ -150,9 +89,22 @@ class Keeper:
         else kept a new one from starting; then `failure` is set. Cancelling a caller does not
         disturb the restart.
         """
-        post = next(p for p in self._posts if p.role == role and number in p.numbers)
-        await self._renewed(post, error)
+        post = self._post(role, number)
+        if post is not None:
+            await self._renewed(post, error)
+        if post is None or post not in self._posts:
+            raise EngineError(f"{role}-{number} has left: {error}")
         return post.places[number]
+
+    async def replace_hung(self, role: str, number: int, actor: Any, error: EngineError) -> Any:
+        """As `replace`, for an actor that may still answer but no longer does its work."""
+        post = self._post(role, number)
+        if post is not None and actor in post.actors:
+            self._hung[actor] = error
+        return await self.replace(role, number, error)
+
+    def _post(self, role: str, number: int) -> Post | None:
+        return next((p for p in self._posts if p.role == role and number in p.numbers), None)
 
     def replacing(self, role: str) -> Replace:
         """`replace` for one role."""
@@ -161,6 +113,75 @@ class Keeper:
             return await self.replace(role, number, error)
 
         return replace
+
+    def follow(self, role: str, pool: EnginePool) -> None:
+        """Tells a pool who joins and leaves, until the next `begin`."""
+        self._pools.setdefault(role, []).append(pool)
+
+    async def add(self, posts: Sequence[Post]) -> None:
+        """New posts, started side by side; each is then given work, in the order of numbers.
+
+        Raises EngineError or MachineError for the first that can't start; those after it are ended.
+        """
+        self.check()
+        began = time.perf_counter()
+        starting = [asyncio.create_task(self._started(post)) for post in posts]
+        num_joined = 0
+        try:
+            for post, task in zip(posts, starting, strict=True):
+                actors = await task
+                await self._give_weights(post, actors)
+                self._join(post, actors, time.perf_counter() - began)
+                num_joined += 1
+                if self._introduce is not None:
+                    await self._introduce(post)
+        finally:
+            for task in starting[num_joined:]:
+                task.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
+            for task in starting[num_joined:]:
+                if not task.cancelled() and task.exception() is None:
+                    for actor in task.result():
+                        self._dismiss(actor)
+
+    def _join(self, post: Post, actors: Sequence[Any], seconds: float) -> None:
+        """Nothing is awaited between the last look at the weights and this: a push that goes on
+        finds the new ones in their place, and pushes into them too.
+        """
+        post.put(actors)
+        self._posts.append(post)
+        for pool in self._pools.get(post.role, ()):
+            for actor in actors:
+                pool.join(actor)
+        self.tally.joined[post.role] += 1
+        version = f", with weights version {self.weights.current[1]}" * post.takes_weights
+        self._tell(f"{post.name} has joined after {seconds:.1f} s{version}")
+
+    async def retire(self, role: str, leaving: list[Any]) -> str:
+        """Takes out the last actor of a role; its name, when it has ended what it had to do.
+
+        It is moved from its place to `leaving`, for the caller to end. At least one must stay.
+        """
+        post = self._last(role)
+        while post.renewing is not None or self.weights.are_coming:
+            if post.renewing is not None:
+                await asyncio.wait({post.renewing})
+            await self.weights.settled()
+            self.check()
+        self._posts.remove(post)
+        leaving.append(post.places.pop())
+        drained = [pool.leave() for pool in self._pools.get(role, ())]
+        self.tally.left[role] += 1
+        self._tell(f"{post.name} gets no new requests and ends those that it has")
+        introduced = [self._introduce(post)] if self._introduce is not None else []
+        await asyncio.gather(*drained, *introduced)
+        return post.name
+
+    def _last(self, role: str) -> Post:
+        posts = [post for post in self._posts if post.role == role]
+        if len(posts) < 2:
+            raise EngineError(f"the last {role} can't leave")
+        return max(posts, key=lambda post: max(post.numbers))
 
     def watch(self) -> None:
         """Looks after everybody from now on, until `close`."""
@@ -198,7 +219,8 @@ class Keeper:
         self.check()
         before, joined = post.actors, post.renewing is not None
         await asyncio.shield(self._look_after(post, error))
-        if joined and post.actors == before:  # that look may have been just before the death
+        # That look may have been just before the death.
+        if joined and post in self._posts and post.actors == before:
             self.check()
             await asyncio.shield(self._look_after(post, error))
 
@@ -220,13 +242,15 @@ class Keeper:
                 for actor in post.actors:
                     self._dismiss(actor)
                 try:
-                    await self._fill(post)
+                    async with self.room(post.role):
+                        await self._fill(post)
                     break
                 except (EngineError, MachineError) as problem:
                     error = problem
                     await asyncio.sleep(_RETRY_SECONDS)  # memory may only be late in coming
             seconds = time.perf_counter() - started
             self.tally.restarted(post.role, seconds)
+            self._hung = {a: e for a, e in self._hung.items() if self._employs(a)}
             version = f", with weights version {self.weights.current[1]}" * post.takes_weights
             self._tell(f"{post.name} is back after {seconds:.1f} s{version}")
         except StargateError as problem:
@@ -236,8 +260,14 @@ class Keeper:
         finally:
             post.renewing = None
 
+    def _employs(self, actor: Any) -> bool:
+        return any(actor in post.actors for post in self._posts)
+
     async def _problem(self, post: Post) -> EngineError | None:
         """What a post's actors say when they are asked; None if they live."""
+        for actor in post.actors:
+            if actor in self._hung:
+                return self._hung[actor]
         answers = await asyncio.gather(
             *(remote(post.check(actor)) for actor in post.actors), return_exceptions=True
         )
@@ -264,23 +294,38 @@ class Keeper:
 
     async def _fill(self, post: Post) -> None:
         """Hires new actors and puts them in their place once they can work, or else ends them."""
+        actors = await self._started(post)
+        await self._give_weights(post, actors)
+        post.put(actors)
+        if self._introduce is not None:
+            await self._introduce(post)
+
+    async def _started(self, post: Post) -> list[Any]:
+        """New actors that hold the weights they begin with; ended if they can't start."""
         actors = await post.hired()
-        try:
+        async with self._or_dismissed(actors):
             await asyncio.gather(*(remote(actor.start.remote()) for actor in actors))
-            held = self.weights.at_start
-            # Until they hold what is current at the very moment at which they take their place: a
-            # push to the others may end meanwhile.
+        return actors
+
+    async def _give_weights(self, post: Post, actors: Sequence[Any]) -> None:
+        """Returns when actors that have just started hold what is current at this very moment: a
+        push to the others may end meanwhile. They are ended if they don't take it.
+        """
+        held = self.weights.at_start
+        async with self._or_dismissed(actors):
             while post.takes_weights and held != self.weights.current:
                 held = self.weights.current
                 pairs = zip(post.numbers, actors, strict=True)
                 await asyncio.gather(*(self._load(f"{post.role}-{n}", a, *held) for n, a in pairs))
+
+    @contextlib.asynccontextmanager
+    async def _or_dismissed(self, actors: Sequence[Any]) -> AsyncIterator[None]:
+        try:
+            yield
         except BaseException:
             for actor in actors:
                 self._dismiss(actor)
             raise
-        post.put(actors)
-        if self._introduce is not None:
-            await self._introduce(post)
 
     async def _load(self, name: str, actor: Any, model_dir: str, version: int) -> None:
         async with self._carrier.bring(model_dir, name) as folder:
@@ -289,6 +334,11 @@ class Keeper:
     def _tell(self, text: str) -> None:
         _log.warning("%s", text)
         self._say(text)
+
+
+def _always(role: str) -> contextlib.AbstractAsyncContextManager[None]:
+    """There is room for an actor of any role."""
+    return contextlib.nullcontext()
 
 
 def _note(task: "asyncio.Task[None]") -> None:
@@ -321,6 +371,7 @@ class GuardedPool:
         self._keeper = keeper
         self._weights = keeper.weights if role == "questioner" else HeldWeights("")
         self._pool = EnginePool(engines, replace=keeper.replacing(role))
+        keeper.follow(role, self._pool)
         self._resent = _Resent(role, keeper)
 
     async def __call__(self, request: GenerateRequest) -> Generation:

@@ -1,0 +1,413 @@
+"""Engines that join and leave while others work and weights are pushed, with fakes for actors."""
+
+import asyncio
+from functools import partial
+from typing import Any
+
+import pytest
+
+from stargate.actors import keeper as keeper_module
+from stargate.actors.keeper import GuardedPool
+from stargate.actors.pool import WeightPusher
+from stargate.actors.posts import Post
+from stargate.actors.remote import ActorDied
+from stargate.errors import EngineError
+from stargate.memory import MemoryPeak
+from stargate.past import SITTINGS_FILE, Sittings, read_sittings
+from stargate.store import RunStore
+from stargate.summary import summarise_run, summary_lines
+from stargate.tally import Tally
+from stargate.types import GenerateRequest, Generation, Sampling
+from tests.unit import test_dialogue_worker
+from tests.unit.test_dialogue_worker import FakeEngine, config, make_workers, plans, pool_of
+from tests.unit.test_keeper import GONE, Crew, FakeActor, ping
+
+bytes_as_tokens = test_dialogue_worker.bytes_as_tokens  # a fixture
+
+
+def post(crew: Crew, number: int) -> Post:
+    hire = partial(crew.hire, [number])
+    return Post(crew.role, crew.actors, (number,), hire, ping, crew.takes_weights)
+
+
+def request(session: str) -> GenerateRequest:
+    return GenerateRequest(f"{session}/q0", session, (1,), Sampling(0.0, 1.0, 1, 0))
+
+
+def texts(generations: list[Generation]) -> list[tuple[str, int]]:
+    return [(generation.text, generation.policy_version) for generation in generations]
+
+
+# --- joining
+
+
+def test_one_that_joins_holds_the_current_weights_before_it_gets_work() -> None:
+    hold = asyncio.Event()
+    crew = Crew(prepare=lambda actor: setattr(actor, "hold", hold))
+    crew.keeper.weights.current = ("models/m2", 2)
+    crew.actors[0].version = 2
+
+    async def run() -> None:
+        pool = GuardedPool("questioner", crew.actors, crew.keeper)
+        adding = asyncio.create_task(crew.keeper.add([post(crew, 1)]))
+        await asyncio.sleep(0.01)
+        [new] = crew.hired
+        assert new.methods == ["start"]  # it starts, and the other one works
+        assert texts([await pool(request("1")), await pool(request("2"))]) == [
+            ("questioner-0", 2),
+            ("questioner-0", 2),
+        ]
+        assert len(crew.actors) == 1
+        hold.set()
+        await adding
+        assert crew.actors == [crew.actors[0], new]
+        assert new.calls == [("start",), ("load_weights", "models/m2", 2)]
+        assert texts([await pool(request("1")), await pool(request("3"))]) == [
+            ("questioner-0", 2),  # a session stays where it is
+            ("questioner-0", 2),  # nobody is busy: the first one
+        ]
+        both = await asyncio.gather(pool(request("4")), pool(request("5")))
+        assert texts(list(both)) == [("questioner-0", 2), ("questioner-1'", 2)]
+
+    asyncio.run(run())
+    assert crew.tally.joined == {"questioner": 1}
+    assert crew.said[0].startswith("questioner-1 has joined after 0.")
+    assert crew.said[0].endswith(" s, with weights version 2")
+    assert crew.tally.restarts == {}
+
+
+def test_one_that_joins_during_a_push_is_pushed_into_too() -> None:
+    """It takes its place with the old weights, while another engine still loads the new ones."""
+    crew = Crew()
+    slow = crew.actors[0]
+    slow.hold = asyncio.Event()
+
+    async def run() -> Any:
+        assert slow.hold is not None
+        pushing = asyncio.create_task(WeightPusher(crew.actors, crew.keeper)("models/m1", 1))
+        await asyncio.sleep(0.01)
+        await crew.keeper.add([post(crew, 1)])
+        assert crew.hired[0].methods == ["start"]  # m_1 is not current before all have it
+        slow.hold.set()
+        return await pushing
+
+    pushed = asyncio.run(run())
+    assert (pushed.version, pushed.num_engines) == (1, 2)
+    assert [actor.version for actor in crew.actors] == [1, 1]
+    assert crew.hired[0].calls[1] == ("load_weights", "models/m1", 1)
+
+
+def test_one_that_starts_while_a_push_ends_loads_what_was_pushed() -> None:
+    hold = asyncio.Event()
+    crew = Crew(prepare=lambda actor: setattr(actor, "hold", hold))
+
+    async def run() -> None:
+        adding = asyncio.create_task(crew.keeper.add([post(crew, 1)]))
+        await asyncio.sleep(0.01)
+        pushed = await WeightPusher(crew.actors, crew.keeper)("models/m1", 1)
+        assert pushed.num_engines == 1
+        hold.set()
+        await adding
+
+    asyncio.run(run())
+    assert [actor.version for actor in crew.actors] == [1, 1]
+    assert crew.hired[0].calls == [("start",), ("load_weights", "models/m1", 1)]
+
+
+def test_several_start_side_by_side_and_take_their_places_in_order() -> None:
+    holds = [asyncio.Event(), asyncio.Event()]
+    crew = Crew()
+    crew.prepare = lambda actor: setattr(actor, "hold", holds[len(crew.hired)])
+
+    async def run() -> None:
+        adding = asyncio.create_task(crew.keeper.add([post(crew, 1), post(crew, 2)]))
+        await asyncio.sleep(0.01)
+        assert [actor.methods for actor in crew.hired] == [["start"], ["start"]]
+        holds[1].set()
+        await asyncio.sleep(0.01)
+        assert len(crew.actors) == 1
+        holds[0].set()
+        await adding
+
+    asyncio.run(run())
+    assert [a.name for a in crew.actors] == ["questioner-0", "questioner-1'", "questioner-2'"]
+
+
+def test_one_that_can_not_start_is_ended_and_the_run_goes_on() -> None:
+    crew = Crew()
+
+    def prepare(actor: FakeActor) -> None:
+        actor.dies_in = "start" if actor.name == "questioner-2'" else None
+
+    crew.prepare = prepare
+
+    async def run() -> None:
+        with pytest.raises(EngineError, match="questioner-2' is gone"):
+            await crew.keeper.add([post(crew, n) for n in (1, 2, 3)])
+        crew.keeper.check()  # no failure of the run
+
+    asyncio.run(run())
+    assert [actor.name for actor in crew.actors] == ["questioner-0", "questioner-1'"]
+    assert set(crew.dismissed) == {"questioner-2'", "questioner-3'"}
+    assert crew.tally.joined == {"questioner": 1}
+
+
+def test_when_the_run_ends_one_that_starts_is_ended() -> None:
+    crew = Crew(prepare=lambda actor: setattr(actor, "hold", asyncio.Event()))
+
+    async def run() -> None:
+        adding = asyncio.create_task(crew.keeper.add([post(crew, 1)]))
+        await asyncio.sleep(0.01)
+        adding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await adding
+
+    asyncio.run(run())
+    assert set(crew.dismissed) == {"questioner-1'"}
+    assert len(crew.actors) == 1
+
+
+def test_one_that_has_joined_is_replaced_when_it_dies() -> None:
+    crew = Crew()
+
+    async def run() -> None:
+        await crew.keeper.add([post(crew, 1)])
+        crew.actors[1].alive = False
+        await crew.keeper.replace("questioner", 1, GONE)
+
+    asyncio.run(run())
+    assert crew.actors[1] is crew.hired[1]
+    assert crew.tally.restarts == {"questioner": 1}
+
+
+# --- leaving
+
+
+def test_the_last_one_leaves_and_requests_go_on() -> None:
+    crew = Crew(role="roleplayer", count=3)
+    leaving: list[Any] = []
+
+    async def run() -> None:
+        pool = GuardedPool("roleplayer", crew.actors, crew.keeper)
+        sessions = [str(n) for n in range(6)]
+        before = texts(list(await asyncio.gather(*(pool(request(s)) for s in sessions))))
+        assert {name for name, _ in before} == {"roleplayer-0", "roleplayer-1", "roleplayer-2"}
+        last = crew.actors[2]
+        assert await crew.keeper.retire("roleplayer", leaving) == "roleplayer-2"
+        assert leaving == [last]
+        after = texts(list(await asyncio.gather(*(pool(request(s)) for s in sessions))))
+        assert {name for name, _ in after} == {"roleplayer-0", "roleplayer-1"}
+        # It is nobody's any more: its death is not noticed, nor is it asked whether it lives.
+        last.alive = False
+        with pytest.raises(EngineError, match="roleplayer-2 has left: gone"):
+            await crew.keeper.replace("roleplayer", 2, GONE)
+
+    asyncio.run(run())
+    assert [actor.name for actor in crew.actors] == ["roleplayer-0", "roleplayer-1"]
+    assert crew.tally.left == {"roleplayer": 1}
+    assert (crew.hired, crew.dismissed) == ([], [])
+    assert crew.said == ["roleplayer-2 gets no new requests and ends those that it has"]
+
+
+def test_one_of_each_role_stays() -> None:
+    crew = Crew()
+    with pytest.raises(EngineError, match="the last questioner can't leave"):
+        asyncio.run(crew.keeper.retire("questioner", []))
+    assert len(crew.actors) == 1
+
+
+def test_nobody_leaves_in_the_middle_of_a_push() -> None:
+    crew = Crew(count=2)
+    slow = crew.actors[1]
+    slow.hold = asyncio.Event()
+    leaving: list[Any] = []
+
+    async def run() -> Any:
+        assert slow.hold is not None
+        pushing = asyncio.create_task(WeightPusher(crew.actors, crew.keeper)("models/m1", 1))
+        await asyncio.sleep(0.01)
+        retiring = asyncio.create_task(crew.keeper.retire("questioner", leaving))
+        await asyncio.sleep(0.01)
+        assert len(crew.actors) == 2
+        slow.hold.set()
+        pushed = await pushing
+        await retiring
+        return pushed
+
+    assert asyncio.run(run()).num_engines == 2
+    assert leaving == [slow]
+    assert len(crew.actors) == 1
+
+
+def test_one_that_is_being_started_again_leaves_when_it_is_back() -> None:
+    hold = asyncio.Event()
+    crew = Crew(count=2, prepare=lambda actor: setattr(actor, "hold", hold))
+    crew.actors[1].alive = False
+    leaving: list[Any] = []
+
+    async def run() -> None:
+        asking = asyncio.create_task(crew.keeper.replace("questioner", 1, GONE))
+        await asyncio.sleep(0.01)
+        retiring = asyncio.create_task(crew.keeper.retire("questioner", leaving))
+        await asyncio.sleep(0.01)
+        assert len(crew.actors) == 2
+        hold.set()
+        await retiring
+        assert [await asking] == leaving  # it was there for a moment
+
+    asyncio.run(run())
+    assert leaving == crew.hired
+    assert [actor.name for actor in crew.actors] == ["questioner-0"]
+
+
+def test_the_watch_asks_only_who_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "_WATCH_SECONDS", 0.001)
+    crew = Crew(count=2)
+
+    async def run() -> None:
+        crew.keeper.watch()
+        await crew.keeper.add([post(crew, 2)])
+        leaving: list[Any] = []
+        await crew.keeper.retire("questioner", leaving)
+        await crew.keeper.retire("questioner", leaving)
+        asked = [actor.methods.count("progress") for actor in leaving]
+        at_least = crew.actors[0].methods.count("progress") + 3
+        while crew.actors[0].methods.count("progress") < at_least:
+            await asyncio.sleep(0.001)
+        assert [actor.methods.count("progress") for actor in leaving] == asked
+        await crew.keeper.close()
+
+    asyncio.run(run())
+
+
+# --- dialogue workers
+
+
+def test_dialogue_workers_use_who_joins_and_let_go_who_leaves() -> None:
+    async def scenario() -> None:
+        settings = config(2)
+        asking = [FakeEngine(name) for name in "xyz"]
+        answering = [FakeEngine("a")]
+        workers = await make_workers(settings, asking[:1], answering)
+        pool, _ = pool_of(workers)
+        made = plans(settings, num_pairs=8)
+
+        async def meet(engines: list[FakeEngine]) -> None:
+            handles = [engine.handle for engine in engines]
+            await asyncio.gather(*(w.meet("questioner", handles) for w in workers))
+
+        async def used() -> list[bool]:
+            before = [len(engine.requests) for engine in asking]
+            await asyncio.gather(*(pool(plan) for plan in made))
+            after = [len(engine.requests) for engine in asking]
+            return [new > old for old, new in zip(before, after, strict=True)]
+
+        assert await used() == [True, False, False]
+        # Both workers used the first one; now each has a home of its own for new dialogues.
+        made = [p for p in plans(settings, num_pairs=16) if p not in made]
+        await meet(asking[:2])
+        assert await used() == [True, True, False]
+        await meet(asking)
+        made = [p for p in plans(settings, num_pairs=32) if p.pair.persona.id >= "p2"]
+        assert await used() == [True, True, True]
+        await meet(asking[:1])
+        assert await used() == [True, False, False]
+        await meet(asking[:1])  # no news
+        assert [pool.num_replicas for pool in (workers[0]._asking, workers[1]._answering)] == [1, 1]
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_says_that_an_engine_may_go_when_it_owes_it_nothing() -> None:
+    async def scenario() -> None:
+        settings = config(1)
+        released = asyncio.Event()
+        asking = [FakeEngine("x"), FakeEngine("y")]
+        generate = asking[1]._generate
+
+        async def slowly(request: GenerateRequest) -> Generation:
+            await released.wait()
+            return await generate(request)
+
+        asking[1].handle = test_dialogue_worker.Handle(test_dialogue_worker.Desk(slowly).exchange)
+        [worker] = await make_workers(settings, asking, [FakeEngine("a")])
+        pool, _ = pool_of([worker])
+        playing = asyncio.gather(*(pool(plan) for plan in plans(settings)))
+        await asyncio.sleep(0.01)
+        parting = asyncio.create_task(worker.meet("questioner", [asking[0].handle]))
+        await asyncio.sleep(0.01)
+        assert not parting.done()
+        released.set()
+        await parting
+        at_parting = len(asking[1].requests)
+        assert at_parting > 0
+        dialogues = await playing
+        assert len(asking[1].requests) == at_parting
+        assert {len(dialogue.turns) for dialogue in dialogues} == {2}  # none was lost or cut
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_does_not_wait_for_a_dead_engine_that_leaves() -> None:
+    async def scenario() -> None:
+        settings = config(1)
+        asking = [FakeEngine("x"), FakeEngine("y")]
+        [worker] = await make_workers(settings, asking, [FakeEngine("a")])
+        asking[1].handle.dead = True
+        pool, _ = pool_of([worker])
+        dialogues = await asyncio.gather(*(pool(plan) for plan in plans(settings)))
+        assert len(dialogues) == 12  # the other one did it; the dead one's successor is awaited
+        await worker.meet("questioner", [asking[0].handle])
+        new = FakeEngine("z")
+        await worker.meet("questioner", [asking[0].handle, new.handle])
+        await asyncio.gather(*(pool(plan) for plan in plans(settings, num_pairs=9)[12:]))
+        assert new.requests
+
+    asyncio.run(scenario())
+
+
+def test_a_place_that_is_given_up_has_no_successor() -> None:
+    async def run() -> None:
+        staff = test_dialogue_worker.dialogue_worker._Staff(["a", "b"])
+        waiting = asyncio.create_task(staff.successor(1, ActorDied("b is gone")))
+        await asyncio.sleep(0)
+        staff.meet(["a"])
+        with pytest.raises(EngineError, match="engine 1 has left: b is gone"):
+            await waiting
+        staff.meet(["a", "c"])
+        waiting = asyncio.create_task(staff.successor(1, ActorDied("c is gone")))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()  # c is the one in use
+        staff.meet(["a", "d"])
+        assert await waiting == "d"
+
+    asyncio.run(run())
+
+
+# --- counting
+
+
+def test_who_joined_and_left_is_counted_over_all_sittings(tmp_path: Any) -> None:
+    store = RunStore(tmp_path)
+    Sittings(count=1).write(store)
+    older = store.read_json(SITTINGS_FILE)
+    assert older is not None
+    for name in ("joined", "left"):
+        del older[name]
+    store.write_json(SITTINGS_FILE, older)
+    total = read_sittings(store)  # of a run that an earlier version began
+    for joined in (2, 1):
+        tally = total.new_tally()
+        tally.joined["questioner"] += joined
+        tally.left["roleplayer"] += 1
+        total = total.plus(tally, 1.0, MemoryPeak(1.0, "pss", 1), {})
+    total.write(store)
+    summary = summarise_run(
+        read_sittings(store).as_tally(), {}, [], "finished", 2.0, MemoryPeak(1.0, "pss", 1), {}
+    )
+    assert (summary["joined"], summary["left"]) == ({"questioner": 3}, {"roleplayer": 2})
+    lines = summary_lines(summary)
+    assert "engines that joined meanwhile: 3 questioner" in lines
+    assert "engines that left meanwhile: 2 roleplayer" in lines
+    quiet = summarise_run(Tally(), {}, [], "finished", 2.0, MemoryPeak(1.0, "pss", 1), {})
+    assert not any("meanwhile" in line for line in summary_lines(quiet))
