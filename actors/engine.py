@@ -2,6 +2,7 @@
 
     EngineSpec -> start -> generate / generate_many   many at once, each awaits only its own text
                            load_weights               holds generation, swaps weights, goes on
+                           sleep / wake_up            gives the GPU to others (turns.py says when)
                         -> shutdown
 
 A plain class: spawn.py wraps it with `ray.remote`, tests use it as it is. vLLM runs its scheduler
@@ -12,7 +13,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ class Engine:
         self._push_lock = asyncio.Lock()
         self._stats = EngineStats()
         self._num_in_flight = 0
+        self._asleep = 0  # vLLM's level
         self._busy_since = 0.0
         self._log: NoiseLog | None = None
         self._processes: set[psutil.Process] = set()
@@ -110,6 +112,8 @@ class Engine:
         else EngineError.
         """
         llm = self._running()
+        if self._asleep:  # vLLM would take the request, and keep it until somebody wakes it
+            raise self._error(f"{request.request_id}: it is asleep")
         self._check_prompt(request)
         if self._num_in_flight == 0:
             self._busy_since = time.perf_counter()
@@ -160,7 +164,14 @@ class Engine:
             with _timed(phases, "check"):
                 check_compatible(weights, self._served)
             try:
+                if self._asleep:
+                    with _timed(phases, "wake"):
+                        await llm.wake_up(["weights"])
                 await self._replace_weights(llm, weights, version, phases)
+                if self._asleep:
+                    with _timed(phases, "wake_cache"):
+                        await llm.wake_up(["kv_cache"])
+                    self._asleep = 0
                 with _timed(phases, "resume"):
                     await llm.resume_generation()
             except BaseException as error:
@@ -173,6 +184,44 @@ class Engine:
                     raise failure from error
                 raise
         return phases
+
+    async def sleep(self, level: int) -> None:
+        """Frees the GPU; `wake_up` or `load_weights` end it. One that sleeps already sleeps on.
+
+        Level 1 keeps the weights in the host's memory, level 2 keeps none: only for an engine that
+        gets new ones. What is still being generated is aborted. Raises EngineError.
+        """
+        llm = self._running()
+        async with self._push_lock:
+            if self._asleep:
+                return
+            # Before it is done: a request that came meanwhile would wait for ever.
+            self._asleep = level
+            await self._must(llm.sleep(level=level), f"sleep at level {level}")
+
+    async def wake_up(self) -> bool:
+        """Ends the sleep; one that is awake stays so. Raises EngineError.
+
+        False: it sleeps on, because it has no weights. It takes `load_weights` to wake it.
+        """
+        llm = self._running()
+        async with self._push_lock:
+            if self._asleep > 1:
+                return False
+            if self._asleep:
+                await self._must(llm.wake_up(), "wake up")
+                self._asleep = 0
+            return True
+
+    async def _must(self, call: Awaitable[object], what: str) -> None:
+        """If it fails, also when cancelled, nobody knows what is left on the GPU."""
+        try:
+            await call
+        except BaseException as error:
+            failure = self._fail(f"{what}: {_line(error)}")
+            if isinstance(error, Exception):
+                raise failure from error
+            raise
 
     async def reported_version(self) -> int:
         """The version of the weights, as vLLM's core itself reports it."""

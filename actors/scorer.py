@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+# Seconds without a request after which the memory of the last passes is given back: 2 GB, which
+# training wants next on a machine where stages take turns.
+_REST_AFTER = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class ScorerSpec:
@@ -66,6 +70,8 @@ class Scorer:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
         self._stats = ScorerStats()
+        self._passing = threading.Lock()  # held by who uses or moves the model
+        self._asleep = False
 
     def start(self) -> None:
         """Loads the model and starts the worker. Raises ModelError."""
@@ -108,6 +114,23 @@ class Scorer:
         self._calls.put(call)
         return await asyncio.wrap_future(call.future)
 
+    async def sleep(self, level: int = 1) -> None:
+        """Moves the weights to the host's memory, so that others can use the GPU."""
+        await asyncio.to_thread(self._move, "cpu", asleep=True)
+
+    async def wake_up(self) -> bool:
+        """Moves them back. One that is awake stays so. True: it can score."""
+        await asyncio.to_thread(self._move, self._spec.device, asleep=False)
+        return True
+
+    def _move(self, device: str, *, asleep: bool) -> None:
+        with self._passing:
+            if self._model is None:
+                raise EngineError("scorer: it does not run")
+            if asleep != self._asleep:
+                self._model.move(device)
+                self._asleep = asleep
+
     def stats(self) -> ScorerStats:
         """Counts since the start."""
         return self._stats
@@ -124,16 +147,21 @@ class Scorer:
         model.set_threads(self._spec.num_threads)
         stopping = False
         while not stopping:
-            calls, stopping = self._take_pending()
+            calls, stopping = self._take_pending(model)
             if stopping:
                 for call in calls:
                     call.fail(EngineError("scorer: it was shut down before it came to this call"))
             else:
                 self._run_round(model, calls)
 
-    def _take_pending(self) -> "tuple[list[_Call], bool]":
+    def _take_pending(self, model: "GoldModel") -> "tuple[list[_Call], bool]":
         """Waits for a call, then takes all that are there. True: the end was asked for."""
-        taken = [self._calls.get()]
+        try:
+            taken = [self._calls.get(timeout=_REST_AFTER)]
+        except queue.Empty:
+            with self._passing:
+                model.rest()
+            taken = [self._calls.get()]
         while not self._calls.empty():
             taken.append(self._calls.get())
         return [call for call in taken if call is not None], None in taken
@@ -154,7 +182,10 @@ class Scorer:
     def _run_pass(self, model: "GoldModel", items: "Sequence[_Item]") -> None:
         started = time.perf_counter()
         try:
-            scored = model.score([item.request for item in items])
+            with self._passing:
+                if self._asleep:
+                    raise EngineError("scorer: it is asleep")
+                scored = model.score([item.request for item in items])
         except Exception as error:  # whatever it is, those who asked must hear it, not this thread
             _LOG.exception("a pass over %d requests failed", len(items))
             for item in items:

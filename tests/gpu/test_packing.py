@@ -14,6 +14,7 @@ def test_flash_attention_of_a_row_equals_each_example_alone() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from stargate.actors import packing
+    from stargate.actors.attention import has_varlen
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -26,7 +27,7 @@ def test_flash_attention_of_a_row_equals_each_example_alone() -> None:
     )
     model: Any = LlamaForCausalLM(config).to("cuda", torch.bfloat16).eval()
     probe = torch.zeros(1, 4, 1, 64, device="cuda", dtype=torch.bfloat16)
-    assert packing._has_varlen(probe, probe)
+    assert has_varlen(probe, probe)
     texts = [torch.randint(100, (n,)).tolist() for n in (50, 7, 200)]
     alone = [model(torch.tensor([text], device="cuda")).logits[0] for text in texts]
     torch.cat(alone).float().logsumexp(-1).sum().backward()
