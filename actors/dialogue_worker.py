@@ -29,6 +29,7 @@ from stargate.errors import EngineError
 from stargate.prompts import PromptSet
 from stargate.protocols import MatchFacts, Play
 from stargate.roleplayer import build_roleplayer
+from stargate.slow_start import SlowStart
 from stargate.types import Dialogue, DialoguePlan
 from stargate.views import Views
 
@@ -65,18 +66,15 @@ class DialogueWorker:
     def __init__(
         self, spec: WorkerSpec, number: int, questioners: Sequence[Any], roleplayers: Sequence[Any]
     ) -> None:
-        count = spec.config.rollout.num_workers
-        self._spec = spec
+        self._spec, self._number = spec, number
         self._staff = {"questioner": _Staff(questioners), "roleplayer": _Staff(roleplayers)}
+        # The same as a dead worker's before this one: engines then end what that had asked for.
+        owner = f"dialogue-worker-{number}"
         self._asking = EnginePool(
-            questioners,
-            share_of(number, count, len(questioners)),
-            self._staff["questioner"].successor,
+            questioners, self._share(questioners), self._staff["questioner"].successor, owner
         )
         self._answering = EnginePool(
-            roleplayers,
-            share_of(number, count, len(roleplayers)),
-            self._staff["roleplayer"].successor,
+            roleplayers, self._share(roleplayers), self._staff["roleplayer"].successor, owner
         )
         self._watch = TurnWatch(spec.config.rollout.turn_timeout_s)
         self._matcher: Any = None
@@ -105,7 +103,13 @@ class DialogueWorker:
             _views(spec.roleplayer_prompts),
             self._matcher,
         )
-        self._player = partial(play, questioner=questioner, roleplay=roleplay, watch=self._watch)
+        self._player = partial(
+            play,
+            questioner=questioner,
+            roleplay=roleplay,
+            watch=self._watch,
+            start=SlowStart(self._num_first()),
+        )
         gc.freeze()  # what is loaded stays: a collection need not look at it again and again
         return os.getpid()
 
@@ -113,9 +117,17 @@ class DialogueWorker:
         """Takes plans; returns finished dialogues, or why one was dropped. See mailbox.py."""
         return await self._desk.exchange(parcel)
 
-    async def meet(self, role: str, number: int, engine: Any) -> None:
-        """Takes note of the engine that stands at a place now: one may have been replaced."""
-        self._staff[role].meet(number, engine)
+    async def meet(self, role: str, engines: Sequence[Any]) -> None:
+        """Takes note of all engines of a role as they stand now: some may have been replaced, have
+        joined, or are to be left. Returns when those that are left owe nothing to this worker.
+        """
+        pool = self._asking if role == "questioner" else self._answering
+        leaving = [pool.leave() for _ in range(pool.num_replicas - len(engines))]
+        self._staff[role].meet(engines)
+        for engine in engines[pool.num_replicas :]:
+            pool.join(engine)
+        pool.home = self._share(engines)
+        await asyncio.gather(*leaving)
 
     async def stats(self) -> WorkerStats:
         """What was done so far."""
@@ -136,6 +148,15 @@ class DialogueWorker:
             self._matcher.close()
             self._matcher = None
 
+    def _share(self, engines: Sequence[Any]) -> list[int]:
+        return share_of(self._number, self._spec.config.rollout.num_workers, len(engines))
+
+    def _num_first(self) -> int:
+        """This worker's share of the dialogues that begin at once; at least one of them."""
+        config = self._spec.config
+        first = config.rollout.slow_start * config.questioner.engine.num_engines
+        return -(-first // config.rollout.num_workers)
+
     async def _play(self, plan: DialoguePlan) -> Dialogue:
         if self._player is None:
             raise EngineError("dialogue worker: it was not started")
@@ -151,22 +172,28 @@ class DialogueWorker:
 
 
 class _Staff:
-    """Who stands where, of the engines of one role. Only the driver replaces engines."""
+    """Who stands where, of the engines of one role. Only the driver replaces, adds and removes."""
 
     def __init__(self, engines: Sequence[Any]) -> None:
         self._present = list(engines)
         self._in_use = list(engines)
         self._changed = asyncio.Event()
 
-    def meet(self, number: int, engine: Any) -> None:
-        self._present[number] = engine
+    def meet(self, engines: Sequence[Any]) -> None:
+        self._in_use = self._in_use[: len(engines)] + list(engines[len(self._in_use) :])
+        self._present = list(engines)
         self._changed.set()
 
     async def successor(self, number: int, error: EngineError) -> Any:
-        """The engine after the one in use, which died; waits until the driver names it."""
-        while self._present[number] == self._in_use[number]:
+        """The engine after the one in use, which died; waits until the driver names it.
+
+        Raises EngineError when its place is given up.
+        """
+        while number < len(self._present) and self._present[number] == self._in_use[number]:
             self._changed.clear()
             await self._changed.wait()
+        if number >= len(self._present):
+            raise EngineError(f"engine {number} has left: {error}")
         self._in_use[number] = self._present[number]
         return self._in_use[number]
 

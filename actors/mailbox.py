@@ -18,9 +18,10 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from stargate.actors.remote import ActorDied
+from stargate.actors.wire import pack, unpack
 from stargate.errors import EngineError, StargateError
 
 _Request = TypeVar("_Request")
@@ -31,6 +32,10 @@ _PACED_FROM = 8
 # The pause between calls, as a share of what a request takes. At 64 requests under way two or three
 # end in it. It costs no throughput: a few more dialogues than an engine has places cover it.
 _PACE_SHARE = 0.04
+# Calls per second of all mailboxes of a pool: where many are busy they pause for longer, so that
+# calls cost less than all else, but not for a larger share of a request than the second figure.
+_POOL_CALLS_PER_S = 50
+_MAX_PACE_SHARE = 0.1
 # Longest pause (seconds), where single requests take very long.
 _MAX_PACE = 0.1
 # Weight of the newest request in the running mean of what a request takes.
@@ -48,6 +53,13 @@ class Parcel(Generic[_Request]):
     requests: Sequence[tuple[int, _Request]]  # under the client's own keys
     cancelled: Sequence[int] = ()
 
+    def __reduce__(self) -> Any:
+        return _read_parcel, (self.client, self.number, pack(self.requests), tuple(self.cancelled))
+
+
+def _read_parcel(client: str, number: int, requests: bytes, cancelled: Sequence[int]) -> Any:
+    return Parcel(client, number, unpack(requests), cancelled)
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery(Generic[_Result]):
@@ -59,9 +71,17 @@ class Delivery(Generic[_Result]):
     ended: Sequence[tuple[int, _Result | StargateError]]
     fatal: str | None = None
 
+    def __reduce__(self) -> Any:
+        return _read_delivery, (pack(self.ended), self.fatal)
+
+
+def _read_delivery(ended: bytes, fatal: str | None) -> Any:
+    return Delivery(unpack(ended), fatal)
+
 
 class Desk(Generic[_Request, _Result]):
-    """The actor's side: `work` does one request; any number run side by side.
+    """The actor's side: `work` does one request; any number run side by side. A coroutine gets a
+    task of its own; a future is only waited for.
 
     A StargateError of a request travels as its value; `fatal` tells whether the actor is beyond
     repair.
@@ -80,41 +100,40 @@ class Desk(Generic[_Request, _Result]):
         """Takes new requests; returns when some have ended, or at once when the same client calls
         again (the newer call then brings what has ended).
         """
-        client = self._clients.setdefault(parcel.client, _Client())
+        client = self._clients.get(parcel.client) or self._welcome(parcel.client)
         for key in parcel.cancelled:
             if (task := client.tasks.get(key)) is not None:
                 task.cancel()
         for key, request in parcel.requests:
-            task = asyncio.create_task(self._do(client, key, request))
-            client.tasks[key] = task
-            # Not in the task itself: one that is cancelled before its first step never runs.
-            task.add_done_callback(partial(client.forget, key))
+            task = client.tasks[key] = asyncio.ensure_future(self._work(request))
+            task.add_done_callback(partial(client.end, key))
         return Delivery(await client.next_ended(parcel.number), self._fatal())
 
-    async def _do(self, client: "_Client[_Result]", key: int, request: _Request) -> None:
-        result: _Result | StargateError
-        try:
-            result = await self._work(request)
-        except StargateError as error:
-            result = error
-        except Exception as error:  # its caller must hear of it, and of this one request only
-            problem = " ".join(str(error).split())
-            result = EngineError(f"{type(error).__name__}: {problem}")
-        client.ended.append((key, result))
+    def _welcome(self, name: str) -> "_Client[_Result]":
+        """A new client. What an earlier one of the same owner asked for is for nobody any more."""
+        owner = name.rpartition("/")[0]
+        for other in [one for one in self._clients if owner and one.rpartition("/")[0] == owner]:
+            for task in list(self._clients.pop(other).tasks.values()):
+                task.cancel()
+        client = self._clients[name] = _Client()
+        return client
 
 
 class _Client(Generic[_Result]):
     """What runs and what has ended for one caller."""
 
     def __init__(self) -> None:
-        self.tasks: dict[int, asyncio.Task[None]] = {}
+        self.tasks: dict[int, asyncio.Future[_Result]] = {}
         self.ended: list[tuple[int, _Result | StargateError]] = []
         self.changed = asyncio.Event()
         self._newest = -1
 
-    def forget(self, key: int, _: asyncio.Task[None]) -> None:
+    def end(self, key: int, task: "asyncio.Future[_Result]") -> None:
         """A request has ended, or was cancelled."""
         del self.tasks[key]
+        if not task.cancelled():
+            error = task.exception()
+            self.ended.append((key, task.result() if error is None else _as_ours(error)))
         self.changed.set()
 
     async def next_ended(self, number: int) -> list[tuple[int, _Result | StargateError]]:
@@ -129,6 +148,13 @@ class _Client(Generic[_Result]):
         return ended
 
 
+def _as_ours(error: BaseException) -> StargateError:
+    """What a request's caller hears, and of this one request only."""
+    if isinstance(error, StargateError):
+        return error
+    return EngineError(f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
 class Mailbox(Generic[_Request, _Result]):
     """The caller's side: call it with a request and await the result.
 
@@ -137,10 +163,15 @@ class Mailbox(Generic[_Request, _Result]):
     """
 
     def __init__(
-        self, exchange: Callable[[Parcel[_Request]], Awaitable[Delivery[_Result]]]
+        self,
+        exchange: Callable[[Parcel[_Request]], Awaitable[Delivery[_Result]]],
+        owner: str = "",
     ) -> None:
+        """Of an owner with a name the actor serves the newest mailbox only: one whose process has
+        died leaves requests behind, and nobody else can take them back.
+        """
         self._exchange = exchange
-        self._client = uuid.uuid4().hex
+        self._client = f"{owner}/{uuid.uuid4().hex}"
         self._next_key = 0
         self._waiting: dict[int, asyncio.Future[_Result]] = {}
         self._outgoing: dict[int, _Request] = {}
@@ -149,6 +180,8 @@ class Mailbox(Generic[_Request, _Result]):
         self._calls: set[asyncio.Task[None]] = set()
         self._mean_seconds = 0.0
         self._lost: ActorDied | None = None
+        # How many mailboxes of this one's pool have requests under way.
+        self.num_busy: Callable[[], int] = lambda: 1
         self.num_calls = 0
         self.num_requests = 0
 
@@ -190,7 +223,8 @@ class Mailbox(Generic[_Request, _Result]):
     def _pace(self) -> float:
         if len(self._waiting) < _PACED_FROM:
             return 0.0
-        return min(_PACE_SHARE * self._mean_seconds, _MAX_PACE)
+        pause = max(_PACE_SHARE * self._mean_seconds, self.num_busy() / _POOL_CALLS_PER_S)
+        return min(pause, _MAX_PACE_SHARE * self._mean_seconds, _MAX_PACE)
 
     def _send(self) -> None:
         self._timer = None

@@ -88,7 +88,7 @@ def measure(args: argparse.Namespace, say: Say) -> Measurement:
         *args.set,
     ]
     with _folder(args.keep) as folder:
-        from stargate.config import load_config
+        from stargate.config_file import load_config
 
         config = load_config(args.config, [*overrides, f"runs_dir={folder}"])
         chaos = Chaos(kinds, args.kills, args.gap, random.Random(args.seed), say)
@@ -166,7 +166,7 @@ class Chaos:
         self.starts: list[float] = []  # seconds that these starts took by themselves
         self.run_dir = Path()
         self.seconds = 0.0
-        self._victims = _victims(kinds, num_kills, rng)
+        self._kinds, self._num_kills = kinds, num_kills
         self._gap = gap
         self._rng = rng
         self._say = say
@@ -185,21 +185,30 @@ class Chaos:
         started = time.monotonic()
         self._driver = Driver(["run", config, *overrides])
         self._await_ready(self._driver)
-        for victim in self._victims:
-            if self._driver.process.poll() is not None:
+        # A kind of which no process is there when its turn comes is made up for by others.
+        while (num_left := self._num_kills - len(self.kills)) > 0:
+            if not self._kill_in_turn(_victims(self._kinds, num_left, self._rng)):
                 break
+        self._await(self._driver, lambda: False)
+        if len(self.kills) < self._num_kills:
+            self._say("the run ended before all kills: give it more tasks, personas or dialogues")
+        self.seconds = time.monotonic() - started
+        self._note_recoveries(self._driver)
+
+    def _kill_in_turn(self, victims: list[str]) -> bool:
+        """Kills one process of each kind in a list. False when the run has ended before."""
+        for victim in victims:
+            assert self._driver is not None
+            if self._driver.process.poll() is not None:
+                return False
             twice = self._rng.randrange(_TWICE_IN) == 0
             if not twice and not self._pause(self._driver):
-                break
+                return False
             if victim == DRIVER:
                 self._restart_driver(self._driver)
             else:
                 self._kill(self._driver, victim)
-        self._await(self._driver, lambda: False)
-        if len(self.kills) < len(self._victims):
-            self._say("the run ended before all kills: give it more tasks, personas or dialogues")
-        self.seconds = time.monotonic() - started
-        self._note_recoveries(self._driver)
+        return True
 
     def _pause(self, driver: Driver) -> bool:
         """Until nobody is missing and some more seconds. False when the run has ended."""
@@ -223,7 +232,11 @@ class Chaos:
             self._say(f"no {kind} process is there to kill")
             return
         victim = self._rng.choice(there)
-        os.kill(victim.pid, signal.SIGKILL)
+        try:
+            os.kill(victim.pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has ended since we looked: no kill of ours
+            self._say(f"{victim.kind} of {victim.post} (pid {victim.pid}) had just ended")
+            return
         self.kills.append(Kill(kind, victim.post, time.monotonic()))
         self._say(f"kill {len(self.kills)}: {kind} of {victim.post} (pid {victim.pid})")
 

@@ -63,7 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace, say: Say) -> Measurement:
     """Measures everything in this run."""
-    from stargate.config import load_config
+    from stargate.config_file import load_config
     from stargate.errors import ConfigError
     from stargate.launch.crew import prepare
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stargate.benchmarks.card import Measurement, Ratio, Say
+from stargate.benchmarks.options import positive
 
 if TYPE_CHECKING:
     from stargate.benchmarks.rollout_passes import Played, Replayed, Stand
@@ -47,13 +48,13 @@ _WARM_UP_DIALOGUES = 16
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the benchmark's options."""
     parser.add_argument(
-        "--dialogues", type=_positive, default=96, metavar="N", help="default: %(default)s"
+        "--dialogues", type=positive, default=96, metavar="N", help="default: %(default)s"
     )
     parser.add_argument(
-        "--turns", type=_positive, default=3, metavar="K", help="turns of each (default: 3)"
+        "--turns", type=positive, default=3, metavar="K", help="turns of each (default: 3)"
     )
     parser.add_argument(
-        "--rounds", type=_positive, default=2, metavar="R", help="default: %(default)s"
+        "--rounds", type=positive, default=2, metavar="R", help="default: %(default)s"
     )
     parser.add_argument(
         "--preset",
@@ -68,7 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="persona: the Roleplayer's engine writes every answer (default); preset: as it says",
     )
     parser.add_argument(
-        "--max-new-tokens", type=_positive, metavar="N", help="of each text (default: the preset's)"
+        "--max-new-tokens", type=positive, metavar="N", help="of each text (default: the preset's)"
     )
     parser.add_argument(
         "--skip-reload", action="store_true", help="leave vs_lockstep_reload out: it takes minutes"
@@ -206,10 +207,3 @@ def _figures(played: "Played") -> dict[str, Any]:
             step_figures(played.steps[role])
         )
     return figures
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value

@@ -35,6 +35,7 @@ from stargate.deadline import TurnWatch
 from stargate.dialogue import play
 from stargate.errors import RecordDropped
 from stargate.protocols import Play
+from stargate.slow_start import SlowStart
 from stargate.types import Dialogue, DialoguePlan
 
 # role -> per engine, what it served, in the order in which it came
@@ -206,6 +207,9 @@ def _player(workload: Workload, crew: Crew, keeper: Keeper, matcher: Any) -> Pla
         questioner=workload.questioner(GuardedPool("questioner", crew.questioners, keeper)),
         roleplay=workload.roleplayer(GuardedPool("roleplayer", crew.roleplayers, keeper), matcher),
         watch=TurnWatch(workload.config.rollout.turn_timeout_s),
+        start=SlowStart(
+            workload.config.rollout.slow_start * workload.config.questioner.engine.num_engines
+        ),
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from stargate.benchmarks.card import Measurement, Ratio, Say
+from stargate.benchmarks.options import not_negative, positive
 
 if TYPE_CHECKING:
     from stargate.benchmarks.scale_run import Played
@@ -37,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the benchmark's options."""
     parser.add_argument(
         "--pairs",
-        type=_positive,
+        type=positive,
         nargs="+",
         default=[1, 4, 16, 64],
         metavar="N",
@@ -45,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--per-pair",
-        type=_positive,
+        type=positive,
         default=120,
         metavar="N",
         help="dialogues per engine pair (default: %(default)s)",
@@ -58,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dialogues",
-        type=_positive,
+        type=positive,
         default=10_000,
         metavar="N",
         help="dialogues for the orchestrator's own limit (default: %(default)s; "
@@ -66,28 +67,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--limit-pairs",
-        type=_positive,
+        type=positive,
         default=8,
         metavar="N",
         help="engine pairs there (default: %(default)s)",
     )
     parser.add_argument(
         "--workers",
-        type=_not_negative,
+        type=not_negative,
         default=2,
         metavar="N",
         help="dialogue workers; 0: the driver plays (default: %(default)s)",
     )
     parser.add_argument(
         "--hosts",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="N",
         help="processes that the simulated engines share (default: %(default)s)",
     )
     parser.add_argument(
         "--max-new-tokens",
-        type=_positive,
+        type=positive,
         default=48,
         metavar="N",
         help="of each question and answer; simulated lengths are uniform from half of it to all "
@@ -153,17 +154,3 @@ def _describe(found: "Played") -> dict[str, Any]:
             name: seconds / found.iteration_seconds for name, seconds in found.cpu_seconds.items()
         },
     }
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be >= 1, got {number}")
-    return number
-
-
-def _not_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must be >= 0, got {number}")
-    return number

@@ -20,6 +20,7 @@ from typing import Any
 from zlib import crc32
 
 from stargate.actors.mailbox import Delivery, Desk, Parcel
+from stargate.actors.wire import Records
 from stargate.types import (
     GenerateRequest,
     Generation,
@@ -125,7 +126,7 @@ class _Job:
     text: str
     token_ids: tuple[int, ...]
     num_cached: int
-    ended: "asyncio.Future[None]"
+    ended: "asyncio.Future[Generation]"
 
 
 class SimulatedEngine:
@@ -152,7 +153,7 @@ class SimulatedEngine:
     async def exchange(self, parcel: Parcel[GenerateRequest]) -> Delivery[Generation]:
         return await self._desk.exchange(parcel)
 
-    async def generate(self, request: GenerateRequest) -> Generation:
+    def generate(self, request: GenerateRequest) -> "asyncio.Future[Generation]":
         """A text of the source, when the curve says that it has ended."""
         loop = asyncio.get_running_loop()
         text, token_ids = self._texts.pick(request.sampling.max_new_tokens, request.sampling.seed)
@@ -162,15 +163,7 @@ class SimulatedEngine:
         if self._next_step is None:
             self._next_step = loop.time()
             loop.call_soon(self._tick)
-        await job.ended
-        return Generation(
-            text=text,
-            token_ids=token_ids,
-            stop=StopReason.STOP,
-            policy_version=self._version,
-            num_prompt_tokens=len(request.prompt_ids),
-            num_cached_tokens=num_cached,
-        )
+        return job.ended
 
     async def load_weights(self, weights: str, version: int) -> dict[str, float]:
         """Takes the time of a push."""
@@ -197,7 +190,7 @@ class SimulatedEngine:
         while self._running and self._running[0][0] <= self._step:
             job = heapq.heappop(self._running)[2]
             if not job.ended.done():  # else it was cancelled
-                job.ended.set_result(None)
+                job.ended.set_result(self._generation(job))
             self.num_requests += 1
             self.num_tokens += len(job.token_ids)
         num_prefilled = 0
@@ -216,6 +209,16 @@ class SimulatedEngine:
         self.busy_seconds += seconds
         self.seat_seconds += seconds * len(self._running)
         self._next_step += seconds
+
+    def _generation(self, job: _Job) -> Generation:
+        return Generation(
+            text=job.text,
+            token_ids=job.token_ids,
+            stop=StopReason.STOP,
+            policy_version=self._version,
+            num_prompt_tokens=len(job.request.prompt_ids),
+            num_cached_tokens=job.num_cached,
+        )
 
     def _num_cached(self, request: GenerateRequest) -> int:
         """Tokens in whole blocks that this session, or the same first prompt, has left here."""
@@ -325,12 +328,12 @@ class SimulatedScorer:
         now = asyncio.get_running_loop().time()
         self._free_at = max(self._free_at, now) + num_tokens / self._tokens_per_s
         await asyncio.sleep(self._free_at - now)
-        return [
+        return Records(
             ScoreResult(
                 r.key, tuple((-1.0 - crc32(r.key.encode()) / 2**32,) * len(g) for g in r.golds)
             )
             for r in requests
-        ]
+        )
 
     async def stats(self) -> tuple[int, float]:
         """Calls and CPU seconds."""

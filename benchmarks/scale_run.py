@@ -4,6 +4,7 @@ Setting -> Ray, hosts of simulated engines, dialogue workers -> run_iteration ->
 """
 
 import asyncio
+import gc
 import os
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import psutil
 from stargate.actors.dialogue_worker import WorkerPool, WorkerSpec, WorkerStats
 from stargate.actors.pool import EnginePool, ScorerPool, TrainerGroup, WeightPusher
 from stargate.actors.remote import remote
+from stargate.actors.score_mail import GatheredScore
 from stargate.benchmarks.card import Say
 from stargate.benchmarks.scale_engines import (
     CURVES,
@@ -210,6 +212,7 @@ async def _play(setting: Setting, materials: _Materials) -> Played:
         with tempfile.TemporaryDirectory(prefix="stargate-scale-") as folder, _peak_rss() as peak:
             store = _CountingStore(Path(folder))
             roles, bench = _open(setting, materials, cluster, store, tally)
+            gc.freeze()  # as launch/crew.py does
             before = await _cpu_seconds(cluster)
             started = time.perf_counter()
             await run_iteration(0, pairs, roles, bench)
@@ -290,7 +293,7 @@ def _open(
         roleplay=build_roleplayer(
             config.roleplayer, voice, materials.chat, materials.views, match=None
         ),
-        score=ScorerPool([cluster.scorer]),
+        score=GatheredScore(ScorerPool([cluster.scorer])),
         train=TrainerGroup([cluster.trainer], store.root, store.root / "models", False, progress),
         push=WeightPusher(cluster.questioners),
         voice=voice,

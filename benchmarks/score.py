@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stargate.benchmarks.card import Measurement, Ratio, Say
+from stargate.benchmarks.options import positive
 
 if TYPE_CHECKING:
     from stargate.benchmarks.score_sides import Side, Worker
@@ -63,13 +64,13 @@ _NUM_REFERENCES = 4
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the benchmark's options."""
     parser.add_argument(
-        "--pairs", type=_positive, default=8, metavar="N", help="of four dialogues (default: 8)"
+        "--pairs", type=positive, default=8, metavar="N", help="of four dialogues (default: 8)"
     )
     parser.add_argument(
-        "--golds", type=_positive, default=8, metavar="N", help="per dialogue (default: 8)"
+        "--golds", type=positive, default=8, metavar="N", help="per dialogue (default: 8)"
     )
     parser.add_argument(
-        "--rounds", type=_positive, default=2, metavar="R", help="default: %(default)s"
+        "--rounds", type=positive, default=2, metavar="R", help="default: %(default)s"
     )
     parser.add_argument("--model", default="embedded", help="as in a config (default: %(default)s)")
     parser.add_argument("--trust-remote-code", action="store_true", help="of the model")
@@ -77,7 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default: %(default)s"
     )
     parser.add_argument(
-        "--max-batch-tokens", type=_positive, default=1024, metavar="N", help="default: 1024"
+        "--max-batch-tokens", type=positive, default=1024, metavar="N", help="default: 1024"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
@@ -288,10 +289,3 @@ def _keys(work: "Sequence[PairRequests]") -> list[tuple[str, int]]:
         for request in requests
         for number in range(len(request.golds))
     ]
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number

@@ -133,7 +133,8 @@ def _make_job(args: argparse.Namespace, folder: str) -> "Job":
 def _trainer_config(args: argparse.Namespace) -> Any:
     from pydantic import ValidationError
 
-    from stargate.config import LoraConfig, TrainerConfig, describe_problem
+    from stargate.config import LoraConfig, TrainerConfig
+    from stargate.config_file import describe_problem
     from stargate.errors import ConfigError
 
     if args.steps < 1 or args.warmup_steps < 1:

@@ -1,22 +1,19 @@
 """(torch, DeepSpeed) A trainer rank as a run uses it, one step at a time."""
 
-import socket
 from pathlib import Path
 
 from stargate.actors.finetuning import Finetuning
 from stargate.actors.trainer import TrainerRank, TrainerSpec
 from stargate.benchmarks.train_sides import Job, Turns
+from stargate.machine import free_port
 
 
 def play(job: Job, turns: Turns) -> None:
     """Steps with Finetuning's own methods; then settles and saves."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     spec = TrainerSpec(
         base_model_dir=job.model_dir,
         config=job.config,
-        master_port=port,
+        master_port=free_port(),
         num_threads=job.num_threads,
         device=job.device,
         trust_remote_code=job.trust_remote_code,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stargate.benchmarks.card import Say
-from stargate.config import RunConfig, load_config
+from stargate.config import RunConfig
+from stargate.config_file import load_config
 from stargate.dialogue import Questioner, plan_dialogues
 from stargate.errors import ConfigError
 from stargate.launch.crew import Prepared, prepare

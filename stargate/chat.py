@@ -8,23 +8,32 @@ sampled ids are put in. So rollout, scoring and training see the same ids, and t
 known without searching in text.
 """
 
-import re
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Literal, Protocol
 
 from stargate.errors import ModelError, RecordDropped
+from stargate.pieces import Pieces, special_pattern, words_stand_alone
+from stargate.skeleton import (
+    HOLE,
+    HOLE_CLOSE,
+    HOLE_OPEN,
+    Unseen,
+    is_harmless,
+    is_unpadded,
+    literals,
+)
 from stargate.types import StopReason
 
 Role = Literal["system", "user", "assistant"]
 
-# Private-use characters: no tokenizer's template and no honest text contains them.
-_HOLE_OPEN, _HOLE_CLOSE = "\ue000", "\ue001"
-_HOLE = re.compile(f"{_HOLE_OPEN}(\\d+){_HOLE_CLOSE}")
-# Texts whose ids are remembered, a few kB each. What stands before the first sampled message, most
-# of a prompt, is the same in every turn of a dialogue and in all dialogues of a pair.
-_MAX_REMEMBERED = 1024
+# Golds whose ids are remembered, some kB each: a pair's dialogues share its gold.
+_MAX_TARGETS = 1024
+# Orders of roles whose template text is remembered. A dialogue of K turns has 2 K of them.
+_MAX_PATTERNS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,8 @@ class ChatTokenizer(Protocol):
     """The part of a tokenizer that is needed here; HfChatTokenizer adapts a Hugging Face one."""
 
     special_texts: tuple[str, ...]
+    template_text: str | None  # the chat template's source, where there is one
+    words_stand_alone: bool  # see pieces.py
 
     def render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
         """The chat template's text.
@@ -86,16 +97,19 @@ class ChatFormat:
     def __init__(self, tokenizer: ChatTokenizer, name: str) -> None:
         self._tokenizer = tokenizer
         self._name = name
-        texts = sorted((re.escape(t) for t in tokenizer.special_texts if t), key=len, reverse=True)
-        self._special = re.compile("|".join(texts)) if texts else None
+        self._special = special_pattern(tokenizer.special_texts)
         self._has_system_role = self._probe_system_role()
-        self._encode = lru_cache(_MAX_REMEMBERED)(lambda text: tuple(tokenizer.encode(text)))
-        self._encode_with_offsets = lru_cache(_MAX_REMEMBERED)(self._encode_with_offsets_now)
-        self._is_border = lru_cache(None)(self._probe_border)
+        self._pieces = Pieces(
+            tokenizer.encode, tokenizer.special_texts, tokenizer.words_stand_alone
+        )
+        self._encode_target = lru_cache(_MAX_TARGETS)(self._encode_target_now)
+        source = tokenizer.template_text
+        self._copies_only = source is not None and is_harmless(source)
+        self._literals = lru_cache(_MAX_PATTERNS)(self._literals_now)
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids (T,) of the conversation, ending where the assistant's next turn begins."""
-        return self._assemble(messages, add_generation_prompt=True).ids
+        return self._join_ids(messages, self._encoded(messages, add_generation_prompt=True))
 
     def masked_ids(self, messages: Sequence[Message]) -> MaskedIds:
         """Ids and loss mask of a conversation that ends with the assistant.
@@ -105,14 +119,16 @@ class ChatFormat:
         """
         if not messages or messages[-1].role != "assistant":
             raise ValueError("masked_ids needs a conversation that ends with the assistant")
-        return self._assemble(messages, add_generation_prompt=False)
+        encoded = self._encoded(messages, add_generation_prompt=False)
+        return self._join(messages, encoded, add_generation_prompt=False)
 
     def with_target(self, messages: Sequence[Message], target: str) -> MaskedIds:
         """Like masked_ids for a text that no model sampled (a gold):
 
         the target and its end token have mask 1.
         """
-        before, target_ids = self._split(messages, target)
+        encoded, target_ids = self._split(messages, target)
+        before = self._join(messages, encoded, add_generation_prompt=True)
         tail = target_ids + self._end_ids(messages, target)
         return MaskedIds(before.ids + tail, before.mask + (1,) * len(tail))
 
@@ -125,21 +141,32 @@ class ChatFormat:
         tokenizers merge across the border; a token that covers the first target character counts to
         the target.
         """
-        before, target_ids = self._split(messages, target)
-        return before.ids, target_ids
+        encoded, target_ids = self._split(messages, target)
+        return self._join_ids(messages, encoded), target_ids
 
     def count(self, text: str) -> int:
         """How many tokens a plain text has."""
         return len(self._tokenizer.encode(self._plain(text)))
 
-    def _assemble(
-        self,
-        messages: Sequence[Message],
-        add_generation_prompt: bool,
-    ) -> MaskedIds:
-        segments = self._segments(messages, add_generation_prompt)
-        encoded = [self._encode(text) for text in segments]
-        return self._join(messages, encoded, add_generation_prompt)
+    def _encoded(
+        self, messages: Sequence[Message], add_generation_prompt: bool
+    ) -> list[tuple[int, ...]]:
+        """Ids of the segments."""
+        return [*map(self._pieces.text, self._segments(messages, add_generation_prompt))]
+
+    def _join_ids(
+        self, messages: Sequence[Message], encoded: Sequence[Sequence[int]]
+    ) -> tuple[int, ...]:
+        """The ids of `_join`, without their mask."""
+        parts = [encoded[0]]
+        number = 0
+        for message in messages:
+            if message.token_ids is not None:
+                ended = message.stop is StopReason.STOP
+                parts.append(message.token_ids[:-1] if ended else message.token_ids)
+                number += 1
+                parts.append(encoded[number])
+        return tuple(chain.from_iterable(parts))
 
     def _join(
         self,
@@ -171,20 +198,57 @@ class ChatFormat:
 
     def _segments(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[str]:
         """Template text around the sampled messages: one more segment than there are of those."""
-        rendered, holes = [], 0
-        for message in self._without_system_role(messages):
-            if message.token_ids is None:
-                rendered.append({"role": message.role, "content": self._plain(message.text)})
+        messages = self._without_system_role(messages)
+        contents = [None if m.token_ids is not None else self._plain(m.text) for m in messages]
+        roles = tuple(message.role for message in messages)
+        if not self._copies_only or not all(is_unpadded(c) for c in contents if c is not None):
+            return self._rendered_segments(roles, contents, add_generation_prompt)
+        around = self._literals(roles, add_generation_prompt)
+        if around is None:
+            return self._rendered_segments(roles, contents, add_generation_prompt)
+        segments = []
+        text = around[0]
+        for content, following in zip(contents, around[1:], strict=True):
+            if content is None:
+                segments.append(text)
+                text = following
             else:
-                content = f"{_HOLE_OPEN}{holes}{_HOLE_CLOSE}"
-                rendered.append({"role": message.role, "content": content})
+                text += content + following
+        return [*segments, text]
+
+    def _literals_now(
+        self, roles: tuple[Role, ...], add_generation_prompt: bool
+    ) -> tuple[str, ...] | None:
+        """What the template writes around the messages of such roles; None where that depends on
+        what they say.
+        """
+        unseen: list[dict[str, str]] = [
+            {"role": role, "content": Unseen(n)} for n, role in enumerate(roles)
+        ]
+        try:
+            text = self._tokenizer.render(unseen, add_generation_prompt)
+        except Exception:  # it looked, or it refuses such roles: then it says so for the real ones
+            return None
+        return literals(text, len(roles))
+
+    def _rendered_segments(
+        self,
+        roles: Sequence[Role],
+        contents: Sequence[str | None],
+        add_generation_prompt: bool,
+    ) -> list[str]:
+        rendered, holes = [], 0
+        for role, content in zip(roles, contents, strict=True):
+            if content is None:
+                content = f"{HOLE_OPEN}{holes}{HOLE_CLOSE}"
                 holes += 1
+            rendered.append({"role": role, "content": content})
         try:
             text = self._tokenizer.render(rendered, add_generation_prompt)
         except Exception as error:  # a template is foreign code and may raise anything
             problem = " ".join(str(error).split())
             raise ModelError(f"{self._name}: its chat template failed: {problem}") from error
-        parts = _HOLE.split(text)
+        parts = HOLE.split(text)
         segments, order = parts[0::2], [int(index) for index in parts[1::2]]
         if order != list(range(holes)):
             raise ModelError(
@@ -198,7 +262,7 @@ class ChatFormat:
 
         special tokens spelled out in it are broken up.
         """
-        if _HOLE_OPEN in text or _HOLE_CLOSE in text:
+        if HOLE_OPEN in text or HOLE_CLOSE in text:
             raise RecordDropped("reserved_character", text[:40], "contains U+E000 or U+E001")
         if self._special is None:
             return text
@@ -212,26 +276,18 @@ class ChatFormat:
         merged = Message("user", f"{messages[0].text}\n\n{messages[1].text}")
         return [merged, *messages[2:]]
 
-    def _split(self, messages: Sequence[Message], target: str) -> tuple[MaskedIds, tuple[int, ...]]:
+    def _split(
+        self, messages: Sequence[Message], target: str
+    ) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
+        """Ids of the segments before a target, and the target's."""
         *segments, header = self._segments(messages, add_generation_prompt=True)
-        left, right = self._cut_at_border(header)
-        ids, offsets = self._encode_with_offsets(right + self._plain(target.strip()))
-        split = next((i for i, (_, end) in enumerate(offsets) if end > len(right)), len(ids))
-        last = (*(self._encode(left) if left else ()), *ids[:split])
-        encoded = [*(self._encode(segment) for segment in segments), last]
-        return self._join(messages, encoded, add_generation_prompt=True), ids[split:]
-
-    def _cut_at_border(self, header: str) -> tuple[str, str]:
-        """A header up to its last special token, and what follows: no token spans that border.
-
-        With a target after it, which is most of the text, the second part is the same for all
-        dialogues of a pair, so it is encoded once.
-        """
-        found = list(self._special.finditer(header)) if self._special else []
-        if not found or not self._is_border(found[-1][0]):
-            return "", header
-        border = found[-1].end()
-        return header[:border], header[border:]
+        # The target is most of the text. With what stands between it and the last special token it
+        # is the same for all dialogues of a pair, so it is encoded once.
+        border = self._pieces.cut_after_last_special(header)
+        left, right = header[:border], header[border:]
+        right_ids, target_ids = self._encode_target(right, self._plain(target.strip()))
+        last = self._pieces.text(left) + right_ids
+        return [*map(self._pieces.text, segments), last], target_ids
 
     def _end_ids(self, messages: Sequence[Message], target: str) -> tuple[int, ...]:
         """The token with which the template ends an assistant turn."""
@@ -239,21 +295,12 @@ class ChatFormat:
         after = self._segments([*messages, marker], add_generation_prompt=False)[-1]
         return tuple(self._tokenizer.encode(after)[:1])
 
-    def _encode_with_offsets_now(
-        self, text: str
-    ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-        ids, offsets = self._tokenizer.encode_with_offsets(text)
-        return tuple(ids), tuple(offsets)
-
-    def _probe_border(self, special: str) -> bool:
-        """Whether text after a special token is encoded as if it stood alone. Not so where the
-        tokenizer marks the beginning of a text, or where the token swallows the space after it.
-        """
-        encode = self._tokenizer.encode
-        return all(
-            encode(f"one{special}{after}") == encode(f"one{special}") + encode(after)
-            for after in ("two words", " two", "\ntwo", "\n\ntwo", "  \n two")
-        )
+    def _encode_target_now(
+        self, before: str, target: str
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        ids, offsets = self._tokenizer.encode_with_offsets(before + target)
+        split = next((i for i, (_, end) in enumerate(offsets) if end > len(before)), len(ids))
+        return tuple(ids[:split]), tuple(ids[split:])
 
     def _probe_system_role(self) -> bool:
         probe = "probe of the system role"
@@ -278,8 +325,11 @@ class HfChatTokenizer:
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
         special = {token.content for token in added if token.special}
         self.special_texts = tuple(sorted(special | set(tokenizer.all_special_tokens)))
+        template = getattr(tokenizer, "chat_template", None)
+        self.template_text = template if isinstance(template, str) else None
         # Without the wrapper, which takes several times as long as the encoding of a short text.
         self._backend = tokenizer.backend_tokenizer
+        self.words_stand_alone = words_stand_alone(_settings_of(self._backend))
         self._backend.no_truncation()
         self._backend.no_padding()
 
@@ -316,6 +366,31 @@ def load_chat_format(model_dir: str, trust_remote_code: bool = False) -> ChatFor
     if not tokenizer.is_fast:
         raise ModelError(f"{model_dir}: needs a fast tokenizer (tokenizer.json), got a slow one")
     return ChatFormat(HfChatTokenizer(tokenizer), model_dir)
+
+
+def _settings_of(backend: Any) -> dict[str, Any]:
+    """A tokenizer.json without its vocabulary, which is most of it."""
+
+    def settings(part: Any) -> Any:
+        return None if part is None else json.loads(part.__getstate__())
+
+    return {
+        "model": {
+            "type": type(backend.model).__name__,
+            "dropout": getattr(backend.model, "dropout", None),
+        },
+        "normalizer": settings(backend.normalizer),
+        "pre_tokenizer": settings(backend.pre_tokenizer),
+        "added_tokens": [
+            {
+                "content": token.content,
+                "single_word": token.single_word,
+                "lstrip": token.lstrip,
+                "rstrip": token.rstrip,
+            }
+            for token in backend.get_added_tokens_decoder().values()
+        ],
+    }
 
 
 def _last_one(mask: Sequence[int]) -> int:

@@ -7,7 +7,7 @@ once, none waits for another, and nothing of one conversation can reach another.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 
@@ -17,6 +17,7 @@ from stargate.deadline import TurnWatch, session_of
 from stargate.errors import RecordDropped
 from stargate.protocols import Generate, Roleplay
 from stargate.seeds import derive_seed
+from stargate.slow_start import SlowStart
 from stargate.types import (
     Dialogue,
     DialoguePlan,
@@ -98,17 +99,33 @@ class Questioner:
 
 
 async def play(
-    plan: DialoguePlan, questioner: Questioner, roleplay: Roleplay, watch: TurnWatch
+    plan: DialoguePlan,
+    questioner: Questioner,
+    roleplay: Roleplay,
+    watch: TurnWatch,
+    start: SlowStart | None = None,
 ) -> Dialogue:
-    """Plays one dialogue of K turns. Raises RecordDropped when it can't be finished.
+    """Plays one dialogue of K turns, when `start` lets it begin. Raises RecordDropped when it can't
+    be finished.
 
     A turn that `watch` finds late is begun anew; the turns before it stand.
     """
+    async with (start or SlowStart(0)).dialogue() as wrote_question:
+        return await _play(plan, questioner, roleplay, watch, wrote_question)
+
+
+async def _play(
+    plan: DialoguePlan,
+    questioner: Questioner,
+    roleplay: Roleplay,
+    watch: TurnWatch,
+    wrote_question: Callable[[], None],
+) -> Dialogue:
     started = time.perf_counter()
     turns: list[Turn] = []
     versions: set[int] = set()
     for number in range(plan.num_turns):
-        one_turn = partial(_play_turn, plan, tuple(turns), questioner, roleplay)
+        one_turn = partial(_play_turn, plan, tuple(turns), questioner, roleplay, wrote_question)
         turn, version = await watch.run(one_turn, f"{plan.dialogue_id} turn {number + 1}")
         versions.add(version)
         turns.append(turn)
@@ -131,11 +148,13 @@ async def _play_turn(
     turns: Sequence[Turn],
     questioner: Questioner,
     roleplay: Roleplay,
+    wrote_question: Callable[[], None],
     attempt: int,
 ) -> tuple[Turn, int]:
     """The turn after `turns`, and the policy version that asked."""
     session = session_of(plan.dialogue_id, attempt)
     question = await questioner.ask(plan, turns, session)
+    wrote_question()
     answer = await roleplay(
         plan.pair,
         turns,
