@@ -19,7 +19,7 @@ demo:  ## install if needed, then one real STaR-GATE iteration on the CPU
 	@$(BIN)/stargate run cpu_demo $(ARGS)
 
 test: install  ## install what is missing, then all tests: the fast ones first
-	$(BIN)/python -m pytest tests/unit $(ARGS)
+	$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile $(ARGS)
 	$(BIN)/python -m pytest $(wildcard tests/integration tests/gpu) $(ARGS)
 
 check: install  ## lint, formatting and types

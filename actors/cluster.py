@@ -16,7 +16,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,10 @@ from stargate.actors.survey import (
     living_nodes,
     on_node,
 )
-from stargate.cluster import Bundle, place_needs
+from stargate.cluster import Bundle, Need, place_needs
 from stargate.config import ClusterConfig
 from stargate.errors import EngineError, MachineError
-from stargate.seating import NodeFacts, seat_again, usable_nodes
+from stargate.seating import NodeFacts, Seat, full_nodes, seat_again, seat_more, usable_nodes
 
 _log = logging.getLogger(__name__)
 
@@ -188,7 +188,12 @@ class Cluster:
             return
         names = ", ".join(seat.actor for seat in lost)
         self._tell(f"{names}: node {self._label(lost[0].actor)} has left the cluster")
-        bundles = await self._find_room([seat.actor for seat in lost])
+        if self._config.strategy == "colocated":
+            raise MachineError(
+                "the node of a colocated run has left the cluster; stargate resume goes on with it"
+            )
+        limit = max(self._config.wait_s, _ROOM_SECONDS)
+        bundles = await self._find_room([seat.actor for seat in lost], limit, "other node")
         free = {facts.node.name: facts for facts in await asyncio.to_thread(living_nodes)}
         for node in {bundle.node for bundle in bundles} - self._homes.keys():
             await self._move_in(free[node], None)
@@ -198,20 +203,64 @@ class Cluster:
             self._seats[seat.actor] = seat
             self._tell(f"{seat.actor} moves to node {self._label(seat.actor)}")
 
-    async def _find_room(self, actors: Sequence[str]) -> tuple[Bundle, ...]:
-        """Nodes for these actors, from what is free. Waits a minute, or cluster.wait_s."""
-        wanted = [self._survey.needed[name] for name in actors]
+    async def seat_more(self, wanted: Mapping[str, str | None]) -> None:
+        """Seats for engines that join, on nodes that have room now or within cluster.wait_s.
+
+        `wanted` has the `cpu_cores` setting of each. Raises MachineError when there are none.
+        """
+        # Not under the lock: whoever must be started again does not wait for new nodes.
+        pinned = any(self._first(name).cores and not own for name, own in wanted.items())
+        limit = self._config.wait_s
+        bundles = await self._find_room(list(wanted), limit, "node", avoid_full=pinned)
+        async with self._moving:
+            living = {facts.node.name: facts for facts in await asyncio.to_thread(living_nodes)}
+            for node in {bundle.node for bundle in bundles} - self._homes.keys():
+                if node not in living:
+                    raise MachineError("a node has left the cluster just now; try again")
+                await self._move_in(living[node], None)
+            like = [replace(self._first(name), actor=name) for name in wanted]
+            facts = [home.facts for home in self._homes.values()]
+            present = list(self._seats.values())
+            for seat in seat_more(like, list(wanted.values()), bundles, facts, present):
+                self._seats[seat.actor] = seat
+                self._tell(f"{seat.actor} gets a place on node {self._label(seat.actor)}")
+
+    def leave_seat(self, actor: str) -> None:
+        """An engine that has left, or did not come, needs its seat no more."""
+        self._seats.pop(actor, None)
+
+    def _first(self, actor: str) -> Seat:
+        """The seat of the first actor of the same role."""
+        return self._seats[f"{actor.rpartition('-')[0]}-0"]
+
+    def _need(self, actor: str) -> Need:
+        role, _, number = actor.rpartition("-")
+        return replace(self._survey.needed[f"{role}-0"], number=int(number))
+
+    async def _find_room(
+        self, actors: Sequence[str], limit: float, what: str, *, avoid_full: bool = False
+    ) -> tuple[Bundle, ...]:
+        """Nodes for these actors, from what is free. Waits for that up to `limit` seconds.
+
+        `avoid_full`: none where engines of this run have all cores.
+        """
+        wanted = [self._need(name) for name in actors]
         started = spoken = time.monotonic()
         while True:
             free = await asyncio.to_thread(living_nodes, free=True)
-            nodes = usable_nodes([facts.node for facts in free])
+            full: set[str] = set()
+            if avoid_full:
+                homes = [home.facts for home in self._homes.values()]
+                full = full_nodes(homes, list(self._seats.values()))
+            nodes = usable_nodes([facts.node for facts in free if facts.node.name not in full])
             try:
                 return place_needs(wanted, nodes, self._config.strategy)
             except MachineError as error:
                 now = time.monotonic()
-                if now - started >= max(self._config.wait_s, _ROOM_SECONDS):
+                if now - started >= limit:
+                    note = f"; its engines have all cores of {len(full)} nodes" if full else ""
                     raise MachineError(
-                        f"no other node has room for {', '.join(actors)}: {error}"
+                        f"no {what} has room for {', '.join(actors)}: {error}{note}"
                     ) from error
                 if now - spoken >= SPEAK_SECONDS:
                     spoken = now
@@ -245,6 +294,10 @@ class Cluster:
         finally:
             with contextlib.suppress(EngineError):  # the node is gone, and the folder with it
                 await remote(agent.remove.remote(place))
+
+    async def shares(self, folder: Path, actor: str) -> bool:
+        """See Carrier."""
+        return await self._sees(self._seats[actor].node, folder)
 
     async def close(self) -> None:
         """Removes what was put on the nodes, and ends the agents."""

@@ -10,7 +10,6 @@ A few chunks are under way at a time, so that weights of any size pass through a
 
 import asyncio
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
@@ -20,7 +19,7 @@ from typing import Any
 
 from stargate.actors.node_agent import file_sizes
 from stargate.actors.remote import remote
-from stargate.durable import disk_errors, sync
+from stargate.durable import disk_errors, sync, write_at
 from stargate.errors import DataError
 
 # Bytes of one chunk, and how many are under way: together a part of the smallest object store.
@@ -169,7 +168,7 @@ class Courier:
         async def receive(name: str, offset: int, size: int) -> None:
             async with room:
                 data: bytes = await remote(agent.read.remote(folder, name, offset, size))
-                await asyncio.to_thread(_write, partial / name, offset, data)
+                await asyncio.to_thread(write_at, partial / name, offset, data)
 
         chunks = _chunks(sizes, self.chunk_bytes)
         tasks = [asyncio.create_task(receive(*chunk)) for chunk in chunks]
@@ -237,17 +236,6 @@ def _chunks(sizes: Mapping[str, int], chunk_bytes: int) -> Iterator[tuple[str, i
     for name, size in sizes.items():
         for offset in range(0, size, chunk_bytes):
             yield name, offset, min(chunk_bytes, size - offset)
-
-
-def _write(file: Path, offset: int, data: bytes) -> None:
-    handle = os.open(file, os.O_WRONLY)
-    try:
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(handle, view, offset)
-            view, offset = view[written:], offset + written
-    finally:
-        os.close(handle)
 
 
 def _settle(partial: Path, sizes: Mapping[str, int], target: Path) -> None:

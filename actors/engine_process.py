@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 
+from stargate.actors.plain_output import escape_output
 from stargate.errors import MachineError
 
 # How long vLLM's processes may take to end by themselves; torch alone needs some (seconds).
@@ -26,7 +27,7 @@ _MEMORY = re.compile(
 class NoiseLog:
     """Sends file descriptors 1 and 2 of this process to a file until `close`.
 
-    Processes that are started meanwhile inherit them.
+    Processes that are started meanwhile inherit them. What Python writes here is escaped meanwhile.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -39,6 +40,7 @@ class NoiseLog:
         for target in self._saved:
             os.dup2(log, target)
         os.close(log)
+        self._plain_again = escape_output()
 
     def root_cause(self) -> str | None:
         """The first exception in the log, as one line: in vLLM's nested processes, the cause."""
@@ -50,6 +52,7 @@ class NoiseLog:
     def close(self) -> None:
         """Gives the descriptors back."""
         _flush()
+        self._plain_again()
         for target, saved in self._saved.items():
             os.dup2(saved, target)
             os.close(saved)

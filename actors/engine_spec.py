@@ -28,7 +28,7 @@ class EngineSpec:
     `model_dir` is a local model folder, `policy_version` the version of the weights in it.
     `cpu_cores` is a core list such as "0" or "0-3" (with tensor parallelism one list per rank:
     "0-1|2-3"); None lets vLLM bind all cores. `log_file` takes what vLLM and its processes print;
-    None leaves it on the screen.
+    None leaves it on the screen. `sleeps`: it gives its GPU up to others from time to time.
     """
 
     role: str
@@ -40,6 +40,7 @@ class EngineSpec:
     cpu_cores: str | None = None
     trust_remote_code: bool = False
     log_file: str | None = None
+    sleeps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,8 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         arguments["max_num_batched_tokens"] = max(config.max_model_len, CPU_BATCHED_TOKENS)
     else:
         arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+        if spec.sleeps:
+            arguments["enable_sleep_mode"] = True
         arguments["enforce_eager"] = config.enforce_eager is True
         if config.block_size is not None:
             arguments["block_size"] = config.block_size

@@ -15,6 +15,7 @@ gold's sum, where dialogues of one pair differ by 7.6. bfloat16 is about twice a
 B sequences, T tokens of a row, G gold tokens, P scored positions; log-probs in nats.
 """
 
+import gc
 import logging
 import random
 from collections.abc import Sequence
@@ -24,15 +25,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stargate.actors.attention import restore
 from stargate.actors.modeling import (
     SelectedLogits,
     keep_freed_memory,
     keep_precise,
     load_model,
     max_positions,
+    release_freed_memory,
 )
 from stargate.actors.prefix_tree import Item, Text, group_alike, group_by_length, lay_out
-from stargate.actors.tree_attention import Sight, make_plain, make_shareable
+from stargate.actors.tree_attention import Sight, make_shareable
 from stargate.config import ScorerConfig
 from stargate.errors import MachineError
 from stargate.types import ScoreRequest
@@ -102,6 +105,18 @@ class GoldModel:
                 problem,
             )
 
+    def rest(self) -> None:
+        """Nothing to score for a while: the memory that passes leave behind is for others."""
+        if self._device == "cpu":
+            release_freed_memory()
+
+    def move(self, device: str) -> None:
+        """Moves the weights: off the GPU, for others to use it, or back to where they compute."""
+        self._logits.model.to(device)
+        if device != self._device and self._device == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
+
     @staticmethod
     def set_threads(num_threads: int) -> None:
         """Sets the threads of the calling thread's passes: OpenMP keeps one count per thread."""
@@ -149,9 +164,9 @@ class GoldModel:
         try:
             together = self._run(self._side_by_side(texts))
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
-            make_plain(model)
+            restore(model)
             return " ".join(str(error).split())
-        make_plain(model)
+        restore(model)
         difference = _difference(together, self._run(self._one_by_one(texts)))
         if not difference <= _MAX_DIFFERENCE:  # also if it is NaN
             return f"tried on a row of texts that begin alike: log-probs differ by {difference:.0%}"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stargate.actors.plain_output import escape_output
 from stargate.actors.weight_check import write_sums
 from stargate.durable import disk_problem, sync
 from stargate.embedded import MANIFEST
@@ -34,7 +35,10 @@ _KEEP_FREED = ((-4, 0), (-1, 2**31 - 1), (-8, 1))
 
 
 def redirect_output(log_file: str | None) -> None:
-    """Sends all that this process prints, also from C++, to `log_file`. None leaves it alone."""
+    """Sends all that this process prints, also from C++, to `log_file`. None leaves it alone.
+
+    What Python prints is escaped there: logs are read on terminals, and may quote a model.
+    """
     if log_file is None:
         return
     Path(log_file).parent.mkdir(parents=True, exist_ok=True)
@@ -44,6 +48,7 @@ def redirect_output(log_file: str | None) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
+    escape_output()
 
 
 def keep_freed_memory() -> None:
@@ -51,13 +56,20 @@ def keep_freed_memory() -> None:
 
     The C library gives large blocks back to the system at once, and every new one costs a page
     fault per 4 KiB: 100,000 in a pass over 800 tokens. Kept blocks made such passes 1.28 times as
-    fast (SmolLM2-135M, one core). The process stays as large as it was at its peak. It is glibc
-    that is told; other C libraries stay as they are.
+    fast (SmolLM2-135M, one core). The process stays as large as it was at its peak until
+    release_freed_memory(). It is glibc that is told; other C libraries stay as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for option, value in _KEEP_FREED:
             mallopt(option, value)
+
+
+def release_freed_memory() -> None:
+    """Gives back what keep_freed_memory() kept; with another C library than glibc, nothing."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def load_model(
@@ -89,21 +101,6 @@ def max_positions(model: Any) -> int:
     if not isinstance(length, int) or length < 1:
         raise ModelError(f"model {model.config.model_type}: its config names no context length")
     return length
-
-
-def sees_everything(model: Any) -> bool:
-    """Whether every layer attends to all tokens that a mask allows.
-
-    Not so with sliding windows or recurrent layers: there a mask can't let several texts that
-    stand side by side follow one context.
-    """
-    config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None)
-    if kinds:
-        plain = all(kind == "full_attention" for kind in kinds)
-    else:
-        plain = getattr(config, "sliding_window", None) is None
-    return plain and model.config._attn_implementation == "sdpa"
 
 
 class SelectedLogits:

@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import stargate
-from stargate.actors.weights import SHARED_MEMORY, STAGED_PREFIX
+from stargate.durable import write_at
 from stargate.errors import DataError, MachineError
+from stargate.machine import SHARED_MEMORY, free_port
 from stargate.models import resolve_embedder, resolve_model
 
+STAGED_PREFIX = "stargate-weights-"
 SCRATCH_PREFIX = "stargate-scratch-"
 _LOCK = ".lock"
 # Containers on one machine have it in common, as they have its cores.
@@ -116,10 +118,8 @@ class NodeAgent:
         return str(self._scratch.new_folder() / name)
 
     def free_port(self, address: str) -> int:
-        """A port that was free a moment ago, for the trainer ranks to meet on."""
-        with socket.socket() as probe:
-            probe.bind((address, 0))
-            return int(probe.getsockname()[1])
+        """See machine.free_port."""
+        return free_port(address)
 
     def open_folder(self, sizes: Mapping[str, int]) -> str:
         """A new folder in shared memory for files of these sizes. Raises MachineError."""
@@ -136,15 +136,7 @@ class NodeAgent:
 
     def write(self, folder: str, name: str, offset: int, chunk: Any) -> None:
         """Puts bytes at their place in a file of an open folder."""
-        file = self._stage.own(folder) / name
-        handle = os.open(file, os.O_WRONLY | os.O_CREAT, 0o600)
-        try:
-            data = memoryview(chunk)
-            while data:
-                written = os.pwrite(handle, data, offset)
-                data, offset = data[written:], offset + written
-        finally:
-            os.close(handle)
+        write_at(self._stage.own(folder) / name, offset, chunk)
 
     def close_folder(self, folder: str, sizes: Mapping[str, int]) -> None:
         """Raises DataError unless the files have come as a whole."""

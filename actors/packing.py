@@ -12,7 +12,7 @@ T tokens of a row, H heads, D dimensions of a head.
 """
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -20,16 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stargate.actors.modeling import sees_everything
+from stargate.actors.attention import has_varlen, obstacle, replace, restore
 
 _NAME = "stargate_packed"
 # Lengths of the texts that a model is tried with, and the largest difference to the same texts one
 # by one, as a share of the largest logit: bfloat16 rounds to 0.4 %, a leak shows far above.
 _TRIED_LENGTHS = (7, 12, 9)
 _MAX_DIFFERENCE = 0.05
-# What torch's flash attention takes: dimensions of a head, and GPUs from Ampere on.
-_MAX_FLASH_DIMENSIONS = 256
-_MIN_FLASH_CAPABILITY = (8, 0)
 # attend_in_blocks: queries of a block, and the longest example: it keeps T x T weights per head.
 _BLOCK = 128
 _MAX_BLOCK_LENGTH = 1024
@@ -48,11 +45,8 @@ def make_packable(model: Any) -> str | None:
     What a config says of a model's layers is not relied upon: the model computes a packed row, and
     each text in it must come out as it does alone.
     """
-    if not sees_everything(model):
-        return "not all of its layers attend to the whole text"
-    if not model.is_backend_compatible():
-        return "its code has an attention of its own"
-    _register()
+    if (problem := obstacle(model)) is not None:
+        return problem
     try:
         difference = _difference(model)
         same = difference <= _MAX_DIFFERENCE  # not so if it is NaN
@@ -60,7 +54,7 @@ def make_packable(model: Any) -> str | None:
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         problem = " ".join(str(error).split())
     if problem is not None:
-        model.set_attn_implementation("sdpa")
+        restore(model)
         return f"tried on a packed row: {problem}"
     return None
 
@@ -83,7 +77,7 @@ def _difference(model: Any) -> float:
                 for text in texts
             ]
         )
-        model.set_attn_implementation(_NAME)
+        replace(model, _NAME, _attention)
         ids, positions = (tensor.to(embeddings.device) for tensor in pack(texts))
         packed = model(
             input_ids=ids,
@@ -92,13 +86,6 @@ def _difference(model: Any) -> float:
             packed_lengths=_TRIED_LENGTHS,
         ).logits[0]
     return float((packed - alone).abs().max() / alone.abs().max())
-
-
-@cache
-def _register() -> None:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
 
 
 def _attention(
@@ -119,7 +106,7 @@ def _attention(
     """
     if attention_mask is not None:
         raise ValueError("a packed row takes no mask")
-    if dropout == 0.0 and _has_varlen(query, value):
+    if dropout == 0.0 and has_varlen(query, value):
         return _varlen(query, key, value, packed_lengths, scaling), None
     parts = zip(
         query.split_with_sizes(packed_lengths, 2),
@@ -178,16 +165,6 @@ def _causal_mask(groups: int, start: int, end: int, dtype: torch.dtype) -> Tenso
     """What the scores of queries start..end, once per group, get added; to hide later keys."""
     mask = torch.full((end - start, end), -torch.inf, dtype=dtype).triu_(1 + start)
     return mask.repeat(groups, 1)[None]
-
-
-def _has_varlen(query: Tensor, value: Tensor) -> bool:
-    """Whether torch's flash attention for several lengths runs here: one kernel for the row."""
-    return (
-        query.is_cuda
-        and query.dtype in (torch.bfloat16, torch.float16)
-        and query.shape[-1] == value.shape[-1] <= _MAX_FLASH_DIMENSIONS
-        and torch.cuda.get_device_capability(query.device) >= _MIN_FLASH_CAPABILITY
-    )
 
 
 def _varlen(

@@ -12,11 +12,11 @@ EngineError.
 
 import asyncio
 import time
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, nullcontext
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayTaskError
@@ -25,6 +25,9 @@ from stargate.actors.carrier import Carrier, SameFiles
 from stargate.actors.engine_pool import EnginePool
 from stargate.actors.keeper import Keeper
 from stargate.actors.remote import ActorDied, remote
+from stargate.actors.wire import Records
+from stargate.checkpoints import has_checkpoint, training_folder
+from stargate.config import ScorerConfig
 from stargate.errors import EngineError
 from stargate.progress import Progress
 from stargate.types import (
@@ -35,6 +38,8 @@ from stargate.types import (
     TrainResult,
 )
 
+T = TypeVar("T")
+
 __all__ = ["EnginePool", "ScorerPool", "TrainerGroup", "WeightPusher", "remote"]
 
 # Seconds between looks at the trainer's progress.
@@ -43,12 +48,52 @@ _POLL_SECONDS = 0.5
 _MAX_RESENDS = 3
 
 
+class ScorerHangs(EngineError):
+    """A scorer has not answered in time. It may live, but what it was sent must be sent again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreDeadline:
+    """How long a scorer may take: longer, the more it was sent. `sleep` is the clock."""
+
+    seconds: float
+    tokens_per_s: float
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+    @classmethod
+    def of(cls, config: ScorerConfig) -> "ScoreDeadline":
+        return cls(config.timeout_s, config.min_tokens_per_s)
+
+    async def watch(self, call: Awaitable[T], name: str, num_tokens: int) -> T:
+        """What a call returns. Raises ScorerHangs; `num_tokens` were to be scored until then."""
+        limit = self.seconds + num_tokens / self.tokens_per_s
+        calling, timer = asyncio.ensure_future(call), asyncio.ensure_future(self.sleep(limit))
+        try:
+            await asyncio.wait({calling, timer}, return_when=asyncio.FIRST_COMPLETED)
+            if not calling.done():
+                raise ScorerHangs(
+                    f"{name}: no answer after {limit:.0f} s, with {num_tokens} tokens to score "
+                    "(scorer.timeout_s, scorer.min_tokens_per_s)"
+                )
+            return await calling
+        finally:
+            calling.cancel()
+            timer.cancel()
+
+
 class ScorerPool:
     """All scorers. Each merges what is waiting into batches by itself."""
 
-    def __init__(self, scorers: Sequence[Any], keeper: Keeper | None = None) -> None:
+    def __init__(
+        self,
+        scorers: Sequence[Any],
+        keeper: Keeper | None = None,
+        deadline: ScoreDeadline | None = None,
+    ) -> None:
+        """Without a deadline a scorer may take for ever."""
         self._scorers = scorers
         self._keeper = keeper
+        self._deadline = deadline
         self._waiting_tokens = [0] * len(scorers)
         self._renewing: dict[int, asyncio.Task[None]] = {}
 
@@ -62,9 +107,8 @@ class ScorerPool:
             scorer = self._scorers[number]
             self._waiting_tokens[number] += tokens
             try:
-                results: list[ScoreResult] = await remote(scorer.score.remote(list(requests)))
-                return results
-            except ActorDied as error:
+                return await self._score(scorer, number, requests)
+            except (ActorDied, ScorerHangs) as error:
                 if self._keeper is None:
                     raise
                 self._renew(number, scorer, error, self._keeper)
@@ -76,6 +120,15 @@ class ScorerPool:
             f"{requests[0].key} and {len(requests) - 1} more: {_MAX_RESENDS + 1} scorers died over "
             f"them; the last one: {last}"
         ) from last
+
+    async def _score(
+        self, scorer: Any, number: int, requests: Sequence[ScoreRequest]
+    ) -> list[ScoreResult]:
+        call: Awaitable[list[ScoreResult]] = remote(scorer.score.remote(Records(requests)))
+        if self._deadline is None:
+            return await call
+        # What came before is scored before.
+        return await self._deadline.watch(call, f"scorer-{number}", self._waiting_tokens[number])
 
     async def _choose(self) -> int:
         """The scorer with the least work of those that live; waits for one if there is none.
@@ -92,13 +145,16 @@ class ScorerPool:
                 return min(living, key=self._waiting_tokens.__getitem__)
             await asyncio.wait(self._renewing.values(), return_when=asyncio.FIRST_COMPLETED)
 
-    def _renew(self, number: int, scorer: Any, error: ActorDied, keeper: Keeper) -> None:
-        """Has a dead scorer replaced, once for all calls that it owed."""
+    def _renew(self, number: int, scorer: Any, error: EngineError, keeper: Keeper) -> None:
+        """Has a dead or hanging scorer replaced, once for all calls that it owed."""
         if number in self._renewing or self._scorers[number] is not scorer:
             return
 
         async def renew() -> None:
-            await keeper.replace("scorer", number, error)
+            if isinstance(error, ScorerHangs):
+                await keeper.replace_hung("scorer", number, scorer, error)
+            else:
+                await keeper.replace("scorer", number, error)
 
         self._renewing[number] = asyncio.create_task(renew())
         # Nobody may ask again; then its error must not end up as a warning of asyncio's.
@@ -106,7 +162,10 @@ class ScorerPool:
 
 
 class TrainerGroup:
-    """The ranks of one DeepSpeed trainer. `models_dir` receives one folder per version."""
+    """The ranks of one DeepSpeed trainer. `models_dir` receives one folder per version.
+
+    In `run_dir` they keep checkpoints of a training under way; None: they keep none.
+    """
 
     def __init__(
         self,
@@ -117,20 +176,23 @@ class TrainerGroup:
         progress: Progress,
         keeper: Keeper | None = None,
         carrier: Carrier | None = None,
+        run_dir: Path | None = None,
     ) -> None:
         self._ranks = ranks
+        self._run_dir = run_dir
         self._carrier = carrier or SameFiles()
         self._keeper = keeper
         self._start_dir = base_model_dir
         self._models_dir = models_dir
         self._continue = continue_training
         self._progress = progress
+        self._num_notes = 0  # of the present stage, that were shown
 
     async def __call__(self, examples: Sequence[TrainingExample], version: int) -> TrainResult:
         """Trains on all ranks. Raises DivergenceError; then no folder of that version exists.
 
-        When a rank dies, all are replaced and the stage begins again: from the same examples, in
-        the same order, so that it comes to the same weights.
+        When a rank dies, all are replaced and go on from the last checkpoint, or begin again: with
+        the same examples, in the same order, so that they come to the same weights.
         """
         output = self._models_dir / f"m{version}"
         shared = ray.put(list(examples))
@@ -145,7 +207,9 @@ class TrainerGroup:
                     raise
                 if await self._keeper.replace("trainer", 0, error) is ranks[0]:
                     raise  # all of them live: it was no death
-                self._progress.say(f"training m{version} begins again")
+                folder = self._run_dir and training_folder(self._run_dir, version)
+                if not (folder and has_checkpoint(folder)):  # with one, the ranks say what they do
+                    self._progress.say(f"training m{version} begins again")
         if self._continue:
             self._start_dir = output
         return trained
@@ -161,8 +225,9 @@ class TrainerGroup:
                 for number in range(len(ranks))
             ]
             place = await stack.enter_async_context(self._carrier.collect(output, "trainer-0"))
+            kept = await self._checkpoint_folder(len(ranks), version)
             calls = [
-                rank.train.remote(shared, start, place, version)
+                rank.train.remote(shared, start, place, version, *kept)
                 for rank, start in zip(ranks, starts, strict=True)
             ]
             watching = asyncio.create_task(self._watch(ranks[0], before.number))
@@ -172,20 +237,46 @@ class TrainerGroup:
             finally:
                 watching.cancel()
                 await asyncio.wait({watching})  # what it may have raised is only about the display
+            with suppress(EngineError):  # it has done all that it was asked for
+                self._say_notes(await remote(ranks[0].progress.remote()))
         trained = results[0]
         return trained if place == str(output) else replace(trained, model_dir=str(output))
 
+    async def _checkpoint_folder(self, num_ranks: int, version: int) -> tuple[str, ...]:
+        """Where the ranks keep checkpoints, as an argument; none if one can't write there."""
+        if self._run_dir is None:
+            return ()
+        for number in range(num_ranks):
+            if not await self._carrier.shares(self._run_dir, f"trainer-{number}"):
+                self._progress.say(
+                    f"no checkpoints while m{version} is trained: the node of trainer-{number} "
+                    f"does not share {self._run_dir}"
+                )
+                return ()
+        return (str(training_folder(self._run_dir, version)),)
+
+    def _say_notes(self, state: Any) -> None:
+        """Shows what rank 0 has to say, each note once."""
+        for note in state.notes[self._num_notes :]:
+            self._progress.say(note)
+        self._num_notes = len(state.notes)
+
     async def _watch(self, rank: Any, before: int) -> None:
         """Shows a rank's steps until cancelled. `before` is the number of its last stage."""
-        done = 0
+        self._num_notes = 0
         while True:
             state = await remote(rank.progress.remote())
-            if state.number > before and state.total_steps:
-                break
+            if state.number > before:
+                self._say_notes(state)
+                if state.total_steps:
+                    break
             await asyncio.sleep(_POLL_SECONDS)
-        with self._progress.stage("train", state.total_steps, "steps") as stage:
+        # Steps that a checkpoint had took no time now.
+        done = state.first_step
+        with self._progress.stage("train", state.total_steps - done, "steps") as stage:
             tokens = 0
             while True:
+                self._say_notes(state)
                 stage.advance(state.steps - done, state.tokens - tokens)
                 done, tokens = state.steps, state.tokens
                 if state.loss is not None:

@@ -18,7 +18,7 @@ async def remote(call: Awaitable[_Result]) -> _Result:
     Raises our own errors as they were raised there; a dead actor is ActorDied.
     """
     # Here: what only handles mailboxes must be importable without Ray.
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
     try:
         return await call
@@ -26,5 +26,7 @@ async def remote(call: Awaitable[_Result]) -> _Result:
         if isinstance(error.cause, StargateError):
             raise error.cause from None
         raise
-    except RayActorError as error:
+    except OutOfMemoryError as error:  # Ray's memory monitor; no RayActorError, whatever it ends
+        raise ActorDied("Ray ended it because its machine ran out of memory") from error
+    except (RayActorError, NodeDiedError) as error:
         raise ActorDied(f"an actor died: {' '.join(str(error).split())[:300]}") from error

@@ -9,12 +9,11 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
@@ -23,15 +22,19 @@ from stargate.actors.cluster import Cluster
 from stargate.actors.dialogue_worker import DialogueWorker, WorkerSpec
 from stargate.actors.engine import Engine
 from stargate.actors.engine_spec import EngineSpec, engine_environment
-from stargate.actors.keeper import WORKER, HeldWeights, Hire, Keeper, Post
+from stargate.actors.keeper import Keeper
+from stargate.actors.posts import WORKER, HeldWeights, Hire, Post
 from stargate.actors.remote import ActorDied, remote
 from stargate.actors.scorer import Scorer, ScorerSpec
+from stargate.actors.shared_gpu import Dormitory
 from stargate.actors.survey import WORKER_ENVIRONMENT
 from stargate.actors.trainer import TrainerRank, TrainerSpec
 from stargate.config import RunConfig
+from stargate.machine import free_port
 from stargate.placement import Placement
 from stargate.seeds import derive_seed
 from stargate.submission import JOB_VARIABLES
+from stargate.turns import STARTS, Turns
 
 # Requests that one async actor takes at once: more than any run has in flight.
 _MAX_CONCURRENCY = 10_000
@@ -54,11 +57,28 @@ class Crew:
     scorers: list[Any] = field(default_factory=list)
     trainers: list[Any] = field(default_factory=list)
     workers: list[Any] = field(default_factory=list)
+    leaving: list[Any] = field(default_factory=list)  # engines that end what they have to do
     carrier: Carrier = field(default_factory=SameFiles)
+    turns: Turns | None = None  # who has the GPU, where all share one
     keeper: Keeper | None = None  # from the moment on that everybody has started
 
+    def by_role(self) -> dict[str, list[Any]]:
+        """The lists themselves, in the order in which actors are started one by one."""
+        return {
+            "questioner": self.questioners,
+            "roleplayer": self.roleplayers,
+            "scorer": self.scorers,
+            "trainer": self.trainers,
+            WORKER: self.workers,
+        }
+
     def all(self) -> list[Any]:
-        return [*self.workers, *self.questioners, *self.roleplayers, *self.scorers, *self.trainers]
+        engines = [*self.questioners, *self.roleplayers, *self.leaving]
+        return [*self.workers, *engines, *self.scorers, *self.trainers]
+
+    def engines(self, role: str) -> list[Any]:
+        """The crew's own list of a role's engines."""
+        return self.questioners if role == "questioner" else self.roleplayers
 
 
 def start_ray(num_gpus: int) -> None:
@@ -66,6 +86,8 @@ def start_ray(num_gpus: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray runs workers at nice 15: anything else on the machine would starve the engines.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Short of memory, Ray would end all actors at once; one at a time can be replaced.
+    os.environ.setdefault("RAY_worker_killing_policy_by_group", "true")
     for variable in JOB_VARIABLES:
         os.environ.pop(variable, None)
     ray.init(
@@ -109,7 +131,11 @@ async def start_crew(plan: CrewPlan, say: Callable[[str], None]) -> Crew:
     try:
         await _hire_all([post for post in posts if post.role != WORKER])
         await _hire_all([post for post in posts if post.role == WORKER])
-        await _start_all(crew, say)
+        dormitory = Dormitory(crew.by_role(), crew.carrier)
+        if plan.placement.gpu_share:
+            crew.turns = await dormitory.start(partial(_start, say=say))
+        else:
+            await _start(_named(crew), say=say)
     except BaseException:
         await stop_crew(crew)
         raise
@@ -122,8 +148,17 @@ async def start_crew(plan: CrewPlan, say: Callable[[str], None]) -> Crew:
         partial(_introduce, crew),
         crew.carrier,
     )
+    if crew.turns is not None:
+        held = crew.keeper.weights
+        dormitory.weights = lambda: held.current
+        crew.keeper.room = partial(_room, crew.turns)
     crew.keeper.watch()
     return crew
+
+
+def _room(turns: Turns, role: str) -> contextlib.AbstractAsyncContextManager[None]:
+    """While one of a role may be started: on a shared GPU not while others use it."""
+    return turns.on(*STARTS[role]) if role in STARTS else contextlib.nullcontext()
 
 
 async def _hire_all(posts: Sequence[Post]) -> None:
@@ -140,15 +175,11 @@ async def _hire_all(posts: Sequence[Post]) -> None:
 def _posts(plan: CrewPlan, crew: Crew) -> list[Post]:
     """Who is wanted: everybody whom the keeper replaces."""
     posts = []
-    for role, places, shares in (
-        ("questioner", crew.questioners, plan.placement.questioner_cores),
-        ("roleplayer", crew.roleplayers, plan.placement.roleplayer_cores),
+    for role, shares in (
+        ("questioner", plan.placement.questioner_cores),
+        ("roleplayer", plan.placement.roleplayer_cores),
     ):
-        for number, cores in enumerate(shares):
-            hire = _on_node(
-                plan, role, [number], partial(_one, spawn_engine, plan, role, number, cores)
-            )
-            posts.append(Post(role, places, (number,), hire, _ping, role == "questioner"))
+        posts += [engine_post(plan, crew, role, n, cores) for n, cores in enumerate(shares)]
     for number in range(plan.config.scorer.num_scorers if plan.scoring else 0):
         hire = _on_node(plan, "scorer", [number], partial(_one, _spawn_scorer, plan, number))
         posts.append(Post("scorer", crew.scorers, (number,), hire, _stats))
@@ -164,20 +195,30 @@ def _posts(plan: CrewPlan, crew: Crew) -> list[Post]:
     return posts
 
 
+def engine_post(plan: CrewPlan, crew: Crew, role: str, number: int, cores: str | None) -> Post:
+    """The place of one engine."""
+    spawn = partial(_one, spawn_engine, plan, role, number, cores)
+    hire = _on_node(plan, role, [number], spawn)
+    return Post(role, crew.engines(role), (number,), hire, _ping, role == "questioner")
+
+
 async def _introduce(crew: Crew, post: Post) -> None:
-    """Tells dialogue workers which engines stand where: they hold handles of their own."""
-    engines = {"questioner": crew.questioners, "roleplayer": crew.roleplayers}
-    if post.role in engines:
-        news = [(post.role, number, post.places[number]) for number in post.numbers]
-        workers = crew.workers
+    """Tells dialogue workers which engines there are: they hold handles of their own.
+
+    Returns when engines that are no longer among them owe nothing to any worker.
+    """
+    roles: tuple[str, ...] = ("questioner", "roleplayer")
+    if post.role in roles:
+        roles, workers = (post.role,), list(crew.workers)
     elif post.role == WORKER:  # while it started, engines may have been replaced
-        news = [(role, n, e) for role, present in engines.items() for n, e in enumerate(present)]
         workers = post.actors
     else:
         return
-    for worker in list(workers):
+    # Every call leaves at once, in the order in which engines came and went.
+    calls = [worker.meet.remote(r, list(crew.engines(r))) for worker in workers for r in roles]
+    for call in asyncio.as_completed([remote(call) for call in calls]):
         with contextlib.suppress(ActorDied):  # the next one there is told when it has started
-            await asyncio.gather(*(remote(worker.meet.remote(*one)) for one in news))
+            await call
 
 
 def _on_node(plan: CrewPlan, role: str, numbers: Sequence[int], spawn: Callable[[], Any]) -> Hire:
@@ -207,13 +248,20 @@ def _progress(actor: Any) -> Awaitable[object]:
 
 
 async def stop_crew(crew: Crew) -> None:
-    """Ends every actor: asks it to shut down, then kills what has not ended in time."""
+    """Ends every actor, and what brings them back."""
     if crew.keeper is not None:
         await crew.keeper.close()
-    calls = [asyncio.ensure_future(_shutdown(actor)) for actor in crew.all()]
+    if crew.turns is not None:
+        await crew.turns.close()
+    await end_actors(crew.all())
+
+
+async def end_actors(actors: Sequence[Any]) -> None:
+    """Asks them to shut down, then kills what has not ended in time."""
+    calls = [asyncio.ensure_future(_shutdown(actor)) for actor in actors]
     if calls:
         await asyncio.wait(calls, timeout=_SHUTDOWN_SECONDS)
-    for actor in crew.all():
+    for actor in actors:
         ray.kill(actor)
 
 
@@ -224,18 +272,18 @@ async def _shutdown(actor: Any) -> None:
         logging.getLogger(__name__).warning("an actor did not shut down: %s", error)
 
 
-async def _start_all(crew: Crew, say: Callable[[str], None]) -> None:
+def _named(crew: Crew) -> dict[str, Any]:
+    return {
+        f"{role}-{number}": actor
+        for role, actors in crew.by_role().items()
+        for number, actor in enumerate(actors)
+    }
+
+
+async def _start(actors: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Waits for all to start; every 30 s says which are awaited. The first failure is raised."""
     names = {
-        asyncio.ensure_future(remote(actor.start.remote())): f"{role}-{number}"
-        for role, actors in (
-            ("questioner", crew.questioners),
-            ("roleplayer", crew.roleplayers),
-            ("scorer", crew.scorers),
-            ("trainer", crew.trainers),
-            (WORKER, crew.workers),
-        )
-        for number, actor in enumerate(actors)
+        asyncio.ensure_future(remote(actor.start.remote())): name for name, actor in actors.items()
     }
     waiting = set(names)
     try:
@@ -266,8 +314,10 @@ def spawn_engine(plan: CrewPlan, role: str, number: int, cores: str | None) -> A
         cpu_cores=spot.cores,
         trust_remote_code=config.trust_remote_code,
         log_file=str(spot.log_dir / f"{role}-{number}.log"),
+        sleeps=plan.placement.gpu_share > 0,
     )
-    num_gpus = settings.tensor_parallel_size if plan.placement.device == "cuda" else 0
+    whole = settings.tensor_parallel_size if plan.placement.device == "cuda" else 0
+    num_gpus = plan.placement.gpu_share or whole
     environment = engine_environment(spec)
     return actor_class(plan.engine_class, num_gpus, environment, spot.options).remote(spec)
 
@@ -286,27 +336,34 @@ def spawn_worker(
 
 def _spawn_scorer(plan: CrewPlan, number: int) -> Any:
     config, placement = plan.config.scorer, plan.placement
+    num_gpus = placement.gpu_share or config.num_gpus
     spot = plan.spot("scorer", number, None, placement.scorer_threads)
     spec = ScorerSpec(
         model_dir=spot.base_model_dir,
         config=config,
         num_threads=spot.threads,
-        device=placement.device if config.num_gpus or placement.device == "cpu" else "cpu",
+        device=_device(placement, num_gpus),
         log_file=str(spot.log_dir / f"scorer-{number}.log"),
         trust_remote_code=plan.config.trust_remote_code,
     )
     threads = {"OMP_NUM_THREADS": str(spot.threads)}
-    return actor_class(Scorer, config.num_gpus, threads, spot.options).remote(spec)
+    return actor_class(Scorer, num_gpus, threads, spot.options).remote(spec)
+
+
+def _device(placement: Placement, num_gpus: float) -> Literal["cpu", "cuda"]:
+    """Of an actor that may stay on CPUs in a run on GPUs."""
+    return placement.device if num_gpus else "cpu"
 
 
 def _spawn_trainers(plan: CrewPlan, ranks: Sequence[int]) -> list[Any]:
     # Anew each time: the last port may still be taken.
-    meeting = (_LOOPBACK, _free_port()) if plan.cluster is None else plan.cluster.meeting
+    meeting = (_LOOPBACK, free_port(_LOOPBACK)) if plan.cluster is None else plan.cluster.meeting
     return [_spawn_trainer(plan, rank, *meeting) for rank in ranks]
 
 
 def _spawn_trainer(plan: CrewPlan, rank: int, address: str, port: int) -> Any:
     config, placement = plan.config.trainer, plan.placement
+    num_gpus = placement.gpu_share or config.num_gpus_per_rank
     spot = plan.spot("trainer", rank, None, placement.trainer_threads)
     spec = TrainerSpec(
         base_model_dir=spot.base_model_dir,
@@ -322,7 +379,7 @@ def _spawn_trainer(plan: CrewPlan, rank: int, address: str, port: int) -> Any:
         seed=derive_seed(plan.config.seed, "trainer"),
     )
     threads = {"OMP_NUM_THREADS": str(spot.threads)}
-    return actor_class(TrainerRank, config.num_gpus_per_rank, threads, spot.options).remote(spec)
+    return actor_class(TrainerRank, num_gpus, threads, spot.options).remote(spec)
 
 
 def actor_class(
@@ -341,10 +398,3 @@ def actor_class(
         runtime_env={"env_vars": {**on_cluster, **environment}},
         **{"num_cpus": 0, "num_gpus": num_gpus, **(options or {})},
     )
-
-
-def _free_port() -> int:
-    """A port that was free a moment ago, for the trainer ranks to meet on."""
-    with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
-        return int(probe.getsockname()[1])

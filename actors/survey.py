@@ -79,16 +79,6 @@ def attach(address: str) -> None:
 
 
 @contextlib.contextmanager
-def attached(address: str) -> Iterator[None]:
-    """`attach` for the length of a block."""
-    attach(address)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
 def attached_from_here(address: str) -> Iterator[None]:
     """`attach`, undone only if the block fails.
 

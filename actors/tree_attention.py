@@ -15,23 +15,20 @@ serves H / K heads), D dimensions of a head.
 """
 
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stargate.actors.modeling import sees_everything
+from stargate.actors.attention import has_varlen, obstacle, replace
 from stargate.actors.prefix_tree import Piece
 
 _NAME = "stargate_tree"
 # Tokens of a piece that ask at once. Their scores stay in a core's cache, and what stands behind
 # them in a long piece is not computed.
 _MAX_ASKING = 256
-# What torch's flash attention takes: dimensions of a head, and GPUs from Ampere on.
-_MAX_FLASH_DIMENSIONS = 256
-_MIN_FLASH_CAPABILITY = (8, 0)
 
 
 class Sight:
@@ -82,25 +79,9 @@ def make_shareable(model: Any) -> str | None:
 
     Whether it then computes what it should must be tried: gold_model.py does.
     """
-    if not sees_everything(model):
-        return "not all of its layers attend to the whole text"
-    if not model.is_backend_compatible():
-        return "its code has an attention of its own"
-    _register()
-    model.set_attn_implementation(_NAME)
-    return None
-
-
-def make_plain(model: Any) -> None:
-    """Gives the model its own attention back."""
-    model.set_attn_implementation("sdpa")
-
-
-@cache
-def _register() -> None:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
+    if (problem := obstacle(model)) is None:
+        replace(model, _NAME, _attention)
+    return problem
 
 
 def _attention(
@@ -123,7 +104,7 @@ def _attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     # The value is what autocast made of it; rotary embeddings leave the other two in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    if _has_varlen(query, value):
+    if has_varlen(query, value):
         return _varlen(query, key, value, sight, scale), None
     return _by_pieces(query[0], key[0], value[0], sight, scale)[None], None
 
@@ -148,16 +129,6 @@ def _by_pieces(query: Tensor, key: Tensor, value: Tensor, sight: Sight, scale: f
             mixed = torch.bmm(scores.softmax(-1), values[:, :seen])
             found[start:stop] = mixed.view(num_shared, group, stop - start, -1).permute(2, 0, 1, 3)
     return found.view(num_tokens, num_heads, -1)
-
-
-def _has_varlen(query: Tensor, value: Tensor) -> bool:
-    """Whether torch's flash attention for several lengths runs here: one kernel for the row."""
-    return (
-        query.is_cuda
-        and query.dtype in (torch.bfloat16, torch.float16)
-        and query.shape[-1] == value.shape[-1] <= _MAX_FLASH_DIMENSIONS
-        and torch.cuda.get_device_capability(query.device) >= _MIN_FLASH_CAPABILITY
-    )
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, sight: Sight, scale: float) -> Tensor:

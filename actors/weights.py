@@ -8,21 +8,16 @@ Only file headers are read here, so neither torch nor vLLM is needed. `register`
 """
 
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from stargate.errors import MachineError, ModelError
+from stargate.errors import ModelError
 from stargate.models import WEIGHTS, WEIGHTS_INDEX, safetensors_problem
 
 BACKEND = "stargate_file"
-SHARED_MEMORY = Path("/dev/shm")
 # What the trainer says of the tensors that it saved (weight_check.py); not every folder has it.
 SUMS = "weight-sums.json"
-# Names of staging folders begin with this; `remove_staged` touches no other.
-STAGED_PREFIX = "stargate-weights-"
 # Tensors that a checkpoint may leave out because they are tied to the input embeddings.
 _TIED = frozenset({"lm_head.weight"})
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header, little endian
@@ -35,6 +30,7 @@ def register() -> None:
     """
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+    from stargate.actors.plain_output import escape_output_of_children
     from stargate.actors.waiting import sleep_instead_of_spinning
 
     # register_engine refuses a name that it has, and there is no public way to ask for it.
@@ -43,6 +39,7 @@ def register() -> None:
             BACKEND, "stargate.actors.weight_transfer", "FileWeightTransfer"
         )
     sleep_instead_of_spinning()
+    escape_output_of_children()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,39 +117,3 @@ def check_compatible(location: str | Path, served: dict[str, TensorHeader]) -> N
 def num_parameters(tensors: dict[str, TensorHeader]) -> int:
     """How many numbers a model's files hold."""
     return sum(prod(tensor.shape) for tensor in tensors.values())
-
-
-def stage_weights(location: str | Path) -> str:
-    """Copies a model's weights into shared memory; returns the folder to load them from.
-
-    For weights that reach this machine over a network. Files saved on this machine need no copy:
-    they are in the page cache, which all its engines share (a copy of 270 MB takes 0.1-0.7 s, the
-    whole push 0.3 s). Raises MachineError when shared memory is too small.
-    """
-    files = weight_files(location)
-    size = sum(file.stat().st_size for file in files)
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    if size > free:
-        raise MachineError(
-            f"{SHARED_MEMORY}: {size / 1e9:.2f} GB of weights don't fit into the "
-            f"{free / 1e9:.2f} GB that are free"
-        )
-    folder = Path(tempfile.mkdtemp(prefix=STAGED_PREFIX, dir=SHARED_MEMORY))
-    if len(files) == 1:
-        shutil.copyfile(files[0], folder / WEIGHTS)
-    else:
-        for file in [*files, Path(location) / WEIGHTS_INDEX]:
-            shutil.copyfile(file, folder / file.name)
-    sums = files[0].parent / SUMS
-    if sums.is_file():
-        shutil.copyfile(sums, folder / SUMS)
-    return str(folder)
-
-
-def remove_staged(folder: str | Path) -> None:
-    """Removes what `stage_weights` made; gone already is fine. Any other folder is ValueError."""
-    place = Path(folder)
-    if place.parent != SHARED_MEMORY or not place.name.startswith(STAGED_PREFIX):
-        raise ValueError(f"not a folder of staged weights: {place}")
-    if place.exists():
-        shutil.rmtree(place)

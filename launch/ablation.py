@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stargate.config import RunConfig, dump_config, load_config
+from stargate.config import RunConfig
+from stargate.config_file import dump_config, load_config
 from stargate.durable import read_json
 from stargate.errors import ConfigError, DataError, DivergenceError, StargateError
 from stargate.evaluation.ablation import (
@@ -80,6 +81,8 @@ def plan_ablation(config: RunConfig, names: Sequence[str], weak: Sequence[str]) 
     """Checks that the conditions can be run and compared. Raises ConfigError."""
     if not config.evaluation.enabled:
         raise ConfigError("evaluation.enabled must be true: conditions are compared by it")
+    if config.records.uri is not None:
+        raise ConfigError("records.uri: the records of an ablation stay in runs_dir; leave it out")
     conditions = conditions_of(names)
     if WEAKER not in names and weak:
         raise ConfigError(f"--weak-roleplayer is given, but {WEAKER} is not among the conditions")

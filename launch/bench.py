@@ -60,7 +60,11 @@ def run(args: argparse.Namespace) -> int:
     module = importlib.import_module(BENCHMARKS[args.benchmark])
     if args.json is not None:
         _check_writable(args.json)
-    measured = module.measure(args, lambda text: print(text, file=sys.stderr, flush=True))
+    from stargate.progress import safe_text
+
+    measured = module.measure(
+        args, lambda text: print(safe_text(text), file=sys.stderr, flush=True)
+    )
     options = {k: v for k, v in vars(args).items() if k not in ("benchmark", "json")}
     result = record(args.benchmark, measured, options)
     print(card(result, module.RATIOS))

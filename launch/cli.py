@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 from stargate import __version__
 from stargate.errors import MachineError, StargateError
@@ -21,6 +22,7 @@ from stargate.errors import MachineError, StargateError
 COMMANDS = {
     "run": ("stargate.launch.run", "run STaR-GATE iterations from a config"),
     "resume": ("stargate.launch.resume", "go on with a run that was stopped or killed"),
+    "scale": ("stargate.launch.scale", "add engines to a run that goes on, or take some away"),
     "eval": (
         "stargate.launch.eval",
         "evaluate the checkpoints of a run, with confidence intervals",
@@ -45,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what an encoding lacks is escaped, no error
             stream.reconfigure(errors="backslashreplace")
+    sys.excepthook = _show_defect
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else None
     if name not in COMMANDS:
@@ -97,6 +100,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _drop_output() -> None:
     """What could not be written to stdout must not be tried again at the interpreter's exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show_defect(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Python's own traceback, as text that can't control the terminal."""
+    import traceback
+
+    from stargate.progress import safe_text
+
+    print(safe_text("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr)
 
 
 def _say_error(name: str, problem: str) -> None:

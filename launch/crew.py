@@ -5,31 +5,35 @@ RunConfig -> Prepared (models, data, prompts; nothing is started yet)
 """
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from stargate.chat import ChatFormat, load_chat_format
+from stargate.colocation import check_shifts, shift_needs
 from stargate.config import FactsGrounding, RunConfig
 from stargate.data.dataset import Dataset, load_dataset
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.iteration import Roles, Workbench
-from stargate.machine import describe_machine
+from stargate.machine import describe_machine, usable_cores
 from stargate.models import context_length, resolve_embedder, resolve_model
 from stargate.placement import Placement, place
 from stargate.progress import Progress
 from stargate.prompts import load_prompts
+from stargate.protocols import Generate
 from stargate.roleplayer import build_roleplayer, require_facts
 from stargate.scoring import GoldScoring
 from stargate.store import RunStore
 from stargate.submission import cluster_address
 from stargate.tally import Tally
 from stargate.tracking import check_installed
-from stargate.types import Pair
+from stargate.turns import Shift, Turns
+from stargate.types import Pair, PushResult
 from stargate.views import Views
 
 # Said on the screen before a model is opened, and in the run's log.
@@ -82,7 +86,8 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
         placement = survey.seating.placement
     else:
         cores = sorted(os.sched_getaffinity(0))[: machine.cores]
-        placement = place(config, cores, len(machine.gpus))
+        gpu_gib = machine.gpus[0].memory_gb if machine.gpus else None
+        placement = place(config, cores, len(machine.gpus), gpu_gib=gpu_gib, training=training)
     views = Views(load_prompts(config.prompts))
     base = resolve_model(config.model, trust_remote_code=config.trust_remote_code)
     other = resolve_model(config.roleplayer.model, trust_remote_code=config.trust_remote_code)
@@ -103,9 +108,12 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
         chat=load_chat_format(str(base), config.trust_remote_code),
         roleplayer_chat=load_chat_format(str(other), config.trust_remote_code),
         placement=placement,
-        num_gpus=len(machine.gpus),
+        # Of several GPUs Ray would give out the others, too, where all actors must share one.
+        num_gpus=1 if placement.gpu_share else len(machine.gpus),
         survey=survey,
     )
+    if placement.gpu_share and machine.gpus and survey is None:
+        _check_shared_gpu(prepared, machine.gpus[0].memory_gb, training)
     if grounded:
         require_facts(prepared.test_pairs.all)
     if training:
@@ -115,6 +123,14 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
             if grounded:
                 require_facts(pairs)
     return prepared
+
+
+def _check_shared_gpu(prepared: Prepared, gpu_gib: float, training: bool) -> None:
+    """Raises MachineError when m_0 is too large for the one GPU that all share."""
+    from stargate.actors.weights import num_parameters, read_headers
+
+    parameters = num_parameters(read_headers(str(prepared.base_model_dir)))
+    check_shifts(shift_needs(prepared.config, gpu_gib, parameters, training=training), gpu_gib)
 
 
 def _survey(config: RunConfig, say: Callable[[str], None], training: bool) -> Any:
@@ -127,6 +143,28 @@ def _survey(config: RunConfig, say: Callable[[str], None], training: bool) -> An
     return survey_cluster(config, address, say, training=training)
 
 
+def take_turns(roles: Roles, turns: Turns) -> Roles:
+    """The same parts, each of which waits for its shift on the GPU that all share.
+
+    `voice`, and with it `roleplay`, does so already. A dialogue worker plays within one shift.
+    """
+
+    async def push(model_dir: str, version: int) -> PushResult:
+        async with turns.on(Shift.PUSH):
+            pushed = await roles.push(model_dir, version)
+            turns.woken("questioner")
+        return pushed
+
+    return replace(
+        roles,
+        generate=turns.during(Shift.PLAY, roles.generate),
+        score=turns.during(Shift.SCORE, roles.score),
+        train=turns.during(Shift.TRAIN, roles.train),
+        push=push,
+        play=None if roles.play is None else turns.during(Shift.PLAY, roles.play),
+    )
+
+
 @dataclass(frozen=True)
 class Workshop:
     """Running actors. `open` hands them out for one run directory at a time."""
@@ -135,6 +173,7 @@ class Workshop:
     crew: Any
     matcher: Any
     progress: Progress
+    scaler: Any = None  # actors/scaler.py: Scaler
 
     def open(self, config: RunConfig, store: RunStore, tally: Tally) -> tuple[Roles, Workbench]:
         """The parts of the loop for one run directory.
@@ -143,12 +182,16 @@ class Workshop:
         reads: selection, training target, seeds.
         """
         from stargate.actors.keeper import GuardedPool, GuardedWorkers
-        from stargate.actors.pool import ScorerPool, TrainerGroup, WeightPusher
+        from stargate.actors.pool import ScoreDeadline, ScorerPool, TrainerGroup, WeightPusher
+        from stargate.actors.score_mail import GatheredScore
 
+        gc.freeze()  # what is loaded stays: a collection need not look at it again and again
         prepared = self.prepared
         keeper = self.crew.keeper
         keeper.begin(tally)
-        voice = GuardedPool("roleplayer", self.crew.roleplayers, keeper)
+        voice: Generate = GuardedPool("roleplayer", self.crew.roleplayers, keeper)
+        if self.crew.turns is not None:  # here, because what answers is built with it
+            voice = self.crew.turns.during(Shift.PLAY, voice)
         roles = Roles(
             generate=GuardedPool("questioner", self.crew.questioners, keeper),
             roleplay=build_roleplayer(
@@ -158,11 +201,14 @@ class Workshop:
                 prepared.roleplayer_views,
                 self.matcher,
             ),
-            score=ScorerPool(self.crew.scorers, keeper),
+            score=GatheredScore(
+                ScorerPool(self.crew.scorers, keeper, ScoreDeadline.of(config.scorer))
+            ),
             train=TrainerGroup(
                 self.crew.trainers,
                 base_model_dir=prepared.base_model_dir,
                 models_dir=store.root.resolve() / "models",
+                run_dir=store.root.resolve(),
                 continue_training=config.trainer.start_from == "previous",
                 progress=self.progress,
                 keeper=keeper,
@@ -184,6 +230,8 @@ class Workshop:
             progress=self.progress,
             overlap=prepared.placement.overlap,
         )
+        if self.crew.turns is not None:
+            roles = take_turns(roles, self.crew.turns)
         return roles, bench
 
 
@@ -195,6 +243,7 @@ async def workshop(
     import ray
 
     from stargate.actors.cluster import Cluster
+    from stargate.actors.scaler import Scaler
     from stargate.actors.spawn import CrewPlan, start_crew, start_ray, stop_crew
     from stargate.actors.survey import attach
 
@@ -219,21 +268,21 @@ async def workshop(
                 )
                 await cluster.open()
             matcher = fact_matcher(prepared)
-            crew = await start_crew(
-                CrewPlan(
-                    config=prepared.config,
-                    placement=prepared.placement,
-                    base_model_dir=prepared.base_model_dir,
-                    roleplayer_dir=prepared.roleplayer_dir,
-                    log_dir=log_dir,
-                    training=training,
-                    worker=worker_spec(prepared),
-                    cluster=cluster,
-                ),
-                progress.say,
+            plan = CrewPlan(
+                config=prepared.config,
+                placement=prepared.placement,
+                base_model_dir=prepared.base_model_dir,
+                roleplayer_dir=prepared.roleplayer_dir,
+                log_dir=log_dir,
+                training=training,
+                worker=worker_spec(prepared),
+                cluster=cluster,
             )
+            crew = await start_crew(plan, progress.say)
+            cores = sorted(os.sched_getaffinity(0))[: usable_cores()]
+            scaler = Scaler(plan, crew, cores, prepared.num_gpus, progress.say)
             stage.advance()
-        yield Workshop(prepared, crew, matcher, progress)
+        yield Workshop(prepared, crew, matcher, progress, scaler)
     finally:
         # Shielded: a second Ctrl-C must not leave engines behind that the first one meant to end.
         if crew is not None:

@@ -9,6 +9,9 @@ there already are not played again, so evaluation.num_dialogues=8 adds to them, 
 evaluation goes on. What is measured differently (other data, split, Roleplayer, prompts, seed)
 needs a --name and goes to RUN/evaluations/NAME, beside the run's own.
 
+RUN may be the address of a run on shared storage (records.uri): it is fetched, and what is measured
+lands there, too.
+
 examples:
   stargate eval runs/cpu_learn-20261123-120000 evaluation.num_dialogues=8
   stargate eval RUN --checkpoints m0,m3 --name authors data.source=my_import
@@ -16,14 +19,15 @@ examples:
 """
 
 import argparse
-from pathlib import Path
+
+from stargate.launch.shared import add_run_argument, local_run
 
 HELP = "evaluate the checkpoints of a run, with confidence intervals"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    add_run_argument(parser, writes=True)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="e.g. evaluation.num_dialogues=8"
     )
@@ -42,5 +46,11 @@ def run(args: argparse.Namespace) -> int:
     if args.split:
         overrides.append(f"data.test_split={args.split}")
     return run_evaluation(
-        EvaluationRequest(args.run, tuple(overrides), args.checkpoints, args.name)
+        EvaluationRequest(
+            local_run(args, models=True),
+            tuple(overrides),
+            args.checkpoints,
+            args.name,
+            args.take_over,
+        )
     )

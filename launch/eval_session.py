@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stargate.config import RunConfig, dump_config, load_config
+from stargate.config import RunConfig
+from stargate.config_file import dump_config, load_config
 from stargate.errors import ConfigError, DataError
 from stargate.evaluation.table import evaluation_lines
 from stargate.launch.crew import Prepared, prepare, workshop
 from stargate.launch.evaluating import Evaluator, checkpoint_dirs
+from stargate.launch.shared import landing
 from stargate.lock import hold
 from stargate.progress import Progress, make_progress
 from stargate.repair import survey
@@ -35,6 +37,7 @@ _SAME_MEASURE = (
     "selection",
     "schedule",
     "runs_dir",
+    "records",
     "name",
     "questioner.engine",
     "roleplayer.engine",
@@ -50,6 +53,7 @@ class EvaluationRequest:
     overrides: tuple[str, ...]
     checkpoints: str | None
     name: str | None
+    take_over: bool = False  # of a run on shared storage, from a driver that is dead
 
 
 def run_evaluation(request: EvaluationRequest) -> int:
@@ -70,8 +74,11 @@ def run_evaluation(request: EvaluationRequest) -> int:
     try:
         with hold(root):
             _require_whole(root, request.run_dir)
-            asyncio.run(_evaluate(prepared, store, evaluator, chosen, progress))
-            values = evaluator.write(store)
+            with landing(
+                config, request.run_dir, progress, take_over=request.take_over, beside=True
+            ):
+                asyncio.run(_evaluate(prepared, store, evaluator, chosen, progress))
+                values = evaluator.write(store)
     except (KeyboardInterrupt, asyncio.CancelledError):
         progress.say(f"interrupted: what was finished is in {root}; the same command goes on")
         return 130

@@ -7,11 +7,14 @@ examples:
   stargate report runs/cpu_demo-20260101-120000
   stargate report runs/cpu_demo-20260101-120000 --text | less
   stargate report runs/cpu_demo-20260101-120000 --figures figures --out report.html
+  stargate report s3://bucket/prefix/cpu_demo-20260101-120000
 """
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from stargate.launch.shared import add_run_argument, local_run
 
 if TYPE_CHECKING:
     from stargate.report.records import ReportData
@@ -21,7 +24,7 @@ HELP = "show a run: one HTML file, a terminal summary, figures"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    parser.add_argument("run", type=Path, help="a run directory, as `stargate run` named it")
+    add_run_argument(parser, writes=False)
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="where the HTML goes (default: RUN/report.html)"
     )
@@ -37,15 +40,16 @@ def run(args: argparse.Namespace) -> int:
     """Writes and prints what was asked for. Raises DataError for what is not a run directory."""
     from stargate.report.data import load_report
 
-    data = load_report(args.run)
+    root = local_run(args, models=False)
+    data = load_report(root)
     if args.text:
         from stargate.report.text import render_text
 
         print(render_text(data), end="")
     if args.out is not None or not args.text:
-        _write_page(data, args.out or args.run / "report.html", say_answer=not args.text)
+        _write_page(data, args.out or root / "report.html", say_answer=not args.text)
     if args.figures is not None:
-        from stargate.report.figures import save_figures
+        from stargate.report.plots import save_figures
 
         files = save_figures(data, args.figures)
         print(f"figures: {len(files)} files in {args.figures}")

@@ -2,22 +2,30 @@
 
 Nothing that is on record is made again: dialogues, scores, selections, examples, responses,
 verdicts, whole evaluations, and the models of finished iterations. What was in flight is repeated:
-texts that were being generated or scored, and a training that had not saved its model, which starts
-over from the same examples. The config is RUN/config.yaml as it was; seeds and pairs are therefore
-the same. summary.json counts all sittings together.
+texts that were being generated or scored, and the optimizer steps after a training's last
+checkpoint (trainer.checkpoint_seconds; without one, training starts over from the same examples).
+The config is RUN/config.yaml as it was; seeds and pairs are therefore the same. summary.json counts
+all sittings together.
 
 First the directory is put in order. Each table's file is compared with its checksum: a damaged one
 is set aside as NAME.damaged-N, named, and its rows are made again. Only one process at a time may
 work on a run. On a finished run this does nothing.
 
+A run whose records landed on shared storage (records.uri) can be named by its address there, on a
+machine that has nothing of it: it is fetched into runs/NAME or --to DIR first, its checksums are
+compared, and what comes new lands at the same address.
+
 examples:
   stargate resume runs/cpu_learn-20261123-120000
+  stargate resume s3://bucket/prefix/cpu_learn-20261123-120000 --to /scratch/cpu_learn
 """
 
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from stargate.launch.shared import add_run_argument, local_run
 
 if TYPE_CHECKING:
     from stargate.progress import Progress
@@ -29,19 +37,20 @@ HELP = "go on with a run that was stopped or killed"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    add_run_argument(parser, writes=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Goes on. Returns 0 when the run has finished, 130 when it was interrupted again."""
-    return resume(args.run)
+    return resume(local_run(args, models=True), take_over=args.take_over)
 
 
-def resume(root: Path) -> int:
+def resume(root: Path, *, take_over: bool = False) -> int:
     """Goes on with the run in `root`. Raises StargateError."""
     from stargate.launch.crew import prepare
     from stargate.launch.eval_session import load_run_config
     from stargate.launch.session import sit
+    from stargate.launch.shared import landing
     from stargate.lock import hold
     from stargate.machine import environment
     from stargate.past import read_history, read_sittings
@@ -56,7 +65,8 @@ def resume(root: Path) -> int:
         damaged = survey(root)
         if not damaged and is_finished(store):
             progress.say(f"{root}: has finished; there is nothing to do")
-            return 0
+            with landing(config, root, progress, take_over=take_over):
+                return 0  # on shared storage something may be missing yet
         put_in_order(store, damaged, progress)
         history, sittings = read_history(store), read_sittings(store)
         num_iterations = config.schedule.num_iterations
@@ -68,7 +78,7 @@ def resume(root: Path) -> int:
         prepared = prepare(config, progress.say)
         (root / "logs").mkdir(exist_ok=True)
         store.write_json(f"environment-{sittings.count + 1}.json", environment())
-        return sit(prepared, store, progress, history, sittings)
+        return sit(prepared, store, progress, history, sittings, take_over=take_over)
 
 
 def is_finished(store: "RunStore") -> bool:

@@ -18,7 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stargate.config import RunConfig, dump_config
+from stargate.checkpoints import remove_training, training_folder
+from stargate.config import RunConfig
+from stargate.config_file import dump_config
 from stargate.errors import ConfigError
 from stargate.evaluation.playing import scope_of
 from stargate.iteration import IterationResult, Roles, Workbench, make_examples, run_iteration
@@ -30,6 +32,8 @@ from stargate.launch.crew import (
     workshop,
 )
 from stargate.launch.evaluating import Evaluator
+from stargate.launch.scaling import following
+from stargate.launch.shared import check_records, landing
 from stargate.lock import hold
 from stargate.machine import environment
 from stargate.memory import MemoryPeak, PeakMemory
@@ -48,6 +52,7 @@ from stargate.types import PushResult, TrainingExample, TrainResult
 def run_session(config: RunConfig) -> int:
     """Runs one config. Returns 0, or 130 after Ctrl-C or SIGTERM; raises StargateError."""
     progress = make_progress()
+    check_records(config)
     prepared = prepare(config, progress.say)
     store = create_run_dir(config)
     progress.say(f"run directory: {store.root}")
@@ -61,14 +66,19 @@ def sit(
     progress: Progress,
     history: History | None = None,
     before: Sittings | None = None,
+    *,
+    take_over: bool = False,
 ) -> int:
     """One sitting of a run, whose lock is held. Returns 0, or 130 after Ctrl-C or SIGTERM."""
     config = prepared.config
     resolved = config.model_dump(mode="json")
     try:
-        with open_trackers(
-            config.tracking, store.root, store.root.name, resolved, progress.say
-        ) as trackers:
+        with (
+            landing(config, store.root, progress, take_over=take_over),
+            open_trackers(
+                config.tracking, store.root, store.root.name, resolved, progress.say
+            ) as trackers,
+        ):
             session = Session(prepared, store, progress, trackers, history, before)
             asyncio.run(session.run())
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -140,7 +150,9 @@ class Session:
         log_dir = self._store.root.resolve() / "logs"
         with self._recorded():
             async with workshop(self._prepared, log_dir, self._tally, self._progress) as running:
-                await self._play(*self._open(running))
+                parts = self._open(running)
+                async with following(self._store.root, running.scaler, self._progress.say):
+                    await self._play(*parts)
 
     async def play_in(self, running: Workshop) -> None:
         """Runs everything with actors that run already, and go on running.
@@ -166,9 +178,18 @@ class Session:
         async def keep(examples: Sequence[TrainingExample], version: int) -> TrainResult:
             trained = await train(examples, version)
             self._store.write_json(train_file(f"t{version - 1}"), asdict(trained))
+            self._remove_checkpoints(version)
             return trained
 
         return keep
+
+    def _remove_checkpoints(self, version: int) -> None:
+        """Those of a training whose result is on record."""
+        folder = training_folder(self._store.root, version)
+        try:
+            remove_training(folder)
+        except OSError as error:
+            self._progress.say(f"{folder}: can't be removed: {error.strerror}")
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
@@ -235,6 +256,7 @@ class Session:
         num_iterations = self._config.schedule.num_iterations
         for iteration in range(num_iterations):
             if iteration < self._past.num_iterations:
+                self._remove_checkpoints(iteration + 1)  # killed just before it could do so
                 await self._recall(iteration, roles, bench)
             else:
                 await self._load(iteration, roles)
@@ -350,6 +372,7 @@ def iteration_event(iteration: int, result: IterationResult, tally: Tally) -> di
         "num_validation_examples": trained.num_validation_examples,
         "num_tokens": trained.num_tokens,
         "num_loss_tokens": trained.num_loss_tokens,
+        "num_repeated_steps": trained.num_repeated_steps,
         "train_seconds": trained.seconds,
         "num_engines": pushed.num_engines,
         "push_seconds": pushed.seconds,

@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import stargate
-from stargate.config import load_config
+from stargate.config_file import load_config
 from stargate.errors import ConfigError
 from stargate.submission import (
     JobRequest,

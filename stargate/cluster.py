@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from stargate.colocation import gpu_share, is_colocated, require_gpu
 from stargate.config import EngineConfig, RunConfig
 from stargate.errors import ConfigError, MachineError
 
-Strategy = Literal["packed", "spread"]
+Strategy = Literal["packed", "spread", "colocated"]
 # States that the search looks at before it gives up: a second or so. Actors of one role are alike,
 # so that real clusters take as many states as they have actors.
 _MAX_STATES = 20_000
@@ -76,12 +77,14 @@ def needs(
     On "cpu" without overlap the scorers and trainers take turns with the engines on the same cores
     (placement.py), so that only engines count cores.
     """
+    require_gpu(config, device)
     memory = memory_gb or {}
     scorer, trainer = config.scorer, config.trainer
+    share = gpu_share(config, training=training) if is_colocated(config) else None
     turns = device == "cpu" and config.schedule.overlap != "always"
     found = [
-        *_engines("questioner", config.questioner.engine, device, memory),
-        *_engines("roleplayer", config.roleplayer.engine, device, memory),
+        *_engines("questioner", config.questioner.engine, device, memory, share),
+        *_engines("roleplayer", config.roleplayer.engine, device, memory, share),
     ]
     others = [
         ("scorer", scorer.num_scorers, scorer.num_gpus, scorer.num_threads, "num_scorers"),
@@ -93,6 +96,7 @@ def needs(
             continue
         if gpus > 1 and gpus != int(gpus):
             raise ConfigError(f"{size_keys[role]} must be whole above 1, got {gpus:g}")
+        gpus = gpus if share is None else share
         found += [
             Need(
                 role=role,
@@ -109,14 +113,19 @@ def needs(
 
 
 def _engines(
-    role: str, engine: EngineConfig, device: str, memory: Mapping[str, float]
+    role: str,
+    engine: EngineConfig,
+    device: str,
+    memory: Mapping[str, float],
+    share: float | None = None,
 ) -> list[Need]:
+    """`share`: of the one GPU that all have together; None: each has whole ones."""
     gpus = engine.tensor_parallel_size if device == "cuda" else 0
     return [
         Need(
             role=role,
             number=number,
-            num_gpus=float(gpus),
+            num_gpus=float(gpus) if share is None else share,
             # Each tensor-parallel worker is a process that keeps a core busy.
             num_cpus=float(max(1, gpus)),
             memory_gb=memory.get(role, 0.0),
@@ -162,6 +171,8 @@ def place_needs(
     """A bundle for each of these actors, in their order. Raises MachineError."""
     if not nodes:
         raise MachineError("the cluster has no nodes")
+    if strategy == "colocated":
+        nodes = [_node_for_all(actors, nodes)]
     _check_each_fits(actors, nodes)
     _check_sums(actors, nodes)
     # The large ones first: small ones still fit into what they leave.
@@ -178,6 +189,19 @@ def place_needs(
         Bundle(need.name, where[need.name], need.num_gpus, need.num_cpus, need.memory_gb)
         for need in actors
     )
+
+
+def _node_for_all(actors: Sequence[Need], nodes: Sequence[Node]) -> Node:
+    """The smallest node on one GPU of which all actors find room. Raises MachineError."""
+    cpus = math.fsum(need.num_cpus for need in actors)
+    memory = math.fsum(need.memory_gb for need in actors)
+    large = [n for n in nodes if n.num_gpus and n.num_cpus >= cpus and n.memory_gb >= memory]
+    if not large:
+        raise MachineError(
+            f"cluster.strategy is 'colocated': all actors go to one node with a GPU and {cpus:g} "
+            f"CPUs, there is none: {_listed(nodes)}"
+        )
+    return min(large, key=lambda node: (node.num_gpus, node.num_cpus, node.name))
 
 
 def _check_each_fits(actors: Sequence[Need], nodes: Sequence[Node]) -> None:
@@ -322,14 +346,15 @@ class _Search:
         for index, free in enumerate(state):
             if free not in alike and free.take(need) is not None:
                 alike[free] = index
-        sign = 1 if self._strategy == "packed" else -1
+        sign = -1 if self._strategy == "spread" else 1
         return sorted(
             alike.values(),
             key=lambda index: (
                 sign * sum(state[index].gpus),
                 sign * state[index].cpus,
-                sign * state[index].memory,
+                # Before memory, which no two nodes have exactly alike.
                 -sign * state[index].num_actors,
+                sign * state[index].memory,
             ),
         )
 

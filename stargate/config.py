@@ -1,34 +1,18 @@
 """The configuration of a run: one small pydantic model per component, unknown keys are errors.
 
-    YAML file -> key=value overrides -> RunConfig (validated, frozen) -> config.yaml beside the run
-
 Every default is the paper's value (PAPER: N = 10, K in 1..3, T = 0.9, LR 2e-5, ...) unless its
-comment says otherwise.
+comment says otherwise. Files are read and written by config_file.py.
 """
 
-import reprlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from stargate.component import Component, Fraction, NonNegativeInt, PositiveInt
-from stargate.errors import ConfigError
 from stargate.evaluation.judge_config import JudgeConfig
+from stargate.storage_config import RecordsConfig
 from stargate.tracking_config import TrackingConfig
-
-ComponentT = TypeVar("ComponentT", bound=Component)
-
-# What PyYAML raises for a text: its own errors, and whatever its constructors stumble over
-# ("!!int", "2001-99-99", a thousand brackets).
-_NOT_YAML = (
-    *(yaml.YAMLError, ValueError, ArithmeticError, LookupError),
-    *(TypeError, AttributeError, RecursionError),
-)
-# Characters of a wrong value that a message shows: aliases make a short file an endless value.
-_SHOWN_CHARS = 200
 
 _CORE_LIST = r"^\d+(-\d+)?([,|]\d+(-\d+)?)*$"
 
@@ -154,6 +138,9 @@ class RolloutConfig(Component):
     num_dialogues: PositiveInt = 10
     turns: tuple[PositiveInt, ...] = (1, 2, 3)
     max_concurrent_dialogues: PositiveInt = 256
+    # So many dialogues per Questioner engine begin at once, then one more for each question that is
+    # written, so that the Roleplayer has work at once; 0: all begin at once.
+    slow_start: NonNegativeInt = 16
     num_workers: NonNegativeInt = 0  # processes that play dialogues; 0: the driver plays them
     turn_timeout_s: Annotated[float, Field(gt=0.0, le=86_400.0)] = 1800.0
     degeneration: DegenerationConfig = DegenerationConfig()
@@ -166,13 +153,20 @@ class RolloutConfig(Component):
 
 
 class ScorerConfig(Component):
-    """The frozen m_0 that scores golds."""
+    """The frozen m_0 that scores golds.
+
+    A scorer that has not answered after `timeout_s`, and a second per `min_tokens_per_s` tokens
+    that it was sent, hangs: it is ended and started again as if it had died, and its requests are
+    sent again. (SmolLM2-135M scores 1,000 tokens/s on one core.)
+    """
 
     num_scorers: PositiveInt = 1
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     max_batch_tokens: PositiveInt = 4096
     num_threads: PositiveInt | None = None  # None: all cores the launcher gives it
     num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    timeout_s: Annotated[float, Field(gt=0.0, le=86_400.0)] = 600.0
+    min_tokens_per_s: Annotated[float, Field(gt=0.0)] = 20.0
 
 
 class SelectionConfig(Component):
@@ -236,6 +230,10 @@ class TrainerConfig(Component):
     num_ranks: PositiveInt = 1
     num_threads: PositiveInt | None = None  # per rank; None: the cores shared out over the ranks
     num_gpus_per_rank: Annotated[float, Field(ge=0.0)] = 0.0
+    # A checkpoint within a training after so many optimizer steps, and after so many seconds; null:
+    # never. It has 12 bytes per weight, and there are two; they are removed when training ends.
+    checkpoint_steps: PositiveInt | None = None
+    checkpoint_seconds: Annotated[float, Field(gt=0.0)] | None = 300.0
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
@@ -283,12 +281,15 @@ class ClusterConfig(Component):
     machine; `local` is that also within a job. `auto` (RAY_ADDRESS, or the cluster that this
     machine belongs to) and HOST:PORT attach to a cluster, which goes on when the run has ended.
 
+    `strategy`: packed, on the fewest nodes; spread, over all of them; colocated, all on one GPU, on
+    which they take turns: engines sleep while scorers and the trainer work (turns.py).
+
     `shared_storage` auto: a node that sees the run's folder uses it, to the others weights are
     sent through Ray; never: they are sent to every node but the driver's.
     """
 
     address: Annotated[str, Field(pattern=r"^(local|auto|[A-Za-z0-9._-]+:\d{1,5})$")] | None = None
-    strategy: Literal["packed", "spread"] = "packed"  # fewest nodes, or actors on all of them
+    strategy: Literal["packed", "spread", "colocated"] = "packed"
     # Seconds that nodes, or what others hold of them, may take to come; 0: they must be there.
     wait_s: Annotated[float, Field(ge=0.0, le=604_800.0)] = 0.0
     shared_storage: Literal["auto", "never"] = "auto"
@@ -300,6 +301,7 @@ class RunConfig(Component):
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: NonNegativeInt = 0
     runs_dir: Path = Path("runs")
+    records: RecordsConfig = RecordsConfig()  # shared storage that records land on, too
     model: str = "embedded"  # m_0: "embedded", a Hugging Face id or a local folder
     prompts: str = "paper"  # a packaged prompt set, or a YAML file of your own
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: GPUs if the machine has any
@@ -327,114 +329,30 @@ class RunConfig(Component):
             )
         return self
 
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a YAML file (or the name of a packaged config), applies `key=value` overrides and
-    validates.
-
-    Overrides use dots ("rollout.num_dialogues=4"); values are YAML. Raises ConfigError naming file
-    and key.
-    """
-    file = find_config(path)
-    tree = read_yaml(file)
-    return validated(RunConfig, file, {} if tree is None else tree, overrides)
-
-
-def read_yaml(file: Path) -> Any:
-    """The plain values of a YAML file. Raises ConfigError."""
-    try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except _NOT_YAML as error:
-        problem = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{file}: not valid YAML: {problem}") from error
-    except OSError as error:
-        raise ConfigError(f"{file}: can't be read: {error.strerror}") from error
-
-
-def validated(
-    model: type[ComponentT], file: Path, tree: Any, overrides: Sequence[str]
-) -> ComponentT:
-    """A file's values with `key=value` overrides as a component. Raises ConfigError."""
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{file}: expected a mapping of keys, got {type(tree).__name__}")
-    for override in overrides:
-        apply_override(tree, override)
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{file}: {describe_problem(error)}") from error
-
-
-def packaged_configs_dir() -> Path:
-    """The folder of the shipped configs (and of prompts/)."""
-    return Path(__file__).parent / "configs"
-
-
-def find_config(path: str | Path) -> Path:
-    """A config file by path, or by the bare name of a packaged one ("cpu_demo").
-
-    Raises ConfigError.
-    """
-    given = Path(path)
-    try:
-        if given.is_file():
-            return given
-    except OSError as error:  # a name too long for any file
-        raise ConfigError(f"{shown_value(str(path))}: {error.strerror}") from error
-    packaged = packaged_configs_dir() / f"{given.name}.yaml"
-    if given.name == str(path) and packaged.is_file():
-        return packaged
-    known = ", ".join(sorted(file.stem for file in packaged_configs_dir().glob("*.yaml")))
-    raise ConfigError(f"{path}: no such config file; give a path or one of: {known}")
-
-
-def dump_config(config: RunConfig) -> str:
-    """The fully resolved config as YAML; `load_config` of it gives the same config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Sets one `key.key=value` in a tree of plain values. Raises ConfigError."""
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(
-            f"override {override!r}: expected key=value, e.g. rollout.num_dialogues=4"
-        )
-    try:
-        value = yaml.safe_load(text)
-    except _NOT_YAML as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
-    *parents, leaf = key.split(".")
-    node = tree
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {parent} is not a group of keys")
-        node = child
-    node[leaf] = value
-
-
-def shown_value(value: object) -> str:
-    """A value as Python writes it, cut to what a line can hold."""
-    short = reprlib.Repr()
-    short.maxlevel = 3
-    short.maxstring = short.maxother = short.maxlong = _SHOWN_CHARS
-    text = short.repr(value)
-    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
-
-
-def describe_problem(error: ValidationError) -> str:
-    """The first problem (and how many more) on one line: key, what is wrong, what was got."""
-    problems = error.errors(include_url=False)
-    first = problems[0]
-    # Tags of unions ("facts") stand in pydantic's location but not in the file.
-    key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        text = f"unknown key {key}; see configs/ for the known ones"
-    elif first["type"] == "value_error":
-        text = f"{key}: {message}"
-    else:
-        text = f"{key}: {message}, got {shown_value(first['input'])}"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return text + more
+    @model_validator(mode="after")
+    def _one_gpu_is_enough(self) -> Self:
+        """What colocated actors share is theirs together: nobody has GPUs of its own."""
+        if self.cluster.strategy != "colocated":
+            return self
+        for key, value, wanted in (
+            ("questioner.engine.tensor_parallel_size", self.questioner.engine, 1),
+            ("roleplayer.engine.tensor_parallel_size", self.roleplayer.engine, 1),
+            ("trainer.num_ranks", self.trainer.num_ranks, 1),
+            ("scorer.num_gpus", self.scorer.num_gpus, 0),
+            ("trainer.num_gpus_per_rank", self.trainer.num_gpus_per_rank, 0),
+        ):
+            got = value.tensor_parallel_size if isinstance(value, EngineConfig) else value
+            if got != wanted:
+                raise ValueError(
+                    f"cluster.strategy=colocated is one GPU for all: {key} must be {wanted}, "
+                    f"got {got:g}"
+                )
+        if self.schedule.overlap == "always":
+            raise ValueError(
+                "cluster.strategy=colocated takes turns: schedule.overlap must be auto or never"
+            )
+        if self.device == "cpu":
+            raise ValueError(
+                "cluster.strategy=colocated needs a GPU, where vLLM can sleep; got device=cpu"
+            )
+        return self

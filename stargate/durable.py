@@ -99,6 +99,21 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def write_at(file: Path, offset: int, data: Any) -> None:
+    """Puts bytes (anything with a buffer of them) at their place in a file, new or not.
+
+    Neither syncs nor truncates; several may write to one file at once.
+    """
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        left = memoryview(data)
+        while left:
+            written = os.pwrite(handle, left, offset)
+            left, offset = left[written:], offset + written
+    finally:
+        os.close(handle)
+
+
 def make_folder(folder: Path) -> None:
     """Makes a folder and its parents; their names are durable when this returns."""
     if folder.is_dir():

@@ -28,6 +28,7 @@ from stargate.protocols import Generate, Play, PushWeights, Roleplay, Score, Tra
 from stargate.scoring import GoldScoring, to_dialogue_score
 from stargate.seeds import derive_seed
 from stargate.selection import other_golds, select
+from stargate.slow_start import SlowStart
 from stargate.store import RunStore, dialogue_row, example_from_row, record_row
 from stargate.tally import Tally
 from stargate.tasks import task_group
@@ -90,12 +91,19 @@ class Workbench:
             questioner=self.questioner(roles.generate),
             roleplay=roles.roleplay,
             watch=self.turn_watch,
+            start=self.slow_start,
         )
 
     @cached_property
     def turn_watch(self) -> TurnWatch:
         """The deadline of every turn, shared by all dialogues: it sees when all of them hang."""
         return TurnWatch(self.config.rollout.turn_timeout_s)
+
+    @cached_property
+    def slow_start(self) -> SlowStart:
+        """When dialogues begin that this process plays."""
+        num_engines = self.config.questioner.engine.num_engines
+        return SlowStart(self.config.rollout.slow_start * num_engines)
 
     def babble_watch(self, scope: str) -> BabbleWatch:
         """Notices when what a scope plays is empty or endless."""

@@ -50,6 +50,26 @@ def hold(root: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def is_held(root: Path) -> bool:
+    """Whether a process works on the run directory `root` at this moment.
+
+    For that moment it takes the lock itself, shared, if nobody has it.
+    """
+    try:
+        handle = os.open(root / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks: no run works there
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
 def _holder(file: Path) -> str:
     try:
         holder = json.loads(file.read_text(encoding="utf-8"))

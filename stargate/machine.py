@@ -10,6 +10,7 @@ is installed. Every `*_gb` in this package is GiB (2**30 bytes).
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sysconfig
 from collections.abc import Sequence
@@ -177,6 +178,13 @@ def existing_parent(path: Path) -> Path:
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port of this address that was free a moment ago, for processes to meet on."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
 
 
 def cpu_model(proc: Path = PROC) -> tuple[str, frozenset[str]]:

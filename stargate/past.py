@@ -30,7 +30,7 @@ _RecordT = TypeVar("_RecordT")
 
 SITTINGS_FILE = "sittings.json"
 # What runs of earlier versions did not count.
-_ADDED_LATER = ("restarts", "longest_restart", "resent")
+_ADDED_LATER = ("restarts", "longest_restart", "resent", "joined", "left")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Sittings:
     restarts: Mapping[str, int] = field(default_factory=dict)
     longest_restart: Mapping[str, float] = field(default_factory=dict)
     resent: Mapping[str, int] = field(default_factory=dict)
+    joined: Mapping[str, int] = field(default_factory=dict)
+    left: Mapping[str, int] = field(default_factory=dict)
 
     def new_tally(self) -> Tally:
         """The counters of the next sitting. Drops are counted for the whole run."""
@@ -74,6 +76,8 @@ class Sittings:
             restarts=_sum(self.restarts, tally.restarts),
             longest_restart=_largest(self.longest_restart, tally.longest_restart),
             resent=_sum(self.resent, tally.resent),
+            joined=_sum(self.joined, tally.joined),
+            left=_sum(self.left, tally.left),
         )
 
     def as_tally(self) -> Tally:
@@ -87,6 +91,8 @@ class Sittings:
             restarts=Counter(self.restarts),
             longest_restart=dict(self.longest_restart),
             resent=Counter(self.resent),
+            joined=Counter(self.joined),
+            left=Counter(self.left),
         )
 
     def write(self, store: RunStore) -> None:
@@ -236,6 +242,8 @@ def _result(event: Mapping[str, Any], models: Path) -> IterationResult | None:
     version = int(event["iteration"]) + 1
     keys = {"losses": "train_losses", "seconds": "train_seconds"}
     names = [entry.name for entry in fields(TrainResult) if entry.name != "model_dir"]
+    # Runs of earlier versions counted no repeated steps.
+    event = {"num_repeated_steps": None, **event}
     trained = {name: event[keys.get(name, name)] for name in names}
     values = {
         "version": version,

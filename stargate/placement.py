@@ -16,8 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from stargate.colocation import check_engines, gpu_share, is_colocated, require_gpu
 from stargate.config import RunConfig
 from stargate.errors import MachineError
+
+# Why stages of a colocated run take turns.
+ONE_GPU = "all actors share one GPU, and engines sleep while others use it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class Placement:
     trainer_threads: int
     overlap: bool
     overlap_reason: str
+    gpu_share: float = 0.0  # colocated: what each actor has of the one GPU; 0: GPUs of their own
 
     @property
     def schedule(self) -> str:
@@ -42,16 +47,33 @@ class Placement:
         return f"schedule: rollouts, scoring and responses {how}: {self.overlap_reason}"
 
 
-def place(config: RunConfig, cores: Sequence[int], num_gpus: int) -> Placement:
-    """Shares a machine out. Raises MachineError when it is too small, naming the key to lower."""
+def place(
+    config: RunConfig,
+    cores: Sequence[int],
+    num_gpus: int,
+    *,
+    gpu_gib: float | None = None,
+    training: bool = True,
+) -> Placement:
+    """Shares a machine out. Raises MachineError when it is too small, naming the key to lower.
+
+    `gpu_gib` is the memory of its first GPU, where it is known.
+    """
     device = _device(config, num_gpus)
+    require_gpu(config, device)
     scorer_threads = config.scorer.num_threads or max(1, len(cores) // config.scorer.num_scorers)
     trainer_threads = config.trainer.num_threads or max(1, len(cores) // config.trainer.num_ranks)
     num_questioners = config.questioner.engine.num_engines
     num_roleplayers = config.roleplayer.engine.num_engines
     if device == "cuda":
-        _require_gpus(config, num_gpus)
-        overlap, reason = _by_config(config) or (True, "the engines run on GPUs")
+        share = 0.0
+        if is_colocated(config):
+            check_engines(config, gpu_gib, training=training)
+            share = gpu_share(config, training=training)
+            overlap, reason = False, ONE_GPU
+        else:
+            require_gpus(config, num_gpus)
+            overlap, reason = _by_config(config) or (True, "the engines run on GPUs")
         return Placement(
             device=device,
             questioner_cores=(None,) * num_questioners,
@@ -60,6 +82,7 @@ def place(config: RunConfig, cores: Sequence[int], num_gpus: int) -> Placement:
             trainer_threads=trainer_threads,
             overlap=overlap,
             overlap_reason=reason,
+            gpu_share=share,
         )
     shares = _share_cores(config, cores)
     scorers = [scorer_threads] * config.scorer.num_scorers
@@ -87,13 +110,65 @@ def decide_overlap(
     return False, f"{sum(threads)} threads would share {num_cores} cores"
 
 
-def num_listed(cores: str) -> int:
-    """How many cores a core list names: "0,2-4" has 4, "0-1|2-3" (one list per rank) has 4."""
-    count = 0
+def cores_for_more(
+    wanted: Sequence[str | None], cores: Sequence[int], held: Sequence[str]
+) -> list[str]:
+    """Cores for engines that join a machine with these cores, of which others hold some.
+
+    `wanted` has an entry per engine: its `cpu_cores` setting, which all engines of a role share, or
+    None: then an equal part of what nobody holds. Raises MachineError when nothing is left.
+
+    Worked example: [None, None] on cores 0 to 5, of which "0,1" and "2" are held -> "3,4", "5".
+    """
+    used = {core for one in (*held, *filter(None, wanted)) for core in listed_cores(one)}
+    left = [core for core in cores if core not in used]
+    num_more = sum(setting is None for setting in wanted)
+    if num_more > len(left):
+        raise MachineError(
+            f"{num_more} more engines need a core each that no other engine holds, this machine "
+            f"has {len(left)} of {len(cores)} left: take out others first, or begin the run with "
+            "questioner.engine.cpu_cores and roleplayer.engine.cpu_cores, which a role's engines "
+            "share"
+        )
+    size, extra = divmod(len(left), max(1, num_more))
+    found: list[str] = []
+    start = 0
+    for setting in wanted:
+        if setting is not None:
+            found.append(setting)
+            continue
+        end = start + size + (1 if extra > 0 else 0)
+        extra -= 1
+        found.append(",".join(map(str, left[start:end])))
+        start = end
+    return found
+
+
+def listed_cores(cores: str) -> list[int]:
+    """The cores of a list such as "0,2-4" or, with one list per rank, "0-1|2-3"."""
+    found: list[int] = []
     for part in cores.replace("|", ",").split(","):
         first, _, last = part.partition("-")
-        count += int(last or first) - int(first) + 1
-    return count
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def require_gpus(config: RunConfig, num_gpus: int) -> None:
+    """Raises MachineError when all actors of a config need more GPUs than a machine has."""
+    needed = float(config.scorer.num_scorers * config.scorer.num_gpus)
+    needed += config.trainer.num_ranks * config.trainer.num_gpus_per_rank
+    for role in (config.questioner, config.roleplayer):
+        needed += role.engine.num_engines * role.engine.tensor_parallel_size
+    if needed > num_gpus:
+        raise MachineError(
+            f"needs {needed:g} GPUs, this machine has {num_gpus}: lower num_engines, "
+            "tensor_parallel_size, scorer.num_gpus or trainer.num_ranks"
+        )
+
+
+def num_listed(cores: str) -> int:
+    """How many cores a core list names: "0,2-4" has 4, "0-1|2-3" (one list per rank) has 4."""
+    return len(listed_cores(cores))
 
 
 def _by_config(config: RunConfig) -> tuple[bool, str] | None:
@@ -132,15 +207,3 @@ def _share_cores(config: RunConfig, cores: Sequence[int]) -> list[str]:
         shares.append(engine.cpu_cores or own)
         start = end
     return shares
-
-
-def _require_gpus(config: RunConfig, num_gpus: int) -> None:
-    needed = float(config.scorer.num_scorers * config.scorer.num_gpus)
-    needed += config.trainer.num_ranks * config.trainer.num_gpus_per_rank
-    for role in (config.questioner, config.roleplayer):
-        needed += role.engine.num_engines * role.engine.tensor_parallel_size
-    if needed > num_gpus:
-        raise MachineError(
-            f"needs {needed:g} GPUs, this machine has {num_gpus}: lower num_engines, "
-            "tensor_parallel_size, scorer.num_gpus or trainer.num_ranks"
-        )

@@ -14,9 +14,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from stargate.cluster import Bundle, Need, Node, cluster_device, needs, place_needs
+from stargate.colocation import check_engines, is_colocated
 from stargate.config import RunConfig
 from stargate.errors import MachineError
-from stargate.placement import Placement, decide_overlap, num_listed
+from stargate.placement import (
+    ONE_GPU,
+    Placement,
+    cores_for_more,
+    decide_overlap,
+    listed_cores,
+    num_listed,
+)
 
 _ENGINES = ("questioner", "roleplayer")
 
@@ -79,6 +87,8 @@ def bundles_for(
     device = cluster_device(config, nodes)
     actors = needs(config, device=device, training=training)
     strategy = config.cluster.strategy
+    if is_colocated(config):
+        check_engines(config, None, training=training)  # Ray does not say how large a GPU is
     bundles = {bundle.actor: bundle for bundle in place_needs(actors, nodes, strategy)}
     used = {bundles[need.name].node for need in actors if _takes(need)}
     in_turn = [need for need in actors if not _takes(need)]
@@ -137,12 +147,15 @@ def seat(config: RunConfig, bundles: Sequence[Bundle], facts: Sequence[NodeFacts
         trainer_threads=min((s.threads for s in of("trainer")), default=1),
         overlap=overlap,
         overlap_reason=reason,
+        gpu_share=max((s.num_gpus for s in seats), default=0.0) if is_colocated(config) else 0.0,
     )
     return Seating(tuple(seats), placement)
 
 
 def _decide(config: RunConfig, overlaps: Sequence[tuple[bool, str]]) -> tuple[bool, str]:
     """Whether stages overlap: only if they may on every node."""
+    if is_colocated(config):
+        return False, ONE_GPU
     if config.schedule.overlap != "auto":
         return config.schedule.overlap == "always", f"schedule.overlap is {config.schedule.overlap}"
     if not overlaps:
@@ -226,18 +239,40 @@ def seat_again(
         cores = old.cores
         if cores is not None:
             here = [s for s in (*others, *seats) if s.node == bundle.node]
-            used = {core for s in here for core in _listed(s.cores)}
+            used = {core for s in here if s.cores for core in listed_cores(s.cores)}
             left = [core for core in shares[bundle.node] if core not in used]
             cores = ",".join(map(str, left or shares[bundle.node]))
         seats.append(replace(old, node=bundle.node, cores=cores))
     return seats
 
 
-def _listed(cores: str | None) -> list[int]:
-    """The numbers in a core list."""
-    found: list[int] = []
-    for part in (cores or "").replace("|", ",").split(","):
-        first, _, last = part.partition("-")
-        if first:
-            found += range(int(first), int(last or first) + 1)
-    return found
+def seat_more(
+    wanted: Sequence[Seat],
+    settings: Sequence[str | None],
+    bundles: Sequence[Bundle],
+    facts: Sequence[NodeFacts],
+    others: Sequence[Seat],
+) -> list[Seat]:
+    """Seats for engines that join, on the nodes that `bundles` give them; `others` keep theirs.
+
+    `wanted` are seats as those of the first engine of the role, under the new names; `settings`
+    are their `cpu_cores`. Pinned ones get cores that no engine has; raises MachineError without.
+    """
+    shares = node_cores(facts)
+    seats = [replace(like, node=b.node) for like, b in zip(wanted, bundles, strict=True)]
+    for node in {seat.node for seat in seats}:
+        here = [n for n, s in enumerate(seats) if s.node == node and s.cores is not None]
+        held = [s.cores for s in others if s.node == node and s.cores]
+        given = cores_for_more([settings[n] for n in here], shares[node], held)
+        for number, cores in zip(here, given, strict=True):
+            seats[number] = replace(seats[number], cores=cores, threads=num_listed(cores))
+    return seats
+
+
+def full_nodes(facts: Sequence[NodeFacts], seats: Sequence[Seat]) -> set[str]:
+    """Nodes where engines have all cores."""
+    held: dict[str, set[int]] = {}
+    for one in seats:
+        held.setdefault(one.node, set()).update(listed_cores(one.cores) if one.cores else ())
+    shares = node_cores(facts)
+    return {node for node, cores in shares.items() if set(cores) <= held.get(node, set())}

@@ -6,6 +6,8 @@ train.{loss_first, loss_last, num_examples, ...}   of the last iteration
 push.{seconds, phases}                             of the last iteration
 eval.m<t>.{gold_logprob, matched_minus_shuffled, question_rate, facts_per_dialogue, ...}
 restarts.<role>.{count, longest_s}, resent.<role>  actors that died, requests sent again
+repeated_steps                     optimizer steps done again after a death, of all iterations
+joined.<role>, left.<role>                         engines added and taken out by `stargate scale`
 dropped.<reason>, data_dropped.<reason>, peak_rss_gb, seconds, status
 """
 
@@ -44,6 +46,9 @@ def summarise_run(
             for role, count in tally.restarts.items()
         },
         "resent": dict(tally.resent),
+        "repeated_steps": sum(one.trained.num_repeated_steps or 0 for one in iterations),
+        "joined": dict(tally.joined),
+        "left": dict(tally.left),
         "peak_rss_gb": peak.gb,
         "peak_rss_measure": peak.measure,
     }
@@ -145,6 +150,12 @@ def _restart_lines(summary: Mapping[str, Any]) -> list[str]:
     if resent := summary.get("resent"):
         counts = (f"{count} {role}" for role, count in resent.items())
         lines.append("requests sent again: " + ", ".join(counts))
+    if steps := summary.get("repeated_steps"):
+        lines.append(f"optimizer steps done again: {steps}")
+    for key, what in (("joined", "joined"), ("left", "left")):
+        if counted := summary.get(key):
+            counts = (f"{count} {role}" for role, count in counted.items())
+            lines.append(f"engines that {what} meanwhile: " + ", ".join(counts))
     return lines
 
 

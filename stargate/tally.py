@@ -29,6 +29,8 @@ class Tally:
     restarts: Counter[str] = field(default_factory=Counter)  # actors that died, by role
     longest_restart: dict[str, float] = field(default_factory=dict)  # seconds, by role
     resent: Counter[str] = field(default_factory=Counter)  # requests sent again, by role
+    joined: Counter[str] = field(default_factory=Counter)  # engines added meanwhile, by role
+    left: Counter[str] = field(default_factory=Counter)  # engines taken out meanwhile, by role
 
     _open_spans: dict[str, tuple[int, float]] = field(default_factory=dict)
 

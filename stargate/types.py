@@ -235,7 +235,8 @@ class TrainingExample:
 class TrainResult:
     """What one training stage did.
 
-    `losses` are means per loss token, one per optimizer step, in nats.
+    `losses` are means per loss token, one per optimizer step, in nats. `num_repeated_steps` were
+    done before, by attempts that died after their last checkpoint; None if nobody counted.
     """
 
     losses: tuple[float, ...]
@@ -248,6 +249,7 @@ class TrainResult:
     seconds: float
     model_dir: str
     num_validation_examples: int = 0
+    num_repeated_steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from stargate.config import FactsGrounding, RunConfig, validated
+from stargate.config import FactsGrounding, RunConfig
+from stargate.config_file import validated
 from stargate.errors import ConfigError
 from stargate.evaluation.elicitation import CountTokens
 from stargate.evaluation.measures import Observations, changes, observe, read_checkpoint

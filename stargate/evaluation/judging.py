@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stargate.chat import ChatFormat, Message
-from stargate.config import packaged_configs_dir
+from stargate.config_file import packaged_configs_dir
 from stargate.dialogue import require_room
 from stargate.errors import ConfigError, DataError
 from stargate.evaluation.bouts import Bout, Order

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stargate.config import FactsGrounding, RunConfig, load_config
+from stargate.config import FactsGrounding, RunConfig
+from stargate.config_file import load_config
 from stargate.data.dataset import Dataset, open_dataset
 from stargate.durable import read_json
 from stargate.errors import DataError

@@ -18,17 +18,17 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from stargate.config import dump_config
+from stargate.config_file import dump_config
 from stargate.report.breakdown import (
     breakdown,
     compare_selections,
     selection_gains,
 )
 from stargate.report.browser import browser_data, script_json
-from stargate.report.figures import report_figures
 from stargate.report.findings import Answer, answer, main_evaluation
 from stargate.report.judge_tables import judge_lines, win_rate_tables
 from stargate.report.measures import format_interval, format_value
+from stargate.report.plots import report_figures
 from stargate.report.records import Evaluation, ReportData, Throughput
 from stargate.report.svg import inline_svg
 from stargate.report.tables import (

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import matplotlib
 
 from stargate.report.drawing import GRID, INK, MUTED, SERIES
-from stargate.report.figures import Plot
+from stargate.report.plots import Plot
 
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from stargate.actors.cluster import Cluster
-from stargate.actors.keeper import HeldWeights, Keeper, Post
+from stargate.actors.keeper import Keeper
+from stargate.actors.posts import HeldWeights, Post
 from stargate.actors.remote import remote
 from stargate.actors.spawn import actor_class
-from stargate.actors.survey import attach, attached, survey_cluster
-from stargate.config import RunConfig, load_config
+from stargate.actors.survey import attach, survey_cluster
+from stargate.config import RunConfig
+from stargate.config_file import load_config
 from stargate.errors import EngineError, MachineError
 
 
@@ -89,8 +91,7 @@ def node_lost(address: str, processes: list[int], folder: Path) -> None:
     for name in ("logs", "models/m1", "base"):
         (folder / name).mkdir(parents=True)
     (folder / "models/m1/model.safetensors").write_text("weights of m1")
-    with attached(address):
-        asyncio.run(_node_lost(processes, settings, survey, folder))
+    asyncio.run(_node_lost(processes, settings, survey, folder))  # the survey stays attached
 
 
 async def _node_lost(processes: list[int], settings: RunConfig, survey: Any, folder: Path) -> None:
@@ -149,11 +150,18 @@ async def ended(actor: Any) -> None:
 def kill_node(processes: list[int], node: str) -> None:
     """kill -9 on all processes of the node with this id: they have it on their command lines."""
     for leader in processes:
-        members = [int(p.name) for p in Path("/proc").glob("[0-9]*") if group_of(p) == leader]
-        if any(node in Path(f"/proc/{pid}/cmdline").read_text() for pid in members):
+        members = [p for p in Path("/proc").glob("[0-9]*") if group_of(p) == leader]
+        if any(node.encode() in command_line(process) for process in members):
             os.killpg(leader, signal.SIGKILL)
             return
     raise AssertionError(f"no process of node {node}")
+
+
+def command_line(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""  # it ended while we looked
 
 
 def group_of(process: Path) -> int | None:

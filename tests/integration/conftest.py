@@ -1,8 +1,14 @@
-"""One finished small run for all tests that look at what a run leaves."""
+"""What several test files share: a finished small run, small models, trainer ranks."""
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from stargate.models import resolve_model
+from tests.integration.ranks import Ranks
 from tests.integration.run_process import Run
+from tests.integration.tiny_model import save_tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +18,31 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
     output = run.finish()
     assert run.process.returncode == 0, output
     return run, output
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Path:
+    """The folder of the embedded model."""
+    return resolve_model("embedded")
+
+
+@pytest.fixture(scope="module")
+def tiny(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model that computes in milliseconds; tests may not change it."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny", embedded)
+
+
+@pytest.fixture(scope="module")
+def one(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """A trainer of one rank."""
+    ranks = Ranks(1, tiny, tmp_path_factory.mktemp("one-rank"))
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="module")
+def two(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """A trainer of two ranks."""
+    ranks = Ranks(2, tiny, tmp_path_factory.mktemp("two-ranks"))
+    yield ranks
+    ranks.close()

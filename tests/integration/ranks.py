@@ -1,8 +1,8 @@
 """Trainer ranks in processes of their own, as in a run, but without Ray."""
 
 import asyncio
+import contextlib
 import multiprocessing
-import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -11,18 +11,11 @@ from typing import Any
 
 from stargate.actors.trainer import TrainerRank, TrainerSpec
 from stargate.config import TrainerConfig
+from stargate.machine import free_port
 from stargate.types import TrainingExample, TrainResult
 
 # Seconds within which a stage of these tests must answer; a hang is a failure, not a wait.
 _DEADLINE = 120.0
-
-
-def free_port() -> int:
-    """A port on which ranks can meet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 class Ranks:
@@ -61,6 +54,7 @@ class Ranks:
         *,
         base_dir: Path | None = None,
         num_threads: int = 1,
+        checkpoint_dir: Path | None = None,
     ) -> list[TrainResult]:
         """Each rank's result, with m_0 from `base_dir` if given.
 
@@ -69,7 +63,8 @@ class Ranks:
         for pipe, spec in zip(self._pipes, self._specs, strict=True):
             base = spec.base_model_dir if base_dir is None else str(base_dir)
             own = replace(spec, base_model_dir=base, config=config, num_threads=num_threads)
-            pipe.send((own, list(examples), str(start_dir), str(output_dir)))
+            kept = None if checkpoint_dir is None else str(checkpoint_dir)
+            pipe.send((own, list(examples), str(start_dir), str(output_dir), kept))
         answers: list[Any] = []
         for rank, pipe in enumerate(self._pipes):
             if not pipe.poll(_DEADLINE):
@@ -80,6 +75,10 @@ class Ranks:
                 raise answer
         return answers
 
+    def kill(self, rank: int) -> None:
+        """kill -9 on one rank."""
+        self._processes[rank].kill()
+
     def log(self) -> str:
         """What rank 0 has printed so far."""
         file = self._specs[0].log_file
@@ -88,7 +87,8 @@ class Ranks:
 
     def close(self) -> None:
         for pipe in self._pipes:
-            pipe.send(None)
+            with contextlib.suppress(BrokenPipeError):  # it was killed
+                pipe.send(None)
         for process in self._processes:
             process.join(timeout=20)
             if process.is_alive():
@@ -98,11 +98,11 @@ class Ranks:
 def _serve(pipe: Connection) -> None:
     rank: TrainerRank | None = None
     while (asked := pipe.recv()) is not None:
-        spec, examples, start_dir, output_dir = asked
+        spec, examples, start_dir, output_dir, kept = asked
         try:
             rank = TrainerRank(spec)
             rank.start()
-            pipe.send(asyncio.run(rank.train(examples, start_dir, output_dir, version=1)))
+            pipe.send(asyncio.run(rank.train(examples, start_dir, output_dir, 1, kept)))
         except Exception as error:  # the test that asked is the one to see it
             pipe.send(error)
     if rank is not None:

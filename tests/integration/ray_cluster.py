@@ -14,15 +14,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
+
+from stargate.machine import free_port
 
 START_SECONDS = 120  # 10 on an idle machine
 _BIN = Path(sys.executable).parent
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -33,7 +30,9 @@ class RayCluster:
     token: str = field(default_factory=lambda: secrets.token_hex(32))
     port: int = field(default_factory=free_port)
     dashboard_port: int = field(default_factory=free_port)
-    nodes: list[subprocess.Popen[str]] = field(default_factory=list)
+    nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    # What the nodes print. Not in `folder`, which is Ray's own.
+    output: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
 
     @property
     def address(self) -> str:
@@ -69,9 +68,8 @@ class RayCluster:
             subprocess.Popen(
                 ray,
                 env=environment,
-                stdout=subprocess.DEVNULL,
+                stdout=self.output,
                 stderr=subprocess.STDOUT,
-                text=True,
                 start_new_session=True,
             )
         )
@@ -93,10 +91,14 @@ class RayCluster:
             os.killpg(node.pid, signal.SIGKILL)
             node.wait()
 
+    def _said(self) -> str:
+        self.output.seek(0)
+        return self.output.read().decode(errors="replace")
+
     def _await_port(self, port: int) -> None:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            assert self.nodes[0].poll() is None, "the head has ended"
+            assert self.nodes[0].poll() is None, self._said()
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 return
@@ -107,7 +109,7 @@ class RayCluster:
     def _await_dashboard(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            assert self.nodes[0].poll() is None, "the head has ended"
+            assert self.nodes[0].poll() is None, self._said()
             try:
                 with urllib.request.urlopen(f"{self.dashboard}/api/version", timeout=5):
                     return
@@ -132,3 +134,4 @@ def ray_cluster(num_cpus: Sequence[int], *, dashboard: bool = False) -> Iterator
         finally:
             for number in reversed(range(len(cluster.nodes))):
                 cluster.end(number)
+            cluster.output.close()

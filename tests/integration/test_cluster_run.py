@@ -4,12 +4,14 @@ The nodes are on one machine and so see the same files: `cluster.shared_storage=
 send what nodes of different machines would have to.
 """
 
+import contextlib
 import json
 import os
 import re
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from stargate.store import RunStore, dialogue_from_row
@@ -26,12 +28,23 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 
 def processes(cluster: RayCluster, words: str) -> list[str]:
-    """Command lines of the cluster's processes that match; they know its token."""
+    """Command lines of the cluster's processes that match.
+
+    They are below one of its nodes, or know its token: a process that names itself, as Ray's and
+    vLLM's do, may have written over its environment, and one whose parent has died is below nobody.
+    """
+    below: set[int] = set()
+    for node in cluster.nodes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            below |= {child.pid for child in psutil.Process(node.pid).children(recursive=True)}
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if re.search(words, line) and cluster.token in (process / "environ").read_text():
+            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if re.search(words, line) and (
+                int(process.name) in below
+                or cluster.token.encode() in (process / "environ").read_bytes()
+            ):
                 found.append(line)
         except OSError:
             continue  # it ended while we looked, or is another user's

@@ -5,6 +5,9 @@ perturbed copy of it. Tests run in the order of this file; the last ones break t
 """
 
 import asyncio
+import shutil
+import tempfile
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +18,10 @@ import pytest
 from stargate.actors.engine import Engine
 from stargate.actors.engine_process import child_processes
 from stargate.actors.engine_spec import EngineSpec
-from stargate.actors.weights import remove_staged, stage_weights
+from stargate.actors.mailbox import Mailbox
 from stargate.config import EngineConfig
 from stargate.errors import EngineError, ModelError, RecordDropped
+from stargate.machine import SHARED_MEMORY
 from stargate.models import resolve_model
 from stargate.types import GenerateRequest, Generation, Sampling, StopReason
 
@@ -252,11 +256,9 @@ def test_a_push_changes_the_answer_to_that_of_a_fresh_load(
     assert all(new.token_ids != old.token_ids for new, old in zip(after, before, strict=True))
     assert [text.policy_version for text in before + after + loaded] == [0, 0, 1, 1, 4, 4]
     # And back again, from shared memory this time.
-    staged = stage_weights(resolve_model("embedded"))
-    try:
+    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as staged:
+        shutil.copytree(resolve_model("embedded"), staged, dirs_exist_ok=True)
         run(engine.engine.load_weights(staged, 2))
-    finally:
-        remove_staged(staged)
     assert [text.token_ids for text in answers(engine)] == [text.token_ids for text in before]
 
 
@@ -275,6 +277,64 @@ def test_texts_in_flight_survive_a_push(run: Run[Any], engine: Started, prompt: 
     assert [text.policy_version for text in texts] == [2] * 4
     assert 1 <= after.num_mixed - before.num_mixed <= 4
     assert run(engine.engine.reported_version()) == 3
+
+
+def test_a_cancelled_request_leaves_nothing_running(
+    run: Run[Any], engine: Started, prompt: Prompt
+) -> None:
+    """Neither when its caller gives up here, nor when it does so on the far side of a mailbox."""
+    llm = engine.engine._llm
+
+    async def num_here() -> int:
+        return int(llm.output_processor.get_num_unfinished_requests())
+
+    async def core_works() -> bool:
+        return bool(await llm.engine_core.call_utility_async("has_work"))
+
+    async def until(met: Callable[[], Awaitable[bool]]) -> bool:
+        for _ in range(100):
+            if await met():
+                return True
+            await asyncio.sleep(0.05)
+        return False
+
+    async def idle() -> bool:
+        return await num_here() == 0 and not await core_works()
+
+    async def give_up(ask: Callable[[GenerateRequest], Awaitable[Generation]], name: str) -> None:
+        # Far longer than the test waits: it would still run if nobody had ended it.
+        ids = prompt(QUESTION)
+        long = [request(ids, sampled(n, 400), f"{name}{n}") for n in range(3)]
+        asking = [asyncio.ensure_future(ask(one)) for one in long]
+
+        async def started() -> bool:
+            return await num_here() == 3 and await core_works()
+
+        assert await until(started)
+        for one in asking:
+            one.cancel()
+        before = time.monotonic()
+        ended = await asyncio.gather(*asking, return_exceptions=True)
+        assert all(isinstance(one, asyncio.CancelledError) for one in ended)
+        assert await until(idle), "vLLM goes on generating for nobody"
+        assert time.monotonic() - before < 3.0
+
+    assert run(until(idle))
+    before = run(engine.engine.stats())
+    run(give_up(engine.engine.generate, "direct"))
+
+    async def through_a_mailbox() -> None:
+        mailbox: Mailbox[GenerateRequest, Generation] = Mailbox(engine.engine.exchange)
+        await give_up(mailbox, "mailed")
+
+    run(through_a_mailbox())
+    after = run(engine.engine.stats())
+    assert (after.num_requests, after.num_generated_tokens) == (
+        before.num_requests,
+        before.num_generated_tokens,
+    )
+    # And it serves on.
+    assert run(engine.engine.generate(request(prompt(QUESTION)))).token_ids
 
 
 def test_an_update_that_fails_half_way_ends_the_engine(

@@ -19,7 +19,7 @@ import pytest
 
 from stargate.benchmarks.chaos_processes import Found, processes_of
 from stargate.benchmarks.chaos_records import examine
-from stargate.config import load_config
+from stargate.config_file import load_config
 from stargate.launch.crew import prepare
 from stargate.store import RunStore
 from tests.integration.run_process import Run

@@ -1,5 +1,7 @@
 """Processes that share a cache, and processes that are killed: no answer is paid twice."""
 
+import multiprocessing
+import os
 import random
 import sqlite3
 import subprocess
@@ -11,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from stargate.oracle.cache import AnswerCache
+from stargate.oracle.database import Database, RangeLocks
 from tests.fakes.misbehaving_server import MisbehavingServer, answer_to
 from tests.fakes.oracle_worker import CONCURRENCY
+from tests.unit.test_oracle_cache import REQUEST, nothing, reply, with_cache
 
 pytestmark = pytest.mark.integration
 
@@ -116,3 +121,52 @@ def test_a_cap_holds_for_two_processes_together(tmp_path: Path) -> None:
         total = sum(asked(server).values())
     assert 65 <= total <= 71
     assert len(stored(cache)) <= total
+
+
+def _store_many(path: Path, first: int, number: int) -> None:
+    async def work(cache: AnswerCache, _: Database) -> None:
+        for index in range(first, first + number):
+            key = index.to_bytes(32, "big")
+            await cache.store(key, "{}", REQUEST, reply(f"{os.getpid()}"), nothing)
+
+    with_cache(path, work)
+
+
+def test_processes_share_a_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    context = multiprocessing.get_context("spawn")
+    # All create the file at once; each writes 40 answers, half of them also written by the next.
+    processes = [context.Process(target=_store_many, args=(path, 20 * n, 40)) for n in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+
+    async def work(cache: AnswerCache, _: Database) -> None:
+        assert sorted(cache.keys()) == [index.to_bytes(32, "big") for index in range(100)]
+
+    with_cache(path, work)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def _lock_and_die(path: Path) -> None:
+    assert RangeLocks(path).try_lock(7)
+    os._exit(9)
+
+
+def test_locks_die_with_their_process(tmp_path: Path) -> None:
+    path = tmp_path / "c.lock"
+    process = multiprocessing.get_context("spawn").Process(target=_lock_and_die, args=(path,))
+    process.start()
+    process.join(30)
+    assert process.exitcode == 9
+    mine, other = RangeLocks(path), RangeLocks(path)
+    assert mine.try_lock(7)
+    assert not other.try_lock(7)
+    assert other.try_lock(8)
+    mine.unlock(7)
+    assert other.try_lock(7)
+    mine.close()
+    other.close()

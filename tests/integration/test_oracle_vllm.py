@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import psutil
 import pytest
 
 from stargate.embedded import ensure_embedded_model
+from stargate.machine import free_port
 from stargate.oracle import AnswerStatus, ChatRequest, JsonSchema, Oracle, OracleError, chat
 from stargate.oracle.config import CostConfig, OpenAIOracleConfig, PriceConfig
 from tests.integration.test_build_vllm import build, check
@@ -42,9 +42,7 @@ PERSON = JsonSchema.of(
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """vLLM's server in processes of its own; all of them are gone afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log_file = tmp_path_factory.mktemp("vllm") / "server.log"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(ensure_embedded_model()), "--served-model-name", MODEL]

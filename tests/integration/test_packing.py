@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 
-from stargate.models import resolve_model
 from stargate.types import TrainingExample
-from tests.integration.tiny_model import save_tiny_model
 
 pytestmark = pytest.mark.integration
 
@@ -22,11 +20,6 @@ def make_example(number: int, length: int) -> TrainingExample:
 
 
 EXAMPLES = [make_example(number, length) for number, length in enumerate((40, 7, 23, 2))]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny", resolve_model("embedded"))
 
 
 class Losses:
@@ -207,17 +200,13 @@ def test_models_that_can_not_be_packed_say_so_and_stay_as_they_were(
 
 def test_a_leak_is_found_by_trying(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention over the whole row, as of a model that ignores what it is told."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
     from stargate.actors import packing
     from stargate.actors.modeling import load_model
 
     model = load_model(str(tiny), None, "cpu", False)
-    packing._register()
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    monkeypatch.setitem(
-        ALL_ATTENTION_FUNCTIONS._global_mapping, packing._NAME, sdpa_attention_forward
-    )
+    monkeypatch.setattr(packing, "_attention", sdpa_attention_forward)
     problem = packing.make_packable(model)
     assert problem is not None
     assert "logits differ by" in problem

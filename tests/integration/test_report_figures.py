@@ -13,13 +13,12 @@ from stargate.report.data import load_report
 from stargate.report.drawing import SERIES
 from stargate.report.figures import (
     curve_figure,
-    report_figures,
-    save_figures,
     selection_figure,
     stage_figure,
     training_figure,
     turn_gain_figure,
 )
+from stargate.report.plots import report_figures, save_figures
 from stargate.report.records import ReportData, SelectionView
 from stargate.report.svg import inline_svg
 from tests.unit.report_run import build_halted_run, build_run

@@ -12,7 +12,6 @@ import pytest
 from stargate.actors.scorer import Scorer, ScorerSpec, check_request
 from stargate.config import ScorerConfig
 from stargate.errors import DataError, DivergenceError, EngineError, ModelError, RecordDropped
-from stargate.models import resolve_model
 from stargate.types import ScoreRequest, ScoreResult
 from tests.integration.tiny_model import damage, save_tiny_model
 
@@ -49,11 +48,6 @@ GOLDS = (
     'Begin with the lift, Tomasz: "The first hour that I spent alone with the groom, neither of us '
     'could leave." Then say what you learned about him in that hour, and raise your glass.',
 )
-
-
-@pytest.fixture(scope="module")
-def embedded() -> Path:
-    return resolve_model("embedded")
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +107,6 @@ def bfloat16(embedded: Path) -> Iterator[Scorer]:
     scorer = started(embedded, "bfloat16")
     yield scorer
     scorer.shutdown()
-
-
-@pytest.fixture(scope="module")
-def tiny(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny", embedded)
 
 
 def score(scorer: Scorer, requests: list[ScoreRequest]) -> list[ScoreResult]:

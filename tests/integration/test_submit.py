@@ -1,111 +1,40 @@
 """Jobs through a real Ray job server on loopback, with token authentication: no engines."""
 
 import json
-import os
 import secrets
 import shlex
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import textwrap
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
+from tests.integration.ray_cluster import RayCluster, ray_cluster
 from tests.integration.run_process import Command
 
 pytestmark = pytest.mark.integration
 
 PLANTED = f"planted-{secrets.token_hex(12)}"
-START_SECONDS = 120  # 10 on an idle machine
-
-
-@dataclass(frozen=True)
-class Cluster:
-    address: str
-    token: str
-    folder: Path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A head of its own with a job server. It is ended by its process group, nothing else is."""
-    port, token = free_port(), secrets.token_hex(32)
-    with tempfile.TemporaryDirectory(prefix="sg") as folder:  # short: Ray's sockets lie in it
-        environment = {
-            **os.environ,
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": token,
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        }
-        ray = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
-        ray += ["--node-ip-address=127.0.0.1", f"--port={free_port()}", "--num-cpus=1"]
-        ray += ["--include-dashboard=true", "--dashboard-host=127.0.0.1"]
-        ray += [f"--dashboard-port={port}", f"--temp-dir={folder}"]
-        ray += ["--object-store-memory=100000000", "--disable-usage-stats"]
-        ray += [
-            f"--dashboard-agent-listen-port={free_port()}",
-            f"--ray-client-server-port={free_port()}",
-        ]
-        head = subprocess.Popen(
-            ray,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        address = f"http://127.0.0.1:{port}"
-        try:
-            wait_for(address, head)
-            yield Cluster(address, token, Path(folder))
-        finally:
-            head.send_signal(signal.SIGTERM)
-            try:
-                head.communicate(timeout=20)
-            except subprocess.TimeoutExpired:
-                os.killpg(head.pid, signal.SIGKILL)
-                head.communicate()
-
-
-def wait_for(address: str, head: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        assert head.poll() is None, head.communicate()[0]
-        try:
-            with urllib.request.urlopen(f"{address}/api/version", timeout=5):
-                return
-        except urllib.error.HTTPError as error:
-            if error.code == 401:
-                return  # it is up, and wants the token
-        except OSError:
-            pass
-        time.sleep(0.5)
-    raise AssertionError(f"no job server in {START_SECONDS} s")
+def cluster() -> Iterator[RayCluster]:
+    """A head of its own with a job server."""
+    with ray_cluster([1], dashboard=True) as started:
+        yield started
 
 
 @pytest.fixture
-def token(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def token(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN", cluster.token)
     monkeypatch.setenv("STARGATE_TEST_SECRET", PLANTED)
 
 
-def client_process(cluster: Cluster, script: str) -> str:
+def client_process(cluster: RayCluster, script: str) -> str:
     """Output of Python code that finds `client`, `submit`, `main` and `values` (env_vars).
 
     In a process of its own, as a user's: Ray reads its authentication mode once per process.
@@ -114,7 +43,7 @@ def client_process(cluster: Cluster, script: str) -> str:
         "from stargate.launch import submit\n"
         "from stargate.launch.cli import main\n"
         "from stargate.submission import JobRequest, Masker, Package\n"
-        f"address = {cluster.address!r}\n"
+        f"address = {cluster.dashboard!r}\n"
         f"values = {{'STARGATE_TEST_SECRET': {PLANTED!r}, 'RAY_JOB_STOP_WAIT_TIME_S': '60'}}\n"
         "client = submit.connect(address)\n"
     )
@@ -125,7 +54,7 @@ def client_process(cluster: Cluster, script: str) -> str:
 
 
 @pytest.mark.usefixtures("token")
-def test_a_job_sees_files_and_environment_and_its_exit_code_comes_back(cluster: Cluster) -> None:
+def test_a_job_sees_files_and_environment_and_its_exit_code_comes_back(cluster: RayCluster) -> None:
     probe = (
         "import os, stargate; here = os.path.dirname(stargate.__file__); "
         "print('package', here == os.path.join(os.getcwd(), 'stargate')); "
@@ -150,11 +79,11 @@ def test_a_job_sees_files_and_environment_and_its_exit_code_comes_back(cluster: 
 
 
 @pytest.mark.usefixtures("token")
-def test_a_run_that_fails_on_the_cluster_fails_here_with_its_code(cluster: Cluster) -> None:
+def test_a_run_that_fails_on_the_cluster_fails_here_with_its_code(cluster: RayCluster) -> None:
     missing = f"{cluster.folder}/no-such-data"
     runs = f"runs_dir={cluster.folder}/runs"
     command = Command(
-        *("submit", "cpu_demo", f"data.source={missing}", runs, "--address", cluster.address)
+        *("submit", "cpu_demo", f"data.source={missing}", runs, "--address", cluster.dashboard)
     )
     output = command.finish()
     assert command.process.returncode == 3, output  # DataError, raised on the cluster
@@ -163,7 +92,7 @@ def test_a_run_that_fails_on_the_cluster_fails_here_with_its_code(cluster: Clust
 
 
 @pytest.mark.usefixtures("token")
-def test_a_detached_job_can_be_asked_about_and_stopped(cluster: Cluster) -> None:
+def test_a_detached_job_can_be_asked_about_and_stopped(cluster: RayCluster) -> None:
     output = client_process(
         cluster,
         """
@@ -190,11 +119,11 @@ def test_a_detached_job_can_be_asked_about_and_stopped(cluster: Cluster) -> None
 
 
 def test_without_the_token_nothing_is_answered(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    command = Command("submit", "--status", "sleeper", "--address", cluster.address)
+    command = Command("submit", "--status", "sleeper", "--address", cluster.dashboard)
     output = command.finish()
     assert command.process.returncode == 9
     assert output.count("\n") == 1
@@ -202,10 +131,11 @@ def test_without_the_token_nothing_is_answered(
 
 
 @pytest.mark.usefixtures("token")
-def test_what_ray_keeps_of_env_is_what_the_help_warns_of(cluster: Cluster) -> None:
+def test_what_ray_keeps_of_env_is_what_the_help_warns_of(cluster: RayCluster) -> None:
     """The warning in `stargate submit --help` must stay true: raw in the job's record."""
     request = urllib.request.Request(
-        f"{cluster.address}/api/jobs/sleeper", headers={"Authorization": f"Bearer {cluster.token}"}
+        f"{cluster.dashboard}/api/jobs/sleeper",
+        headers={"Authorization": f"Bearer {cluster.token}"},
     )
     with urllib.request.urlopen(request, timeout=10) as answer:
         record = json.load(answer)

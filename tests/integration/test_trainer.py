@@ -4,7 +4,6 @@ import json
 import math
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +12,13 @@ import pytest
 from stargate.actors.trainer import TrainerRank, TrainerSpec, check_examples
 from stargate.config import TrainerConfig
 from stargate.errors import DataError, DivergenceError, EngineError, MachineError
-from stargate.models import check_model_folder, resolve_model
+from stargate.models import check_model_folder
 from stargate.schedule import Layout, learning_rate, plan_steps, split_validation
 from stargate.types import TrainingExample, TrainResult
 from tests.integration.ranks import Ranks
 from tests.integration.tiny_model import damage, save_tiny_model
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def embedded() -> Path:
-    return resolve_model("embedded")
-
-
-@pytest.fixture(scope="module")
-def tiny(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny", embedded)
-
-
-@pytest.fixture(scope="module")
-def one(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    ranks = Ranks(1, tiny, tmp_path_factory.mktemp("one-rank"))
-    yield ranks
-    ranks.close()
-
-
-@pytest.fixture(scope="module")
-def two(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    ranks = Ranks(2, tiny, tmp_path_factory.mktemp("two-ranks"))
-    yield ranks
-    ranks.close()
 
 
 def make_examples(count: int, vocabulary: int = 49152) -> list[TrainingExample]:

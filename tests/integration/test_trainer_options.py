@@ -1,7 +1,6 @@
 """What the trainer can also do, and when it refuses to go on: LoRA, gradient norms that explode."""
 
 import multiprocessing
-from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -12,10 +11,11 @@ import pytest
 from stargate.actors.trainer import TrainerRank, TrainerSpec, norm_problem
 from stargate.config import LoraConfig, TrainerConfig
 from stargate.errors import ConfigError, DivergenceError
-from stargate.models import check_model_folder, resolve_model
+from stargate.machine import free_port
+from stargate.models import check_model_folder
 from stargate.schedule import Layout, learning_rate, plan_steps, split_validation
 from stargate.types import TrainingExample
-from tests.integration.ranks import Ranks, free_port
+from tests.integration.ranks import Ranks
 from tests.integration.test_trainer import config, furthest, load_weights, make_examples
 from tests.integration.tiny_model import save_tiny_model
 
@@ -23,30 +23,6 @@ pytestmark = pytest.mark.integration
 
 # A token whose embedding is almost zero: the first norm layer makes its gradient huge.
 _STEEP = 4000
-
-
-@pytest.fixture(scope="module")
-def embedded() -> Path:
-    return resolve_model("embedded")
-
-
-@pytest.fixture(scope="module")
-def tiny(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny", embedded)
-
-
-@pytest.fixture(scope="module")
-def one(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    ranks = Ranks(1, tiny, tmp_path_factory.mktemp("one-rank"))
-    yield ranks
-    ranks.close()
-
-
-@pytest.fixture(scope="module")
-def two(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    ranks = Ranks(2, tiny, tmp_path_factory.mktemp("two-ranks"))
-    yield ranks
-    ranks.close()
 
 
 def naive_lora(

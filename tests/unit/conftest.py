@@ -6,24 +6,21 @@ What survives a crash is tested in tests/integration.
 import functools
 import os
 import ssl
+from collections.abc import Iterator
 
 import pytest
 
 from stargate import store
 
 
-@pytest.fixture(autouse=True)
-def no_gathering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_GATHER_SECONDS", 0.0)
-
-
-@pytest.fixture(autouse=True)
-def no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody pulls the plug here, and a test's own files are in the page cache."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def certificates_read_once() -> None:
-    """Every HTTP client makes a context of all certificates, 70 ms; no test meets a real one."""
-    ssl.create_default_context = functools.cache(ssl.create_default_context)  # type: ignore[assignment]
+@pytest.fixture(scope="package", autouse=True)
+def nothing_waits() -> Iterator[None]:
+    """For the whole package: fixtures of a module write tables, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_GATHER_SECONDS", 0.0)
+        # Nobody pulls the plug here, and a test's own files are in the page cache.
+        patch.setattr(os, "fsync", lambda handle: None)
+        # Every HTTP client makes a context of all certificates, 70 ms; no test meets a real one.
+        once = functools.cache(ssl.create_default_context)
+        patch.setattr(ssl, "create_default_context", once)
+        yield

@@ -24,7 +24,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stargate.config import RunConfig, dump_config
+from stargate.config import RunConfig
+from stargate.config_file import dump_config
 from stargate.store import RunStore
 
 # What must never be run by a browser, nor colour a terminal.

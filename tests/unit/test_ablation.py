@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from stargate.config import RunConfig, dump_config
+from stargate.config import RunConfig
+from stargate.config_file import dump_config
 from stargate.data.dataset import Dataset
 from stargate.errors import ConfigError, DataError, DivergenceError, EngineError
 from stargate.evaluation.ablation import (

@@ -16,7 +16,7 @@ from stargate.benchmarks.rollout_figures import (
     turn_seconds,
 )
 from stargate.benchmarks.workload import workload_overrides
-from stargate.config import load_config
+from stargate.config_file import load_config
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class MarksBeginnings(Counting):
 
 def whole(chat: ChatFormat, target: str) -> tuple[Sequence[int], Sequence[int]]:
     """The split without a cut at the border."""
-    chat._is_border = lambda special: False  # type: ignore[assignment]
+    chat._pieces.is_border = lambda special: False  # type: ignore[assignment]
     return chat.continuation(MESSAGES, target)
 
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stargate.cluster import Node, Strategy, needs, place_on_cluster
-from stargate.config import RunConfig, load_config
+from stargate.config import RunConfig
+from stargate.config_file import load_config
 from stargate.errors import ConfigError, MachineError
 
 
@@ -155,7 +156,7 @@ def test_without_training_no_rank_is_placed() -> None:
     assert [bundle.actor for bundle in bundles] == ["questioner-0", "roleplayer-0", "scorer-0"]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     sizes=st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 4), st.integers(1, 4)),
     scorer_gpus=st.sampled_from([0.0, 0.5, 1.0]),

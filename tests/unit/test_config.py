@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stargate.config import RunConfig, dump_config, load_config, packaged_configs_dir
+from stargate.config import RunConfig
+from stargate.config_file import dump_config, load_config, packaged_configs_dir
 from stargate.errors import ConfigError
 from stargate.prompts import load_prompts
 

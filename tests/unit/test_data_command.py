@@ -2,17 +2,12 @@
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from stargate.data.showing import Screen
 from stargate.launch.cli import main
-from stargate.launch.data import SUBCOMMANDS
-
-HEAVY = {"torch", "vllm", "ray", "deepspeed", "transformers", "pyarrow", "pandas", "datasets"}
 
 
 def folder_with(root: Path, **kinds: list[dict[str, object]]) -> Path:
@@ -23,30 +18,6 @@ def folder_with(root: Path, **kinds: list[dict[str, object]]) -> Path:
 
 
 TASK = {"id": "t", "text": "Eat?", "split": "A"}
-
-
-@pytest.mark.parametrize("name", list(SUBCOMMANDS))
-def test_help_has_examples_and_imports_nothing_heavy(name: str) -> None:
-    code = (
-        "import sys; from stargate.launch.cli import main\n"
-        f"try: main(['data', {name!r}, '--help'])\n"
-        "except SystemExit as end: assert end.code == 0, end.code\n"
-        f"assert not (heavy := {HEAVY!r} & set(sys.modules)), heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"stargate data {name} " in done.stdout.split("examples:")[1]
-
-
-def test_the_modules_import_nothing_heavy() -> None:
-    names = ["importers", "exporters", "quality", "showing", "writing", "official"]
-    code = (
-        "import importlib, sys\n"
-        f"for name in {names!r}: importlib.import_module('stargate.data.' + name)\n"
-        f"assert not (heavy := {HEAVY!r} & set(sys.modules)), heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_show_prints_pairs_readably(capsys: pytest.CaptureFixture[str]) -> None:

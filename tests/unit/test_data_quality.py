@@ -20,6 +20,13 @@ def starter() -> Dataset:
     return open_dataset("starter")
 
 
+@pytest.fixture
+def hobby(starter: Dataset) -> Dataset:
+    """The starter set with the golds of one task only: checked in a tenth of the time."""
+    golds = {pair: gold for pair, gold in starter.golds.items() if pair[0] == "hobby"}
+    return replace_golds(starter, golds)
+
+
 def where(report: QualityReport, kind: str) -> list[str]:
     return [place for f in report.findings if f.kind == kind for place, _ in f.cases]
 
@@ -110,14 +117,14 @@ def replace_golds(
         ("You could paddle, and when you are back you", "cut_off"),
     ],
 )
-def test_golds_of_a_wrong_form_are_found(starter: Dataset, text: str, kind: str) -> None:
-    report = check_dataset(with_gold(starter, ("hobby", "grace"), text))
+def test_golds_of_a_wrong_form_are_found(hobby: Dataset, text: str, kind: str) -> None:
+    report = check_dataset(with_gold(hobby, ("hobby", "grace"), text))
     assert where(report, kind) == ["hobby:grace"]
 
 
-def test_golds_that_end_in_a_list_or_quote_are_not_cut_off(starter: Dataset) -> None:
+def test_golds_that_end_in_a_list_or_quote_are_not_cut_off(hobby: Dataset) -> None:
     for text in ("You can:\n- paddle\n- rest", 'You say "aloha."', "You rest (a lot)"):
-        report = check_dataset(with_gold(starter, ("hobby", "grace"), text))
+        report = check_dataset(with_gold(hobby, ("hobby", "grace"), text))
         assert where(report, "cut_off") == []
 
 

@@ -224,3 +224,94 @@ def test_a_defect_in_the_replacing_is_not_hidden() -> None:
 def test_callers_share_the_replicas_out() -> None:
     assert [share_of(worker, 2, 5) for worker in range(2)] == [[0, 2, 4], [1, 3]]
     assert [share_of(worker, 3, 2) for worker in range(3)] == [[0], [1], [0]]
+
+
+def test_one_that_joins_takes_new_sessions_and_old_ones_stay() -> None:
+    async def scenario() -> None:
+        pool = EnginePool([FakeEngine("a")])
+        assert await texts(pool, "1", "2") == ["a", "a"]
+        pool.join(FakeEngine("b"))
+        assert pool.num_replicas == 2
+        assert await texts(pool, "1", "2", "3", "4") == ["a", "a", "b", "b"]
+
+    asyncio.run(scenario())
+
+
+def test_one_that_leaves_ends_what_it_has_and_gets_nothing_more() -> None:
+    async def scenario() -> None:
+        staying, leaving = FakeEngine("a"), FakeEngine("b", hold=True)
+        pool = EnginePool([staying, leaving])
+        waiting = [asyncio.ensure_future(pool(request(str(n)))) for n in range(4)]
+        await settle()
+        assert len(leaving.requests) == 2
+        sessions = [r.session for r in leaving.requests]
+        drained = asyncio.ensure_future(pool.leave())
+        await settle()
+        assert pool.num_replicas == 1
+        assert await texts(pool, *sessions, "new") == ["a", "a", "a"]  # its sessions have moved
+        assert not drained.done()
+        leaving.released.set()
+        await drained
+        assert Counter([g.text for g in await asyncio.gather(*waiting)]) == {"a": 2, "b": 2}
+        assert len(leaving.requests) == 2
+        assert pool.num_resent == 0
+        # A later one in the same place does not inherit its sessions.
+        pool.join(FakeEngine("c", hold=True))
+        assert await texts(pool, *sessions) == ["a", "a"]
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_request_keeps_nobody_from_leaving() -> None:
+    async def scenario() -> None:
+        pool = EnginePool([FakeEngine("a"), FakeEngine("b", hold=True)], home=[1])
+        waiting = asyncio.ensure_future(pool(request("1")))
+        await settle()
+        drained = asyncio.ensure_future(pool.leave())
+        await settle()
+        assert not drained.done()
+        waiting.cancel()
+        await drained
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_others_do_what_one_owed_that_died_while_it_was_leaving(kept: bool) -> None:
+    async def scenario() -> None:
+        asked: list[int] = []
+
+        async def replace(number: int, error: EngineError) -> Any:
+            asked.append(number)
+
+        dying = FakeEngine("b", hold=True)
+        engines = [FakeEngine("a"), dying]
+        pool = EnginePool(engines, home=[1], replace=replace if kept else None)
+        waiting = [asyncio.ensure_future(pool(request(str(n)))) for n in range(2)]
+        await settle()
+        drained = asyncio.ensure_future(pool.leave())
+        dying.kill()
+        assert [g.text for g in await asyncio.gather(*waiting)] == ["a", "a"]
+        await drained
+        assert pool.num_resent == 2
+        assert asked == []  # nobody takes the place of one that leaves
+
+    asyncio.run(scenario())
+
+
+def test_who_waits_for_a_dead_one_goes_to_one_that_joins() -> None:
+    async def scenario() -> None:
+        async def replace(number: int, error: EngineError) -> Any:
+            await asyncio.Event().wait()
+
+        engine = FakeEngine("a", hold=True)
+        pool = EnginePool([engine], replace=replace)
+        waiting = asyncio.ensure_future(pool(request("1")))
+        await settle()
+        engine.kill()
+        await settle()
+        assert not waiting.done()
+        pool.join(FakeEngine("b"))
+        assert (await waiting).text == "b"
+
+    asyncio.run(scenario())

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from stargate.config import RunConfig, dump_config, load_config
+from stargate.config import RunConfig
+from stargate.config_file import dump_config, load_config
 from stargate.errors import ConfigError, DataError
 from stargate.launch.eval_session import (
     EvaluationRequest,

@@ -13,13 +13,14 @@ import yaml
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from stargate.config import RunConfig, dump_config, load_config, packaged_configs_dir
+from stargate.config import RunConfig
+from stargate.config_file import dump_config, load_config, packaged_configs_dir
 from stargate.errors import ConfigError
 from stargate.launch import session
 from stargate.launch.cli import main
 
-# A suite must not fail by chance, so it always draws the same values. With this variable that many
-# random ones are drawn instead: STARGATE_FUZZ=5000 pytest tests/unit -k fuzz
+# With this variable that many random values are drawn instead of the same ones (tests/conftest.py):
+# STARGATE_FUZZ=5000 pytest tests/unit -k fuzz
 NUM_RANDOM = int(os.environ.get("STARGATE_FUZZ", "0"))
 
 
@@ -30,8 +31,6 @@ def examples(count: int) -> int:
 
 FAST = settings(
     max_examples=examples(25),
-    derandomize=not NUM_RANDOM,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     # A failure names its values, so they are not made smaller, which takes minutes.
     phases=(Phase.explicit, Phase.reuse, Phase.generate),

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stargate.config import load_config
+from stargate.config_file import load_config
 from stargate.errors import ModelError
 from stargate.launch import crew, eval_session
 from tests.unit import test_fuzz_config as fuzz

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from stargate.config import dump_config, load_config
+from stargate.config_file import dump_config, load_config
 from stargate.errors import ConfigError, DataError
 from stargate.evaluation.bouts import (
     Bout,

@@ -14,9 +14,10 @@ from ray.exceptions import RayTaskError
 from stargate.actors import keeper as keeper_module
 from stargate.actors import pool as pool_module
 from stargate.actors.dialogue_worker import _Staff
-from stargate.actors.keeper import GuardedPool, GuardedWorkers, HeldWeights, Keeper, Post
+from stargate.actors.keeper import GuardedPool, GuardedWorkers, Keeper
 from stargate.actors.mailbox import Delivery, Parcel
 from stargate.actors.pool import ScorerPool, TrainerGroup, WeightPusher
+from stargate.actors.posts import HeldWeights, Post
 from stargate.actors.remote import ActorDied
 from stargate.errors import DivergenceError, EngineError
 from stargate.memory import MemoryPeak
@@ -82,7 +83,7 @@ class FakeActor:
         return Delivery([(key, text) for key, _ in parcel.requests])
 
     async def do_progress(self) -> Any:
-        return SimpleNamespace(number=0, total_steps=0)
+        return SimpleNamespace(number=0, total_steps=0, notes=())
 
     @property
     def methods(self) -> list[str]:
@@ -382,12 +383,12 @@ def test_a_worker_goes_on_with_the_engine_that_it_is_told_of() -> None:
         staff = _Staff(["old"])
         waiting = asyncio.create_task(staff.successor(0, GONE))
         await asyncio.sleep(0)
-        staff.meet(0, "old")  # no news
+        staff.meet(["old"])  # no news
         await asyncio.sleep(0.01)
         assert not waiting.done()
-        staff.meet(0, "new")
+        staff.meet(["new"])
         assert await waiting == "new"
-        staff.meet(0, "newer")  # before its death was noticed here
+        staff.meet(["newer"])  # before its death was noticed here
         assert await staff.successor(0, GONE) == "newer"
 
     asyncio.run(run())
@@ -556,6 +557,7 @@ def test_restarts_are_counted_over_all_sittings_and_shown(tmp_path: Path) -> Non
     )
     assert summary["restarts"] == {"questioner": {"count": 2, "longest_s": 31.0}}
     assert summary["resent"] == {"questioner": 8}
-    lines = summary_lines(summary)
+    lines = summary_lines({**summary, "repeated_steps": 7})
+    assert "optimizer steps done again: 7" in lines
     assert "died and started again: 2 questioner (at most 31 s)" in lines
     assert "requests sent again: 8 questioner" in lines

@@ -9,6 +9,7 @@ import pytest
 from stargate.actors.mailbox import Delivery, Desk, Mailbox, Parcel
 from stargate.actors.remote import ActorDied
 from stargate.errors import EngineError, RecordDropped
+from tests.fakes.clock import run_at_once
 
 Post = Callable[[Parcel[str]], Awaitable[Delivery[str]]]
 
@@ -117,11 +118,11 @@ def test_a_new_request_does_not_wait_for_the_open_call() -> None:
 
 
 def test_many_requests_under_way_share_calls() -> None:
-    """A steady stream: every request takes 0.2 s, one begins every 5 ms."""
+    """A steady stream: one begins every 5 ms, and ends 0.2 s later, never when another begins."""
 
     async def scenario() -> None:
         async def work(request: str) -> str:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2025)
             return request
 
         desk: Desk[str, str] = Desk(work)
@@ -134,7 +135,7 @@ def test_many_requests_under_way_share_calls() -> None:
         assert mailbox.num_requests == 200
         assert mailbox.num_calls < 200 * 1.4  # unpaced: up to two calls a request
 
-    asyncio.run(scenario())
+    run_at_once(scenario())
 
 
 def test_an_error_is_that_of_its_request_alone() -> None:
@@ -192,7 +193,7 @@ def test_a_request_that_is_cancelled_before_it_was_sent_never_is() -> None:
         assert await asyncio.gather(*many) == [str(number) for number in range(8)]
         assert actor.cancelled == []
 
-    asyncio.run(scenario())
+    run_at_once(scenario())
 
 
 def test_a_request_that_is_cancelled_as_it_arrives_does_not_keep_the_call_open() -> None:
@@ -220,6 +221,30 @@ def test_clients_do_not_get_each_others_results() -> None:
         assert not a.done()
         actor.end("a")
         assert await a == "A"
+
+    asyncio.run(scenario())
+
+
+def test_what_a_dead_owner_asked_for_ends_when_it_is_back() -> None:
+    async def scenario() -> None:
+        actor = Actor()
+        other: Mailbox[str, str] = Mailbox(actor.exchange, "dialogue-worker-1")
+        driver: Mailbox[str, str] = Mailbox(actor.exchange)
+        # The last call of a process that dies then: nobody asks any more.
+        last = Parcel("dialogue-worker-0/mailbox", 1, [(0, "lost")])
+        lost = asyncio.ensure_future(actor.exchange(last))
+        kept = asyncio.ensure_future(other("kept"))
+        own = asyncio.ensure_future(driver("own"))
+        await settle()
+        assert actor.cancelled == []
+        again: Mailbox[str, str] = Mailbox(actor.exchange, "dialogue-worker-0")
+        new = asyncio.ensure_future(again("new"))
+        await settle()
+        assert actor.cancelled == ["lost"]
+        for name in ("kept", "own", "new"):
+            actor.end(name)
+        assert await asyncio.gather(kept, own, new) == ["KEPT", "OWN", "NEW"]
+        assert (await asyncio.wait_for(lost, 1.0)).ended == []
 
     asyncio.run(scenario())
 
@@ -266,3 +291,25 @@ def test_a_broken_call_is_heard_by_all() -> None:
             assert isinstance(result, ZeroDivisionError)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "num_busy", "pause"),
+    [
+        (1.0, 1, 0.04),  # a share of what a request takes
+        (1.0, 4, 0.08),  # 50 calls per second of the whole pool
+        (1.0, 20, 0.1),  # but never more than a tenth of a request ...
+        (0.3, 4, 0.03),
+        (60.0, 1, 0.1),  # ... nor than a tenth of a second
+    ],
+)
+def test_many_busy_mailboxes_pause_for_longer(seconds: float, num_busy: int, pause: float) -> None:
+    async def scenario() -> float:
+        mailbox: Mailbox[str, str] = Mailbox(Actor().exchange)
+        mailbox._mean_seconds = seconds
+        mailbox.num_busy = lambda: num_busy
+        loop = asyncio.get_running_loop()
+        mailbox._waiting = {key: loop.create_future() for key in range(8)}
+        return mailbox._pace()
+
+    assert asyncio.run(scenario()) == pytest.approx(pause)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from stargate.cluster import Node, place_on_cluster
-from stargate.config import load_config, packaged_configs_dir
+from stargate.config_file import load_config, packaged_configs_dir
 from stargate.seating import bundles_for
 from stargate.submission import JOB_VARIABLES, STOP_SECONDS, cluster_address, entrypoint
 
@@ -101,7 +101,8 @@ def test_the_slurm_script_is_valid_and_fits_the_paper_config() -> None:
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", text, re.MULTILINE))
     # Slurm reads no option after the first command.
     assert text.index("set -euo") > text.rindex("#SBATCH")
-    assert (options["nodes"], options["ntasks"], options["signal"]) == ("1", "1", "TERM@180")
+    assert (options["nodes"], options["ntasks-per-node"]) == ("1", "1")
+    assert options["signal"] == "B:TERM@180"  # to the script, which tells the run and not Ray
     node = Node("n", int(options["gpus-per-node"]), float(options["cpus-per-task"]), 400)
     assert len(place_on_cluster(load_config("paper"), [node])) == 6
     assert os.access(SLURM, os.X_OK)
@@ -147,8 +148,11 @@ def test_no_module_of_ours_reads_pickles() -> None:
         f for name in ("stargate", "actors", "launch") for f in (CHECKOUT / name).rglob("*.py")
     ]
     assert len(files) > 100
-    found = [str(f) for f in files if reading.search(f.read_text(encoding="utf-8"))]
-    assert found == []
+    found = [f for f in files if reading.search(f.read_text(encoding="utf-8"))]
+    # Between a run's own processes, as Ray itself does. It can't reach a file: bytes in, bytes out.
+    wire = CHECKOUT / "actors" / "wire.py"
+    assert {f.resolve() for f in found} == {wire.resolve()}
+    assert not re.search(r"\bopen\(|\bPath\b|read_bytes|\bos\b", wire.read_text(encoding="utf-8"))
     # The pattern does find one.
     assert reading.search("weights = torch.load(file)") and reading.search("import pickle")
 

@@ -1,8 +1,6 @@
-"""The cache file: durable, exactly once, shared by processes."""
+"""The cache file: durable, exactly once (test_oracle_processes.py: shared by processes)."""
 
 import asyncio
-import multiprocessing
-import os
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,7 +10,7 @@ import pytest
 from stargate.errors import DataError, StargateError
 from stargate.oracle import AnswerStatus, ChatRequest, chat
 from stargate.oracle.cache import AnswerCache, FailedRequest
-from stargate.oracle.database import Database, RangeLocks
+from stargate.oracle.database import Database
 from stargate.oracle.records import NoReply, Reply, Usage
 
 REQUEST = ChatRequest(chat(("user", "hi")), "m", 5, purpose="gold", record="t1:p1")
@@ -107,34 +105,6 @@ def test_a_defect_in_an_operation_reaches_its_caller(tmp_path: Path) -> None:
     with_cache(tmp_path / "c.sqlite", work)
 
 
-def _store_many(path: Path, first: int, number: int) -> None:
-    async def work(cache: AnswerCache, _: Database) -> None:
-        for index in range(first, first + number):
-            key = index.to_bytes(32, "big")
-            await cache.store(key, "{}", REQUEST, reply(f"{os.getpid()}"), nothing)
-
-    with_cache(path, work)
-
-
-def test_processes_share_a_new_file(tmp_path: Path) -> None:
-    path = tmp_path / "c.sqlite"
-    context = multiprocessing.get_context("spawn")
-    # All create the file at once; each writes 40 answers, half of them also written by the next.
-    processes = [context.Process(target=_store_many, args=(path, 20 * n, 40)) for n in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
-
-    async def work(cache: AnswerCache, _: Database) -> None:
-        assert sorted(cache.keys()) == [index.to_bytes(32, "big") for index in range(100)]
-
-    with_cache(path, work)
-    with sqlite3.connect(path) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-
-
 def test_a_claim_excludes_others_until_released(tmp_path: Path) -> None:
     async def work(cache: AnswerCache, _: Database) -> None:
         other = Database(tmp_path / "c.sqlite")
@@ -153,27 +123,6 @@ def test_a_claim_excludes_others_until_released(tmp_path: Path) -> None:
         await asyncio.to_thread(other.close)
 
     with_cache(tmp_path / "c.sqlite", work)
-
-
-def _lock_and_die(path: Path) -> None:
-    assert RangeLocks(path).try_lock(7)
-    os._exit(9)
-
-
-def test_locks_die_with_their_process(tmp_path: Path) -> None:
-    path = tmp_path / "c.lock"
-    process = multiprocessing.get_context("spawn").Process(target=_lock_and_die, args=(path,))
-    process.start()
-    process.join(30)
-    assert process.exitcode == 9
-    mine, other = RangeLocks(path), RangeLocks(path)
-    assert mine.try_lock(7)
-    assert not other.try_lock(7)
-    assert other.try_lock(8)
-    mine.unlock(7)
-    assert other.try_lock(7)
-    mine.close()
-    other.close()
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,58 @@ def test_without_room_for_it_there_is_one_line(
         asyncio.run(world.cluster.hire(["questioner-0"], lambda: []))
 
 
+def test_an_engine_that_joins_gets_a_node_with_free_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engines hold all cores of a and b, so it goes to c; once it has left, c has room again."""
+    world = World(tmp_path, monkeypatch)
+    world.living = [A, B, C]
+
+    async def move_in(fact: NodeFacts, report: Any) -> None:
+        world.open(fact)
+
+    monkeypatch.setattr(world.cluster, "_move_in", move_in)
+    asyncio.run(world.cluster.seat_more({"questioner-1": None, "roleplayer-1": None}))
+    spots = [world.cluster.spot(name) for name in ("questioner-1", "roleplayer-1")]
+    assert [s.options["scheduling_strategy"].node_id for s in spots] == ["c", "c"]
+    assert [s.cores for s in spots] == ["0", "1"]
+    assert spots[0].options["num_cpus"] == 1.0
+    assert world.said == [
+        "questioner-1 gets a place on node label-c",
+        "roleplayer-1 gets a place on node label-c",
+    ]
+    with pytest.raises(MachineError, match=r"no node has room for questioner-2: .*; its engines"):
+        asyncio.run(world.cluster.seat_more({"questioner-2": None}))
+    world.cluster.leave_seat("questioner-1")
+    asyncio.run(world.cluster.seat_more({"questioner-1": None}))
+    assert world.cluster.spot("questioner-1").cores == "0"
+
+
+def test_an_engine_that_joins_waits_for_its_node_aloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(cluster_module, "SPEAK_SECONDS", 0.02)
+    world = World(tmp_path, monkeypatch, wait_s=60)
+
+    async def move_in(fact: NodeFacts, report: Any) -> None:
+        world.open(fact)
+
+    monkeypatch.setattr(world.cluster, "_move_in", move_in)
+
+    async def story() -> None:
+        joining = asyncio.create_task(world.cluster.seat_more({"questioner-1": None}))
+        while not world.said:
+            await asyncio.sleep(0.001)
+        assert not joining.done()
+        world.living = [A, B, C]
+        await joining
+
+    asyncio.run(story())
+    assert set(world.said[:-1]) == {"still waiting for a node with room for questioner-1"}
+    assert world.said[-1] == "questioner-1 gets a place on node label-c"
+
+
 def test_at_the_end_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(tmp_path, monkeypatch, shared_storage="never")
 

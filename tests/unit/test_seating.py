@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from stargate.cluster import Bundle, Node
-from stargate.config import RunConfig, load_config
+from stargate.config import RunConfig
+from stargate.config_file import load_config
 from stargate.errors import ConfigError, MachineError
 from stargate.seating import NodeFacts, Seating, bundles_for, node_cores, seat, seat_again
 from stargate.submission import JOB_VARIABLES, cluster_address
@@ -127,7 +128,7 @@ def test_a_run_attaches_where_it_should() -> None:
 def test_an_address_that_can_not_be_attached_to_is_refused(address: str) -> None:
     from pathlib import Path
 
-    from stargate.config import validated
+    from stargate.config_file import validated
 
     with pytest.raises(ConfigError, match=r"cluster.address"):
         validated(RunConfig, Path("x.yaml"), {"cluster": {"address": address}}, [])

@@ -275,7 +275,7 @@ cells = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cells, st.randoms(use_true_random=False), st.integers(-1000, 1000))
 def test_order_names_and_offset_are_without_effect(
     entries: list[tuple[int, int, int]], random: object, offset: int

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from stargate.config import RunConfig, load_config
+from stargate.config import RunConfig
+from stargate.config_file import load_config
 from stargate.errors import ConfigError
 from stargate.launch import submit
 from stargate.submission import (
@@ -207,7 +208,6 @@ def test_exit_codes(status: str, driver: int | None, expected: int) -> None:
     assert exit_code(status, driver) == expected
 
 
-@settings(deadline=None)
 @given(driver=st.none() | st.integers(-64, 300))
 def test_a_failed_job_never_looks_like_a_success(driver: int | None) -> None:
     assert 1 <= exit_code("FAILED", driver) <= 255
@@ -241,7 +241,6 @@ def test_the_log_masks_values_and_escapes_the_terminal() -> None:
     assert view.flush() == ""
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(text=st.text("ab\n", max_size=40), data=st.data())
 def test_every_line_is_shown_once_over_lost_connections(text: str, data: st.DataObject) -> None:
     view = LogView(Masker({}))
@@ -382,7 +381,8 @@ def web_server(status: int, body: bytes) -> Iterator[str]:
             pass
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # It looks every so often whether it shall end.
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:

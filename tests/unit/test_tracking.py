@@ -14,7 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from stargate import tracking
-from stargate.config import validated
+from stargate.config_file import validated
 from stargate.errors import ConfigError, RecordDropped
 from stargate.tally import Tally
 from stargate.tracking import check_installed, open_trackers

@@ -7,7 +7,7 @@ import pytest
 
 from stargate.actors import weights
 from stargate.actors.weights import TensorHeader
-from stargate.errors import MachineError, ModelError
+from stargate.errors import ModelError
 
 SHAPES = {"embed.weight": (4, 2), "lm_head.weight": (4, 2), "norm.weight": (2,)}
 
@@ -108,42 +108,3 @@ def test_weights_of_another_model_are_refused(
     file = safetensors_file(tmp_path / "model.safetensors", shapes)
     with pytest.raises(ModelError, match=message):
         weights.check_compatible(file, served)
-
-
-def test_staging_copies_what_load_weights_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shared, model = tmp_path / "shm", tmp_path / "model"
-    shared.mkdir()
-    model.mkdir()
-    monkeypatch.setattr(weights, "SHARED_MEMORY", shared)
-    sharded_folder(model, {"embed.weight": "a.safetensors", "norm.weight": "b.safetensors"})
-    single = safetensors_file(tmp_path / "other-name.safetensors", SHAPES)
-    for location in (model, single):
-        staged = weights.stage_weights(location)
-        assert Path(staged).parent == shared
-        assert weights.read_headers(staged) == weights.read_headers(location)
-        weights.remove_staged(staged)
-        weights.remove_staged(staged)  # gone already is fine
-    assert list(shared.iterdir()) == []
-    assert weights.read_headers(model)  # the source is untouched
-
-
-def test_only_staged_folders_are_removed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not a folder of staged weights"):
-        weights.remove_staged(tmp_path)
-    assert tmp_path.exists()
-
-
-def test_staging_into_too_little_shared_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = safetensors_file(tmp_path / "model.safetensors", SHAPES)
-    monkeypatch.setattr(weights, "SHARED_MEMORY", tmp_path)
-
-    class Usage:
-        free = 10
-
-    monkeypatch.setattr(weights.shutil, "disk_usage", lambda path: Usage)
-    with pytest.raises(MachineError, match="don't fit"):
-        weights.stage_weights(file)

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from stargate.component import Component, Fraction, NonNegativeInt, PositiveInt
-from stargate.config import EngineConfig, packaged_configs_dir, read_yaml, validated
+from stargate.config import EngineConfig
+from stargate.config_file import packaged_configs_dir, read_yaml, validated
 from stargate.errors import ConfigError
 from stargate.oracle.config import LocalOracleConfig, OpenAIOracleConfig, OracleConfig
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from stargate.actors.direct_load import load_directly
 from stargate.actors.weight_check import Watch, WeightMismatch, read_sums, tensor_sum, write_sums
 
+pytestmark = pytest.mark.integration
+
 K = 16
 
 

@@ -1,0 +1,30 @@
+"""How values are drawn in tests that draw them, and what tests say of themselves."""
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+# A suite must not fail by chance, so it always draws the same values unless random ones are asked
+# for (test_fuzz_config.py); and has no deadline: a busy machine is no failure.
+_RANDOM = os.environ.get("STARGATE_FUZZ", "0") != "0"
+settings.register_profile("stargate", deadline=None, derandomize=not _RANDOM)
+settings.load_profile("stargate")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """pytest-xdist can't send half a character, and tests of such texts log and fail with some."""
+    return _whole((yield))
+
+
+def _whole(data: Any) -> Any:
+    if isinstance(data, str):
+        return data.encode(errors="backslashreplace").decode()
+    if isinstance(data, dict):
+        return {_whole(key): _whole(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return type(data)(map(_whole, data))
+    return data

@@ -1,0 +1,239 @@
+"""A run of fakes that can be killed at any call of an actor: what test_resume_moments.py plays."""
+
+import json
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from stargate import store as store_module
+from stargate.config import RunConfig
+from stargate.evaluation.playing import EvaluationPairs
+from stargate.iteration import Roles, Workbench
+from stargate.launch import crew as crew_module
+from stargate.launch import session as session_module
+from stargate.launch.resume import resume
+from stargate.launch.session import fill_run_dir, sit
+from stargate.memory import MemoryPeak
+from stargate.progress import PlainProgress
+from stargate.store import RunStore
+from stargate.tally import Tally
+from stargate.types import (
+    GenerateRequest,
+    Generation,
+    Pair,
+    PushResult,
+    ScoreRequest,
+    ScoreResult,
+    TrainingExample,
+    TrainResult,
+)
+from tests.unit.fakes import FixedRoleplay, ScriptedGenerate, ScriptedScore, make_pair
+from tests.unit.test_iteration import favour_second, say, workbench
+
+TRAIN_PAIRS = [make_pair(task="t1", persona=p) for p in ("p", "q")]
+TEST_PAIRS = [make_pair(task="t3", persona=p) for p in ("p", "q")]
+SCOPES = ("t0", "t1", "eval-m0", "eval-m1", "eval-m2")
+EVENTS = [
+    ("evaluation", 0),
+    ("iteration", 0),
+    ("evaluation", 1),
+    ("iteration", 1),
+    ("evaluation", 2),
+]
+
+
+class Killed(BaseException):
+    """The process is gone: what was on disk at that moment is in ROOT.killed."""
+
+
+@dataclass
+class World:
+    """Fakes of all actors. Call number `kill_at` of any of them is the end of the process."""
+
+    root: Path
+    kill_at: int | None = None
+    silent: str = "no request"  # the Questioner says nothing to requests with this in their name
+    calls: list[str] = field(default_factory=list)
+    started_from: list[str] = field(default_factory=list)
+    version: int = 0
+
+    def step(self, name: str) -> None:
+        self.calls.append(name)
+        if len(self.calls) == self.kill_at:
+            shutil.copytree(self.root, _killed(self.root))
+            raise Killed(name)
+
+
+def _killed(root: Path) -> Path:
+    return root.with_name(f"{root.name}.killed")
+
+
+@dataclass(frozen=True)
+class FakePrepared:
+    """What a session takes from launch.crew.Prepared."""
+
+    config: RunConfig
+    base_model_dir: Path
+    dataset: Any = field(default_factory=lambda: SimpleNamespace(drop_counts={}))
+    test_pairs: EvaluationPairs = field(default_factory=lambda: EvaluationPairs(TEST_PAIRS))
+
+    def train_pairs(self, iteration: int) -> list[Pair]:
+        return TRAIN_PAIRS
+
+
+@dataclass(frozen=True)
+class FakeWorkshop:
+    prepared: FakePrepared
+    world: World
+    scaler: None = None  # its engines stay as they are
+
+    def open(self, config: RunConfig, store: RunStore, tally: Tally) -> tuple[Roles, Workbench]:
+        world = self.world
+        world.started_from.append(self.prepared.base_model_dir.name)
+        bench = workbench(store.root, overlap=True)
+        roles = Roles(
+            generate=_Generate(world),
+            roleplay=FixedRoleplay(),
+            score=_Score(world),
+            train=Train(world),
+            push=_Push(world),
+        )
+        return roles, replace(bench, config=config, store=store, tally=tally)
+
+
+class _NoMemory:
+    def __enter__(self) -> "_NoMemory":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def peak(self) -> MemoryPeak:
+        return MemoryPeak(1.0, "pss", 1)
+
+
+class _Generate(ScriptedGenerate):
+    def __init__(self, world: World) -> None:
+        super().__init__(lambda r: "" if world.silent in r.request_id else say(r))
+        self._world = world
+
+    async def __call__(self, request: GenerateRequest) -> Generation:
+        self._world.step(f"generate {request.request_id} m{self._world.version}")
+        generation = await super().__call__(request)
+        return replace(generation, policy_version=self._world.version)
+
+
+class _Score(ScriptedScore):
+    def __init__(self, world: World) -> None:
+        super().__init__(favour_second)
+        self._world = world
+
+    async def __call__(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        for request in requests:
+            self._world.step(f"score {request.key} {len(request.context_ids)}")
+        return await super().__call__(requests)
+
+
+class Train:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def __call__(self, examples: Sequence[TrainingExample], version: int) -> TrainResult:
+        self._world.step(f"train m{version}")
+        folder = _model_folder(self._world.root / "models" / f"m{version}")
+        self._world.step(f"trained m{version}")
+        return TrainResult((2.0, 1.0), (1.0, 1.0), (0.1, 0.1), None, 4, 9, 5, 1.0, str(folder))
+
+
+class _Push:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def __call__(self, model_dir: str, version: int) -> PushResult:
+        self._world.step(f"push m{version}")
+        assert Path(model_dir).name == (f"m{version}" if version else "base")
+        self._world.version = version
+        return PushResult(version, 1, 0.1, {"load": 0.1})
+
+
+def _model_folder(folder: Path) -> Path:
+    """A folder that passes for a model: one float16 number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    header = json.dumps({"w": {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}}).encode()
+    weights = len(header).to_bytes(8, "little") + header + b"\0\0"
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "config.json").write_text('{"model_type": "fake"}')
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def config(root: Path, **changes: object) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "runs_dir": str(root.parent),
+            "rollout": {"num_dialogues": 2, "turns": [1]},
+            "questioner": {"sampling": {"max_new_tokens": 20}},
+            "response": {"sampling": {"max_new_tokens": 20}},
+            "evaluation": {"num_dialogues": 1, "num_turns": 1, "show_dialogues": 0},
+            "schedule": {"num_iterations": 2},
+            "tracking": {"tensorboard": False},
+            **changes,
+        }
+    )
+
+
+def without_waiting(patch: pytest.MonkeyPatch) -> None:
+    """Leaves out what takes long and is not what these tests look at."""
+    patch.setattr(store_module, "_GATHER_SECONDS", 0.0)
+    patch.setattr(session_module, "PeakMemory", _NoMemory)
+    # eval.json needs a bootstrap.
+    patch.setattr(session_module.Evaluator, "write", lambda self, store: {})
+
+
+def play(world: World, monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
+    """The first sitting of a new run, or the next one of a run that is there."""
+    base = _model_folder(world.root.parent / "base")
+
+    @asynccontextmanager
+    async def workshop(prepared: FakePrepared, *_: object) -> AsyncIterator[FakeWorkshop]:
+        yield FakeWorkshop(prepared, world)
+
+    monkeypatch.setattr(session_module, "workshop", workshop)
+    monkeypatch.setattr(
+        crew_module, "prepare", lambda config, say, training=True: FakePrepared(config, base)
+    )
+    try:
+        if world.root.exists():
+            assert resume(world.root) == 0
+        else:
+            store = fill_run_dir(world.root, config(world.root, **changes))
+            prepared: Any = FakePrepared(config(world.root, **changes), base)
+            assert sit(prepared, store, PlainProgress()) == 0
+    except Killed:
+        shutil.rmtree(world.root)
+        _killed(world.root).rename(world.root)
+
+
+def records(root: Path) -> dict[str, list[str]]:
+    """All rows of all tables, without what differs between any two runs."""
+    store = RunStore(root)
+    return {
+        f"{scope}/{table}": sorted(str({**row, "seconds": 0.0}) for row in store.read(scope, table))
+        for scope in SCOPES
+        for table in store_module.SCHEMAS
+    }
+
+
+def events(root: Path) -> list[tuple[str, int]]:
+    found = RunStore(root).read_metrics()
+    return [(event["event"], event.get("iteration", event.get("version"))) for event in found]
+
+
+def summary_of(root: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((root / "summary.json").read_text())
+    return values
