@@ -92,7 +92,7 @@ class FactsGrounding(Component):
     """
 
     type: Literal["facts"] = "facts"
-    min_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.15
+    min_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.25
     max_facts_per_turn: PositiveInt = 1
     voice: Literal["model", "fact"] = "model"
     keep_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.6
