@@ -27,18 +27,15 @@ from stargate.actors.engine_process import (
     check_memory,
     child_processes,
     end_processes,
-    is_about_memory,
 )
 from stargate.actors.engine_spec import (
     EngineInfo,
     EngineSpec,
     EngineStats,
-    core_ids,
-    engine_arguments,
-    engine_environment,
     needed_memory_gb,
     sampling_arguments,
 )
+from stargate.actors.engine_start import one_line, pin_processes, see_log, start_vllm
 from stargate.actors.mailbox import Delivery, Desk, Parcel
 from stargate.actors.weights import (
     TensorHeader,
@@ -47,7 +44,7 @@ from stargate.actors.weights import (
     read_headers,
     weight_files,
 )
-from stargate.errors import EngineError, MachineError, ModelError, RecordDropped, StargateError
+from stargate.errors import EngineError, RecordDropped
 from stargate.models import check_model_folder
 from stargate.types import GenerateRequest, Generation, StopReason
 
@@ -93,7 +90,7 @@ class Engine:
             self._log = NoiseLog(self.spec.log_file)
         before = child_processes()
         try:
-            self._llm = self._start_vllm()
+            self._llm = start_vllm(self.spec, self._log, self._stat_loggers())
             self._tokenizer = self._llm.get_tokenizer()
             self._max_model_len = self._llm.model_config.max_model_len
             await self._llm.update_weight_version(str(self._version))
@@ -102,7 +99,7 @@ class Engine:
             await self.shutdown()
             raise
         self._processes = child_processes() - before
-        self._pin_processes()
+        pin_processes(self._processes, self.spec)
         return EngineInfo(self._max_model_len, os.getpid(), time.perf_counter() - started)
 
     async def generate(self, request: GenerateRequest) -> Generation:
@@ -176,7 +173,7 @@ class Engine:
                     await llm.resume_generation()
             except BaseException as error:
                 # Also when cancelled: weights that may be half replaced must not be served.
-                failure = self._fail(f"update to weights version {version}: {_line(error)}")
+                failure = self._fail(f"update to weights version {version}: {one_line(error)}")
                 # So that held requests end, in an error. If this fails as well, vLLM is dead.
                 with contextlib.suppress(Exception):
                     await llm.resume_generation()
@@ -218,7 +215,7 @@ class Engine:
         try:
             await call
         except BaseException as error:
-            failure = self._fail(f"{what}: {_line(error)}")
+            failure = self._fail(f"{what}: {one_line(error)}")
             if isinstance(error, Exception):
                 raise failure from error
             raise
@@ -258,52 +255,6 @@ class Engine:
         if self._log is not None:
             self._log.close()
             self._log = None
-
-    def _start_vllm(self) -> Any:
-        os.environ.update(engine_environment(self.spec))
-        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.platforms import current_platform
-        from vllm.v1.engine.async_llm import AsyncLLM
-        from vllm.v1.executor import Executor
-
-        if current_platform.device_type != self.spec.device:
-            raise MachineError(
-                f"{self.spec.role} engine: needs {self.spec.device}, but the installed vLLM runs "
-                f"on {current_platform.device_type} here"
-            )
-        try:
-            config = AsyncEngineArgs(**engine_arguments(self.spec)).create_engine_config()
-        except (ValueError, OSError, NotImplementedError) as error:
-            raise ModelError(f"{self.spec.model_dir}: {_line(error)}") from error
-        try:
-            return AsyncLLM(
-                config,
-                Executor.get_class(config),
-                log_stats=False,
-                log_requests=False,
-                stat_loggers=self._stat_loggers(),
-            )
-        except Exception as error:
-            # vLLM says only that its core failed; the cause stands in the log.
-            cause = (self._log.root_cause() if self._log else None) or _line(error)
-            kind = MachineError if is_about_memory(cause) else EngineError
-            text = f"{self.spec.role} engine: did not start: {cause}{self._see_log()}"
-            raise kind(text) from error
-
-    def _pin_processes(self) -> None:
-        """Keeps vLLM's scheduler on its worker's cores.
-
-        One works while the other waits, so there it takes nothing; elsewhere it would interrupt
-        another engine's worker.
-        """
-        if self.spec.device != "cpu" or self.spec.cpu_cores is None:
-            return
-        free = os.sched_getaffinity(0)
-        for process in self._processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if set(process.cpu_affinity()) == free:  # vLLM itself has bound its workers
-                    process.cpu_affinity(core_ids(self.spec.cpu_cores))
 
     def _stat_loggers(self) -> list[Any] | None:
         """What vLLM reports each step to: nothing, because it costs time at every step."""
@@ -409,21 +360,18 @@ class Engine:
         if isinstance(error, EngineDeadError):
             cause = (self._log.root_cause() if self._log else None) or "no cause was logged"
             return self._fail(f"vLLM's core died: {cause}")
-        return self._error(f"{where}: {_line(error)}")
+        return self._error(f"{where}: {one_line(error)}")
 
     def _fail(self, what: str) -> EngineError:
         """Marks this engine as one to be replaced. Returns the error to raise."""
         if self.fatal is None:
-            self.fatal = f"{self.spec.role} engine: {what}{self._see_log()}"
+            self.fatal = f"{self.spec.role} engine: {what}{see_log(self._log)}"
             if self._on_fatal is not None:
                 self._on_fatal(self.fatal)
         return EngineError(self.fatal)
 
     def _error(self, what: str) -> EngineError:
         return EngineError(f"{self.spec.role} engine: {what}")
-
-    def _see_log(self) -> str:
-        return f" (log: {self._log.path})" if self._log else ""
 
     def _count(self, **more: float) -> None:
         sums = {name: getattr(self._stats, name) + n for name, n in more.items()}
@@ -435,13 +383,3 @@ def _timed(phases: dict[str, float], name: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     phases[name] = time.perf_counter() - started
-
-
-def _line(error: BaseException) -> str:
-    """An error as one line; the cause where vLLM wrapped it in an error without a text."""
-    text = " ".join(str(error).split())
-    if not text and error.__cause__ is not None:
-        return _line(error.__cause__)
-    if isinstance(error, StargateError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

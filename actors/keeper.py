@@ -7,6 +7,7 @@
     add    -> posts more: started, given the current weights, then known to all who ask
     retire -> a post less: asked no more, ends what it has, belongs to nobody
     too many restarts -> `failure`: the next call of any role raises it, and the run stops
+                         (guarded.py: what the run calls)
 
 A post is one actor's place in the crew, or that of all trainer ranks: those live and die together,
 because the others hang in a collective once one is gone. The crew's lists are the only record of
@@ -23,13 +24,11 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 from stargate.actors.carrier import Carrier, SameFiles
-from stargate.actors.dialogue_worker import WorkerPool
 from stargate.actors.engine_pool import EnginePool, Replace
-from stargate.actors.posts import WORKER, HeldWeights, Post
+from stargate.actors.posts import HeldWeights, Post
 from stargate.actors.remote import remote
 from stargate.errors import EngineError, MachineError, StargateError
 from stargate.tally import Tally
-from stargate.types import Dialogue, DialoguePlan, GenerateRequest, Generation
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ class Keeper:
         self._say = say
         self._introduce = introduce
         self._carrier = carrier or SameFiles()
-        self._failed = asyncio.Event()
+        self._limits: set[asyncio.Timeout] = set()  # of what ends once `failure` is set
         self._hung: dict[Any, EngineError] = {}  # actors that live, and don't do their work
         # While an actor of a role may be started: not at any time where all share one GPU.
         self.room: Callable[[str], contextlib.AbstractAsyncContextManager[None]] = _always
@@ -195,8 +194,7 @@ class Keeper:
 
     async def close(self) -> None:
         """Ends watching, and restarts that are under way: the crew is about to be ended."""
-        self.failure = self.failure or EngineError("the crew is being ended")
-        self._failed.set()
+        self._fail(self.failure or EngineError("the crew is being ended"))
         tasks = [post.renewing for post in self._posts if post.renewing is not None]
         if self._watching is not None:
             tasks.append(self._watching)
@@ -210,9 +208,28 @@ class Keeper:
         if self.failure is not None:
             raise self.failure
 
-    async def until_failure(self) -> None:
-        """Returns when `failure` is set."""
-        await self._failed.wait()
+    @contextlib.asynccontextmanager
+    async def or_failure(self) -> AsyncIterator[None]:
+        """The block ends in `failure` as soon as there is one, whatever it waits for."""
+        self.check()
+        limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                self._limits.add(limit)
+                try:
+                    yield
+                finally:
+                    self._limits.discard(limit)
+        except TimeoutError:
+            if limit.expired():
+                self.check()
+            raise
+
+    def _fail(self, problem: StargateError) -> None:
+        self.failure = problem
+        limits, self._limits = self._limits, set()
+        for limit in limits:
+            limit.reschedule(asyncio.get_running_loop().time())
 
     async def _renewed(self, post: Post, error: Exception) -> None:
         """Returns when a post is filled by actors that answer, asked after `error` was seen."""
@@ -254,8 +271,7 @@ class Keeper:
             version = f", with weights version {self.weights.current[1]}" * post.takes_weights
             self._tell(f"{post.name} is back after {seconds:.1f} s{version}")
         except StargateError as problem:
-            self.failure = problem
-            self._failed.set()
+            self._fail(problem)
             raise
         finally:
             post.renewing = None
@@ -356,84 +372,3 @@ def _in_short(error: Exception) -> str:
         return "its process is gone"
     text = " ".join(str(error).split())
     return text if len(text) <= _SHOWN_CAUSE else f"{text[:_SHOWN_CAUSE]}..."
-
-
-class GuardedPool:
-    """Generate: the engines of one role, whose texts are checked.
-
-    A text by other weights than the run believes in would be recorded under a wrong version, so it
-    is an EngineError. So is any request once an actor of the crew has died too often.
-    """
-
-    def __init__(self, role: str, engines: Sequence[Any], keeper: Keeper) -> None:
-        """Only a Questioner's weights are ever replaced; other roles keep those they began with."""
-        self._role = role
-        self._keeper = keeper
-        self._weights = keeper.weights if role == "questioner" else HeldWeights("")
-        self._pool = EnginePool(engines, replace=keeper.replacing(role))
-        keeper.follow(role, self._pool)
-        self._resent = _Resent(role, keeper)
-
-    async def __call__(self, request: GenerateRequest) -> Generation:
-        """Generates one text. Raises RecordDropped or EngineError."""
-        self._keeper.check()
-        before = self._weights.versions
-        try:
-            generation = await self._pool(request)
-        except EngineError:
-            self._keeper.check()  # if somebody died too often, that is the reason to show
-            raise
-        finally:
-            self._resent.count(self._pool.num_resent)
-        if generation.policy_version not in before | self._weights.versions:
-            raise EngineError(
-                f"{request.request_id}: written by weights version {generation.policy_version}, "
-                f"but the {self._role}'s engines should hold {self._weights.current[1]}"
-            )
-        return generation
-
-
-class GuardedWorkers:
-    """Play: the dialogue workers. Their dialogues are checked as GuardedPool checks texts."""
-
-    def __init__(self, workers: Sequence[Any], keeper: Keeper) -> None:
-        self._keeper = keeper
-        self._pool = WorkerPool(workers, keeper.replacing(WORKER))
-        self._resent = _Resent(WORKER, keeper)
-
-    async def __call__(self, plan: DialoguePlan) -> Dialogue:
-        """Plays one dialogue. Raises RecordDropped or EngineError."""
-        self._keeper.check()
-        before = self._keeper.weights.versions
-        playing = asyncio.ensure_future(self._pool(plan))
-        # A worker waits for a dead engine's successor, however long that takes.
-        failing = asyncio.ensure_future(self._keeper.until_failure())
-        try:
-            await asyncio.wait({playing, failing}, return_when=asyncio.FIRST_COMPLETED)
-            if not playing.done():
-                self._keeper.check()
-            dialogue = await playing
-        finally:
-            playing.cancel()
-            failing.cancel()
-            self._resent.count(self._pool.num_resent)
-        if dialogue.policy_version not in before | self._keeper.weights.versions:
-            raise EngineError(
-                f"{dialogue.id}: played by weights version {dialogue.policy_version}, but the "
-                f"questioner's engines should hold {self._keeper.weights.current[1]}"
-            )
-        return dialogue
-
-
-class _Resent:
-    """Counts what a pool sends again in the tally of the run that it belongs to."""
-
-    def __init__(self, role: str, keeper: Keeper) -> None:
-        self._role = role
-        self._keeper = keeper
-        self._counted = 0
-
-    def count(self, total: int) -> None:
-        if total > self._counted:
-            self._keeper.tally.resent[self._role] += total - self._counted
-            self._counted = total

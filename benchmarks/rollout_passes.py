@@ -18,7 +18,8 @@ from functools import partial
 from typing import Any
 
 from stargate.actors.engine_spec import EngineStats
-from stargate.actors.keeper import GuardedPool, GuardedWorkers, Keeper
+from stargate.actors.guarded import GuardedPool, GuardedWorkers
+from stargate.actors.keeper import Keeper
 from stargate.actors.remote import remote
 from stargate.actors.spawn import Crew, CrewPlan, spawn_engine, stop_crew
 from stargate.benchmarks.rollout_cpu import cpu_seconds, used

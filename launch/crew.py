@@ -181,7 +181,7 @@ class Workshop:
         `config` may differ from the one that the actors were started with in what the loop itself
         reads: selection, training target, seeds.
         """
-        from stargate.actors.keeper import GuardedPool, GuardedWorkers
+        from stargate.actors.guarded import GuardedPool, GuardedWorkers
         from stargate.actors.pool import ScoreDeadline, ScorerPool, TrainerGroup, WeightPusher
         from stargate.actors.score_mail import GatheredScore
 

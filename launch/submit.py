@@ -20,6 +20,7 @@ examples:
   stargate submit configs/paper.yaml runs_dir=/mnt/shared/runs --address http://127.0.0.1:8265
   stargate submit paper runs_dir=/mnt/shared/runs --address URL --env HF_TOKEN --detach
   stargate submit --resume /mnt/shared/runs/paper-20260101-120000 --address URL
+  stargate submit --resume s3://bucket/prefix/NAME --to /scratch/NAME --address URL
   stargate submit --follow ID --address URL
   stargate submit --stop ID --address URL
 """
@@ -29,7 +30,6 @@ import asyncio
 import json
 import logging
 import os
-import re
 import subprocess
 import tempfile
 import time
@@ -60,6 +60,7 @@ from stargate.submission import (
     place_config,
     readable_by_others,
     resume_entrypoint,
+    resumed_name,
     write_package,
 )
 
@@ -95,10 +96,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--detach", action="store_true", help="return once the job is accepted")
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--resume", metavar="RUN", help="go on with a run, by its path there")
+    instead.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on with a run, by its path there or its address on shared storage (s3://...)",
+    )
     instead.add_argument("--follow", metavar="ID", help="show the log of a job that was submitted")
     instead.add_argument("--status", metavar="ID", help="print a job's state")
     instead.add_argument("--stop", metavar="ID", help="stop a job and wait until it has ended")
+    parser.add_argument(
+        "--to",
+        metavar="DIR",
+        help="of an address to resume: the cluster's folder that it is fetched into",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -107,6 +117,8 @@ def run(args: argparse.Namespace) -> int:
     existing = args.follow or args.status or args.stop
     if (args.config is None) == (existing is None and args.resume is None):
         raise ConfigError("give either a config, or one of --resume, --follow, --status and --stop")
+    if args.to is not None and args.resume is None:
+        raise ConfigError("--to belongs to --resume with an address on shared storage")
     if existing is not None:
         client = connect(address)
         if args.status:
@@ -115,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
             return stop_job(client, args.stop)
         return follow_job(client, args.follow, Masker({}), stop_on_interrupt=False)
     if args.resume is not None:
-        request = prepare_resume(args.resume, args.env)
+        request = prepare_resume(args.resume, args.to, args.env)
     else:
         request = prepare_request(args.config, args.overrides, args.env)
     if readable_by_others(address):
@@ -152,11 +164,13 @@ def prepare_request(config: str, overrides: list[str], env: list[str]) -> JobReq
     )
 
 
-def prepare_resume(run_dir: str, env: list[str]) -> JobRequest:
-    """The job that goes on with a run on the cluster's storage. Raises StargateError."""
+def prepare_resume(run: str, to: str | None, env: list[str]) -> JobRequest:
+    """The job that goes on with a run on the cluster's storage, or on shared storage (then in the
+    folder `to` there). Raises StargateError.
+    """
     return JobRequest(
-        submission_id=new_submission_id(re.sub(r"[^A-Za-z0-9._-]", "-", Path(run_dir).name)),
-        entrypoint=resume_entrypoint(run_dir),
+        entrypoint=resume_entrypoint(run, to),
+        submission_id=new_submission_id(resumed_name(run)),
         package=working_tree(CHECKOUT),
         env_vars=job_environment(pick_environment(env, os.environ)),
     )

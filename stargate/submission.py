@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from stargate.config import RunConfig
 from stargate.errors import ConfigError, StargateError
 from stargate.progress import safe_text
+from stargate.storage_uri import is_uri, parse_uri, run_name
 
 # Larger files are no source code; Ray's head keeps the package in memory and sends it to all nodes.
 MAX_FILE_BYTES = 10 * 2**20
@@ -174,14 +175,34 @@ def entrypoint(config: str, overrides: Sequence[str]) -> str:
     return shlex.join(["exec", "python", "-m", "stargate.launch.cli", "run", config, *overrides])
 
 
-def resume_entrypoint(run_dir: str) -> str:
-    """The same for a run that goes on. Raises ConfigError for a folder that means nothing there."""
-    if not PurePosixPath(run_dir).is_absolute():
+def resume_entrypoint(run: str, to: str | None = None) -> str:
+    """The same for a run that goes on; an address is fetched into `to` first.
+
+    Raises ConfigError for a folder that means nothing there, and for an address with a secret.
+    """
+    command = ["exec", "python", "-m", "stargate.launch.cli", "resume"]
+    if is_uri(run):
+        uri = str(parse_uri(run))
+        if to is None or not PurePosixPath(to).is_absolute():
+            raise ConfigError(
+                f"--resume {uri}: it is fetched into a folder of the cluster first, and the job's "
+                "own is deleted after the job; give an absolute path there, e.g. --to /scratch/NAME"
+            )
+        return shlex.join([*command, uri, "--to", to])
+    if to is not None:
+        raise ConfigError("--to is for a run on shared storage; --resume names a folder")
+    if not PurePosixPath(run).is_absolute():
         raise ConfigError(
-            f"--resume {run_dir}: give the run's absolute path on the cluster, e.g. "
-            "/mnt/shared/runs/NAME-TIME"
+            f"--resume {run}: give the run's absolute path on the cluster, e.g. "
+            "/mnt/shared/runs/NAME-TIME, or its address on shared storage"
         )
-    return shlex.join(["exec", "python", "-m", "stargate.launch.cli", "resume", run_dir])
+    return shlex.join([*command, run])
+
+
+def resumed_name(run: str) -> str:
+    """The name of a run that goes on, fit for a submission id. Raises ConfigError."""
+    name = run_name(parse_uri(run)) if is_uri(run) else PurePosixPath(run).name
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name)
 
 
 def cluster_address(config: RunConfig, environment: Mapping[str, str]) -> str | None:

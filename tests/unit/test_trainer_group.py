@@ -17,7 +17,7 @@ from stargate.past import _result
 from stargate.progress import PlainProgress
 from stargate.tally import Tally
 from stargate.types import PushResult, TrainResult
-from tests.unit.test_keeper import Crew
+from tests.unit.fake_crew import Crew
 
 
 class Apart(SameFiles):

@@ -1,0 +1,87 @@
+"""How an engine's vLLM comes to run: its environment, its configuration, its processes' cores.
+
+Everything that goes wrong on the way is one line, with the cause that vLLM only logs.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import psutil
+
+from stargate.actors.engine_process import NoiseLog, is_about_memory
+from stargate.actors.engine_spec import (
+    EngineSpec,
+    core_ids,
+    engine_arguments,
+    engine_environment,
+)
+from stargate.errors import EngineError, MachineError, ModelError, StargateError
+
+
+def start_vllm(spec: EngineSpec, log: NoiseLog | None, stat_loggers: list[Any] | None) -> Any:
+    """An AsyncLLM that runs. `log` holds what its processes have written.
+
+    Raises ModelError for a model that vLLM refuses, MachineError, or EngineError.
+    """
+    os.environ.update(engine_environment(spec))
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.executor import Executor
+
+    if current_platform.device_type != spec.device:
+        raise MachineError(
+            f"{spec.role} engine: needs {spec.device}, but the installed vLLM runs "
+            f"on {current_platform.device_type} here"
+        )
+    try:
+        config = AsyncEngineArgs(**engine_arguments(spec)).create_engine_config()
+    except (ValueError, OSError, NotImplementedError) as error:
+        raise ModelError(f"{spec.model_dir}: {one_line(error)}") from error
+    try:
+        return AsyncLLM(
+            config,
+            Executor.get_class(config),
+            log_stats=False,
+            log_requests=False,
+            stat_loggers=stat_loggers,
+        )
+    except Exception as error:
+        # vLLM says only that its core failed; the cause stands in the log.
+        cause = (log.root_cause() if log else None) or one_line(error)
+        kind = MachineError if is_about_memory(cause) else EngineError
+        text = f"{spec.role} engine: did not start: {cause}{see_log(log)}"
+        raise kind(text) from error
+
+
+def pin_processes(processes: Iterable[psutil.Process], spec: EngineSpec) -> None:
+    """Keeps vLLM's scheduler on its worker's cores.
+
+    One works while the other waits, so there it takes nothing; elsewhere it would interrupt
+    another engine's worker.
+    """
+    if spec.device != "cpu" or spec.cpu_cores is None:
+        return
+    free = os.sched_getaffinity(0)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if set(process.cpu_affinity()) == free:  # vLLM itself has bound its workers
+                process.cpu_affinity(core_ids(spec.cpu_cores))
+
+
+def see_log(log: NoiseLog | None) -> str:
+    """Where an error's reader finds more; "" if vLLM's noise goes nowhere."""
+    return f" (log: {log.path})" if log else ""
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line; the cause where vLLM wrapped it in an error without a text."""
+    text = " ".join(str(error).split())
+    if not text and error.__cause__ is not None:
+        return one_line(error.__cause__)
+    if isinstance(error, StargateError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
