@@ -18,6 +18,7 @@ from stargate.chat import ChatFormat, load_chat_format
 from stargate.colocation import check_shifts, shift_needs
 from stargate.config import FactsGrounding, RunConfig
 from stargate.data.dataset import Dataset, load_dataset
+from stargate.errors import ConfigError
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.iteration import Roles, Workbench
 from stargate.machine import describe_machine, usable_cores
@@ -75,8 +76,14 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
     """
     if config.trust_remote_code:
         say(REMOTE_CODE)
+    grounded = isinstance(config.roleplayer.grounding, FactsGrounding)
     if training:
         check_installed(config.tracking)
+        if config.trainer.questions == "answered" and not grounded:
+            raise ConfigError(
+                "trainer.questions=answered needs roleplayer.grounding.type=facts: otherwise it is "
+                "not known which questions were answered"
+            )
     dataset = load_dataset(config.data)
     for record in dataset.dropped:
         say(f"dropped: {record.reason}: {record.where}")
@@ -91,7 +98,6 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
     views = Views(load_prompts(config.prompts))
     base = resolve_model(config.model, trust_remote_code=config.trust_remote_code)
     other = resolve_model(config.roleplayer.model, trust_remote_code=config.trust_remote_code)
-    grounded = isinstance(config.roleplayer.grounding, FactsGrounding)
     data = config.data
     prepared = Prepared(
         config=config,

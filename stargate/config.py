@@ -207,7 +207,7 @@ class TrainerConfig(Component):
     examples: Literal["iteration", "all"] = "iteration"
     target: Literal["own_response", "questions_only", "gold_response"] = "own_response"
     # Which questions have loss: all (the paper), or those that were answered with a fact. The
-    # latter needs facts grounding, where it is known which.
+    # latter needs facts grounding in a training run, where it is known which.
     questions: Literal["all", "answered"] = "all"
     learning_rate: Annotated[float, Field(gt=0.0)] = 2e-5
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
@@ -318,16 +318,6 @@ class RunConfig(Component):
     evaluation: EvaluationConfig = EvaluationConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     tracking: TrackingConfig = TrackingConfig()
-
-    @model_validator(mode="after")
-    def _answered_is_known(self) -> Self:
-        grounded = isinstance(self.roleplayer.grounding, FactsGrounding)
-        if self.trainer.questions == "answered" and not grounded:
-            raise ValueError(
-                "trainer.questions=answered needs roleplayer.grounding.type=facts: otherwise it is "
-                "not known which questions were answered"
-            )
-        return self
 
     @model_validator(mode="after")
     def _one_gpu_is_enough(self) -> Self:

@@ -17,6 +17,8 @@ from stargate.benchmarks.rollout_figures import (
 )
 from stargate.benchmarks.workload import workload_overrides
 from stargate.config_file import load_config
+from stargate.errors import ConfigError, DataError
+from stargate.launch.crew import prepare
 
 
 @dataclass(frozen=True)
@@ -131,3 +133,13 @@ def test_the_workload_calls_both_roles_in_every_turn() -> None:
     as_preset = load_config("cpu_learn", workload_overrides("preset", 2, None))
     assert as_preset.roleplayer.grounding.type == "facts"
     assert as_preset.questioner.sampling.max_new_tokens == 40
+
+
+def test_only_a_training_asks_for_answers_that_are_known() -> None:
+    """cpu_learn learns from answered questions; an evaluation does not."""
+    config = load_config("cpu_learn", [*workload_overrides("persona", 3, 32), "data.source=/none"])
+    assert config.trainer.questions == "answered"
+    with pytest.raises(ConfigError, match="questions=answered needs roleplayer.grounding.type=fac"):
+        prepare(config, print)
+    with pytest.raises(DataError, match="/none: no such dataset folder"):
+        prepare(config, print, training=False)
