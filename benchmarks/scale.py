@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dialogues",
         type=positive,
-        default=10_000,
+        default=40_000,
         metavar="N",
         help="dialogues for the orchestrator's own limit (default: %(default)s; "
         "the paper's iteration has 125000)",
@@ -68,7 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit-pairs",
         type=positive,
-        default=8,
+        default=16,
         metavar="N",
         help="engine pairs there (default: %(default)s)",
     )
