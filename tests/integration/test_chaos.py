@@ -1,18 +1,13 @@
 """`stargate bench chaos`, short: a few kills at random moments; the long form has thirty."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from tests.integration.run_process import Command
 
-# It has not passed once with real engines yet: until then it must be asked for.
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(not os.environ.get("STARGATE_CHAOS"), reason="set STARGATE_CHAOS=1"),
-]
+pytestmark = pytest.mark.integration
 
 
 def test_random_kills_lose_nothing(tmp_path: Path) -> None:

@@ -11,11 +11,7 @@ import pytest
 
 from tests.integration.ray_cluster import RayCluster, ray_cluster
 
-# It has not passed as a whole yet: until then it must be asked for.
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(not os.environ.get("STARGATE_CLUSTER"), reason="set STARGATE_CLUSTER=1"),
-]
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
