@@ -110,11 +110,15 @@ def _place_in_turn(actors: Sequence[Need], nodes: Sequence[Node], strategy: str)
         assert largest is not None  # an engine always takes something
         node = largest
         if need.role != "trainer" or strategy == "spread":
-            role = need.role
-            node = max(nodes, key=lambda n: n.num_cpus / (1 + counts.get((role, n.name), 0)))
+            node = max(nodes, key=lambda n: _room(n, counts.get((need.role, n.name), 0)))
         counts[need.role, node.name] = counts.get((need.role, node.name), 0) + 1
         placed.append(Bundle(need.name, node.name, 0.0, 0.0, 0.0))
     return placed
+
+
+def _room(node: Node, num_there: int) -> tuple[float, int]:
+    """Cores for each of one more; of equals the node with fewer, whatever order nodes come in."""
+    return node.num_cpus / (1 + num_there), -num_there
 
 
 def seat(config: RunConfig, bundles: Sequence[Bundle], facts: Sequence[NodeFacts]) -> Seating:

@@ -52,10 +52,13 @@ class RayCluster:
         ray = [str(_BIN / "ray"), "start", "--block", f"--num-cpus={num_cpus}", "--num-gpus=0"]
         ray += ["--node-ip-address=127.0.0.1", "--object-store-memory=150000000"]
         ray += ["--disable-usage-stats", f"--dashboard-agent-listen-port={free_port()}"]
+        # A folder of its own, as on a machine of its own: a node that sets up a job's working
+        # directory first removes what is there, which would be the one that the job runs in.
+        ray += [f"--temp-dir={self.folder / str(len(self.nodes))}"]
         if self.nodes:
             ray += [f"--address={self.address}"]
         else:
-            ray += ["--head", f"--port={self.port}", f"--temp-dir={self.folder}"]
+            ray += ["--head", f"--port={self.port}"]
             ray += [f"--ray-client-server-port={free_port()}"]
             ray += [f"--include-dashboard={str(dashboard).lower()}", "--dashboard-host=127.0.0.1"]
             ray += [f"--dashboard-port={self.dashboard_port}"]

@@ -75,9 +75,9 @@ def test_a_job_uses_both_nodes_and_leaves_them_as_they_were(
     nodes = dict(re.findall(r"^cluster: node (.+?): (\S.*)$", output, re.MULTILINE))
     seats = sorted(tuple(sorted(actors.split(", "))) for actors in nodes.values())
     # The Questioner's engine on one node, the Roleplayer's on the other, a trainer rank on each.
-    assert len(seats) == 2
-    assert all(any(actor.startswith("trainer-") for actor in seat) for seat in seats)
-    assert not any({"questioner-0", "roleplayer-0"} <= set(seat) for seat in seats)
+    assert len(seats) == 2, output
+    assert all(any(actor.startswith("trainer-") for actor in seat) for seat in seats), output
+    assert not any({"questioner-0", "roleplayer-0"} <= set(seat) for seat in seats), output
     check_records(tmp_path)
     assert set(_SHARED_MEMORY.glob("stargate-weights-*")) <= staged
 

@@ -47,6 +47,14 @@ def test_packed_takes_one_node_and_spread_takes_both() -> None:
     }
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_spread_ranks_do_not_depend_on_the_order_of_nodes(order: int) -> None:
+    """A second rank has one core on either node: the node without a rank takes it."""
+    nodes = [facts("a", 2), facts("b", 1)][::order]
+    got = seated(config(cluster={"strategy": "spread"}, trainer={"num_ranks": 2}), *nodes)
+    assert [s.node for s in got.seats if s.role == "trainer"] == ["a", "b"]
+
+
 def test_each_node_shares_out_its_own_cores() -> None:
     got = seated(config(cluster={"strategy": "spread"}), facts("a", 4), facts("b", 4))
     by_name = {s.actor: s for s in got.seats}
