@@ -6,7 +6,6 @@ send what nodes of different machines would have to.
 
 import contextlib
 import json
-import os
 import re
 import time
 from pathlib import Path
@@ -18,11 +17,7 @@ from stargate.store import RunStore, dialogue_from_row
 from tests.integration.ray_cluster import RayCluster, ray_cluster
 from tests.integration.run_process import SMALL, Command
 
-# It has not passed as a whole yet: until then it must be asked for.
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(not os.environ.get("STARGATE_CLUSTER"), reason="set STARGATE_CLUSTER=1"),
-]
+pytestmark = pytest.mark.integration
 
 _SHARED_MEMORY = Path("/dev/shm")
 
