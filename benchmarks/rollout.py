@@ -48,7 +48,7 @@ _WARM_UP_DIALOGUES = 16
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the benchmark's options."""
     parser.add_argument(
-        "--dialogues", type=positive, default=96, metavar="N", help="default: %(default)s"
+        "--dialogues", type=positive, default=192, metavar="N", help="default: %(default)s"
     )
     parser.add_argument(
         "--turns", type=positive, default=3, metavar="K", help="turns of each (default: 3)"

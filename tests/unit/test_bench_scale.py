@@ -164,7 +164,7 @@ def test_the_figures_say_that_they_are_simulated(monkeypatch: pytest.MonkeyPatch
         scale_run, "play_settings", lambda settings, say: [played(s) for s in settings]
     )
     said: list[str] = []
-    found = scale.measure(arguments("--dialogues", "100"), said.append)
+    found = scale.measure(arguments("--dialogues", "100", "--limit-pairs", "8"), said.append)
     assert found.ratios == pytest.approx({"linear_64": 0.96})
     assert found.figures["turns_per_s"] == pytest.approx(80.0)
     assert found.figures["driver_rss_gb"] == 0.5

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stargate.config import RunConfig, SelectionConfig, TrainerConfig
+from stargate.config import SelectionConfig, TrainerConfig
 from stargate.errors import RecordDropped
 from stargate.examples import build_example
 from stargate.scoring import GoldScoring, to_dialogue_score
@@ -136,10 +136,3 @@ def test_only_answered_questions_have_loss_when_asked_for() -> None:
     silent = Dialogue("t0/t:p/0", PAIR.id, 0, 1, 0, 0, turns[1:])
     with pytest.raises(RecordDropped, match="no question was answered with a fact"):
         learned(silent, **asked, questions="answered")
-
-
-def test_answered_questions_are_known_with_facts_grounding_only() -> None:
-    with pytest.raises(ValueError, match=r"needs roleplayer\.grounding\.type=facts"):
-        RunConfig.model_validate(
-            {"trainer": {"questions": "answered"}, "roleplayer": {"grounding": {"type": "persona"}}}
-        )
