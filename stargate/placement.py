@@ -4,14 +4,15 @@ out.
 On a machine without a GPU all engines share out the cores among themselves, the scorers get all of
 them once more, and so does the trainer. Every thread count here is explicit, because what may run
 at the same time depends on it: a team of several threads waits for its slowest one at each step,
-and two such teams on one core make each other 10 times slower. Single threads only share; whether
-overlap pays for them is what `stargate bench iteration` measures, and until it has they take turns.
+and two such teams on one core make each other 10 times slower. Single threads only share, and gain
+1 % from overlap (`stargate bench iteration`), so they take turns as well.
 
     auto on CPU:  all teams fit side by side  -> scoring overlaps with the rollouts
                   else                        -> stages take turns
     training comes after all of them in any case: it needs every example, and all cores
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -130,18 +131,20 @@ def cores_for_more(
             "questioner.engine.cpu_cores and roleplayer.engine.cpu_cores, which a role's engines "
             "share"
         )
-    size, extra = divmod(len(left), max(1, num_more))
-    found: list[str] = []
-    start = 0
-    for setting in wanted:
-        if setting is not None:
-            found.append(setting)
-            continue
-        end = start + size + (1 if extra > 0 else 0)
-        extra -= 1
-        found.append(",".join(map(str, left[start:end])))
-        start = end
-    return found
+    shares = iter(split_cores(left, num_more))
+    return [core_list(next(shares)) if setting is None else setting for setting in wanted]
+
+
+def split_cores(cores: Sequence[int], count: int) -> list[Sequence[int]]:
+    """Equal shares of the cores; the first ones get what is left over."""
+    size, extra = divmod(len(cores), max(1, count))
+    starts = [number * size + min(number, extra) for number in range(count + 1)]
+    return [cores[start:end] for start, end in itertools.pairwise(starts)]
+
+
+def core_list(cores: Sequence[int]) -> str:
+    """Cores as vLLM takes them: "0,2"."""
+    return ",".join(map(str, cores))
 
 
 def listed_cores(cores: str) -> list[int]:
@@ -198,12 +201,7 @@ def _share_cores(config: RunConfig, cores: Sequence[int]) -> list[str]:
             f"{len(engines)} engines need a core each, this machine has {len(cores)}: lower "
             "questioner.engine.num_engines or roleplayer.engine.num_engines"
         )
-    size, extra = divmod(len(cores), len(engines))
-    shares: list[str] = []
-    start = 0
-    for number, engine in enumerate(engines):
-        end = start + size + (1 if number < extra else 0)
-        own = ",".join(str(core) for core in cores[start:end])
-        shares.append(engine.cpu_cores or own)
-        start = end
-    return shares
+    shares = split_cores(cores, len(engines))
+    return [
+        engine.cpu_cores or core_list(share) for engine, share in zip(engines, shares, strict=True)
+    ]

@@ -9,7 +9,6 @@ turns with the engines (scorers and trainer ranks on CPUs) need no core of their
 nodes that engines use anyway, trainer ranks to one node ("packed") or to all in use ("spread").
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,10 +19,12 @@ from stargate.errors import MachineError
 from stargate.placement import (
     ONE_GPU,
     Placement,
+    core_list,
     cores_for_more,
     decide_overlap,
     listed_cores,
     num_listed,
+    split_cores,
 )
 
 _ENGINES = ("questioner", "roleplayer")
@@ -183,7 +184,7 @@ def _seat_node(
             f"{num_engines} engines need a core each, node {label} has {len(cores)}: lower "
             "questioner.engine.num_engines or roleplayer.engine.num_engines"
         )
-    shares = iter(_shares(cores, num_engines)) if pinned else iter(())
+    shares = iter(split_cores(cores, num_engines)) if pinned else iter(())
     own_threads = {"scorer": config.scorer.num_threads, "trainer": config.trainer.num_threads}
     own_cores = {
         "questioner": config.questioner.engine.cpu_cores,
@@ -193,7 +194,7 @@ def _seat_node(
     for bundle, role in zip(bundles, roles, strict=True):
         mine, threads = None, max(1, len(cores) // roles.count(role))
         if role in _ENGINES and pinned:
-            mine = ",".join(map(str, next(shares)))
+            mine = core_list(next(shares))
             mine = own_cores[role] or mine
             threads = num_listed(mine)
         threads = own_threads.get(role) or threads
@@ -201,13 +202,6 @@ def _seat_node(
             Seat(bundle.actor, bundle.node, bundle.num_gpus, bundle.num_cpus, mine, threads)
         )
     return seats
-
-
-def _shares(cores: Sequence[int], count: int) -> list[Sequence[int]]:
-    """Equal shares of the cores; the first ones get what is left over."""
-    size, extra = divmod(len(cores), max(1, count))
-    starts = [number * size + min(number, extra) for number in range(count + 1)]
-    return [cores[start:end] for start, end in itertools.pairwise(starts)]
 
 
 def node_cores(facts: Sequence[NodeFacts]) -> dict[str, tuple[int, ...]]:
@@ -245,7 +239,7 @@ def seat_again(
             here = [s for s in (*others, *seats) if s.node == bundle.node]
             used = {core for s in here if s.cores for core in listed_cores(s.cores)}
             left = [core for core in shares[bundle.node] if core not in used]
-            cores = ",".join(map(str, left or shares[bundle.node]))
+            cores = core_list(left or shares[bundle.node])
         seats.append(replace(old, node=bundle.node, cores=cores))
     return seats
 
