@@ -21,7 +21,7 @@ import queue
 import sqlite3
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,6 +79,8 @@ CREATE TABLE reservations (      -- money set aside for calls in flight
 _MAX_BATCH = 1024
 # Another process's transaction is over long before (s).
 _BUSY_TIMEOUT_S = 60.0
+# The number that who opens the file holds. It is above those of requests and sessions (cost.py).
+_OPENING = (1 << 63) - 2
 # struct flock of Linux on 64 bits: type, whence, start, length, pid.
 _FLOCK = "hhqqi"
 
@@ -92,14 +94,22 @@ class Database:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.reader = _connect(path)
-            _prepare(self.reader, path)
-            self._connection = _connect(path)
-        except sqlite3.Error as error:
-            raise _explain(path, error) from None
+            self.locks = RangeLocks(path.with_name(path.name + ".lock"))
         except OSError as error:
             raise DataError(f"{path}: can't be opened: {error.strerror}") from None
-        self.locks = RangeLocks(path.with_name(path.name + ".lock"))
+        try:
+            # SQLite makes a new file a WAL file without heeding the busy timeout: of two processes
+            # that open it at once, one would be told that the database is locked.
+            with self.locks.held(_OPENING):
+                self.reader = _connect(path)
+                _prepare(self.reader, path)
+                self._connection = _connect(path)
+        except sqlite3.Error as error:
+            self.locks.close()
+            raise _explain(path, error) from None
+        except BaseException:
+            self.locks.close()
+            raise
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._write, name="oracle-cache", daemon=True)
@@ -189,19 +199,26 @@ class RangeLocks:
 
     def try_lock(self, number: int) -> bool:
         """Takes the lock if nobody else has it."""
-        return self._set(fcntl.F_WRLCK, number)
+        return self._set(fcntl.F_OFD_SETLK, fcntl.F_WRLCK, number)
 
     def unlock(self, number: int) -> None:
-        self._set(fcntl.F_UNLCK, number)
+        self._set(fcntl.F_OFD_SETLK, fcntl.F_UNLCK, number)
+
+    @contextlib.contextmanager
+    def held(self, number: int) -> Iterator[None]:
+        """Waits for the lock, on the caller's thread, and holds it."""
+        self._set(fcntl.F_OFD_SETLKW, fcntl.F_WRLCK, number)
+        try:
+            yield
+        finally:
+            self.unlock(number)
 
     def close(self) -> None:
         os.close(self._file)
 
-    def _set(self, kind: int, number: int) -> bool:
+    def _set(self, command: int, kind: int, number: int) -> bool:
         try:
-            fcntl.fcntl(
-                self._file, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, number, 1, 0)
-            )
+            fcntl.fcntl(self._file, command, struct.pack(_FLOCK, kind, os.SEEK_SET, number, 1, 0))
         except (BlockingIOError, PermissionError):
             return False
         except OSError as error:

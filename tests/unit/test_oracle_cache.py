@@ -1,8 +1,11 @@
 """The cache file: durable, exactly once (test_oracle_processes.py: shared by processes)."""
 
 import asyncio
+import multiprocessing
 import sqlite3
 from collections.abc import Awaitable, Callable
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -150,3 +153,28 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StargateError, match="can't be opened"):
         Database(tmp_path / "file" / "c.sqlite")
+
+
+def _open_each(folder: Path, ready: Barrier, problems: "Queue[list[str]]") -> None:
+    found = []
+    for attempt in range(40):
+        ready.wait()
+        try:
+            Database(folder / f"{attempt}.sqlite").close()
+        except StargateError as error:
+            found.append(str(error))
+    problems.put(found)
+
+
+def test_processes_that_open_a_new_file_at_the_same_moment_all_get_it(tmp_path: Path) -> None:
+    # Without the lock, one of four was refused ("database is locked") in a third of the attempts.
+    context = multiprocessing.get_context("spawn")
+    ready, problems = context.Barrier(4), context.Queue()
+    openers = [
+        context.Process(target=_open_each, args=(tmp_path, ready, problems)) for _ in range(4)
+    ]
+    for opener in openers:
+        opener.start()
+    assert [problems.get() for _ in openers] == [[]] * 4
+    for opener in openers:
+        opener.join()
