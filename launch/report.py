@@ -57,18 +57,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_page(data: "ReportData", file: Path, *, say_answer: bool) -> None:
+    from stargate.durable import write_text
     from stargate.errors import DataError
     from stargate.progress import safe_text
     from stargate.report.findings import answer, main_evaluation
     from stargate.report.page import render_page
-    from stargate.store import write_atomically
 
     page = render_page(data)
     if file.is_dir():
         raise DataError(f"{file}: is a folder; --out takes a file name, e.g. {file}/report.html")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, lambda target: target.write_text(page, "utf-8"))
+        write_text(file, page)
     except OSError as error:
         raise DataError(f"{file}: can't write the report: {error.strerror or error}") from error
     if say_answer:

@@ -59,6 +59,11 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         sync(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, UTF-8, as `write_atomically` does."""
+    write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """A disk that is full or can't be written, while `path` is, becomes MachineError."""
@@ -219,23 +224,35 @@ def remove_temporaries(folder: Path) -> int:
     count = 0
     for file in folder.glob(".*.tmp"):
         match = _TEMPORARY.fullmatch(file.name)
-        if match and file.is_file() and not _is_other_process(int(match[1])):
+        if match is None or not file.is_file():
+            continue
+        pid = int(match[1])
+        if pid == os.getpid() or not is_alive(pid):
             file.unlink(missing_ok=True)
             count += 1
     return count
 
 
-def _is_other_process(pid: int) -> bool:
-    """Whether a process of that number lives and is not this one."""
-    if pid == os.getpid():
-        return False
+def is_alive(pid: int) -> bool:
+    """Whether this machine has a process of that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except PermissionError:  # somebody else's
         return True
     return True
+
+
+def read_exactly(source: BinaryIO, size: int) -> Iterator[bytes]:
+    """The next `size` bytes, in chunks. Raises OSError if there are fewer."""
+    remaining = size
+    while remaining:
+        if not (chunk := source.read(min(remaining, _CHUNK))):
+            name = getattr(source, "name", "the file")
+            raise OSError(f"{name}: ended {remaining} bytes early")
+        remaining -= len(chunk)
+        yield chunk
 
 
 def _digest_place(file: BinaryIO) -> int | None:
@@ -258,12 +275,8 @@ def _digest(file: BinaryIO, place: int) -> bytes:
     """The file's sha256 in hexadecimal, with zeros at `place`."""
     sha256 = hashlib.sha256()
     file.seek(0)
-    remaining = place
-    while remaining:
-        if not (chunk := file.read(min(remaining, _CHUNK))):
-            raise OSError(f"the file ended {remaining} bytes early")
+    for chunk in read_exactly(file, place):
         sha256.update(chunk)
-        remaining -= len(chunk)
     sha256.update(_BLANK)
     file.seek(place + len(_BLANK))
     while chunk := file.read(_CHUNK):

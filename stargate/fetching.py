@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from stargate.durable import disk_errors, make_folder, read_json, set_aside, sync, write_atomically
+from stargate.durable import disk_errors, make_folder, read_json, set_aside, sync, write_text
 from stargate.errors import DataError
 from stargate.landing import newest_manifest
 from stargate.landing_identity import new_identity, read_identity
@@ -212,8 +212,8 @@ def _settle(
     summary = work.folder / "summary.json"
     if problems and (values := _object(summary)) is not None:
         # Else a run whose rows must be made again would look finished.
-        text = json.dumps({**values, "status": "stopped: damaged files"}, indent=2) + "\n"
-        write_atomically(summary, lambda target: target.write_text(text, "utf-8"))
+        values = {**values, "status": "stopped: damaged files"}
+        write_text(summary, json.dumps(values, indent=2) + "\n")
     (work.folder / "logs").mkdir(exist_ok=True)
     (work.folder / "models").mkdir(exist_ok=True)
     new_identity(str(work.storage), (manifest.owner, manifest.number)).write(work.folder)

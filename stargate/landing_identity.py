@@ -10,7 +10,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from stargate.durable import read_json, write_atomically
+from stargate.durable import read_json, write_text
 from stargate.errors import DataError
 from stargate.landing_manifest import LANDING_FILE
 
@@ -25,8 +25,7 @@ class Identity:
 
     def write(self, root: Path) -> None:
         values = {"uri": self.uri, "owner": self.owner, "seen": self.seen}
-        text = json.dumps(values) + "\n"
-        write_atomically(root / LANDING_FILE, lambda target: target.write_text(text, "utf-8"))
+        write_text(root / LANDING_FILE, json.dumps(values) + "\n")
 
 
 def read_identity(root: Path) -> Identity | None:

@@ -11,12 +11,14 @@ dialogue of that name when the run goes on from it, and a score that is another'
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from stargate.durable import read_exactly
 from stargate.landing_manifest import Content, is_model_file, is_record
 from stargate.rows import SCHEMAS
 from stargate.store import METRICS
@@ -29,7 +31,6 @@ _LATE = ("sittings.json", METRICS, "eval_dropped.json", "eval.json", "summary.js
 # Files that are announced, and held open, together; and bytes.
 _BATCH_FILES = 64
 _BATCH_BYTES = 1 << 28
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def _look(root: Path, paths: list[Path]) -> Iterator[LocalFile]:
             status = os.lstat(path)
         except FileNotFoundError:
             continue
-        if not os.path.isfile(path) or path.is_symlink():
+        if not stat.S_ISREG(status.st_mode):
             continue
         yield LocalFile(name, path, status.st_size, (status.st_ino, status.st_mtime_ns))
 
@@ -148,12 +149,9 @@ def opened_files(batch: Sequence[LocalFile]) -> Iterator[list[tuple[LocalFile, B
 
 def content_of(file: LocalFile, source: BinaryIO) -> Content:
     """Checksum of the bytes that the scan saw: metrics.jsonl may have grown since."""
-    sha256, remaining = hashlib.sha256(), file.size
-    while remaining:
-        if not (chunk := source.read(min(remaining, _CHUNK))):
-            raise OSError(f"{file.path}: ended {remaining} bytes early")
+    sha256 = hashlib.sha256()
+    for chunk in read_exactly(source, file.size):
         sha256.update(chunk)
-        remaining -= len(chunk)
     return Content(sha256.hexdigest(), file.size)
 
 

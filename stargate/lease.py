@@ -19,6 +19,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from stargate.durable import is_alive
 from stargate.landing_manifest import FOLDER
 from stargate.shared_storage import Storage, StorageError
 
@@ -54,13 +55,7 @@ class Holder:
         """Whether it was a process of this machine that no longer lives."""
         if self.host != socket.gethostname() or self.is_this_process:
             return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
+        return not is_alive(self.pid)
 
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host}"

@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 
 from stargate.component import Component
 from stargate.config_file import describe_problem
-from stargate.durable import write_atomically
+from stargate.durable import write_text
 from stargate.errors import ConfigError, DataError
 
 ROLES = ("questioner", "roleplayer")
@@ -122,8 +122,8 @@ def write_answer(root: Path, answer: ScaleAnswer) -> None:
 
 def answer(request: ScaleRequest, state: str, message: str) -> ScaleAnswer:
     """An answer, cut to what a file may hold."""
-    values = {"id": request.id, "state": state, "message": " ".join(message.split())}
-    return ScaleAnswer.model_validate({**values, "message": values["message"][:_MAX_MESSAGE]})
+    line = " ".join(message.split())[:_MAX_MESSAGE]
+    return ScaleAnswer.model_validate({"id": request.id, "state": state, "message": line})
 
 
 def read_answer(root: Path, request: ScaleRequest) -> ScaleAnswer | None:
@@ -136,8 +136,7 @@ def read_answer(root: Path, request: ScaleRequest) -> ScaleAnswer | None:
 
 
 def _write(file: Path, record: Component) -> None:
-    text = json.dumps(record.model_dump(mode="json")) + "\n"
-    write_atomically(file, lambda target: target.write_text(text, encoding="utf-8"))
+    write_text(file, json.dumps(record.model_dump(mode="json")) + "\n")
 
 
 def _read(path: Path, kind: type[_FileT], shown_as: Path) -> _FileT:

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from stargate.durable import make_folder, write_atomically
+from stargate.durable import make_folder, read_exactly, write_atomically
 from stargate.errors import ConfigError, MachineError, StargateError
 from stargate.storage_uri import StorageUri
 
@@ -81,7 +81,7 @@ class Storage:
             target = f"{path}.{uuid.uuid4().hex[:12]}.tmp" if self._renames else path
             try:
                 with self._filesystem.open_output_stream(target) as stream:
-                    for chunk in _chunks(source, size):
+                    for chunk in read_exactly(source, size):
                         stream.write(chunk)
                         if moved is not None:
                             moved(len(chunk))
@@ -220,7 +220,7 @@ class _LocalStorage(Storage):
 
         def write(target: Path) -> None:
             with target.open("wb") as file:
-                for chunk in _chunks(source, size):
+                for chunk in read_exactly(source, size):
                     file.write(chunk)
                     if moved is not None:
                         moved(len(chunk))
@@ -279,15 +279,6 @@ def mask_credentials(text: str) -> str:
 
 def _problem(error: Exception) -> str:
     return mask_credentials(" ".join(str(error).split()) or type(error).__name__)
-
-
-def _chunks(source: BinaryIO, size: int) -> Iterator[bytes]:
-    remaining = size
-    while remaining:
-        if not (chunk := source.read(min(remaining, _CHUNK))):
-            raise OSError(f"the file ended {remaining} bytes early")
-        remaining -= len(chunk)
-        yield chunk
 
 
 def _split(shown: str) -> tuple[str, str, str]:

@@ -34,6 +34,7 @@ from stargate.durable import (
     sync,
     write_atomically,
     write_parquet,
+    write_text,
 )
 from stargate.errors import DataError
 from stargate.rows import (
@@ -180,7 +181,7 @@ class RunStore:
         self.write_text(name, text)
 
     def write_text(self, name: str, text: str) -> None:
-        write_atomically(self.root / name, lambda target: target.write_text(text, "utf-8"))
+        write_text(self.root / name, text)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """RUN/name as written by `write_json`; None if it is not there. Raises DataError."""
