@@ -27,14 +27,14 @@ from stargate.checkpoints import (
     Identity,
     Manifest,
     TrainingLog,
-    file_digest,
     file_name,
     files_of,
     read_manifest,
 )
 from stargate.config import TrainerConfig
 from stargate.durable import sync
-from stargate.errors import DataError, DivergenceError
+from stargate.embedded import file_sha256
+from stargate.errors import DataError, DivergenceError, one_line
 
 _LOG = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Checkpoints:
                 manifest, tensors = self._read(self._folder, step)
                 problem = None
             except (DataError, OSError, SafetensorError) as error:
-                problem = _one_line(error)
+                problem = _short(error)
             problem = self._first_problem(problem)
             if problem is None:
                 break
@@ -137,7 +137,7 @@ class Checkpoints:
         try:
             self.num_repeated = folder.open()
         except OSError as error:
-            self._say(f"no checkpoints of this training: {folder.folder}: {_one_line(error)}")
+            self._say(f"no checkpoints of this training: {folder.folder}: {_short(error)}")
 
     def _choose(self, refused: list[int]) -> int | None:
         """The newest checkpoint of this training; on rank 0 only."""
@@ -146,14 +146,14 @@ class Checkpoints:
             steps = [step for step in self._folder.steps() if step not in refused]
             now = self._identify() if steps else None
         except OSError as error:
-            self._say(f"no checkpoint is used: {_one_line(error)}")
+            self._say(f"no checkpoint is used: {_short(error)}")
             return None
         reasons: list[str] = []
         for step in steps:
             try:
                 identity = read_manifest(self._folder.place(step)).identity
             except DataError as error:
-                self._put_aside(self._folder, step, _one_line(error))
+                self._put_aside(self._folder, step, _short(error))
                 refused.append(step)
                 continue
             assert now is not None
@@ -182,7 +182,7 @@ class Checkpoints:
             if not files:
                 raise DataError(f"{place}: it has no file of rank {rank}")
             for name, digest in files.items():
-                if file_digest(place / name) != digest:
+                if file_sha256(place / name) != digest:
                     raise DataError(f"{place / name}: its checksum does not match")
                 held = load_file(place / name)
                 # What ranks share is rank 0's; random generators are everyone's own.
@@ -250,7 +250,7 @@ class Checkpoints:
                 file = partial / file_name(self._training.rank, kind)
                 save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, file)
                 sync(file)
-                written[file.name] = file_digest(file)
+                written[file.name] = file_sha256(file)
 
         return written, _attempt(write)
 
@@ -276,7 +276,7 @@ class Checkpoints:
         try:
             place = f"set aside as {folder.set_aside(step).name}"
         except OSError as error:
-            place = f"it can't be set aside: {_one_line(error)}"
+            place = f"it can't be set aside: {_short(error)}"
         self._say(f"damaged checkpoint of step {step}: {problem}; {place}")
 
     def _identify(self) -> Identity:
@@ -315,12 +315,8 @@ def _attempt(act: Callable[[], object]) -> str | None:
     try:
         act()
     except (OSError, SafetensorError) as error:
-        return _one_line(error)
+        return _short(error)
     return None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:_MAX_PROBLEM]
 
 
 def _is_random(name: str) -> bool:
@@ -333,3 +329,7 @@ def _is_finite(tensor: Tensor) -> bool:
         return True
     low, high = torch.aminmax(tensor)
     return math.isfinite(float(low)) and math.isfinite(float(high))
+
+
+def _short(error: Exception) -> str:
+    return one_line(error)[:_MAX_PROBLEM]

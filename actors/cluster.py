@@ -38,7 +38,7 @@ from stargate.actors.survey import (
 )
 from stargate.cluster import Bundle, Need, place_needs
 from stargate.config import ClusterConfig
-from stargate.errors import EngineError, MachineError
+from stargate.errors import EngineError, MachineError, one_line
 from stargate.seating import NodeFacts, Seat, full_nodes, seat_again, seat_more, usable_nodes
 
 _log = logging.getLogger(__name__)
@@ -370,4 +370,4 @@ async def _plain(call: Awaitable[Any]) -> Any:
     try:
         return await remote(call)
     except RayError as error:
-        raise EngineError(" ".join(str(error).split())[:300]) from error
+        raise EngineError(one_line(error)[:300]) from error

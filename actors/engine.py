@@ -35,7 +35,7 @@ from stargate.actors.engine_spec import (
     needed_memory_gb,
     sampling_arguments,
 )
-from stargate.actors.engine_start import one_line, pin_processes, see_log, start_vllm
+from stargate.actors.engine_start import explain, pin_processes, see_log, start_vllm
 from stargate.actors.mailbox import Delivery, Desk, Parcel
 from stargate.actors.weights import (
     TensorHeader,
@@ -173,7 +173,7 @@ class Engine:
                     await llm.resume_generation()
             except BaseException as error:
                 # Also when cancelled: weights that may be half replaced must not be served.
-                failure = self._fail(f"update to weights version {version}: {one_line(error)}")
+                failure = self._fail(f"update to weights version {version}: {explain(error)}")
                 # So that held requests end, in an error. If this fails as well, vLLM is dead.
                 with contextlib.suppress(Exception):
                     await llm.resume_generation()
@@ -215,7 +215,7 @@ class Engine:
         try:
             await call
         except BaseException as error:
-            failure = self._fail(f"{what}: {one_line(error)}")
+            failure = self._fail(f"{what}: {explain(error)}")
             if isinstance(error, Exception):
                 raise failure from error
             raise
@@ -360,7 +360,7 @@ class Engine:
         if isinstance(error, EngineDeadError):
             cause = (self._log.root_cause() if self._log else None) or "no cause was logged"
             return self._fail(f"vLLM's core died: {cause}")
-        return self._error(f"{where}: {one_line(error)}")
+        return self._error(f"{where}: {explain(error)}")
 
     def _fail(self, what: str) -> EngineError:
         """Marks this engine as one to be replaced. Returns the error to raise."""

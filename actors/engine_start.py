@@ -17,7 +17,7 @@ from stargate.actors.engine_spec import (
     engine_arguments,
     engine_environment,
 )
-from stargate.errors import EngineError, MachineError, ModelError, StargateError
+from stargate.errors import EngineError, MachineError, ModelError, StargateError, one_line
 
 
 def start_vllm(spec: EngineSpec, log: NoiseLog | None, stat_loggers: list[Any] | None) -> Any:
@@ -40,7 +40,7 @@ def start_vllm(spec: EngineSpec, log: NoiseLog | None, stat_loggers: list[Any] |
     try:
         config = AsyncEngineArgs(**engine_arguments(spec)).create_engine_config()
     except (ValueError, OSError, NotImplementedError) as error:
-        raise ModelError(f"{spec.model_dir}: {one_line(error)}") from error
+        raise ModelError(f"{spec.model_dir}: {explain(error)}") from error
     try:
         return AsyncLLM(
             config,
@@ -51,7 +51,7 @@ def start_vllm(spec: EngineSpec, log: NoiseLog | None, stat_loggers: list[Any] |
         )
     except Exception as error:
         # vLLM says only that its core failed; the cause stands in the log.
-        cause = (log.root_cause() if log else None) or one_line(error)
+        cause = (log.root_cause() if log else None) or explain(error)
         kind = MachineError if is_about_memory(cause) else EngineError
         text = f"{spec.role} engine: did not start: {cause}{see_log(log)}"
         raise kind(text) from error
@@ -77,11 +77,11 @@ def see_log(log: NoiseLog | None) -> str:
     return f" (log: {log.path})" if log else ""
 
 
-def one_line(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
     """An error as one line; the cause where vLLM wrapped it in an error without a text."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if not text and error.__cause__ is not None:
-        return one_line(error.__cause__)
+        return explain(error.__cause__)
     if isinstance(error, StargateError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

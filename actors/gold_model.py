@@ -37,7 +37,7 @@ from stargate.actors.modeling import (
 from stargate.actors.prefix_tree import Item, Text, group_alike, group_by_length, lay_out
 from stargate.actors.tree_attention import Sight, make_shareable
 from stargate.config import ScorerConfig
-from stargate.errors import MachineError
+from stargate.errors import MachineError, one_line
 from stargate.types import ScoreRequest
 
 _LOG = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class GoldModel:
             together = self._run(self._side_by_side(texts))
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             restore(model)
-            return " ".join(str(error).split())
+            return one_line(error)
         restore(model)
         difference = _difference(together, self._run(self._one_by_one(texts)))
         if not difference <= _MAX_DIFFERENCE:  # also if it is NaN

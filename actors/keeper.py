@@ -27,7 +27,7 @@ from stargate.actors.carrier import Carrier, SameFiles
 from stargate.actors.engine_pool import EnginePool, Replace
 from stargate.actors.posts import HeldWeights, Post
 from stargate.actors.remote import remote
-from stargate.errors import EngineError, MachineError, StargateError
+from stargate.errors import EngineError, MachineError, StargateError, one_line
 from stargate.tally import Tally
 
 _log = logging.getLogger(__name__)
@@ -295,7 +295,7 @@ class Keeper:
 
     def _count(self, post: Post, error: Exception) -> None:
         """Counts a restart. Raises EngineError when there were too many."""
-        _log.warning("%s died: %s", post.name, " ".join(str(error).split()))
+        _log.warning("%s died: %s", post.name, one_line(error))
         cause = _in_short(error)
         if post.num_restarts >= self._max_restarts:
             raise EngineError(
@@ -370,5 +370,5 @@ def _in_short(error: Exception) -> str:
     """A cause as the screen shows it. Ray's own texts are long and say no more than this."""
     if isinstance(error.__cause__, RayActorError):
         return "its process is gone"
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return text if len(text) <= _SHOWN_CAUSE else f"{text[:_SHOWN_CAUSE]}..."

@@ -22,7 +22,7 @@ from stargate.actors.plain_output import escape_output
 from stargate.actors.weight_check import write_sums
 from stargate.durable import disk_problem, sync
 from stargate.embedded import MANIFEST
-from stargate.errors import MachineError, ModelError
+from stargate.errors import MachineError, ModelError, one_line
 
 # What makes a folder usable beside its weights: config, generation config, tokenizer, chat template
 # and, for models with code of their own, that code.
@@ -89,7 +89,7 @@ def load_model(
             use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        problem = " ".join(str(error).split())
+        problem = one_line(error)
         raise ModelError(f"model {model_dir}: can't be loaded: {problem}") from error
     return model.to(device).eval()
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stargate.actors.attention import has_varlen, obstacle, replace, restore
+from stargate.errors import one_line
 
 _NAME = "stargate_packed"
 # Lengths of the texts that a model is tried with, and the largest difference to the same texts one
@@ -52,7 +53,7 @@ def make_packable(model: Any) -> str | None:
         same = difference <= _MAX_DIFFERENCE  # not so if it is NaN
         problem = None if same else f"logits differ by {difference:.0%}"
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        problem = " ".join(str(error).split())
+        problem = one_line(error)
     if problem is not None:
         restore(model)
         return f"tried on a packed row: {problem}"

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from stargate.actors.node_agent import ModelNames, NodeReport, node_report, sources_digest
 from stargate.cluster import Bundle, Need, Node, cluster_device, needs
 from stargate.config import FactsGrounding, RunConfig
-from stargate.errors import MachineError, StargateError
+from stargate.errors import MachineError, StargateError, one_line
 from stargate.seating import NodeFacts, Seating, bundles_for, seat
 
 # Seconds between lines that say what is awaited.
@@ -70,7 +70,7 @@ def attach(address: str) -> None:
             "RAY_AUTH_TOKEN"
         ) from error
     except (OSError, RuntimeError, ValueError, OverflowError, RayError) as error:
-        problem = " ".join(str(error).split())[:300]
+        problem = one_line(error)[:300]
         raise MachineError(
             f"cluster.address={address}: can't attach to a Ray cluster there: {problem}; a run "
             "must start on one of the cluster's nodes, with its token in RAY_AUTH_TOKEN if it "
@@ -250,10 +250,10 @@ def _report(call: Any, label: str) -> NodeReport:
     except RayTaskError as error:
         if isinstance(error.cause, StargateError):
             raise type(error.cause)(f"node {label}: {error.cause}") from None
-        problem = " ".join(str(error.cause or error).split())[-300:]
+        problem = one_line(error.cause or error)[-300:]
         raise MachineError(f"node {label}: stargate does not run there: {problem}") from error
     except RayError as error:
-        problem = " ".join(str(error).split())[:300]
+        problem = one_line(error)[:300]
         raise MachineError(f"node {label}: a process there ended: {problem}") from error
 
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any, Literal, Protocol
 
-from stargate.errors import ModelError, RecordDropped
+from stargate.errors import ModelError, RecordDropped, one_line
 from stargate.pieces import Pieces, special_pattern, words_stand_alone
 from stargate.skeleton import (
     HOLE,
@@ -246,7 +246,7 @@ class ChatFormat:
         try:
             text = self._tokenizer.render(rendered, add_generation_prompt)
         except Exception as error:  # a template is foreign code and may raise anything
-            problem = " ".join(str(error).split())
+            problem = one_line(error)
             raise ModelError(f"{self._name}: its chat template failed: {problem}") from error
         parts = HOLE.split(text)
         segments, order = parts[0::2], [int(index) for index in parts[1::2]]
@@ -308,7 +308,7 @@ class ChatFormat:
         try:
             self._tokenizer.render([user], True)
         except Exception as error:  # foreign code, as above
-            problem = " ".join(str(error).split())
+            problem = one_line(error)
             raise ModelError(f"{self._name}: no usable chat template: {problem}") from error
         try:
             text = self._tokenizer.render([{"role": "system", "content": probe}, user], True)
@@ -361,7 +361,7 @@ def load_chat_format(model_dir: str, trust_remote_code: bool = False) -> ChatFor
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        problem = " ".join(str(error).split())
+        problem = one_line(error)
         raise ModelError(f"{model_dir}: can't load its tokenizer: {problem}") from error
     if not tokenizer.is_fast:
         raise ModelError(f"{model_dir}: needs a fast tokenizer (tokenizer.json), got a slow one")

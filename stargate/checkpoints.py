@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 
 from stargate.config import TrainerConfig
 from stargate.durable import read_json, set_aside, sync
+from stargate.embedded import file_sha256
 from stargate.errors import DataError
 from stargate.schedule import Step
 from stargate.types import TrainingExample
@@ -226,12 +227,6 @@ def files_of(manifest: Manifest, rank: int) -> dict[str, str]:
     return {name: sha for name, sha in manifest.files.items() if name.startswith(prefix)}
 
 
-def file_digest(file: Path) -> str:
-    """A file's sha256. Raises OSError."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def settings_of(config: TrainerConfig) -> dict[str, Any]:
     """What of a trainer's config changes what is learned, as plain values."""
     settings = config.model_dump(mode="json", exclude=set(_FREE))
@@ -260,7 +255,7 @@ def model_digest(folder: Path) -> str:
     """
     sha256 = hashlib.sha256()
     for file in _model_files(folder):
-        sha256.update(f"{file.name} {file_digest(file)}\n".encode())
+        sha256.update(f"{file.name} {file_sha256(file)}\n".encode())
     return sha256.hexdigest()
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from stargate.component import Component
 from stargate.config import RunConfig
-from stargate.errors import ConfigError
+from stargate.errors import ConfigError, one_line
 
 ComponentT = TypeVar("ComponentT", bound=Component)
 
@@ -44,7 +44,7 @@ def read_yaml(file: Path) -> Any:
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
     except _NOT_YAML as error:
-        problem = " ".join(str(error).split()) or type(error).__name__
+        problem = one_line(error) or type(error).__name__
         raise ConfigError(f"{file}: not valid YAML: {problem}") from error
     except OSError as error:
         raise ConfigError(f"{file}: can't be read: {error.strerror}") from error

@@ -146,6 +146,7 @@ def source_file(model: PackagedModel = SMOLLM2) -> Path:
 
 
 def file_sha256(file: Path) -> str:
+    """A file's sha256, in hexadecimal. Raises OSError."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -62,3 +62,8 @@ class RecordDropped(StargateError):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}: {self.detail}"
+
+
+def one_line(error: BaseException) -> str:
+    """Somebody else's message on one line; "" where it has none."""
+    return " ".join(str(error).split())

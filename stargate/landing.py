@@ -28,7 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from stargate.errors import DataError
+from stargate.errors import DataError, one_line
 from stargate.landing_identity import Identity
 from stargate.landing_manifest import (
     FOLDER,
@@ -152,7 +152,7 @@ class Landing:
                 if not self._problem:
                     lost_at = time.monotonic()
                     self._tell(f"{error}; records stay in {self._root}, trying again")
-                self._problem = " ".join(str(error).split())
+                self._problem = one_line(error)
                 self._wake.wait(pause)
                 self._wake.clear()
                 pause = min(2 * pause, _LONGEST_PAUSE)

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stargate.errors import DataError
+from stargate.errors import DataError, one_line
 from stargate.rows import SCHEMAS
 
 FOLDER = "_landing"
@@ -114,7 +114,7 @@ def read_manifest(content: bytes, where: str) -> Manifest:
         values = json.loads(text)
         return _manifest(values)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        problem = " ".join(str(error).split())
+        problem = one_line(error)
         raise DataError(f"{where}: not a manifest that a run writes: {problem}") from error
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from stargate.errors import DataError, ModelError
+from stargate.errors import DataError, ModelError, one_line
 from stargate.iteration import IterationResult
 from stargate.memory import MemoryPeak
 from stargate.models import check_model_folder
@@ -117,7 +117,7 @@ def _reading(file: Path) -> Iterator[None]:
     except KeyError as error:
         raise DataError(f"{file}: it has no {error}") from error
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
-        problem = " ".join(str(error).split())
+        problem = one_line(error)
         raise DataError(f"{file}: not what a run writes: {problem}") from error
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from stargate.durable import make_folder, read_exactly, write_atomically
-from stargate.errors import ConfigError, MachineError, StargateError
+from stargate.errors import ConfigError, MachineError, StargateError, one_line
 from stargate.storage_uri import StorageUri
 
 # Bytes moved at a time.
@@ -53,20 +53,20 @@ class StorageError(StargateError):
 class Storage:
     """One folder on shared storage. Names are relative, with slashes."""
 
-    def __init__(self, filesystem: Any, root: str, shown: str, *, renames: bool) -> None:
-        """`filesystem` is pyarrow's; `shown` is what messages call this folder."""
+    def __init__(self, filesystem: Any, root: str, uri: StorageUri, *, renames: bool) -> None:
+        """`filesystem` is pyarrow's; `uri` is what messages call this folder."""
         self._filesystem = filesystem
         self._root = root.rstrip("/")
-        self._shown = shown
+        self._uri = uri
         self._renames = renames
 
     def __str__(self) -> str:
-        return self._shown
+        return str(self._uri)
 
     def child(self, name: str) -> "Storage":
         """The folder `name` in this one."""
-        shown = StorageUri(*_split(self._shown)).child(name)
-        return Storage(self._filesystem, self._path(name), str(shown), renames=self._renames)
+        uri = self._uri.child(name)
+        return Storage(self._filesystem, self._path(name), uri, renames=self._renames)
 
     def put(
         self, name: str, source: BinaryIO, size: int, moved: Callable[[int], None] | None = None
@@ -204,14 +204,13 @@ class Storage:
 class _LocalStorage(Storage):
     """file://: with fsync, which pyarrow's local file system does not do."""
 
-    def __init__(self, root: str, shown: str) -> None:
+    def __init__(self, root: str, uri: StorageUri) -> None:
         from pyarrow.fs import LocalFileSystem
 
-        super().__init__(LocalFileSystem(), root, shown, renames=True)
+        super().__init__(LocalFileSystem(), root, uri, renames=True)
 
     def child(self, name: str) -> "Storage":
-        shown = StorageUri(*_split(self._shown)).child(name)
-        return _LocalStorage(self._path(name), str(shown))
+        return _LocalStorage(self._path(name), self._uri.child(name))
 
     def put(
         self, name: str, source: BinaryIO, size: int, moved: Callable[[int], None] | None = None
@@ -235,21 +234,20 @@ class _LocalStorage(Storage):
 
 def open_storage(uri: StorageUri) -> Storage:
     """The folder at an address. Raises ConfigError for a scheme that is not there, StorageError."""
-    shown = str(uri)
     if uri.scheme == "file":
-        return _LocalStorage(uri.place, shown)
+        return _LocalStorage(uri.place, uri)
     try:
         if uri.scheme in _NATIVE:
             from pyarrow.fs import FileSystem
 
-            filesystem, root = FileSystem.from_uri(shown)
+            filesystem, root = FileSystem.from_uri(str(uri))
         else:
             filesystem, root = _open_fsspec(uri)
     except StargateError:
         raise
     except Exception as error:  # each of fsspec's libraries has errors of its own
-        raise StorageError(f"{shown}: {_problem(error)}") from None
-    return Storage(filesystem, root, shown, renames=uri.scheme not in _OBJECT_STORES)
+        raise StorageError(f"{uri}: {_problem(error)}") from None
+    return Storage(filesystem, root, uri, renames=uri.scheme not in _OBJECT_STORES)
 
 
 def _open_fsspec(uri: StorageUri) -> tuple[Any, str]:
@@ -278,10 +276,4 @@ def mask_credentials(text: str) -> str:
 
 
 def _problem(error: Exception) -> str:
-    return mask_credentials(" ".join(str(error).split()) or type(error).__name__)
-
-
-def _split(shown: str) -> tuple[str, str, str]:
-    scheme, _, rest = shown.partition("://")
-    place, _, query = rest.partition("?")
-    return scheme, place, query
+    return mask_credentials(one_line(error) or type(error).__name__)

@@ -32,7 +32,7 @@ from stargate.data.writing import (
     task_row,
     write_jsonl,
 )
-from stargate.errors import DataError
+from stargate.errors import DataError, one_line
 
 FORMATS = ("star-gate", "hf", "jsonl", "parquet", "csv")
 # Where a task's text may stand in somebody else's data, in the order of preference.
@@ -301,7 +301,7 @@ def _hf_tables(folder: Path) -> dict[str, Found]:
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:  # `datasets` raises many types for a folder it can't read
-        detail = " ".join(str(error).split())
+        detail = one_line(error)
         raise DataError(f"{folder}: `datasets` can't load it: {detail}") from error
     if not isinstance(loaded, datasets.DatasetDict):
         return {"tasks": _hf_rows("row", loaded)}

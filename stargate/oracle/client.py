@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from stargate.errors import DataError, StargateError
+from stargate.errors import DataError, StargateError, one_line
 from stargate.oracle.answers import MalformedReply, parse_reply
 from stargate.oracle.base import CachedOracle, Question
 from stargate.oracle.config import AzureOracleConfig, RemoteOracleConfig
@@ -285,7 +285,7 @@ def _connection_failure(error: Exception, key: ApiKey) -> Failure:
             break
         error = error.__cause__
     never_sent = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-    text = key.mask(" ".join(str(error).split()))[:200]
+    text = key.mask(one_line(error))[:200]
     name = type(error).__name__
     return Failure(
         FailureKind.CONNECTION,

@@ -17,7 +17,7 @@ from stargate.data.build.config import FilePersonas, FileTasks, HubTasks
 from stargate.data.cleaning import Cleaner, RawPersona, RawTask
 from stargate.data.dataset import open_dataset
 from stargate.data.importers import TEXT_COLUMNS, TaskSource, read_tasks, require_datasets
-from stargate.errors import DataError
+from stargate.errors import DataError, one_line
 from stargate.types import Persona, Task
 
 _Ranges = Mapping[str, tuple[int, int]]
@@ -166,7 +166,7 @@ def _hub_rows(source: HubTasks) -> _Found:
             source.name, source.subset, split=source.part, revision=source.revision
         )
     except Exception as error:  # `datasets` and its file systems raise many types
-        detail = " ".join(str(error).split())[:300]
+        detail = one_line(error)[:300]
         raise DataError(
             f"{source.name}: can't be loaded by `datasets` ({type(error).__name__}: {detail}); "
             "check the name and the network, or download it and use tasks: {type: file, path: ...}"
