@@ -55,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.parse_args(arguments)  # handles --help, --version and unknown commands; exits
         parser.print_help()
         return 2
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        _say_error(name, "the current folder was deleted; change to one that exists")
+        return MachineError.exit_code
     module = importlib.import_module(COMMANDS[name][0])
     parser = argparse.ArgumentParser(
         prog=f"stargate {name}",

@@ -1,5 +1,7 @@
 """The command line: help, one clear line for a user's mistake (test_imports.py: light imports)."""
 
+from pathlib import Path
+
 import pytest
 
 from stargate.launch.cli import main
@@ -25,3 +27,16 @@ def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([])
     assert end.value.code == 2
+
+
+def test_a_current_folder_that_was_deleted_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert main(["run", "cpu_demo"]) == 5
+    assert capsys.readouterr().err == (
+        "stargate run: the current folder was deleted; change to one that exists\n"
+    )
