@@ -11,8 +11,14 @@ from stargate.types import Sampling
 CPU_BLOCK_SIZE = 32
 # Tokens of one step; vLLM's own number on CPU. Without chunked prefill the longest prompt must fit.
 CPU_BATCHED_TOKENS = 2048
-# Measured: an engine's three processes, besides weights and KV cache, rounded up (GB).
-CPU_OVERHEAD_GB = 2.2
+# Measured: an engine's two processes, besides weights and KV cache, rounded up (GB). With tensor
+# parallelism each rank has one more, about 0.6 GB.
+CPU_OVERHEAD_GB = 1.9
+# Lets a process keep the memory that tensors free, for the next ones, as modeling.keep_freed_memory
+# does: prompts are read 1.12 times as fast, texts written 1.08 times (SmolLM2-135M, one core).
+KEEP_FREED_MEMORY = (
+    "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483648:glibc.malloc.arena_max=1"
+)
 # The names of nucleus.NucleusLogitsProcessor and its argument, which need vLLM to be imported.
 NUCLEUS = "stargate.actors.nucleus:NucleusLogitsProcessor"
 NUCLEUS_ARGUMENT = "stargate_top_p"
@@ -106,7 +112,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
 
 
 def engine_environment(spec: EngineSpec) -> dict[str, str]:
-    """Environment variables that must be set before vLLM is imported."""
+    """Environment variables that must be set before vLLM is imported and starts its processes."""
     environment = {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
@@ -116,6 +122,7 @@ def engine_environment(spec: EngineSpec) -> dict[str, str]:
     }
     if spec.device == "cpu":
         environment["VLLM_CPU_OMP_THREADS_BIND"] = spec.cpu_cores or "auto"
+        environment["GLIBC_TUNABLES"] = KEEP_FREED_MEMORY
     return environment
 
 

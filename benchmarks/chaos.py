@@ -1,7 +1,7 @@
 """Kills processes of one run at random, with SIGKILL, and looks at what the run recorded.
 
     stargate run -> every few seconds one process of a random kind is killed: an engine's actor,
-    vLLM's core or worker behind it, a scorer, a trainer rank, or the driver itself
+    vLLM's core behind it, a scorer, a trainer rank, or the driver itself
     (then: stargate resume) -> the run finishes -> its records against those of an undisturbed run
 
 Kinds come in rounds, each kind once a round, in random order, so that every kind has its share;
@@ -29,7 +29,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stargate.benchmarks.card import Measurement, Ratio, Say
-from stargate.benchmarks.chaos_processes import DRIVER, KINDS, Found, left_over, processes_of
+from stargate.benchmarks.chaos_processes import (
+    DRIVER,
+    KINDS,
+    WORKERS,
+    Found,
+    left_over,
+    processes_of,
+)
 
 if TYPE_CHECKING:
     from stargate.config import RunConfig
@@ -56,9 +63,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--kills", type=int, default=30, help="processes to kill (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the kills, not of the run")
     add("--gap", type=float, default=10.0, help="most seconds between recovery and next kill")
-    add("--kinds", default=",".join((*KINDS, DRIVER)), help="whom to kill (default: all kinds)")
+    present = [kind for kind in (*KINDS, DRIVER) if kind not in WORKERS]
+    add(
+        "--kinds",
+        default=",".join(present),
+        metavar="LIST",
+        help=f"whom to kill (default: all but {', '.join(WORKERS)}, which an engine has only with "
+        "tensor parallelism)",
+    )
     add("--config", default="cpu_demo", help="config to run (default: %(default)s)")
-    add("--iterations", type=int, default=2, help="default: %(default)s")
+    add("--iterations", type=int, default=4, help="default: %(default)s")
     add("--tasks", type=int, default=6, help="tasks to train on (default: %(default)s)")
     add("--personas", type=int, default=4, help="personas of each (default: %(default)s)")
     add("--dialogues", type=int, default=4, help="dialogues of each pair (default: %(default)s)")

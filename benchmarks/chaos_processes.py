@@ -1,6 +1,6 @@
 """The processes of a run, found by the log file that each writes to.
 
-RUN/logs/questioner-0.log <- actor "questioner", vLLM's core and worker behind it
+RUN/logs/questioner-0.log <- actor "questioner", vLLM's core behind it, and its workers if any
 RUN/logs/scorer-1.log     <- actor "scorer"          RUN/logs/trainer-0.log <- "trainer"
 """
 
@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Every kind of process that a run has beside its driver and Ray's own.
+# Every kind of process that a run has beside its driver and Ray's own. vLLM has workers only where
+# an engine takes several devices; else its core computes.
 KINDS = (
     "questioner",
     "questioner-core",
@@ -21,6 +22,7 @@ KINDS = (
     "trainer",
 )
 DRIVER = "driver"
+WORKERS = ("questioner-worker", "roleplayer-worker")
 # How the names begin that processes give themselves; the kernel keeps 15 characters, and Ray adds
 # the method that an actor is at.
 _TITLES = {

@@ -3,8 +3,8 @@
 driver                         the command itself: the loop, prompts, tokenising, matching facts
 questioner / roleplayer
     front_end                  the Ray actor with vLLM's AsyncLLM
-    core                       vLLM's scheduler
-    worker                     the model
+    core                       vLLM's scheduler, and the model where an engine has one device
+    worker                     else the model
 ray                            everything else that Ray started
 """
 
