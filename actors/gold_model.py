@@ -27,6 +27,7 @@ from torch import Tensor
 
 from stargate.actors.attention import restore
 from stargate.actors.modeling import (
+    CACHED_BYTES,
     SelectedLogits,
     keep_freed_memory,
     keep_precise,
@@ -45,8 +46,6 @@ _LOG = logging.getLogger(__name__)
 # Bytes of float32 logits of one pass. With long golds and a vocabulary of 150,000 they, not the
 # tokens, fill the memory.
 _MAX_LOGIT_BYTES = 256 * 1024 * 1024
-# Bytes of logits whose sum of exponentials is taken at once: they stay in the cache meanwhile.
-_EXP_BYTES = 2 * 1024 * 1024
 # The largest difference of a log-prob in a shared row from the same text alone, as a share of the
 # largest log-prob: bfloat16 rounds to 0.4 %, a text that sees another shows far above.
 _MAX_DIFFERENCE = 0.05
@@ -81,14 +80,13 @@ class GoldModel:
         self, model_dir: str, config: ScorerConfig, device: str, trust_remote_code: bool
     ) -> None:
         model = load_model(model_dir, None, device, trust_remote_code).requires_grad_(False)
-        self._logits = SelectedLogits(model)
         self._device = device
         self._is_half = config.dtype == "bfloat16"
         keep_precise(model, torch.bfloat16 if self._is_half else torch.float32)
+        self._logits = SelectedLogits(model, rounded=self._is_half and device == "cpu")
         if self._is_half:
             # The output layer's float32 product may round its inputs where the hardware does that
-            # (they are bfloat16 weights anyway); its sums and results stay float32. On CPUs this
-            # also chooses a kernel that is twice as fast.
+            # (they are bfloat16 weights anyway); its sums and results stay float32.
             torch.set_float32_matmul_precision("medium")
         self._max_batch_tokens = config.max_batch_tokens
         self.max_length = max_positions(model)
@@ -210,8 +208,8 @@ class GoldModel:
             torch.autocast(self._device, torch.bfloat16, enabled=self._is_half),
         ):
             rows, columns = made.places.unbind(1)
-            logits, _ = self._logits(rows, columns, use_cache=False, **made.inputs)
             wanted = self._tensor([token for text in made.texts for token in text.gold])
+            logits, _ = self._logits(rows, columns, wanted, use_cache=False, **made.inputs)
             flat = iter(_logprobs(logits, wanted).tolist())
         return [tuple(next(flat) for _ in text.gold) for text in made.texts]
 
@@ -224,7 +222,7 @@ def _logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     chosen = logits.gather(1, targets[:, None])[:, 0]
     at_once = len(logits)
     if logits.device.type == "cpu":
-        at_once = max(1, _EXP_BYTES // (4 * logits.shape[1]))
+        at_once = max(1, CACHED_BYTES // (4 * logits.shape[1]))
     parts = torch.split(logits, at_once)
     return chosen - torch.cat([part.logsumexp(1) for part in parts])
 

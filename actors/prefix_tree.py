@@ -92,7 +92,8 @@ def group_alike(items: Sequence[Item], max_tokens: int, max_places: int) -> list
     """Indices of the items that make up each row: those with most in common together.
 
     A row has at most `max_tokens` tokens and `max_places` scored positions; an item that is too
-    large for that is alone.
+    large for that is alone. Golds of one context may fill twice as many tokens: to compute a long
+    context again costs more than a row that leaves the cache.
     """
     found: list[list[int]] = []
     tokens = places = 0
@@ -101,7 +102,8 @@ def group_alike(items: Sequence[Item], max_tokens: int, max_places: int) -> list
         num_places = sum(map(len, golds))
         own = len(context) + num_places - len(golds)
         shared = common_length(items[found[-1][-1]][0], context) if found else 0
-        if found and tokens + own - shared <= max_tokens and places + num_places <= max_places:
+        room = 2 * max_tokens if shared == len(context) else max_tokens
+        if found and tokens + own - shared <= room and places + num_places <= max_places:
             found[-1].append(i)
             tokens += own - shared
             places += num_places

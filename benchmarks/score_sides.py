@@ -30,6 +30,8 @@ Logprobs = list[tuple[float, ...]]
 # Seconds within which a side must answer: starting an engine, or minutes of work on a CPU.
 _DEADLINE_S = 900.0
 _STOP_S = 60.0
+# Tokens of a batch of the bare forward pass on a CPU: with 4,096 it is a quarter slower.
+_FORWARD_CPU_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -237,11 +239,13 @@ def _forward(job: Job) -> _Started:
     _pin(job)
     dtype = torch.bfloat16 if job.dtype == "bfloat16" else torch.float32
     model = load_model(job.model_dir, dtype, job.device, job.trust_remote_code)
+    max_tokens = job.max_batch_tokens
     if job.core is not None:
         torch.set_num_threads(1)
+        max_tokens = min(max_tokens, _FORWARD_CPU_TOKENS)
 
     def score(work: list[PairRequests]) -> Answer:
-        batches = by_length(stretches(work), job.max_batch_tokens)
+        batches = by_length(stretches(work), max_tokens)
         started = time.perf_counter()
         with torch.inference_mode():
             for batch in batches:

@@ -141,6 +141,37 @@ def test_bfloat16_is_within_a_twentieth_of_a_nat_per_gold_token(
     assert worst_token < 0.5
 
 
+def test_rounded_logits_are_exact_where_log_probs_depend_on_them(tiny: Path) -> None:
+    """The target's logit and the largest one, to float32; the others to bfloat16's 0.4 %."""
+    import torch
+
+    from stargate.actors.modeling import SelectedLogits, load_model
+
+    ids = torch.arange(100, 150)[None]
+    rows, columns, targets = torch.zeros(40).long(), torch.arange(5, 45), torch.arange(1000, 1040)
+    with torch.inference_mode():
+        exact = load_model(str(tiny), torch.float32, "cpu", False)(input_ids=ids).logits[0, 5:45]
+        rounded = SelectedLogits(load_model(str(tiny), torch.float32, "cpu", False), rounded=True)
+        found, _ = rounded(rows, columns, targets, input_ids=ids)
+    assert found.dtype == torch.float32
+    largest = exact.argmax(1)
+    for wanted in (largest, targets):
+        torch.testing.assert_close(
+            found.gather(1, wanted[:, None]), exact.gather(1, wanted[:, None]), rtol=1e-5, atol=1e-5
+        )
+    difference = (found - exact).abs()
+    assert 0.001 < difference.max() < 0.02 * exact.abs().max()
+
+    # What a score is made of.
+    def logprobs(logits: torch.Tensor) -> torch.Tensor:
+        return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
+
+    error = (logprobs(found) - logprobs(exact)).abs()
+    simply_rounded = (logprobs(exact.bfloat16().float()) - logprobs(exact)).abs()
+    assert error.max() < 0.005
+    assert error.mean() < 0.5 * simply_rounded.mean()
+
+
 def test_sums_are_over_gold_tokens_only(
     float32: Scorer, requests: list[ScoreRequest], reference: list[list[float]]
 ) -> None:

@@ -120,3 +120,11 @@ def test_common_length() -> None:
     assert common_length((1, 2), (1, 2, 4)) == 2
     assert common_length((), (1,)) == 0
     assert common_length((3,), (1,)) == 0
+
+
+def test_golds_of_one_context_fill_twice_as_much() -> None:
+    golds = [(tuple(range(10)), ((7, 7, 7),)) for _ in range(4)]  # 10 + 2 tokens each
+    assert group_alike(golds, 9, 100) == [[0, 1, 2, 3]]  # 10 + 4 * 2 = 18
+    assert group_alike(golds, 8, 100) == [[0, 1, 2], [3]]
+    other = ((*range(9), 1), ((7, 7, 7),))
+    assert group_alike([golds[0], other], 9, 100) == [[1], [0]]
