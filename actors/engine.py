@@ -35,7 +35,7 @@ from stargate.actors.engine_spec import (
     needed_memory_gb,
     sampling_arguments,
 )
-from stargate.actors.engine_start import explain, pin_processes, see_log, start_vllm
+from stargate.actors.engine_start import answered, explain, pin_processes, see_log, start_vllm
 from stargate.actors.mailbox import Delivery, Desk, Parcel
 from stargate.actors.weights import (
     TensorHeader,
@@ -93,7 +93,7 @@ class Engine:
             self._llm = start_vllm(self.spec, self._log, self._stat_loggers())
             self._tokenizer = self._llm.get_tokenizer()
             self._max_model_len = self._llm.model_config.max_model_len
-            await self._llm.update_weight_version(str(self._version))
+            await answered(self._llm, self._llm.update_weight_version(str(self._version)))
         except BaseException:
             self._processes = child_processes() - before
             await self.shutdown()
@@ -163,20 +163,20 @@ class Engine:
             try:
                 if self._asleep:
                     with _timed(phases, "wake"):
-                        await llm.wake_up(["weights"])
+                        await answered(llm, llm.wake_up(["weights"]))
                 await self._replace_weights(llm, weights, version, phases)
                 if self._asleep:
                     with _timed(phases, "wake_cache"):
-                        await llm.wake_up(["kv_cache"])
+                        await answered(llm, llm.wake_up(["kv_cache"]))
                     self._asleep = 0
                 with _timed(phases, "resume"):
-                    await llm.resume_generation()
+                    await answered(llm, llm.resume_generation())
             except BaseException as error:
                 # Also when cancelled: weights that may be half replaced must not be served.
                 failure = self._fail(f"update to weights version {version}: {explain(error)}")
                 # So that held requests end, in an error. If this fails as well, vLLM is dead.
                 with contextlib.suppress(Exception):
-                    await llm.resume_generation()
+                    await answered(llm, llm.resume_generation())
                 if isinstance(error, Exception):
                     raise failure from error
                 raise
@@ -194,7 +194,7 @@ class Engine:
                 return
             # Before it is done: a request that came meanwhile would wait for ever.
             self._asleep = level
-            await self._must(llm.sleep(level=level), f"sleep at level {level}")
+            await self._must(answered(llm, llm.sleep(level=level)), f"sleep at level {level}")
 
     async def wake_up(self) -> bool:
         """Ends the sleep; one that is awake stays so. Raises EngineError.
@@ -206,7 +206,7 @@ class Engine:
             if self._asleep > 1:
                 return False
             if self._asleep:
-                await self._must(llm.wake_up(), "wake up")
+                await self._must(answered(llm, llm.wake_up()), "wake up")
                 self._asleep = 0
             return True
 
@@ -224,7 +224,7 @@ class Engine:
         """The version of the weights, as vLLM's core itself reports it."""
         llm = self._running()
         try:
-            return int(await llm.get_weight_version())
+            return int(await answered(llm, llm.get_weight_version()))
         except Exception as error:
             raise self._engine_error(error, "weights version") from error
 
@@ -331,17 +331,19 @@ class Engine:
 
         files = [str(file) for file in weight_files(weights)]
         with _timed(phases, "pause"):
-            await llm.pause_generation(mode="keep")
+            await answered(llm, llm.pause_generation(mode="keep"))
         with _timed(phases, "start"):
-            await llm.start_weight_update()
+            await answered(llm, llm.start_weight_update())
         with _timed(phases, "update"):
-            await llm.update_weights(WeightTransferUpdateRequest(update_info={"files": files}))
+            await answered(
+                llm, llm.update_weights(WeightTransferUpdateRequest(update_info={"files": files}))
+            )
         with _timed(phases, "finish"):
-            await llm.finish_weight_update(weight_version=str(version))
+            await answered(llm, llm.finish_weight_update(weight_version=str(version)))
         with _timed(phases, "reset"):
-            if not await llm.reset_prefix_cache():
+            if not await answered(llm, llm.reset_prefix_cache()):
                 raise EngineError("the prefix cache could not be reset")
-        reported = await llm.get_weight_version()
+        reported = await answered(llm, llm.get_weight_version())
         if reported != str(version):
             raise EngineError(f"the engine reports version {reported}")
         self._version = version

@@ -3,10 +3,11 @@
 Everything that goes wrong on the way is one line, with the cause that vLLM only logs.
 """
 
+import asyncio
 import contextlib
 import os
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Awaitable, Iterable
+from typing import Any, TypeVar
 
 import psutil
 
@@ -18,6 +19,11 @@ from stargate.actors.engine_spec import (
     engine_environment,
 )
 from stargate.errors import EngineError, MachineError, ModelError, StargateError, one_line
+
+T = TypeVar("T")
+
+# Seconds between looks whether the core lives, while its answer is awaited.
+_LOOK_SECONDS = 1.0
 
 
 def start_vllm(spec: EngineSpec, log: NoiseLog | None, stat_loggers: list[Any] | None) -> Any:
@@ -78,6 +84,23 @@ def _executor(spec: EngineSpec, config: Any) -> tuple[Any, contextlib.AbstractCo
     from vllm.utils.ompmultiprocessing import OMPProcessManager
 
     return UniProcExecutor, OMPProcessManager(config).configure_omp_envs(0, 0)
+
+
+async def answered(llm: Any, call: Awaitable[T]) -> T:
+    """What vLLM's core answers to a call. Raises EngineDeadError if it dies meanwhile.
+
+    vLLM 0.32 ends generations when its core dies, but forgets those who wait for the answer to
+    another call: they would wait for ever.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=_LOOK_SECONDS)
+            if not task.done() and llm.errored:
+                raise llm.dead_error
+        return task.result()
+    finally:
+        task.cancel()
 
 
 def pin_processes(processes: Iterable[psutil.Process], spec: EngineSpec) -> None:

@@ -1,10 +1,11 @@
 """How vLLM's processes wait for each other on a machine with few cores (vllm).
 
-vLLM's scheduler process and its worker pass messages through shared memory, and each spins on it
-for up to a second while the other works: fastest where a core is free for that. On the few cores of
-a machine without a GPU the spinning is taken from engines that have work, and it hides from the
-kernel which core has room for the processes that move (measured: lab notes). So there they sleep
-until they are told; a message then arrives up to 0.1 ms later, at steps of 20 to 100 ms.
+Where an engine has several devices, vLLM's scheduler process and its workers pass messages through
+shared memory, and each spins on it for up to a second while the other works: fastest where a core
+is free for that. On the few cores of a machine without a GPU the spinning is taken from engines
+that have work, and it hides from the kernel which core has room for the processes that move
+(measured: lab notes). So there they sleep until they are told; a message then arrives up to 0.1 ms
+later, at steps of 20 to 100 ms.
 
 Called by vLLM in each of its processes, through weights.register.
 """

@@ -5,7 +5,9 @@ perturbed copy of it. Tests run in the order of this file; the last ones break t
 """
 
 import asyncio
+import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -144,6 +146,15 @@ def test_a_start_reports_the_engine_and_keeps_its_noise_in_the_log(
     assert "Initializing a V1 LLM engine" in engine.log.read_text()
     assert run(engine.engine.reported_version()) == 0
     run(engine.engine.ping())
+
+
+def test_the_core_computes_bound_to_its_cpu_core(engine: Started) -> None:
+    """No worker process beside it, and every thread where the spec says."""
+    assert not [p for p in engine.processes if "Worker" in " ".join(p.cmdline())]
+    core = engine.process("EngineCore")
+    threads = {os.sched_getaffinity(thread.id) == {0} for thread in core.threads()}
+    assert threads == {True}
+    assert "OMP_PLACES" not in os.environ  # set for the core only
 
 
 def test_a_text_ends_by_length_or_with_its_end_token(
@@ -358,6 +369,60 @@ def test_an_update_that_fails_half_way_ends_the_engine(
     for call in (fresh.engine.ping(), fresh.engine.generate(request((1, 2, 3)))):
         with pytest.raises(EngineError, match="update to weights version 9"):
             run(call)
+
+
+def test_who_waits_for_the_core_when_it_dies_is_told(
+    run: Run[Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """vLLM forgets calls whose answer is awaited at that moment."""
+    log = tmp_path_factory.mktemp("logs") / "stopped.log"
+    for one in started(run, resolve_model("embedded"), log):
+        core = one.process("EngineCore")
+
+        async def ask_and_kill(engine: Engine, core: psutil.Process) -> None:
+            core.suspend()
+            calls = [asyncio.ensure_future(engine.ping()) for _ in range(2)]
+            await asyncio.sleep(0.5)
+            assert not any(call.done() for call in calls)
+            core.kill()
+            answers = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 60)
+            assert ["core died" in str(answer) for answer in answers] == [True, True]
+
+        run(ask_and_kill(one.engine, core))
+        assert one.failures == [one.engine.fatal]
+
+
+def test_a_core_does_not_outlive_its_engine(tmp_path: Path) -> None:
+    """kill -9 on the process with the engine; nobody else ends the core."""
+    program = (
+        "import asyncio, sys, time\n"
+        "from stargate.actors.engine import Engine\n"
+        "from tests.integration.test_engine import CONFIG, EngineSpec, resolve_model\n"
+        "async def main():\n"
+        "    model, log = str(resolve_model('embedded')), sys.argv[1]\n"
+        "    spec = EngineSpec('questioner', model, CONFIG, cpu_cores='0', log_file=log)\n"
+        "    await Engine(spec).start()\n"
+        "    open(log + '.started', 'w').close()\n"
+        "    await asyncio.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    asyncio.run(main())\n"
+    )
+    script, log = tmp_path / "serve.py", tmp_path / "engine.log"
+    script.write_text(program)
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    process = psutil.Popen([sys.executable, str(script), str(log)], env=environment)
+    try:
+        deadline = time.monotonic() + 300
+        while not Path(f"{log}.started").exists():
+            assert time.monotonic() < deadline and process.poll() is None, log.read_text()
+            time.sleep(0.2)
+        children = process.children(recursive=True)
+        (core,) = [p for p in children if "EngineCore" in " ".join(p.cmdline())]
+    finally:
+        process.kill()
+        process.wait()
+    gone, alive = psutil.wait_procs([core], timeout=30)
+    assert gone == [core] and alive == []
 
 
 def test_the_death_of_vllms_core_is_noticed(run: Run[Any], engine: Started, prompt: Prompt) -> None:
