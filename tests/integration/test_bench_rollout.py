@@ -38,4 +38,4 @@ def test_every_pass_does_the_same_work(tmp_path: Path) -> None:
     # Two dialogues' prompts begin alike, so some of each pass must have been found again.
     assert all(0 < one["num_cached_tokens"] < one["num_prompt_tokens"] for one in work)
     assert figures["driver_cpu_s"] > 0
-    assert figures["cpu_seconds"]["pipeline"]["questioner_worker"] > 0
+    assert figures["cpu_seconds"]["pipeline"]["questioner_core"] > 0
