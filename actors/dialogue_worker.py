@@ -154,8 +154,7 @@ class DialogueWorker:
     def _num_first(self) -> int:
         """This worker's share of the dialogues that begin at once; at least one of them."""
         config = self._spec.config
-        first = config.rollout.slow_start * config.questioner.engine.num_engines
-        return -(-first // config.rollout.num_workers)
+        return -(-config.num_first_dialogues // config.rollout.num_workers)
 
     async def _play(self, plan: DialoguePlan) -> Dialogue:
         if self._player is None:

@@ -175,7 +175,11 @@ class ReplicaPool(Generic[_Request, _Result]):
         return min(living, key=lambda n: self._replicas[n].num_in_flight, default=None)
 
     def _mailbox(self, actor: Any) -> Mailbox[_Request, _Result]:
-        mailbox: Mailbox[_Request, _Result] = _mailbox(actor, self._owner)
+        async def exchange(parcel: Parcel[_Request]) -> Delivery[_Result]:
+            delivery: Delivery[_Result] = await remote(actor.exchange.remote(parcel))
+            return delivery
+
+        mailbox: Mailbox[_Request, _Result] = Mailbox(exchange, self._owner)
         mailbox.num_busy = lambda: sum(replica.num_in_flight > 0 for replica in self._replicas)
         return mailbox
 
@@ -240,11 +244,3 @@ def share_of(worker: int, num_workers: int, num_replicas: int) -> list[int]:
     """
     own = list(range(worker, num_replicas, num_workers))
     return own or [worker % num_replicas]
-
-
-def _mailbox(actor: Any, owner: str = "") -> Mailbox[_Request, _Result]:
-    async def exchange(parcel: Parcel[_Request]) -> Delivery[_Result]:
-        delivery: Delivery[_Result] = await remote(actor.exchange.remote(parcel))
-        return delivery
-
-    return Mailbox(exchange, owner)

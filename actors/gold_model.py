@@ -27,8 +27,8 @@ from torch import Tensor
 
 from stargate.actors.attention import restore
 from stargate.actors.modeling import (
-    CACHED_BYTES,
     SelectedLogits,
+    cached_rows,
     keep_freed_memory,
     keep_precise,
     load_model,
@@ -222,7 +222,7 @@ def _logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     chosen = logits.gather(1, targets[:, None])[:, 0]
     at_once = len(logits)
     if logits.device.type == "cpu":
-        at_once = max(1, CACHED_BYTES // (4 * logits.shape[1]))
+        at_once = cached_rows(logits.shape[1])
     parts = torch.split(logits, at_once)
     return chosen - torch.cat([part.logsumexp(1) for part in parts])
 

@@ -32,6 +32,8 @@ _WEIGHT_INDEX_SUFFIX = ".index.json"
 # glibc's malloc.h: M_MMAP_MAX 0 (no block is mapped by itself), M_TRIM_THRESHOLD as large as it can
 # be (free memory at the heap's end stays), M_ARENA_MAX 1 (threads use the same heap).
 _KEEP_FREED = ((-4, 0), (-1, 2**31 - 1), (-8, 1))
+# Bytes of logits that are worked on at once on a CPU: they stay in its cache meanwhile.
+_CACHED_BYTES = 2 * 1024 * 1024
 
 
 def redirect_output(log_file: str | None) -> None:
@@ -49,10 +51,6 @@ def redirect_output(log_file: str | None) -> None:
     os.dup2(file, 2)
     os.close(file)
     escape_output()
-
-
-# Bytes of logits that are worked on at once, on a CPU: they stay in its cache meanwhile.
-CACHED_BYTES = 2 * 1024 * 1024
 
 
 def keep_freed_memory() -> None:
@@ -180,7 +178,7 @@ class _RoundedLinear(_SelectingLinear):
         assert self.targets is not None
         rounded = functional.linear(chosen.to(torch.bfloat16), self._rounded)
         found = torch.empty(rounded.shape)
-        at_once = max(1, CACHED_BYTES // (4 * rounded.shape[1]))
+        at_once = cached_rows(rounded.shape[1])
         for low in range(0, len(found), at_once):
             part = slice(low, low + at_once)
             logits, hidden = found[part], chosen[part]
@@ -189,6 +187,11 @@ class _RoundedLinear(_SelectingLinear):
                 exact = (hidden * self.weight[ids]).sum(1)
                 logits.scatter_(1, ids[:, None], exact[:, None])
         return found
+
+
+def cached_rows(num_tokens: int) -> int:
+    """Rows of float32 logits over `num_tokens` tokens that fit a CPU's cache; at least 1."""
+    return max(1, _CACHED_BYTES // (4 * num_tokens))
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ KINDS = (
     "trainer",
 )
 DRIVER = "driver"
-WORKERS = ("questioner-worker", "roleplayer-worker")
+WORKERS = tuple(kind for kind in KINDS if kind.endswith("-worker"))
 # How the names begin that processes give themselves; the kernel keeps 15 characters, and Ray adds
 # the method that an actor is at.
 _TITLES = {

@@ -208,9 +208,7 @@ def _player(workload: Workload, crew: Crew, keeper: Keeper, matcher: Any) -> Pla
         questioner=workload.questioner(GuardedPool("questioner", crew.questioners, keeper)),
         roleplay=workload.roleplayer(GuardedPool("roleplayer", crew.roleplayers, keeper), matcher),
         watch=TurnWatch(workload.config.rollout.turn_timeout_s),
-        start=SlowStart(
-            workload.config.rollout.slow_start * workload.config.questioner.engine.num_engines
-        ),
+        start=SlowStart(workload.config.num_first_dialogues),
     )
 
 

@@ -59,6 +59,8 @@ _MAX_DIFFERENCE = 0.02
 # Pairs whose recorded dialogues meet several golds, and texts that a float32 pass checks.
 _MAX_GOLDS_PAIRS = 2
 _NUM_REFERENCES = 4
+# The passes of one dialogue and several golds, which vLLM does once more for each gold.
+_SEVERAL_GOLDS = ("long_n", "recorded_n")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -199,6 +201,8 @@ def _play_round(
             results.run(f"{side}_{len(workers)}", workers, single)
     for name in ("long_1", "long_n", "recorded_1", "recorded_n"):
         results.run(name, sides["scorer"][:1], passes[name])
+    for name in _SEVERAL_GOLDS:
+        results.run(f"prompt_logprobs_{name}", sides["prompt_logprobs"][:1], passes[name])
 
 
 def _measurement(
@@ -235,6 +239,10 @@ def _measurement(
             **{name: unique[name] / took[name] for name in unique if name != "single"},
         },
         "vs_prompt_logprobs_by_cores": on_cores,
+        "vs_prompt_logprobs_several_golds": {
+            name.removesuffix("_n"): took[f"prompt_logprobs_{name}"] / took[name]
+            for name in _SEVERAL_GOLDS
+        },
         "several_golds_vs_one": {
             name: {
                 "seconds": took[f"{name}_n"] / took[f"{name}_1"],

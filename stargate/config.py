@@ -319,6 +319,11 @@ class RunConfig(Component):
     schedule: ScheduleConfig = ScheduleConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @property
+    def num_first_dialogues(self) -> int:
+        """How many dialogues begin at once, over all Questioner engines; 0: all."""
+        return self.rollout.slow_start * self.questioner.engine.num_engines
+
     @model_validator(mode="after")
     def _one_gpu_is_enough(self) -> Self:
         """What colocated actors share is theirs together: nobody has GPUs of its own."""

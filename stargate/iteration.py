@@ -102,8 +102,7 @@ class Workbench:
     @cached_property
     def slow_start(self) -> SlowStart:
         """When dialogues begin that this process plays."""
-        num_engines = self.config.questioner.engine.num_engines
-        return SlowStart(self.config.rollout.slow_start * num_engines)
+        return SlowStart(self.config.num_first_dialogues)
 
     def babble_watch(self, scope: str) -> BabbleWatch:
         """Notices when what a scope plays is empty or endless."""

@@ -104,11 +104,10 @@ class Database:
                 self.reader = _connect(path)
                 _prepare(self.reader, path)
                 self._connection = _connect(path)
-        except sqlite3.Error as error:
+        except BaseException as error:
             self.locks.close()
-            raise _explain(path, error) from None
-        except BaseException:
-            self.locks.close()
+            if isinstance(error, sqlite3.Error):
+                raise _explain(path, error) from None
             raise
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False

@@ -49,14 +49,15 @@ def processes(cluster: RayCluster, words: str) -> list[str]:
 def test_a_job_uses_both_nodes_and_leaves_them_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    runs, landed = tmp_path / "runs", tmp_path / "landed"
     staged = set(_SHARED_MEMORY.glob("stargate-weights-*"))
     with ray_cluster([1, 2], dashboard=True) as cluster:
         for name, value in cluster.environment.items():
             monkeypatch.setenv(name, value)
         run = Command(
             *("submit", "cpu_demo", "--address", cluster.dashboard, *SMALL),
-            *(f"runs_dir={tmp_path}", "cluster.strategy=spread", "cluster.shared_storage=never"),
-            *("cluster.wait_s=60", "scorer.num_scorers=1"),
+            *(f"runs_dir={runs}", "cluster.strategy=spread", "cluster.shared_storage=never"),
+            *("cluster.wait_s=60", "scorer.num_scorers=1", f"records.uri=file://{landed}"),
             *("trainer.num_ranks=2", "trainer.micro_batch_size=1"),
         )
         output = run.finish()
@@ -73,8 +74,28 @@ def test_a_job_uses_both_nodes_and_leaves_them_as_they_were(
     assert len(seats) == 2, output
     assert all(any(actor.startswith("trainer-") for actor in seat) for seat in seats), output
     assert not any({"questioner-0", "roleplayer-0"} <= set(seat) for seat in seats), output
-    check_records(tmp_path)
+    check_records(runs)
+    [log] = runs.glob("*/logs/driver.log")
+    # The Questioner has the larger node, which is not the driver's.
+    assert re.search(r"sent m1 \(\d+ MB\) to 1 node\(s\) in", log.read_text()), output
+    check_landed(runs, landed, tmp_path / "elsewhere")
     assert set(_SHARED_MEMORY.glob("stargate-weights-*")) <= staged
+
+
+def check_landed(runs: Path, landed: Path, elsewhere: Path) -> None:
+    """What landed on shared storage is the whole run, for a machine that has nothing of it."""
+    [root] = runs.iterdir()
+    fetched = elsewhere / root.name
+    resume = Command("resume", f"file://{landed / root.name}", "--to", str(fetched))
+    output = resume.finish()
+    assert resume.process.returncode == 0, output
+    assert "has finished; there is nothing to do" in output
+    check_records(elsewhere)
+    for scope, table in (("t0", "scores"), ("t0", "examples"), ("eval-m1", "dialogues")):
+        rows = list(RunStore(fetched).read(scope, table))
+        assert rows and rows == list(RunStore(root).read(scope, table))
+    name = "models/m1/model.safetensors"
+    assert (fetched / name).read_bytes() == (root / name).read_bytes()
 
 
 def check_records(runs: Path) -> None:
@@ -89,6 +110,3 @@ def check_records(runs: Path) -> None:
     assert (root / "models/m1/model.safetensors").stat().st_size > 100_000_000
     assert (root / "models/m1/tokenizer.json").is_file()
     assert sorted(path.name for path in (root / "models").iterdir()) == ["m1"]
-    log = (root / "logs" / "driver.log").read_text()
-    # The Questioner has the larger node, which is not the driver's.
-    assert re.search(r"sent m1 \(\d+ MB\) to 1 node\(s\) in", log), log
