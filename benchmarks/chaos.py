@@ -226,7 +226,7 @@ class Chaos:
 
     def _pause(self, driver: Driver) -> bool:
         """Until nobody is missing and some more seconds. False when the run has ended."""
-        if not self._await(driver, lambda: self._all_back(driver)):
+        if not self._await(driver, self._all_back):
             return False
         until = time.monotonic() + self._rng.uniform(0.0, self._gap)
         return self._await(driver, lambda: time.monotonic() >= until)
@@ -239,7 +239,7 @@ class Chaos:
             found = processes_of(self.run_dir)
             return [one for one in found if one.kind == kind and one.post not in missing]
 
-        if not self._await(driver, lambda: bool(candidates()) or self._all_back(driver)):
+        if not self._await(driver, lambda: bool(candidates()) or self._all_back()):
             return
         there = candidates()
         if not there:
@@ -278,8 +278,7 @@ class Chaos:
             if found := _RUN_DIR.match(line):
                 self.run_dir = Path(found[1])
 
-    def _all_back(self, driver: Driver) -> bool:
-        self._note_recoveries(driver)
+    def _all_back(self) -> bool:
         return not any(kill.missing for kill in self.kills)
 
     def _note_recoveries(self, driver: Driver) -> None:
@@ -297,7 +296,10 @@ class Chaos:
         """Until `met()`. False when the run has ended well before; EngineError when it failed."""
         from stargate.errors import EngineError
 
-        while not met():
+        while True:
+            self._note_recoveries(driver)  # when they happen: their time counts
+            if met():
+                return True
             if driver.process.poll() is not None:
                 if code := driver.end():
                     last = "\n".join(driver.lines[-15:])
@@ -306,7 +308,6 @@ class Chaos:
             if time.monotonic() - driver.last_line > _SILENCE_SECONDS:
                 raise EngineError(f"the run hangs: no line for {_SILENCE_SECONDS:.0f} s")
             time.sleep(_POLL_SECONDS)
-        return True
 
 
 def _victims(kinds: list[str], num_kills: int, rng: random.Random) -> list[str]:

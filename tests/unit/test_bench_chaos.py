@@ -97,6 +97,28 @@ def test_it_kills_waits_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert left_over(run_dir) == []
 
 
+def test_the_last_recovery_is_seen_while_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not at its end, or all that came between would count as recovery."""
+    program = tmp_path / "ray::Scorer"
+    shutil.copy(shutil.which("cat") or "cat", program)
+    script = Path(fakes.__file__).parent / "chaotic_run.py"
+    monkeypatch.setattr(chaos, "_COMMAND", (sys.executable, str(script)))
+    monkeypatch.setattr(chaos, "_SILENCE_SECONDS", 30.0)
+    run_dir = tmp_path / "run"
+
+    def say(text: str) -> None:
+        if "is back after" in text:
+            (run_dir / "finish").touch()
+
+    mayhem = Chaos(["scorer"], 1, 0.1, random.Random(3), say)
+    monkeypatch.setattr(chaos, "Driver", partial(_with_program, chaos.Driver, str(program)))
+    with mayhem:
+        mayhem.run(str(run_dir), [])
+    assert [kill.missing for kill in mayhem.kills] == [False]
+
+
 def _with_program(driver: Any, program: str, arguments: list[str]) -> Any:
     return driver([*arguments, program])
 
