@@ -26,14 +26,13 @@ import torch
 from torch import Tensor
 
 from stargate.actors.attention import restore
+from stargate.actors.heap import keep_freed_memory, release_freed_memory
 from stargate.actors.modeling import (
     SelectedLogits,
     cached_rows,
-    keep_freed_memory,
     keep_precise,
     load_model,
     max_positions,
-    release_freed_memory,
 )
 from stargate.actors.prefix_tree import Item, Text, group_alike, group_by_length, lay_out
 from stargate.actors.tree_attention import Sight, make_shareable
@@ -79,6 +78,8 @@ class GoldModel:
     def __init__(
         self, model_dir: str, config: ScorerConfig, device: str, trust_remote_code: bool
     ) -> None:
+        if device == "cpu":
+            keep_freed_memory()
         model = load_model(model_dir, None, device, trust_remote_code).requires_grad_(False)
         self._device = device
         self._is_half = config.dtype == "bfloat16"
@@ -92,8 +93,6 @@ class GoldModel:
         self.max_length = max_positions(model)
         self.num_tokens = self._logits.num_tokens
         self._max_places = max(1, _MAX_LOGIT_BYTES // (4 * self.num_tokens))
-        if device == "cpu":
-            keep_freed_memory()  # after loading, whose memory is given back
         problem = self._try_sharing(model)
         self._shares = problem is None
         if problem is not None:
@@ -102,6 +101,7 @@ class GoldModel:
                 model_dir,
                 problem,
             )
+        self.rest()  # loading left memory behind
 
     def rest(self) -> None:
         """Nothing to score for a while: the memory that passes leave behind is for others."""

@@ -6,7 +6,6 @@
 B sequences, T tokens, P chosen positions, V vocabulary.
 """
 
-import ctypes
 import os
 import shutil
 import sys
@@ -29,9 +28,6 @@ from stargate.errors import MachineError, ModelError, one_line
 _COMPANION_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"})
 _COMPANION_FOLDERS = ("additional_chat_templates",)
 _WEIGHT_INDEX_SUFFIX = ".index.json"
-# glibc's malloc.h: M_MMAP_MAX 0 (no block is mapped by itself), M_TRIM_THRESHOLD as large as it can
-# be (free memory at the heap's end stays), M_ARENA_MAX 1 (threads use the same heap).
-_KEEP_FREED = ((-4, 0), (-1, 2**31 - 1), (-8, 1))
 # Bytes of logits that are worked on at once on a CPU: they stay in its cache meanwhile.
 _CACHED_BYTES = 2 * 1024 * 1024
 
@@ -51,27 +47,6 @@ def redirect_output(log_file: str | None) -> None:
     os.dup2(file, 2)
     os.close(file)
     escape_output()
-
-
-def keep_freed_memory() -> None:
-    """Lets this process keep the memory that tensors on the CPU free, for the next ones.
-
-    The C library gives large blocks back to the system at once, and every new one costs a page
-    fault per 4 KiB: 100,000 in a pass over 800 tokens. Kept blocks made such passes 1.28 times as
-    fast (SmolLM2-135M, one core). The process stays as large as it was at its peak until
-    release_freed_memory(). It is glibc that is told; other C libraries stay as they are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for option, value in _KEEP_FREED:
-            mallopt(option, value)
-
-
-def release_freed_memory() -> None:
-    """Gives back what keep_freed_memory() kept; with another C library than glibc, nothing."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def load_model(

@@ -22,6 +22,7 @@ from stargate.actors.cluster import Cluster
 from stargate.actors.dialogue_worker import DialogueWorker, WorkerSpec
 from stargate.actors.engine import Engine
 from stargate.actors.engine_spec import EngineSpec, engine_environment
+from stargate.actors.heap import one_heap
 from stargate.actors.keeper import Keeper
 from stargate.actors.posts import WORKER, HeldWeights, Hire, Post
 from stargate.actors.remote import ActorDied, remote
@@ -346,8 +347,8 @@ def _spawn_scorer(plan: CrewPlan, number: int) -> Any:
         log_file=str(spot.log_dir / f"scorer-{number}.log"),
         trust_remote_code=plan.config.trust_remote_code,
     )
-    threads = {"OMP_NUM_THREADS": str(spot.threads)}
-    return actor_class(Scorer, num_gpus, threads, spot.options).remote(spec)
+    environment = {"OMP_NUM_THREADS": str(spot.threads), **one_heap(spec.device)}
+    return actor_class(Scorer, num_gpus, environment, spot.options).remote(spec)
 
 
 def _device(placement: Placement, num_gpus: float) -> Literal["cpu", "cuda"]:
@@ -378,8 +379,8 @@ def _spawn_trainer(plan: CrewPlan, rank: int, address: str, port: int) -> Any:
         trust_remote_code=plan.config.trust_remote_code,
         seed=derive_seed(plan.config.seed, "trainer"),
     )
-    threads = {"OMP_NUM_THREADS": str(spot.threads)}
-    return actor_class(TrainerRank, num_gpus, threads, spot.options).remote(spec)
+    environment = {"OMP_NUM_THREADS": str(spot.threads), **one_heap(spec.device)}
+    return actor_class(TrainerRank, num_gpus, environment, spot.options).remote(spec)
 
 
 def actor_class(

@@ -107,11 +107,12 @@ class TrainerRank:
             return
         os.environ.update(rank_environment(self._spec))
         from stargate.actors.finetuning import join_ranks
-        from stargate.actors.modeling import keep_freed_memory, redirect_output
+        from stargate.actors.heap import keep_freed_memory
+        from stargate.actors.modeling import redirect_output
 
         redirect_output(self._spec.log_file)
         if self._spec.device == "cpu":
-            keep_freed_memory()  # before there are threads with heaps of their own
+            keep_freed_memory()
         join_ranks(self._spec.device)
         self._started = True
 
@@ -161,7 +162,7 @@ class TrainerRank:
     ) -> TrainResult:
         from stargate.actors.checkpointing import Checkpoints, Training
         from stargate.actors.finetuning import Finetuning
-        from stargate.actors.modeling import release_freed_memory
+        from stargate.actors.heap import release_freed_memory
 
         config, spec = self._spec.config, self._spec
         # In an order of their own: when their dialogues finished depends on timing.

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
+from stargate.actors.heap import one_heap
 from stargate.benchmarks.score_work import PairRequests, Stretch, stretches, texts_of
 from stargate.config import EngineConfig, ScorerConfig
 from stargate.errors import EngineError
@@ -68,7 +69,14 @@ class Worker:
         self._pipe, theirs = context.Pipe()
         # Not a daemon: vLLM starts processes of its own.
         self._process = context.Process(target=_serve, args=(job, theirs))
-        self._process.start()
+        # As a run starts a scorer; the other sides as they come.
+        environment = one_heap(job.device) if job.side == "scorer" else {}
+        os.environ.update(environment)
+        try:
+            self._process.start()
+        finally:
+            for name in environment:
+                del os.environ[name]
         theirs.close()
 
     def ready(self) -> None:

@@ -20,19 +20,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
     return run, output
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def embedded() -> Path:
     """The folder of the embedded model."""
     return resolve_model("embedded")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tiny(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model that computes in milliseconds; tests may not change it."""
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny", embedded)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def one(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     """A trainer of one rank."""
     ranks = Ranks(1, tiny, tmp_path_factory.mktemp("one-rank"))
@@ -40,7 +40,7 @@ def one(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]
     ranks.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def two(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     """A trainer of two ranks."""
     ranks = Ranks(2, tiny, tmp_path_factory.mktemp("two-ranks"))

@@ -9,7 +9,7 @@ import pytest
 from stargate.store import RunStore
 from tests.integration.run_process import SMALL, Command
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 
 def test_conditions_share_m0_and_stand_in_one_report(tmp_path: Path) -> None:

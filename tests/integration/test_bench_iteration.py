@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 SMALL = [
     *("--tasks", "1", "--personas", "2", "--rounds", "1", "--no-train"),

@@ -10,7 +10,7 @@ import pytest
 from stargate.models import resolve_model
 from tests.integration.tiny_model import save_tiny_model
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 
 def test_the_command_measures_what_its_names_say(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ SMALL = ["--dialogues", "6", "--turns", "2", "--rounds", "1", "--max-new-tokens"
 
 
 @pytest.mark.integration
+@pytest.mark.engines
 def test_every_pass_does_the_same_work(tmp_path: Path) -> None:
     file = tmp_path / "rollout.json"
     run = subprocess.run(

@@ -19,7 +19,7 @@ from stargate.benchmarks.score_work import (
 from stargate.errors import DataError
 from stargate.models import resolve_model
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import yaml
 
 from stargate.data.dataset import read_dataset
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 TASKS = ("What should I cook tonight?", "Which pet fits me?", "What can I do on Sunday?")
 CONFIG: dict[str, Any] = {

@@ -7,7 +7,7 @@ import pytest
 
 from tests.integration.run_process import Command
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 
 def test_random_kills_lose_nothing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.ray_cluster import RayCluster, ray_cluster
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 
 @pytest.fixture(scope="module")

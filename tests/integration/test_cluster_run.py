@@ -17,7 +17,7 @@ from stargate.store import RunStore, dialogue_from_row
 from tests.integration.ray_cluster import RayCluster, ray_cluster
 from tests.integration.run_process import SMALL, Command
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 _SHARED_MEMORY = Path("/dev/shm")
 

@@ -27,7 +27,7 @@ from stargate.machine import SHARED_MEMORY
 from stargate.models import resolve_model
 from stargate.types import GenerateRequest, Generation, Sampling, StopReason
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 CONFIG = EngineConfig(max_model_len=512, cpu_kv_cache_gb=0.5)
 GREEDY = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=24, seed=0)

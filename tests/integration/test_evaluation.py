@@ -15,7 +15,7 @@ from stargate.store import RunStore, dialogue_from_row
 from stargate.types import Dialogue, Pair
 from tests.integration.run_process import Command, Run
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 CONTROLS = {
     "matched",

@@ -24,7 +24,7 @@ from stargate.launch.crew import prepare
 from stargate.store import RunStore
 from tests.integration.run_process import Run
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 
 class Followed(Run):

@@ -1,11 +1,13 @@
 """The memory that passes free is kept for the next pass, and given back at rest."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 from stargate.actors import scorer as scorer_module
+from stargate.actors.heap import one_heap
 from stargate.actors.scorer import Scorer, ScorerSpec
 from stargate.config import ScorerConfig
 
@@ -13,7 +15,7 @@ pytestmark = pytest.mark.integration
 
 _SCRIPT = """
 import psutil, torch
-from stargate.actors.modeling import keep_freed_memory, release_freed_memory
+from stargate.actors.heap import keep_freed_memory, release_freed_memory
 
 torch.set_num_threads(1)
 rss = lambda: psutil.Process().memory_info().rss / 2**20
@@ -35,6 +37,39 @@ def test_freed_memory_is_kept_until_it_is_released() -> None:
     kept, left = map(float, done.stdout.split())
     assert kept > 700  # MiB
     assert left < 100
+
+
+# The second thread gets the heap of the first, unless there is one heap for all.
+_THREADS = """
+import psutil, threading, torch
+from stargate.actors.heap import keep_freed_memory
+
+torch.set_num_threads(1)
+rss = lambda: psutil.Process().memory_info().rss / 2**20
+
+def run(target):
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join()
+
+run(lambda: torch.ones(1000))
+keep_freed_memory()
+before = rss()
+run(lambda: torch.ones(50 * 2**20))  # 200 MiB, more than a thread's own heap holds
+print(rss() - before)
+"""
+
+
+def test_what_a_thread_frees_is_kept_if_the_process_has_one_heap() -> None:
+    environment = {**os.environ, **one_heap("cpu")}
+    done = subprocess.run(
+        [sys.executable, "-c", _THREADS],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) > 190  # MiB
 
 
 class _Model:

@@ -21,7 +21,7 @@ from stargate.oracle import AnswerStatus, ChatRequest, JsonSchema, Oracle, Oracl
 from stargate.oracle.config import CostConfig, OpenAIOracleConfig, PriceConfig
 from tests.integration.test_build_vllm import build, check
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 T = TypeVar("T")
 MODEL = "smollm2"

@@ -13,7 +13,7 @@ import pytest
 from stargate.store import RunStore
 from tests.integration.run_process import Command, Run
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 TABLES = ("dialogues", "scores", "selections", "examples")
 

@@ -16,7 +16,7 @@ from stargate.store import RunStore, dialogue_from_row, example_from_row
 from stargate.types import StopReason
 from tests.integration.run_process import Run
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 
 def test_a_run_ends_cleanly_and_writes_what_it_promises(finished: tuple[Run, str]) -> None:

@@ -15,7 +15,7 @@ from stargate.store import RunStore, dialogue_from_row
 from tests.integration.run_process import Command
 from tests.integration.test_faults import Followed
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 NUM_PAIRS = 4
 NUM_DIALOGUES = 8

@@ -15,7 +15,7 @@ import pytest
 from tests.integration.ray_cluster import RayCluster, ray_cluster
 from tests.integration.run_process import Command
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 PLANTED = f"planted-{secrets.token_hex(12)}"
 

@@ -306,6 +306,7 @@ def test_training_goes_on_when_no_checkpoint_can_be_written(
     assert one.log().count("no checkpoints of this training: ") == 1
 
 
+@pytest.mark.engines
 def test_a_run_goes_on_after_the_death_of_its_trainer_and_of_its_driver(tmp_path: Path) -> None:
     """Both with real engines: first Ray's actor of the rank is killed, then all of the run."""
     run = Followed(
