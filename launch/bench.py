@@ -101,6 +101,8 @@ def _compare(new: Path, against: Path | None) -> int:
     before = read_result(against or baseline_file(name))
     if before["benchmark"] != name:
         raise DataError(f"{new} is of {name!r}, the other of {before['benchmark']!r}")
+    if not before["ratios"]:
+        print(f"{name}: has no ratios to compare")
     fallen = 0
     for found in compare(before, now, importlib.import_module(BENCHMARKS[name]).RATIOS):
         shown = "not measured" if found.now is None else f"{found.now:.3f}"
