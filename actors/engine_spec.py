@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from stargate.actors.heap import KEEP_FREED_MEMORY
+from stargate.actors.heap import KEEP_FREED_MEMORY, heap_environment
 from stargate.actors.weights import BACKEND
 from stargate.config import EngineConfig
 from stargate.types import Sampling
@@ -119,7 +119,7 @@ def engine_environment(spec: EngineSpec) -> dict[str, str]:
     if spec.device == "cpu":
         environment["VLLM_CPU_OMP_THREADS_BIND"] = spec.cpu_cores or "auto"
         # Prompts are read 1.12 times as fast, texts written 1.08 times (SmolLM2-135M, one core).
-        environment["GLIBC_TUNABLES"] = KEEP_FREED_MEMORY
+        environment |= heap_environment(KEEP_FREED_MEMORY, spec.device)
     return environment
 
 

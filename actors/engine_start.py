@@ -31,10 +31,7 @@ def start_vllm(spec: EngineSpec, log: NoiseLog | None, stat_loggers: list[Any] |
 
     Raises ModelError for a model that vLLM refuses, MachineError, or EngineError.
     """
-    tunables = os.environ.get("GLIBC_TUNABLES")
     os.environ.update(engine_environment(spec))
-    if tunables is not None:  # the user's own
-        os.environ["GLIBC_TUNABLES"] = tunables
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform

@@ -4,7 +4,7 @@ It gives large blocks back to the system at once, and every new one costs a page
 100,000 in a pass over 800 tokens. Kept blocks made such passes 1.28 times as fast (SmolLM2-135M,
 one core). They can be kept only in the heap that all threads share: those that threads have of
 their own end at 64 MB, and what is larger is mapped anew each time. A thread may inherit such a
-heap from one that has ended, so a process must have one heap from its start (`one_heap`).
+heap from one that has ended, so a process must have ONE_HEAP from its start.
 
 It is glibc that is told; other C libraries stay as they are.
 """
@@ -12,23 +12,21 @@ It is glibc that is told; other C libraries stay as they are.
 import ctypes
 import os
 
-# The same for a process that is about to start, in the variable that glibc reads.
-KEEP_FREED_MEMORY = (
-    "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483648:glibc.malloc.arena_max=1"
-)
+# For a process that is about to start: one heap, and what keep_freed_memory() does as well.
+ONE_HEAP = "glibc.malloc.arena_max=1"
+KEEP_FREED_MEMORY = f"glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483648:{ONE_HEAP}"
 _TUNABLES = "GLIBC_TUNABLES"
-_ONE_HEAP = "glibc.malloc.arena_max=1"
 # glibc's malloc.h: M_MMAP_MAX 0 (no block is mapped by itself), M_TRIM_THRESHOLD as large as it can
 # be (free memory at the heap's end stays), M_ARENA_MAX 1 (threads use the same heap).
 _KEEP_FREED = ((-4, 0), (-1, 2**31 - 1), (-8, 1))
 
 
-def one_heap(device: str) -> dict[str, str]:
-    """Variables with which a process must start that will keep_freed_memory() on a CPU.
+def heap_environment(tunables: str, device: str) -> dict[str, str]:
+    """Variables with which a process must start for these tunables to hold; none but on a CPU.
 
     The user's own tunables stay as they are.
     """
-    return {} if device != "cpu" or _TUNABLES in os.environ else {_TUNABLES: _ONE_HEAP}
+    return {} if device != "cpu" or _TUNABLES in os.environ else {_TUNABLES: tunables}
 
 
 def keep_freed_memory() -> None:

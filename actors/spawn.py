@@ -22,7 +22,7 @@ from stargate.actors.cluster import Cluster
 from stargate.actors.dialogue_worker import DialogueWorker, WorkerSpec
 from stargate.actors.engine import Engine
 from stargate.actors.engine_spec import EngineSpec, engine_environment
-from stargate.actors.heap import one_heap
+from stargate.actors.heap import ONE_HEAP, heap_environment
 from stargate.actors.keeper import Keeper
 from stargate.actors.posts import WORKER, HeldWeights, Hire, Post
 from stargate.actors.remote import ActorDied, remote
@@ -347,8 +347,7 @@ def _spawn_scorer(plan: CrewPlan, number: int) -> Any:
         log_file=str(spot.log_dir / f"scorer-{number}.log"),
         trust_remote_code=plan.config.trust_remote_code,
     )
-    environment = {"OMP_NUM_THREADS": str(spot.threads), **one_heap(spec.device)}
-    return actor_class(Scorer, num_gpus, environment, spot.options).remote(spec)
+    return actor_class(Scorer, num_gpus, _computing(spec), spot.options).remote(spec)
 
 
 def _device(placement: Placement, num_gpus: float) -> Literal["cpu", "cuda"]:
@@ -379,8 +378,12 @@ def _spawn_trainer(plan: CrewPlan, rank: int, address: str, port: int) -> Any:
         trust_remote_code=plan.config.trust_remote_code,
         seed=derive_seed(plan.config.seed, "trainer"),
     )
-    environment = {"OMP_NUM_THREADS": str(spot.threads), **one_heap(spec.device)}
-    return actor_class(TrainerRank, num_gpus, environment, spot.options).remote(spec)
+    return actor_class(TrainerRank, num_gpus, _computing(spec), spot.options).remote(spec)
+
+
+def _computing(spec: ScorerSpec | TrainerSpec) -> dict[str, str]:
+    """The environment in which an actor's process starts that computes with torch."""
+    return {"OMP_NUM_THREADS": str(spec.num_threads), **heap_environment(ONE_HEAP, spec.device)}
 
 
 def actor_class(

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from stargate.actors.heap import one_heap
+from stargate.actors.heap import ONE_HEAP, heap_environment
 from stargate.benchmarks.score_work import PairRequests, Stretch, stretches, texts_of
 from stargate.config import EngineConfig, ScorerConfig
 from stargate.errors import EngineError
@@ -70,7 +70,7 @@ class Worker:
         # Not a daemon: vLLM starts processes of its own.
         self._process = context.Process(target=_serve, args=(job, theirs))
         # As a run starts a scorer; the other sides as they come.
-        environment = one_heap(job.device) if job.side == "scorer" else {}
+        environment = heap_environment(ONE_HEAP, job.device) if job.side == "scorer" else {}
         os.environ.update(environment)
         try:
             self._process.start()

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from stargate.actors import scorer as scorer_module
-from stargate.actors.heap import one_heap
+from stargate.actors.heap import ONE_HEAP, heap_environment
 from stargate.actors.scorer import Scorer, ScorerSpec
 from stargate.config import ScorerConfig
 
@@ -61,7 +61,7 @@ print(rss() - before)
 
 
 def test_what_a_thread_frees_is_kept_if_the_process_has_one_heap() -> None:
-    environment = {**os.environ, **one_heap("cpu")}
+    environment = {**os.environ, **heap_environment(ONE_HEAP, "cpu")}
     done = subprocess.run(
         [sys.executable, "-c", _THREADS],
         env=environment,

@@ -69,12 +69,22 @@ def test_processes_are_known_by_the_log_that_they_write_to(tmp_path: Path) -> No
             process.wait()
 
 
-def test_it_kills_waits_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a run without models, which `stargate` commands now play."""
     program = tmp_path / "ray::Scorer"
     shutil.copy(shutil.which("cat") or "cat", program)  # ends when its input does
     script = Path(fakes.__file__).parent / "chaotic_run.py"
     monkeypatch.setattr(chaos, "_COMMAND", (sys.executable, str(script)))
-    run_dir = tmp_path / "run"
+    monkeypatch.setattr(chaos, "Driver", partial(_with_program, chaos.Driver, str(program)))
+    return tmp_path / "run"
+
+
+def _with_program(driver: Any, program: str, arguments: list[str]) -> Any:
+    return driver([*arguments, program])
+
+
+def test_it_kills_waits_and_resumes(run_dir: Path) -> None:
     said: list[str] = []
 
     def say(text: str) -> None:
@@ -83,7 +93,6 @@ def test_it_kills_waits_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             (run_dir / "finish").touch()
 
     mayhem = Chaos(["scorer", "driver"], 5, 0.1, random.Random(3), say)
-    monkeypatch.setattr(chaos, "Driver", partial(_with_program, chaos.Driver, str(program)))
     with mayhem:
         mayhem.run(str(run_dir), [])
     kinds = [kill.kind for kill in mayhem.kills]
@@ -98,29 +107,19 @@ def test_it_kills_waits_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_last_recovery_is_seen_while_the_run_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not at its end, or all that came between would count as recovery."""
-    program = tmp_path / "ray::Scorer"
-    shutil.copy(shutil.which("cat") or "cat", program)
-    script = Path(fakes.__file__).parent / "chaotic_run.py"
-    monkeypatch.setattr(chaos, "_COMMAND", (sys.executable, str(script)))
     monkeypatch.setattr(chaos, "_SILENCE_SECONDS", 30.0)
-    run_dir = tmp_path / "run"
 
     def say(text: str) -> None:
         if "is back after" in text:
             (run_dir / "finish").touch()
 
     mayhem = Chaos(["scorer"], 1, 0.1, random.Random(3), say)
-    monkeypatch.setattr(chaos, "Driver", partial(_with_program, chaos.Driver, str(program)))
     with mayhem:
         mayhem.run(str(run_dir), [])
     assert [kill.missing for kill in mayhem.kills] == [False]
-
-
-def _with_program(driver: Any, program: str, arguments: list[str]) -> Any:
-    return driver([*arguments, program])
 
 
 class Recorded:

@@ -72,7 +72,8 @@ def test_settings_of_the_config_win() -> None:
 
 
 @pytest.mark.parametrize(("cores", "bound"), [("0", "0"), ("0-1|2-3", "0-1|2-3"), (None, "auto")])
-def test_cpu_environment(cores: str | None, bound: str) -> None:
+def test_cpu_environment(cores: str | None, bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     spec = EngineSpec("questioner", "/m", EngineConfig(), cpu_cores=cores)
     assert engine_environment(spec) == {
         "VLLM_NO_USAGE_STATS": "1",
@@ -86,6 +87,14 @@ def test_cpu_environment(cores: str | None, bound: str) -> None:
             "glibc.malloc.arena_max=1"
         ),
     }
+
+
+def test_the_users_own_tunables_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of ours is sent to an actor in their place."""
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=3")
+    assert "GLIBC_TUNABLES" not in engine_environment(
+        EngineSpec("questioner", "/m", EngineConfig())
+    )
 
 
 def test_gpu_environment_binds_no_cores() -> None:
