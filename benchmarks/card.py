@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from stargate.machine import environment
+from stargate.resources.machine import environment
 
 Say = Callable[[str], None]
 

@@ -39,7 +39,7 @@ from stargate.benchmarks.chaos_processes import (
 )
 
 if TYPE_CHECKING:
-    from stargate.config import RunConfig
+    from stargate.config.run import RunConfig
 
 HELP = "random kills over all kinds of processes in one run: nothing may be lost"
 RATIOS: Mapping[str, Ratio] = {}
@@ -102,7 +102,7 @@ def measure(args: argparse.Namespace, say: Say) -> Measurement:
         *args.set,
     ]
     with _folder(args.keep) as folder:
-        from stargate.config_file import load_config
+        from stargate.config.files import load_config
 
         config = load_config(args.config, [*overrides, f"runs_dir={folder}"])
         chaos = Chaos(kinds, args.kills, args.gap, random.Random(args.seed), say)
@@ -330,8 +330,8 @@ def _setup_seconds(lines: list[str]) -> float:
 
 async def _examine(chaos: Chaos, config: "RunConfig", say: Say) -> Measurement:
     from stargate.benchmarks.chaos_records import examine
-    from stargate.launch.crew import prepare
-    from stargate.store import RunStore
+    from stargate.launch.setup import prepare
+    from stargate.records.store import RunStore
 
     store = RunStore(chaos.run_dir)
     summary = store.read_json("summary.json") or {}

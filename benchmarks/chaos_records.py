@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stargate.launch.crew import Prepared
-    from stargate.store import RunStore
+    from stargate.launch.setup import Prepared
+    from stargate.records.store import RunStore
     from stargate.types import Dialogue, Pair, Selection
 
 # What a float32 score may differ by (nats): other requests shared its batch.
@@ -39,7 +39,7 @@ class Due:
 
 def due_dialogues(prepared: "Prepared") -> dict[str, Due]:
     """All dialogues that a run plays, by id: those of its iterations and of its evaluations."""
-    from stargate.dialogue import plan_dialogues
+    from stargate.rollout.dialogue import plan_dialogues
 
     config = prepared.config
     due: dict[str, Due] = {}
@@ -54,8 +54,8 @@ def due_dialogues(prepared: "Prepared") -> dict[str, Due]:
 
 
 def _due_to_test(version: int, prepared: "Prepared") -> Iterator[tuple[str, Due]]:
-    from stargate.config import RolloutConfig
-    from stargate.dialogue import plan_dialogues
+    from stargate.config.run import RolloutConfig
+    from stargate.rollout.dialogue import plan_dialogues
 
     config = prepared.config
     for pairs, count in (
@@ -87,7 +87,7 @@ class Findings:
 
 async def examine(prepared: "Prepared", store: "RunStore", num_dropped: int) -> Findings:
     """Compares a finished run's records with what is due. Loads m_0 to score again."""
-    from stargate.store import dialogue_from_row
+    from stargate.records.store import dialogue_from_row
 
     due = due_dialogues(prepared)
     scopes = sorted({name.partition("/")[0] for name in due})
@@ -143,9 +143,9 @@ async def _score_again(
     prepared: "Prepared", pairs: dict[str, "Pair"], dialogues: "list[Dialogue]"
 ) -> dict[str, float]:
     """Gold log-probs of recorded dialogues under m_0, in this process."""
-    from stargate.actors.scorer import Scorer, ScorerSpec
-    from stargate.models import context_length
-    from stargate.scoring import GoldScoring
+    from stargate.actors.scoring.scorer import Scorer, ScorerSpec
+    from stargate.algorithm.scoring import GoldScoring
+    from stargate.resources.models import context_length
 
     scoring = GoldScoring(prepared.views, prepared.chat, context_length(prepared.base_model_dir))
     requests = [scoring.after_dialogue(d.id, pairs[d.pair_id], d.turns) for d in dialogues]
@@ -175,9 +175,9 @@ def _check_selections(
     """Pairs with a selection that does not follow from the scores, and how many have no selection
     or no example.
     """
-    from stargate.rows import selection_from_row
+    from stargate.algorithm.selection import select
+    from stargate.records.schemas import selection_from_row
     from stargate.seeds import derive_seed
-    from stargate.selection import select
     from stargate.types import DialogueScore
 
     config = prepared.config

@@ -4,7 +4,7 @@
                      last round of each: train on its examples, push the weights
     before each:     m_0 is pushed again, so that no run finds the other's prefix cache
 
-Both play the same pairs with the same seeds through the loop's own code (stargate/iteration.py);
+Both play the same pairs with the same seeds through the loop's own code (stargate/pair_steps.py);
 they differ in `overlap` only. Texts of a batch depend on what else is in it, a few tokens in a
 thousand, so the figures say how much work each side had and how many selections were the same.
 """
@@ -25,8 +25,8 @@ from stargate.benchmarks.card import Measurement, Ratio, Say
 
 if TYPE_CHECKING:
     from stargate.benchmarks.iteration_timeline import Timeline
-    from stargate.launch.crew import Prepared, Workshop
-    from stargate.store import RunStore
+    from stargate.launch.setup import Prepared, Workshop
+    from stargate.records.store import RunStore
 
 HELP = "one iteration streamed, against the stages one after the other"
 RATIOS: Mapping[str, Ratio] = {
@@ -63,9 +63,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace, say: Say) -> Measurement:
     """Measures everything in this run."""
-    from stargate.config_file import load_config
+    from stargate.config.files import load_config
     from stargate.errors import ConfigError
-    from stargate.launch.crew import prepare
+    from stargate.launch.setup import prepare
 
     if args.rounds < 1:
         raise ConfigError(f"--rounds must be >= 1, got {args.rounds}")
@@ -98,9 +98,9 @@ class Played:
 
 
 async def _measure(prepared: "Prepared", rounds: int, train: bool, say: Say) -> Measurement:
-    from stargate.launch.crew import workshop
-    from stargate.progress import PlainProgress
-    from stargate.tally import Tally
+    from stargate.launch.setup import workshop
+    from stargate.monitoring.progress import PlainProgress
+    from stargate.records.counters import Tally
 
     setup = Tally()
     with TemporaryDirectory(prefix="stargate-bench-") as folder:
@@ -186,8 +186,8 @@ class _Bench:
     async def play(self, side: str, num_pairs: int | None, train: bool = False) -> Played:
         """Rollouts to examples; with `train` also what follows, timed by itself."""
         from stargate.benchmarks.iteration_timeline import Timeline, idle_shares
-        from stargate.iteration import make_examples, run_iteration
-        from stargate.store import RunStore
+        from stargate.pair_steps import make_examples, run_iteration
+        from stargate.records.store import RunStore
 
         prepared = self._running.prepared
         pairs = prepared.train_pairs(0)[:num_pairs]
@@ -219,7 +219,7 @@ class _Bench:
         """Of each actor since its start, and of each of our cores since the machine's."""
         import psutil
 
-        from stargate.actors.remote import remote
+        from stargate.actors.rpc.remote import remote
 
         crew = self._running.crew
         actors = {

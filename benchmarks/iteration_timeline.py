@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from stargate.tally import Tally
+from stargate.records.counters import Tally
 
 
 @dataclass(frozen=True, slots=True)

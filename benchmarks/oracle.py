@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stargate.config.oracle import CostConfig, LimitsConfig, OpenAIOracleConfig, PriceConfig
 from stargate.oracle import ChatRequest, Oracle, chat, stream
-from stargate.oracle.config import CostConfig, LimitsConfig, OpenAIOracleConfig, PriceConfig
 
 MODEL = "instant"
 # A gold of the paper has about 300 tokens, its prompt (task, persona, instruction) about 600.

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from stargate.benchmarks.card import Measurement, Ratio, Say
 
 if TYPE_CHECKING:
-    from stargate.actors.engine_spec import EngineSpec
+    from stargate.actors.engines.spec import EngineSpec
     from stargate.types import PushResult
 
 HELP = "a weight push, against save + engine restart and against copying the bytes"
@@ -58,8 +58,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def measure(args: argparse.Namespace, say: Say) -> Measurement:
     """Measures everything in this run."""
     from stargate.errors import ConfigError
-    from stargate.machine import describe_machine
-    from stargate.models import resolve_model
+    from stargate.resources.machine import describe_machine
+    from stargate.resources.models import resolve_model
 
     if args.pushes < 1:
         raise ConfigError(f"--pushes must be >= 1, got {args.pushes}")
@@ -84,8 +84,8 @@ class _Setting:
     num_gpus: int
 
     def spec(self, args: argparse.Namespace, model_dir: Path) -> "EngineSpec":
-        from stargate.actors.engine_spec import EngineSpec
-        from stargate.config import EngineConfig
+        from stargate.actors.engines.spec import EngineSpec
+        from stargate.config.run import EngineConfig
 
         return EngineSpec(
             role="questioner",
@@ -101,7 +101,7 @@ def save_copies(model_dir: Path, folder: Path) -> tuple[list[Path], list[float]]
     """Two copies with seeded noise on every weight, saved as the trainer saves; seconds of each."""
     import torch
 
-    from stargate.actors.modeling import load_model, save_model
+    from stargate.actors.training.modeling import load_model, save_model
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = load_model(str(model_dir), None, "cpu", False)
@@ -122,9 +122,9 @@ def save_copies(model_dir: Path, folder: Path) -> tuple[list[Path], list[float]]
 async def _measure(args: argparse.Namespace, setting: _Setting, say: Say) -> Measurement:
     import ray
 
-    from stargate.actors.pool import WeightPusher
-    from stargate.actors.spawn import start_ray
-    from stargate.actors.weights import weight_files
+    from stargate.actors.engines.weight_files import weight_files
+    from stargate.actors.rpc.clients import WeightPusher
+    from stargate.actors.runtime.spawn import start_ray
 
     start_ray(setting.num_gpus)
     try:
@@ -228,9 +228,9 @@ class _Hosted:
     """An engine in its Ray actor, as spawn.py makes it."""
 
     def __init__(self, spec: "EngineSpec") -> None:
-        from stargate.actors.engine import Engine
-        from stargate.actors.engine_spec import engine_environment
-        from stargate.actors.spawn import actor_class
+        from stargate.actors.engines.engine import Engine
+        from stargate.actors.engines.spec import engine_environment
+        from stargate.actors.runtime.spawn import actor_class
 
         self._spec = spec
         self._started = time.perf_counter()
@@ -239,15 +239,15 @@ class _Hosted:
 
     async def start(self) -> float:
         """Seconds from the actor's making until the engine is ready."""
-        from stargate.actors.remote import remote
+        from stargate.actors.rpc.remote import remote
 
         await remote(self.actor.start.remote())
         return time.perf_counter() - self._started
 
     async def answer(self) -> tuple[int, ...]:
         """A greedy text: the same for the same weights."""
-        from stargate.actors.remote import remote
-        from stargate.chat import Message, load_chat_format
+        from stargate.actors.rpc.remote import remote
+        from stargate.text.chat import Message, load_chat_format
         from stargate.types import GenerateRequest, Generation, Sampling
 
         chat = load_chat_format(self._spec.model_dir, False)
@@ -264,7 +264,7 @@ class _Hosted:
         """Ends the engine in order; seconds that it took."""
         import ray
 
-        from stargate.actors.remote import remote
+        from stargate.actors.rpc.remote import remote
 
         started = time.perf_counter()
         await remote(self.actor.shutdown.remote())

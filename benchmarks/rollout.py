@@ -111,10 +111,10 @@ async def _stand(workload: "Workload", say: Say) -> AsyncIterator["Stand"]:
     """Ray, the engines of both roles and what matches facts; all are ended whatever happens."""
     import ray
 
-    from stargate.actors.spawn import CrewPlan, start_crew, start_ray, stop_crew
+    from stargate.actors.runtime.spawn import CrewPlan, start_crew, start_ray, stop_crew
     from stargate.benchmarks.rollout_engine import MeasuredEngine
     from stargate.benchmarks.rollout_passes import Stand
-    from stargate.launch.crew import fact_matcher, worker_spec
+    from stargate.launch.setup import fact_matcher, worker_spec
 
     prepared = workload.prepared
     crew = matcher = None

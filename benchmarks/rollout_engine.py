@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stargate.actors.engine import Engine
-from stargate.actors.mailbox import Delivery, Parcel
+from stargate.actors.engines.engine import Engine
+from stargate.actors.rpc.batched_calls import Delivery, Parcel
 from stargate.errors import EngineError
 from stargate.types import GenerateRequest, Generation
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from stargate.actors.engine_spec import EngineStats
-from stargate.actors.guarded import GuardedPool, GuardedWorkers
-from stargate.actors.keeper import Keeper
-from stargate.actors.remote import remote
-from stargate.actors.spawn import Crew, CrewPlan, spawn_engine, stop_crew
+from stargate.actors.engines.spec import EngineStats
+from stargate.actors.rpc.guarded import GuardedPool, GuardedWorkers
+from stargate.actors.rpc.remote import remote
+from stargate.actors.runtime.spawn import Crew, CrewPlan, spawn_engine, stop_crew
+from stargate.actors.runtime.supervisor import Keeper
 from stargate.benchmarks.rollout_cpu import cpu_seconds, used
 from stargate.benchmarks.rollout_engine import Served, StepFigures, Work, work_of
 from stargate.benchmarks.rollout_figures import (
@@ -32,11 +32,11 @@ from stargate.benchmarks.rollout_figures import (
     place_of,
 )
 from stargate.benchmarks.workload import Workload
-from stargate.deadline import TurnWatch
-from stargate.dialogue import play
 from stargate.errors import RecordDropped
 from stargate.protocols import Play
-from stargate.slow_start import SlowStart
+from stargate.rollout.deadline import TurnWatch
+from stargate.rollout.dialogue import play
+from stargate.rollout.slow_start import SlowStart
 from stargate.types import Dialogue, DialoguePlan
 
 # role -> per engine, what it served, in the order in which it came
@@ -200,7 +200,7 @@ class Stand:
 
 
 def _player(workload: Workload, crew: Crew, keeper: Keeper, matcher: Any) -> Play:
-    """What plays a dialogue, as launch/crew.py builds it: dialogue workers, or this process."""
+    """What plays a dialogue, as launch/setup.py builds it: dialogue workers, or this process."""
     if crew.workers:
         return GuardedWorkers(crew.workers, keeper)
     return partial(

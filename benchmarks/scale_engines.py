@@ -19,8 +19,8 @@ from random import Random
 from typing import Any
 from zlib import crc32
 
-from stargate.actors.mailbox import Delivery, Desk, Parcel
-from stargate.actors.wire import Records
+from stargate.actors.rpc.batched_calls import Delivery, Desk, Parcel
+from stargate.actors.rpc.wire import Records
 from stargate.types import (
     GenerateRequest,
     Generation,
@@ -353,7 +353,7 @@ class SimulatedTrainer:
         return os.getpid()
 
     async def progress(self) -> Any:
-        from stargate.actors.trainer import TrainProgress
+        from stargate.actors.training.rank import TrainProgress
 
         return TrainProgress(number=self._number, steps=1, total_steps=1)
 

@@ -17,10 +17,11 @@ from typing import Any
 
 import psutil
 
-from stargate.actors.dialogue_worker import WorkerPool, WorkerSpec, WorkerStats
-from stargate.actors.pool import EnginePool, ScorerPool, TrainerGroup, WeightPusher
-from stargate.actors.remote import remote
-from stargate.actors.score_mail import GatheredScore
+from stargate.actors.rpc.clients import EnginePool, ScorerPool, TrainerGroup, WeightPusher
+from stargate.actors.rpc.remote import remote
+from stargate.actors.rpc.score_calls import GatheredScore
+from stargate.actors.runtime.dialogue_worker import WorkerPool, WorkerSpec, WorkerStats
+from stargate.algorithm.scoring import GoldScoring
 from stargate.benchmarks.card import Say
 from stargate.benchmarks.scale_engines import (
     CURVES,
@@ -32,21 +33,20 @@ from stargate.benchmarks.scale_engines import (
     TextSource,
     make_texts,
 )
-from stargate.chat import ChatFormat, load_chat_format
-from stargate.config import DataConfig, RunConfig
+from stargate.config.run import DataConfig, RunConfig
 from stargate.data.dataset import load_dataset
 from stargate.errors import DataError
-from stargate.iteration import Roles, Workbench, run_iteration
-from stargate.machine import GIB
-from stargate.models import resolve_model
-from stargate.progress import PlainProgress
-from stargate.prompts import load_prompts
-from stargate.roleplayer import build_roleplayer
-from stargate.scoring import GoldScoring
-from stargate.store import RunStore, table_files
-from stargate.tally import Tally
+from stargate.monitoring.progress import PlainProgress
+from stargate.pair_steps import Roles, Workbench, run_iteration
+from stargate.records.counters import Tally
+from stargate.records.store import RunStore, table_files
+from stargate.resources.machine import GIB
+from stargate.resources.models import resolve_model
+from stargate.rollout.roleplayer import build_roleplayer
+from stargate.text.chat import ChatFormat, load_chat_format
+from stargate.text.prompts import load_prompts
+from stargate.text.views import Views
 from stargate.types import Pair
-from stargate.views import Views
 
 # N of the paper; K is uniform over 1, 2, 3, as there.
 _DIALOGUES_PER_PAIR = 10
@@ -156,7 +156,7 @@ def play_settings(settings: Sequence[Setting], say: Say) -> list[Played]:
     """Plays one setting after the other on one Ray cluster."""
     import ray
 
-    from stargate.actors.spawn import start_ray
+    from stargate.actors.runtime.spawn import start_ray
 
     materials = _prepare(settings)
     start_ray(num_gpus=0)
@@ -212,7 +212,7 @@ async def _play(setting: Setting, materials: _Materials) -> Played:
         with tempfile.TemporaryDirectory(prefix="stargate-scale-") as folder, _peak_rss() as peak:
             store = _CountingStore(Path(folder))
             roles, bench = _open(setting, materials, cluster, store, tally)
-            gc.freeze()  # as launch/crew.py does
+            gc.freeze()  # as launch/setup.py does
             before = await _cpu_seconds(cluster)
             started = time.perf_counter()
             await run_iteration(0, pairs, roles, bench)
@@ -247,7 +247,7 @@ async def _play(setting: Setting, materials: _Materials) -> Played:
 async def _cluster(setting: Setting, materials: _Materials) -> AsyncIterator[_Cluster]:
     import ray
 
-    from stargate.actors.spawn import Crew, actor_class, spawn_worker
+    from stargate.actors.runtime.spawn import Crew, actor_class, spawn_worker
 
     one_thread = {"OMP_NUM_THREADS": "1"}
     cluster = _Cluster()
@@ -284,7 +284,7 @@ def _worker_spec(config: RunConfig, materials: _Materials) -> WorkerSpec:
 def _open(
     setting: Setting, materials: _Materials, cluster: _Cluster, store: RunStore, tally: Tally
 ) -> tuple[Roles, Workbench]:
-    """The loop's parts, put together as launch/crew.py does for a run."""
+    """The loop's parts, put together as launch/setup.py does for a run."""
     config = setting.config
     voice = EnginePool(cluster.roleplayers)
     progress = PlainProgress(sys.stderr)

@@ -92,7 +92,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def measure(args: argparse.Namespace, say: Say) -> Measurement:
     """Measures everything in this run. Raises DivergenceError where log-probs differ."""
     from stargate.benchmarks.score_work import load_work, with_golds
-    from stargate.models import resolve_model
+    from stargate.resources.models import resolve_model
 
     model_dir = resolve_model(args.model)
     work = load_work(model_dir, args.pairs, args.golds, args.trust_remote_code)
@@ -286,7 +286,7 @@ def _start(
 
 def _cores(device: str) -> list[int | None]:
     """Up to two CPU cores that this process may use; [None] for the GPU."""
-    from stargate.machine import gpus
+    from stargate.resources.machine import gpus
 
     if device == "cuda" or (device == "auto" and gpus()):
         return [None]

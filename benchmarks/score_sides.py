@@ -19,9 +19,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from stargate.actors.heap import ONE_HEAP, heap_environment
+from stargate.actors.runtime.heap import ONE_HEAP, heap_environment
 from stargate.benchmarks.score_work import PairRequests, Stretch, stretches, texts_of
-from stargate.config import EngineConfig, ScorerConfig
+from stargate.config.run import EngineConfig, ScorerConfig
 from stargate.errors import EngineError
 
 Side = Literal["scorer", "prompt_logprobs", "forward", "reference"]
@@ -126,7 +126,7 @@ def _serve(job: Job, pipe: Connection) -> None:
     if job.core is not None:
         os.environ["OMP_NUM_THREADS"] = "1"
         os.environ["DS_ACCELERATOR"] = "cpu"  # transformers imports an installed DeepSpeed
-    from stargate.actors.modeling import redirect_output
+    from stargate.actors.training.modeling import redirect_output
 
     redirect_output(job.log_file)
     try:
@@ -160,7 +160,7 @@ def _pin(job: Job) -> None:
 
 def _scorer(job: Job) -> _Started:
     """Our scorer, asked as a run asks it: one call per pair, all at once."""
-    from stargate.actors.scorer import Scorer, ScorerSpec
+    from stargate.actors.scoring.scorer import Scorer, ScorerSpec
 
     _pin(job)
     config = ScorerConfig(dtype=job.dtype, max_batch_tokens=job.max_batch_tokens)
@@ -189,9 +189,9 @@ def _scorer(job: Job) -> _Started:
 
 def _prompt_logprobs(job: Job) -> _Started:
     """vLLM, given every context with its gold as a prompt, all at once."""
-    from stargate.actors.engine_process import child_processes, end_processes
-    from stargate.actors.engine_spec import EngineSpec, engine_arguments, engine_environment
-    from stargate.models import context_length
+    from stargate.actors.engines.core_process import child_processes, end_processes
+    from stargate.actors.engines.spec import EngineSpec, engine_arguments, engine_environment
+    from stargate.resources.models import context_length
 
     length = min(2048, context_length(Path(job.model_dir)))
     config = EngineConfig(dtype=job.dtype, max_model_len=length, cpu_kv_cache_gb=0.3)
@@ -242,7 +242,7 @@ def _forward(job: Job) -> _Started:
     """A Hugging Face forward pass of the unique tokens, sorted by length, and nothing else."""
     import torch
 
-    from stargate.actors.modeling import load_model
+    from stargate.actors.training.modeling import load_model
 
     _pin(job)
     dtype = torch.bfloat16 if job.dtype == "bfloat16" else torch.float32
@@ -288,7 +288,7 @@ def _reference(job: Job) -> _Started:
     """Full logits in float32, one sequence at a time: what every side should come to."""
     import torch
 
-    from stargate.actors.modeling import load_model
+    from stargate.actors.training.modeling import load_model
 
     _pin(job)
     model = load_model(job.model_dir, torch.float32, job.device, job.trust_remote_code)

@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stargate.actors.prefix_tree import Text, common_length, num_unique_tokens
+from stargate.actors.scoring.prefix_tree import Text, common_length, num_unique_tokens
+from stargate.algorithm.scoring import GoldScoring
 from stargate.data.dataset import Dataset, open_dataset
 from stargate.errors import DataError
-from stargate.scoring import GoldScoring
 from stargate.types import Pair, ScoreRequest, StopReason, Turn
 
 DIALOGUES = Path(__file__).parent / "score_dialogues.jsonl"
@@ -48,10 +48,10 @@ def load_work(model_dir: Path, num_pairs: int, num_golds: int, trust_remote_code
     """The first `num_pairs` pairs. Raises DataError if there are not so many pairs or golds."""
     from transformers import AutoTokenizer
 
-    from stargate.chat import HfChatTokenizer, load_chat_format
-    from stargate.models import context_length
-    from stargate.prompts import load_prompts
-    from stargate.views import Views
+    from stargate.resources.models import context_length
+    from stargate.text.chat import HfChatTokenizer, load_chat_format
+    from stargate.text.prompts import load_prompts
+    from stargate.text.views import Views
 
     rows = [json.loads(line) for line in DIALOGUES.read_text(encoding="utf-8").splitlines()]
     if not 1 <= num_pairs <= len(rows):

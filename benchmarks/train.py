@@ -100,12 +100,12 @@ def measure(args: argparse.Namespace, say: Say) -> Measurement:
 
 
 def _make_job(args: argparse.Namespace, folder: str) -> "Job":
-    from stargate.actors.trainer import TrainerSpec, make_layout
+    from stargate.actors.training.rank import TrainerSpec, make_layout
+    from stargate.algorithm.step_plan import plan_steps
     from stargate.benchmarks.train_examples import load_examples
     from stargate.benchmarks.train_sides import Job
-    from stargate.machine import gpus, usable_cores
-    from stargate.models import resolve_model
-    from stargate.schedule import plan_steps
+    from stargate.resources.machine import gpus, usable_cores
+    from stargate.resources.models import resolve_model
 
     config = _trainer_config(args)
     model_dir = resolve_model(args.model, trust_remote_code=args.trust_remote_code)
@@ -133,8 +133,8 @@ def _make_job(args: argparse.Namespace, folder: str) -> "Job":
 def _trainer_config(args: argparse.Namespace) -> Any:
     from pydantic import ValidationError
 
-    from stargate.config import LoraConfig, TrainerConfig
-    from stargate.config_file import describe_problem
+    from stargate.config.files import describe_problem
+    from stargate.config.run import LoraConfig, TrainerConfig
     from stargate.errors import ConfigError
 
     if args.steps < 1 or args.warmup_steps < 1:

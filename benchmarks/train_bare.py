@@ -8,10 +8,10 @@ beside float32 masters, float32 sums of gradients and float32 moments, in plain 
 import torch
 from torch import nn
 
-from stargate.actors import adapters
-from stargate.actors.batches import make_batch
-from stargate.actors.modeling import SelectedLogits, load_model, token_losses
-from stargate.actors.packing import make_packable
+from stargate.actors.training import lora as adapters
+from stargate.actors.training.batches import make_batch
+from stargate.actors.training.modeling import SelectedLogits, load_model, token_losses
+from stargate.actors.training.packing import make_packable
 from stargate.benchmarks.train_sides import Job, Turns
 
 

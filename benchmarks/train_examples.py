@@ -23,14 +23,14 @@ def load_examples(
     model_dir: Path, target: Target, count: int, trust_remote_code: bool
 ) -> list[TrainingExample]:
     """The first `count` dialogues as examples; raises DataError if there are not so many."""
-    from stargate.chat import load_chat_format
-    from stargate.config import TrainerConfig
+    from stargate.algorithm.examples import build_example
+    from stargate.config.run import TrainerConfig
     from stargate.data.dataset import open_dataset
     from stargate.errors import DataError
-    from stargate.examples import build_example
-    from stargate.prompts import load_prompts
+    from stargate.text.chat import load_chat_format
+    from stargate.text.prompts import load_prompts
+    from stargate.text.views import Views
     from stargate.types import Dialogue
-    from stargate.views import Views
 
     rows = [json.loads(line) for line in DIALOGUES.read_text(encoding="utf-8").splitlines()]
     if not 1 <= count <= len(rows):

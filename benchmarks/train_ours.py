@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from stargate.actors.finetuning import Finetuning
-from stargate.actors.trainer import TrainerRank, TrainerSpec
+from stargate.actors.training.deepspeed_backend import Finetuning
+from stargate.actors.training.rank import TrainerRank, TrainerSpec
 from stargate.benchmarks.train_sides import Job, Turns
-from stargate.machine import free_port
+from stargate.resources.machine import free_port
 
 
 def play(job: Job, turns: Turns) -> None:

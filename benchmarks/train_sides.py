@@ -19,9 +19,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from stargate.config import TrainerConfig
+from stargate.algorithm.step_plan import Step
+from stargate.config.run import TrainerConfig
 from stargate.errors import EngineError
-from stargate.schedule import Step
 from stargate.types import TrainingExample
 
 Side = Literal["ours", "padded_trainer", "bare_loop"]
@@ -127,7 +127,7 @@ def _serve(side: Side, job: Job, pipe: Connection) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     log = Path(job.work_dir) / f"{side}.log"
     try:
-        from stargate.actors.modeling import redirect_output
+        from stargate.actors.training.modeling import redirect_output
 
         redirect_output(str(log))
         play = _SIDES[side]()

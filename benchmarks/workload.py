@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from stargate.benchmarks.card import Say
-from stargate.config import RunConfig
-from stargate.config_file import load_config
-from stargate.dialogue import Questioner, plan_dialogues
+from stargate.config.files import load_config
+from stargate.config.run import RunConfig
 from stargate.errors import ConfigError
-from stargate.launch.crew import Prepared, prepare
+from stargate.launch.setup import Prepared, prepare
 from stargate.protocols import Generate, Roleplay
-from stargate.roleplayer import build_roleplayer
+from stargate.rollout.dialogue import Questioner, plan_dialogues
+from stargate.rollout.roleplayer import build_roleplayer
 from stargate.types import DialoguePlan
 
 

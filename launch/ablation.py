@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stargate.config import RunConfig
-from stargate.config_file import dump_config, load_config
-from stargate.durable import read_json
+from stargate.config.files import dump_config, load_config
+from stargate.config.run import RunConfig
 from stargate.errors import ConfigError, DataError, DivergenceError, StargateError
 from stargate.evaluation.ablation import (
     ABLATION_FILE,
@@ -35,15 +34,16 @@ from stargate.evaluation.ablation import (
     weak_roleplayer,
 )
 from stargate.evaluation.measures import EVALUATION_FILE
-from stargate.launch.crew import Prepared, Workshop, prepare, workshop
 from stargate.launch.eval_session import EvaluationRequest, run_evaluation
 from stargate.launch.session import Session, fill_run_dir, timed_name
-from stargate.lock import hold
-from stargate.progress import Progress, make_progress
+from stargate.launch.setup import Prepared, Workshop, prepare, workshop
+from stargate.monitoring.progress import Progress, make_progress
+from stargate.monitoring.tracking import open_trackers
+from stargate.records.counters import Tally
+from stargate.records.files import read_json
+from stargate.records.lock import hold
+from stargate.records.store import RunStore
 from stargate.report.ablation import ablation_lines, render_ablation
-from stargate.store import RunStore
-from stargate.tally import Tally
-from stargate.tracking import open_trackers
 
 REPORT_FILE = "report.html"
 _SHARED_FILE = "shared.json"

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     module = importlib.import_module(BENCHMARKS[args.benchmark])
     if args.json is not None:
         _check_writable(args.json)
-    from stargate.progress import safe_text
+    from stargate.monitoring.progress import safe_text
 
     measured = module.measure(
         args, lambda text: print(safe_text(text), file=sys.stderr, flush=True)

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         # Wherever a file is read or written, also when it is our own output.
-        from stargate.durable import disk_problem
+        from stargate.records.files import disk_problem
 
         # A name is a file's of the user; other errors of the system are defects of ours.
         file = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
@@ -113,14 +113,14 @@ def _show_defect(
     """Python's own traceback, as text that can't control the terminal."""
     import traceback
 
-    from stargate.progress import safe_text
+    from stargate.monitoring.progress import safe_text
 
     print(safe_text("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr)
 
 
 def _say_error(name: str, problem: str) -> None:
     """One line on stderr: a message may quote what a model or a data file has in it."""
-    from stargate.progress import safe_text
+    from stargate.monitoring.progress import safe_text
 
     print(safe_text(f"stargate {name}: {' '.join(problem.split())}"), file=sys.stderr)
 

@@ -166,7 +166,7 @@ def _run_export(args: argparse.Namespace) -> int:
     from stargate.data.dataset import open_dataset
     from stargate.data.exporters import export_dataset, export_sft
     from stargate.data.showing import Screen
-    from stargate.prompts import load_prompts
+    from stargate.text.prompts import load_prompts
 
     screen = Screen()
     dataset = open_dataset(args.dataset)
@@ -239,7 +239,7 @@ def _run_check(args: argparse.Namespace) -> int:
     from stargate.data.findings import KINDS, parse_limits
     from stargate.data.quality import check_dataset
     from stargate.data.showing import Screen, show_summary
-    from stargate.store import write_atomically
+    from stargate.records.store import write_atomically
 
     limits = parse_limits(args.max)
     if args.json is not None and args.json.is_dir():

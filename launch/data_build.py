@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from stargate.errors import EngineError
 
 if TYPE_CHECKING:
+    from stargate.config.oracle import LocalOracleConfig
     from stargate.data.build.builder import Build, Rehearsal
     from stargate.data.build.config import BuildConfig
     from stargate.data.build.report import GoldReport
+    from stargate.monitoring.progress import Progress
     from stargate.oracle import CachedOracle
-    from stargate.oracle.config import LocalOracleConfig
-    from stargate.progress import Progress
     from stargate.types import GenerateRequest, Generation
 
 HELP = "build tasks, personas and golds with an Oracle"
@@ -57,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Builds, and returns the exit code."""
     from stargate.data.build.config import load_build_config
-    from stargate.progress import make_progress
+    from stargate.monitoring.progress import make_progress
 
     config = load_build_config(args.config, args.overrides)
     # A local engine sends what is printed into its log: ours goes to a copy of the screen's handle.
@@ -106,9 +106,9 @@ async def _rehearse(config: "BuildConfig", progress: "Progress") -> None:
 
 def _prepare(config: "BuildConfig", progress: "Progress") -> tuple["Build", "_Local | None"]:
     """The build, and the local model if the Oracle is one. Raises StargateError."""
+    from stargate.config.oracle import LocalOracleConfig
     from stargate.data.build.builder import Build
     from stargate.data.build.prompts import load_build_prompts
-    from stargate.oracle.config import LocalOracleConfig
 
     local = _Local(config.oracle) if isinstance(config.oracle, LocalOracleConfig) else None
     model = local.name if local is not None else config.model
@@ -119,7 +119,7 @@ class _Local:
     """The model folder of a local Oracle. `name` changes with the weights: it is in each key."""
 
     def __init__(self, config: "LocalOracleConfig") -> None:
-        from stargate.models import resolve_model
+        from stargate.resources.models import resolve_model
 
         self.config = config
         self.folder = resolve_model(config.model or "embedded")
@@ -135,11 +135,11 @@ async def _local_oracle(
     config: "BuildConfig", local: _Local, progress: "Progress"
 ) -> "AsyncIterator[CachedOracle]":
     """An Oracle that is one vLLM engine of this process, started and ended here."""
-    from stargate.actors.engine import Engine
-    from stargate.actors.engine_spec import EngineSpec
-    from stargate.chat import load_chat_format
-    from stargate.machine import describe_machine
+    from stargate.actors.engines.engine import Engine
+    from stargate.actors.engines.spec import EngineSpec
     from stargate.oracle import open_oracle
+    from stargate.resources.machine import describe_machine
+    from stargate.text.chat import load_chat_format
 
     log = config.cache_path.with_name(f"{config.out.name}.engine.log")
     spec = EngineSpec(

@@ -17,9 +17,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from stargate import embedded, models, preflight
 from stargate.errors import ModelError
-from stargate.machine import (
+from stargate.resources import embedded, models, preflight
+from stargate.resources.machine import (
     SHARED_MEMORY,
     Machine,
     describe_machine,

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stargate.config import RunConfig
-from stargate.config_file import dump_config, load_config
+from stargate.config.files import dump_config, load_config
+from stargate.config.run import RunConfig
 from stargate.errors import ConfigError, DataError
 from stargate.evaluation.table import evaluation_lines
-from stargate.launch.crew import Prepared, prepare, workshop
 from stargate.launch.evaluating import Evaluator, checkpoint_dirs
+from stargate.launch.setup import Prepared, prepare, workshop
 from stargate.launch.shared import landing
-from stargate.lock import hold
-from stargate.progress import Progress, make_progress
-from stargate.repair import survey
-from stargate.store import EVALUATION_DROPS, RunStore
-from stargate.tally import Tally
+from stargate.monitoring.progress import Progress, make_progress
+from stargate.records.counters import Tally
+from stargate.records.lock import hold
+from stargate.records.repair import survey
+from stargate.records.store import EVALUATION_DROPS, RunStore
 
 # What may change within one evaluation: how much of it is made, and how it is made and judged.
 _SAME_MEASURE = (

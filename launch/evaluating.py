@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stargate.config import FactsGrounding, RunConfig
+from stargate.config.run import FactsGrounding, RunConfig
 from stargate.evaluation.checkpoint import Evaluation, evaluate
 from stargate.evaluation.controls import FIXED, ControlScore, control_from_row
 from stargate.evaluation.measures import About, RoleplayerAbout, write_evaluation
 from stargate.evaluation.playing import scope_of
 from stargate.evaluation.responding import respond_to_all
-from stargate.iteration import Roles, Workbench
-from stargate.launch.crew import Prepared
 from stargate.launch.judge import judge_checkpoints, judge_name
-from stargate.store import RunStore, dialogue_from_row
+from stargate.launch.setup import Prepared
+from stargate.pair_steps import Roles, Workbench
+from stargate.records.store import RunStore, dialogue_from_row
 from stargate.types import Dialogue
 
 

@@ -6,14 +6,14 @@ m_0's responses -> the judge's trials; m_t's and m_0's -> own, fixed -> verdicts
 from collections.abc import Sequence
 from functools import partial
 
-from stargate.config import RunConfig
-from stargate.evaluation.bouts import Bout, choose_pairs, trial_bouts, win_rate_bouts
-from stargate.evaluation.judge_config import ApiBackend
+from stargate.config.judge import ApiBackend
+from stargate.config.run import RunConfig
+from stargate.evaluation.comparisons import Bout, choose_pairs, trial_bouts, win_rate_bouts
 from stargate.evaluation.judging import Judge, JudgeEngine, judge_all, open_judge
 from stargate.evaluation.playing import scope_of
 from stargate.evaluation.responses import Response, response_from_row
-from stargate.iteration import Roles, Workbench
-from stargate.launch.crew import Prepared
+from stargate.launch.setup import Prepared
+from stargate.pair_steps import Roles, Workbench
 
 
 async def judge_checkpoints(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from stargate.errors import MachineError, StargateError
-from stargate.progress import safe_text
+from stargate.monitoring.progress import safe_text
 
 _LOOK_SECONDS = 1.0
 _SPEAK_SECONDS = 30.0
@@ -67,7 +67,7 @@ def await_nodes(
 
 
 def _labels() -> list[str]:
-    from stargate.actors.survey import attach, living_nodes
+    from stargate.actors.runtime.discovery import attach, living_nodes
 
     attach(os.environ["RAY_ADDRESS"])
     return [facts.label for facts in living_nodes()]

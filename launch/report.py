@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_page(data: "ReportData", file: Path, *, say_answer: bool) -> None:
-    from stargate.durable import write_text
     from stargate.errors import DataError
-    from stargate.progress import safe_text
+    from stargate.monitoring.progress import safe_text
+    from stargate.records.files import write_text
     from stargate.report.findings import answer, main_evaluation
     from stargate.report.page import render_page
 

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING
 from stargate.launch.shared import add_run_argument, local_run
 
 if TYPE_CHECKING:
-    from stargate.progress import Progress
-    from stargate.repair import Damage
-    from stargate.store import RunStore
+    from stargate.monitoring.progress import Progress
+    from stargate.records.repair import Damage
+    from stargate.records.store import RunStore
 
 HELP = "go on with a run that was stopped or killed"
 
@@ -47,16 +47,16 @@ def run(args: argparse.Namespace) -> int:
 
 def resume(root: Path, *, take_over: bool = False) -> int:
     """Goes on with the run in `root`. Raises StargateError."""
-    from stargate.launch.crew import prepare
     from stargate.launch.eval_session import load_run_config
     from stargate.launch.session import sit
+    from stargate.launch.setup import prepare
     from stargate.launch.shared import landing
-    from stargate.lock import hold
-    from stargate.machine import environment
-    from stargate.past import read_history, read_sittings
-    from stargate.progress import make_progress
-    from stargate.repair import survey
-    from stargate.store import RunStore
+    from stargate.monitoring.progress import make_progress
+    from stargate.records.lock import hold
+    from stargate.records.repair import survey
+    from stargate.records.resume import read_history, read_sittings
+    from stargate.records.store import RunStore
+    from stargate.resources.machine import environment
 
     config = load_run_config(root)
     _check_is_run(root)
@@ -88,7 +88,7 @@ def is_finished(store: "RunStore") -> bool:
 
 def put_in_order(store: "RunStore", damaged: "list[Damage]", progress: "Progress") -> None:
     """Repairs the run directory, and says what was done."""
-    from stargate.repair import repair
+    from stargate.records.repair import repair
 
     files = {damage.file for damage in damaged}
     readable = store.root / "summary.json" not in files

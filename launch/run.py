@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs. Returns 0 when the run has finished, 130 when it was interrupted."""
-    from stargate.config_file import load_config
+    from stargate.config.files import load_config
 
     config = load_config(args.config, args.overrides)
     from stargate.launch.session import run_session

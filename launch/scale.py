@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from stargate.errors import DataError, MachineError
 
 if TYPE_CHECKING:
-    from stargate.scaling import ScaleAnswer, ScaleRequest
+    from stargate.resources.scale_request import ScaleAnswer, ScaleRequest
 
 HELP = "add engines to a run that goes on, or take some away"
 
@@ -47,8 +47,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Returns 0 when it is done, or taken with --no-wait. Raises StargateError."""
-    from stargate.progress import PlainProgress
-    from stargate.scaling import parse_engines, send_request
+    from stargate.monitoring.progress import PlainProgress
+    from stargate.resources.scale_request import parse_engines, send_request
 
     root: Path = args.run
     engines = parse_engines(args.engines)
@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_goes_on(root: Path) -> None:
     """Raises DataError unless a process works on the run."""
-    from stargate.durable import read_json
-    from stargate.lock import is_held
+    from stargate.records.files import read_json
+    from stargate.records.lock import is_held
 
     if (root / "ablation.json").is_file():
         raise DataError(f"{root}: is an ablation; its engines can't be changed while it goes on")
@@ -85,8 +85,8 @@ def await_taken(root: Path, request: "ScaleRequest") -> "ScaleAnswer":
 
     Raises MachineError if it takes no request, or refuses this one.
     """
-    from stargate.lock import is_held
-    from stargate.scaling import read_answer, withdraw_request
+    from stargate.records.lock import is_held
+    from stargate.resources.scale_request import read_answer, withdraw_request
 
     deadline = time.monotonic() + TAKE_SECONDS
     while True:
@@ -111,8 +111,8 @@ def await_taken(root: Path, request: "ScaleRequest") -> "ScaleAnswer":
 
 def await_done(root: Path, request: "ScaleRequest") -> str:
     """What the run says last. Raises MachineError if it could not do it, or has ended."""
-    from stargate.lock import is_held
-    from stargate.scaling import read_answer
+    from stargate.records.lock import is_held
+    from stargate.resources.scale_request import read_answer
 
     while True:
         held = is_held(root)  # before the look: its last answer comes before it lets go

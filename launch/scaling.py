@@ -1,6 +1,6 @@
 """The run's side of `stargate scale`: looks for requests while it plays, and has them done.
 
-    RUN/scale.json -> following -> Scaler (actors/scaler.py) -> RUN/scale-answer.json
+    RUN/scale.json -> following -> Scaler (actors/runtime/scaler.py) -> RUN/scale-answer.json
 
 One request at a time. Whatever goes wrong with one is an answer and a line; the run goes on.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stargate.errors import DataError, MachineError, StargateError
-from stargate.scaling import ScaleRequest, answer, shown, take_request, write_answer
+from stargate.resources.scale_request import ScaleRequest, answer, shown, take_request, write_answer
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ POLL_SECONDS = 1.0
 
 
 class Scale(Protocol):
-    """actors/scaler.py: Scaler."""
+    """actors/runtime/scaler.py: Scaler."""
 
     @property
     def counts(self) -> dict[str, int]: ...

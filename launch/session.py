@@ -18,34 +18,34 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stargate.checkpoints import remove_training, training_folder
-from stargate.config import RunConfig
-from stargate.config_file import dump_config
+from stargate.config.files import dump_config
+from stargate.config.run import RunConfig
 from stargate.errors import ConfigError
 from stargate.evaluation.playing import scope_of
-from stargate.iteration import IterationResult, Roles, Workbench, make_examples, run_iteration
-from stargate.launch.crew import (
+from stargate.launch.evaluating import Evaluator
+from stargate.launch.scaling import following
+from stargate.launch.setup import (
     REMOTE_CODE,
     Prepared,
     Workshop,
     prepare,
     workshop,
 )
-from stargate.launch.evaluating import Evaluator
-from stargate.launch.scaling import following
 from stargate.launch.shared import check_records, landing
-from stargate.lock import hold
-from stargate.machine import environment
-from stargate.memory import MemoryPeak, PeakMemory
-from stargate.past import History, Sittings, count_rollouts, train_file
-from stargate.progress import Progress, make_progress, safe_text
+from stargate.monitoring.progress import Progress, make_progress, safe_text
+from stargate.monitoring.scalars import RunScalars
+from stargate.monitoring.tracking import Trackers, open_trackers
+from stargate.pair_steps import IterationResult, Roles, Workbench, make_examples, run_iteration
 from stargate.protocols import Train
-from stargate.repair import set_aside_files
-from stargate.store import RunStore
-from stargate.summary import print_summary, summarise_run
-from stargate.tally import Tally
-from stargate.tracking import Trackers, open_trackers
-from stargate.tracking_scalars import RunScalars
+from stargate.records.counters import Tally
+from stargate.records.lock import hold
+from stargate.records.repair import set_aside_files
+from stargate.records.resume import History, Sittings, count_rollouts, train_file
+from stargate.records.store import RunStore
+from stargate.records.summary import print_summary, summarise_run
+from stargate.records.training_checkpoints import remove_training, training_folder
+from stargate.resources.machine import environment
+from stargate.resources.memory import MemoryPeak, PeakMemory
 from stargate.types import PushResult, TrainingExample, TrainResult
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stargate.config import RunConfig
-    from stargate.progress import Progress
+    from stargate.config.run import RunConfig
+    from stargate.monitoring.progress import Progress
 
 
 def add_run_argument(parser: argparse.ArgumentParser, *, writes: bool) -> None:
@@ -40,16 +40,16 @@ def local_run(args: argparse.Namespace, *, models: bool) -> Path:
     Raises StargateError, for a command that writes also if another driver works at that address.
     """
     from stargate.errors import ConfigError
-    from stargate.storage_uri import is_uri, parse_uri, run_name
+    from stargate.remote.uri import is_uri, parse_uri, run_name
 
     if not is_uri(args.run):
         if args.to is not None:
             raise ConfigError("--to is for a run on shared storage; RUN is a folder")
         return Path(args.run)
-    from stargate.fetching import fetch
-    from stargate.lease import Lease
-    from stargate.progress import make_progress
-    from stargate.shared_storage import open_storage
+    from stargate.monitoring.progress import make_progress
+    from stargate.remote.fetch import fetch
+    from stargate.remote.lease import Lease
+    from stargate.remote.storage import open_storage
 
     uri = parse_uri(args.run)
     root = args.to or Path("runs") / run_name(uri)
@@ -70,8 +70,8 @@ def local_run(args: argparse.Namespace, *, models: bool) -> Path:
 def check_records(config: "RunConfig") -> None:
     """Raises StargateError if `records.uri` can't be written, before anything starts."""
     from stargate.errors import ConfigError
-    from stargate.shared_storage import StorageError, open_storage
-    from stargate.storage_uri import parse_uri
+    from stargate.remote.storage import StorageError, open_storage
+    from stargate.remote.uri import parse_uri
 
     if config.records.uri is None:
         return
@@ -101,12 +101,12 @@ def landing(
     works on the folder: it lands what is made here, too. Raises StorageError, naming what has not
     landed; an error of what goes on inside is more important, and that is then said.
     """
-    from stargate.fetching import note_working
-    from stargate.landing import INTERRUPTED_SECONDS, Landing
-    from stargate.landing_identity import new_identity, read_identity
-    from stargate.lease import Lease, LeaseHeld
-    from stargate.shared_storage import StorageError, open_storage
-    from stargate.storage_uri import parse_uri
+    from stargate.remote.fetch import note_working
+    from stargate.remote.identity import new_identity, read_identity
+    from stargate.remote.lease import Lease, LeaseHeld
+    from stargate.remote.storage import StorageError, open_storage
+    from stargate.remote.sync import INTERRUPTED_SECONDS, Landing
+    from stargate.remote.uri import parse_uri
 
     identity = read_identity(root)
     if identity is None:

@@ -41,9 +41,9 @@ from pathlib import Path
 from typing import Any
 
 import stargate
-from stargate.config_file import load_config
+from stargate.config.files import load_config
 from stargate.errors import ConfigError
-from stargate.submission import (
+from stargate.resources.submission import (
     JobRequest,
     LogView,
     Masker,

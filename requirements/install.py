@@ -24,8 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # stargate is not installed yet
 
-from stargate import preflight  # noqa: E402  (standard library only)
-from stargate.embedded import cache_dir  # noqa: E402
+from stargate.resources import preflight  # noqa: E402  (standard library only)
+from stargate.resources.embedded import cache_dir  # noqa: E402
 
 VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / "bin/python"

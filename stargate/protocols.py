@@ -1,6 +1,7 @@
 """The seams:
 
-all that the loop knows of the actors. Fakes implement them in unit tests, actors/pool.py in a run.
+all that the loop knows of the actors. Fakes implement them in unit tests, actors/rpc/clients.py
+in a run.
 """
 
 from collections.abc import Sequence

@@ -22,8 +22,8 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from stargate.config import DataConfig, SplitLimit
-from stargate.config_file import shown_value
+from stargate.config.files import shown_value
+from stargate.config.run import DataConfig, SplitLimit
 from stargate.errors import DataError
 from stargate.types import Pair, Persona, Task
 

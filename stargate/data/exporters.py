@@ -21,9 +21,9 @@ from stargate.data.writing import (
     write_parquet,
 )
 from stargate.errors import DataError
-from stargate.prompts import PromptSet
+from stargate.text.prompts import PromptSet
+from stargate.text.views import Views
 from stargate.types import Pair
-from stargate.views import Views
 
 FORMATS = ("jsonl", "parquet", "hf", "sft")
 

@@ -13,7 +13,7 @@ from typing import TextIO
 from stargate.data.dataset import Dataset
 from stargate.data.quality import split_counts
 from stargate.errors import DataError
-from stargate.progress import encodable, safe_text
+from stargate.monitoring.progress import encodable, safe_text
 from stargate.types import Pair
 
 # Columns of text where there is no terminal to ask.

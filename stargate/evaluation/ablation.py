@@ -15,14 +15,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from stargate.config import FactsGrounding, RunConfig
-from stargate.config_file import validated
+from stargate.config.files import validated
+from stargate.config.run import FactsGrounding, RunConfig
 from stargate.errors import ConfigError
 from stargate.evaluation.elicitation import CountTokens
 from stargate.evaluation.measures import Observations, changes, observe, read_checkpoint
 from stargate.evaluation.playing import scope_of
 from stargate.evaluation.statistics import BootstrapConfig
-from stargate.store import Row, RunStore
+from stargate.records.store import Row, RunStore
 from stargate.types import Pair
 
 ABLATION_FILE = "ablation.json"

@@ -15,7 +15,7 @@ from typing import Any
 from stargate.evaluation.controls import FIXED, ControlScore, score_all
 from stargate.evaluation.playing import EvaluationPairs, play_all, scope_of
 from stargate.evaluation.responding import respond_to_all
-from stargate.iteration import Roles, Workbench
+from stargate.pair_steps import Roles, Workbench
 from stargate.types import Dialogue
 
 

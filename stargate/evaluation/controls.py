@@ -18,10 +18,10 @@ from functools import partial
 
 from stargate.errors import RecordDropped
 from stargate.evaluation.playing import next_personas, scope_of
-from stargate.iteration import Workbench
+from stargate.pair_steps import Workbench
 from stargate.protocols import Score
-from stargate.store import Row
-from stargate.tasks import task_group
+from stargate.records.store import Row
+from stargate.task_group import task_group
 from stargate.types import Dialogue, Pair, ScoreRequest, ScoreResult
 
 # Controls without a dialogue: no checkpoint changes them, so they are made once.

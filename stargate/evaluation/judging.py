@@ -14,19 +14,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stargate.chat import ChatFormat, Message
-from stargate.config_file import packaged_configs_dir
-from stargate.dialogue import require_room
+from stargate.config.files import packaged_configs_dir
+from stargate.config.judge import ApiBackend, JudgeConfig
+from stargate.config.oracle import LocalOracleConfig
 from stargate.errors import ConfigError, DataError
-from stargate.evaluation.bouts import Bout, Order
-from stargate.evaluation.judge_config import ApiBackend, JudgeConfig
+from stargate.evaluation.comparisons import Bout, Order
 from stargate.evaluation.verdicts import VERDICT_SCHEMA, Verdict, parse_verdict
 from stargate.oracle import AnswerStatus, ChatRequest, ChatResult, Complete, JsonSchema, open_oracle
-from stargate.oracle.config import LocalOracleConfig
-from stargate.prompts import TemplateFile, load_template_file
 from stargate.protocols import Generate
-from stargate.store import Row
-from stargate.tasks import task_group
+from stargate.records.store import Row
+from stargate.rollout.dialogue import require_room
+from stargate.task_group import task_group
+from stargate.text.chat import ChatFormat, Message
+from stargate.text.prompts import TemplateFile, load_template_file
 
 _SCHEMA = JsonSchema.of("verdict", VERDICT_SCHEMA)
 # The statuses whose text is a whole reply. INVALID: text around a JSON object, which the parser

@@ -10,13 +10,13 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from stargate.config import RolloutConfig
-from stargate.dialogue import plan_dialogues
+from stargate.config.run import RolloutConfig
 from stargate.errors import RecordDropped
-from stargate.iteration import Roles, Workbench
-from stargate.progress import Stage
-from stargate.store import dialogue_from_row, dialogue_row
-from stargate.tasks import task_group
+from stargate.monitoring.progress import Stage
+from stargate.pair_steps import Roles, Workbench
+from stargate.records.store import dialogue_from_row, dialogue_row
+from stargate.rollout.dialogue import plan_dialogues
+from stargate.task_group import task_group
 from stargate.types import Dialogue, DialoguePlan, Pair
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stargate.evaluation.judge_config import JudgeThresholds as JudgeThresholds
+from stargate.config.judge import JudgeThresholds as JudgeThresholds
 from stargate.evaluation.statistics import BootstrapConfig, Measure
 from stargate.evaluation.verdicts import Verdict
 from stargate.evaluation.win_rate import Comparison, WinRate, win_rate

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from stargate.errors import RecordDropped
-from stargate.evaluation.bouts import choose_pairs, with_next_personas
+from stargate.evaluation.comparisons import choose_pairs, with_next_personas
 from stargate.evaluation.playing import scope_of
 from stargate.evaluation.responses import Response, response_from_row
-from stargate.iteration import Workbench, write_response
+from stargate.pair_steps import Workbench, write_response
 from stargate.protocols import Generate
-from stargate.tasks import task_group
+from stargate.task_group import task_group
 from stargate.types import Dialogue, Generation, Pair
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stargate.store import Row
+from stargate.records.store import Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from stargate.component import Component, NonNegativeInt
+from stargate.config.component import Component, NonNegativeInt
 from stargate.errors import DataError
 from stargate.evaluation.two_way import Floats as Floats
 from stargate.evaluation.two_way import TwoWayVariance, WeightedTable

@@ -12,10 +12,10 @@ own.
 
 from pathlib import Path
 
+from stargate.config.oracle import LocalOracleConfig, OracleConfig
 from stargate.errors import ConfigError
 from stargate.oracle.base import CachedOracle, stream
 from stargate.oracle.client import Oracle
-from stargate.oracle.config import LocalOracleConfig, OracleConfig
 from stargate.oracle.errors import BudgetError, OracleError
 from stargate.oracle.local import LocalOracle, Render
 from stargate.oracle.records import (

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from stargate.config.oracle import CostConfig
 from stargate.errors import StargateError
 from stargate.oracle.answers import classify, compile_refusals
 from stargate.oracle.cache import AnswerCache
-from stargate.oracle.config import CostConfig
 from stargate.oracle.cost import NANOS, Estimate, Ledger, Meter, Reservation, estimate
 from stargate.oracle.database import Database
 from stargate.oracle.keys import canonical_json, canonical_request, request_body, request_key

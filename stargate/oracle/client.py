@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from stargate.config.oracle import AzureOracleConfig, RemoteOracleConfig
 from stargate.errors import DataError, StargateError, one_line
 from stargate.oracle.answers import MalformedReply, parse_reply
 from stargate.oracle.base import CachedOracle, Question
-from stargate.oracle.config import AzureOracleConfig, RemoteOracleConfig
 from stargate.oracle.cost import Reservation, typical_usage
 from stargate.oracle.errors import OracleError
 from stargate.oracle.failures import Failure, FailureKind, failure_of_status

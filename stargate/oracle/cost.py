@@ -16,9 +16,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from stargate.config.oracle import CostConfig
 from stargate.errors import ConfigError
 from stargate.oracle.cache import KEY_LOCKS
-from stargate.oracle.config import CostConfig
 from stargate.oracle.database import Database
 from stargate.oracle.errors import BudgetError
 from stargate.oracle.records import ChatRequest, Usage, num_bytes

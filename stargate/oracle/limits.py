@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from stargate.oracle.config import LimitsConfig
+from stargate.config.oracle import LimitsConfig
 
 _log = logging.getLogger("stargate.oracle")
 

@@ -6,13 +6,13 @@ ChatRequest -> render (the model's own chat template) -> Generate -> Reply
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stargate.chat import Message
+from stargate.config.oracle import CostConfig, LocalOracleConfig, PriceConfig
 from stargate.errors import RecordDropped
 from stargate.oracle.base import CachedOracle, Question
-from stargate.oracle.config import CostConfig, LocalOracleConfig, PriceConfig
 from stargate.oracle.cost import Reservation
 from stargate.oracle.records import AnswerStatus, NoReply, Reply, Usage
 from stargate.protocols import Generate
+from stargate.text.chat import Message
 from stargate.types import GenerateRequest, Sampling, StopReason
 
 # ChatFormat.prompt_ids of the engine's model is one.

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from stargate.chat import Message, Role
 from stargate.errors import DataError, RecordDropped
+from stargate.text.chat import Message, Role
 
 
 class AnswerStatus(StrEnum):

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Template
 from markupsafe import Markup
 
-from stargate.progress import safe_text
+from stargate.monitoring.progress import safe_text
 from stargate.report.measures import (
     MeasureInfo,
     format_interval,

@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stargate.config import FactsGrounding, RunConfig
-from stargate.config_file import load_config
+from stargate.config.files import load_config
+from stargate.config.run import FactsGrounding, RunConfig
 from stargate.data.dataset import Dataset, open_dataset
-from stargate.durable import read_json
 from stargate.errors import DataError
+from stargate.records.files import read_json
+from stargate.records.store import EVALUATION_DROPS
 from stargate.report.dialogues import (
     Row,
     keep_whole_pairs,
@@ -53,7 +54,6 @@ from stargate.report.records import (
     Throughput,
     TurnView,
 )
-from stargate.store import EVALUATION_DROPS
 
 __all__ = [
     "DialogueView",

@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from stargate.config_file import dump_config
+from stargate.config.files import dump_config
 from stargate.report.breakdown import (
     breakdown,
     compare_selections,

@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stargate.durable import file_problem, read_json
 from stargate.errors import DataError
 from stargate.evaluation.qualification import Criterion
 from stargate.evaluation.statistics import Measure
+from stargate.records.files import file_problem, read_json
+from stargate.records.store import table_files
 from stargate.report.records import About, Change, Evaluation, Iteration, Judge, RoleplayerInfo
-from stargate.store import table_files
 
 CHECKPOINT = re.compile(r"m\d+")
 _EVALUATION_SCOPE = re.compile(r"eval-m(\d+)")

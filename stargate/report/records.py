@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stargate.config import RunConfig
+from stargate.config.run import RunConfig
 from stargate.evaluation.qualification import Criterion
 from stargate.evaluation.statistics import Measure
 

@@ -6,7 +6,7 @@ Every line goes through `safe_text`: what a model wrote can't move the cursor or
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from stargate.progress import safe_text
+from stargate.monitoring.progress import safe_text
 from stargate.report.breakdown import (
     BreakdownRow,
     Shift,

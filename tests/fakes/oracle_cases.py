@@ -6,19 +6,19 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+from stargate.config.oracle import (
+    AzureOracleConfig,
+    CostConfig,
+    OpenAIOracleConfig,
+    PriceConfig,
+    RetryConfig,
+)
 from stargate.oracle import (
     AnswerStatus,
     ChatRequest,
     ChatResult,
     Oracle,
     chat,
-)
-from stargate.oracle.config import (
-    AzureOracleConfig,
-    CostConfig,
-    OpenAIOracleConfig,
-    PriceConfig,
-    RetryConfig,
 )
 from stargate.oracle.records import NoReply
 

@@ -9,8 +9,8 @@ import asyncio
 import sys
 from collections.abc import Iterator
 
+from stargate.config.oracle import CostConfig, OpenAIOracleConfig, PriceConfig
 from stargate.oracle import ChatRequest, Oracle, chat, stream
-from stargate.oracle.config import CostConfig, OpenAIOracleConfig, PriceConfig
 
 CONCURRENCY = 16
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from stargate.actors.engine import Engine
-from stargate.actors.engine_spec import EngineSpec
-from stargate.actors.scorer import Scorer, ScorerSpec
-from stargate.actors.trainer import TrainerRank, TrainerSpec
-from stargate.config import EngineConfig, ScorerConfig, TrainerConfig
-from stargate.machine import gpus
-from stargate.models import resolve_model
+from stargate.actors.engines.engine import Engine
+from stargate.actors.engines.spec import EngineSpec
+from stargate.actors.scoring.scorer import Scorer, ScorerSpec
+from stargate.actors.training.rank import TrainerRank, TrainerSpec
+from stargate.config.run import EngineConfig, ScorerConfig, TrainerConfig
+from stargate.resources.machine import gpus
+from stargate.resources.models import resolve_model
 from stargate.types import (
     GenerateRequest,
     Generation,

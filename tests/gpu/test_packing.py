@@ -13,8 +13,8 @@ def test_flash_attention_of_a_row_equals_each_example_alone() -> None:
         pytest.skip("no GPU")
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from stargate.actors import packing
-    from stargate.actors.attention import has_varlen
+    from stargate.actors.scoring.attention import has_varlen
+    from stargate.actors.training import packing
 
     torch.manual_seed(0)
     config = LlamaConfig(

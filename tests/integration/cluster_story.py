@@ -13,14 +13,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stargate.actors.cluster import Cluster
-from stargate.actors.keeper import Keeper
-from stargate.actors.posts import HeldWeights, Post
-from stargate.actors.remote import remote
-from stargate.actors.spawn import actor_class
-from stargate.actors.survey import attach, survey_cluster
-from stargate.config import RunConfig
-from stargate.config_file import load_config
+from stargate.actors.rpc.remote import remote
+from stargate.actors.runtime.actor_slots import HeldWeights, Post
+from stargate.actors.runtime.cluster import Cluster
+from stargate.actors.runtime.discovery import attach, survey_cluster
+from stargate.actors.runtime.spawn import actor_class
+from stargate.actors.runtime.supervisor import Keeper
+from stargate.config.files import load_config
+from stargate.config.run import RunConfig
 from stargate.errors import EngineError, MachineError
 
 

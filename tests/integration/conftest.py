@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stargate.models import resolve_model
+from stargate.resources.models import resolve_model
 from tests.integration.ranks import Ranks
 from tests.integration.run_process import Run
 from tests.integration.tiny_model import save_tiny_model

@@ -9,9 +9,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from stargate.actors.trainer import TrainerRank, TrainerSpec
-from stargate.config import TrainerConfig
-from stargate.machine import free_port
+from stargate.actors.training.rank import TrainerRank, TrainerSpec
+from stargate.config.run import TrainerConfig
+from stargate.resources.machine import free_port
 from stargate.types import TrainingExample, TrainResult
 
 # Seconds within which a stage of these tests must answer; a hang is a failure, not a wait.

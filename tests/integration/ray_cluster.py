@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from stargate.machine import free_port
+from stargate.resources.machine import free_port
 
 START_SECONDS = 120  # 10 on an idle machine
 _BIN = Path(sys.executable).parent

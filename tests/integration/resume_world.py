@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from stargate import store as store_module
-from stargate.config import RunConfig
+from stargate.config.run import RunConfig
 from stargate.evaluation.playing import EvaluationPairs
-from stargate.iteration import Roles, Workbench
-from stargate.launch import crew as crew_module
 from stargate.launch import session as session_module
+from stargate.launch import setup as crew_module
 from stargate.launch.resume import resume
 from stargate.launch.session import fill_run_dir, sit
-from stargate.memory import MemoryPeak
-from stargate.progress import PlainProgress
-from stargate.store import RunStore
-from stargate.tally import Tally
+from stargate.monitoring.progress import PlainProgress
+from stargate.pair_steps import Roles, Workbench
+from stargate.records import store as store_module
+from stargate.records.counters import Tally
+from stargate.records.store import RunStore
+from stargate.resources.memory import MemoryPeak
 from stargate.types import (
     GenerateRequest,
     Generation,
@@ -33,8 +33,8 @@ from stargate.types import (
     TrainingExample,
     TrainResult,
 )
-from tests.unit.fakes import FixedRoleplay, ScriptedGenerate, ScriptedScore, make_pair
-from tests.unit.test_iteration import favour_second, say, workbench
+from tests.fakes.scripted import FixedRoleplay, ScriptedGenerate, ScriptedScore, make_pair
+from tests.unit.test_pair_steps import favour_second, say, workbench
 
 TRAIN_PAIRS = [make_pair(task="t1", persona=p) for p in ("p", "q")]
 TEST_PAIRS = [make_pair(task="t3", persona=p) for p in ("p", "q")]

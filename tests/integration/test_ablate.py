@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stargate.store import RunStore
+from stargate.records.store import RunStore
 from tests.integration.run_process import SMALL, Command
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]

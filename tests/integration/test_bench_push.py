@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stargate.models import resolve_model
+from stargate.resources.models import resolve_model
 from tests.integration.tiny_model import save_tiny_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
@@ -42,10 +42,10 @@ from pathlib import Path
 os.environ.update(
     VLLM_CPU_OMP_THREADS_BIND="0", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR"
 )
-from stargate.actors import weight_transfer
-from stargate.actors.engine_spec import EngineSpec, engine_arguments
-from stargate.actors.weight_check import WeightMismatch, write_sums
-from stargate.config import EngineConfig
+from stargate.actors.engines import weight_transfer
+from stargate.actors.engines.spec import EngineSpec, engine_arguments
+from stargate.actors.engines.weight_check import WeightMismatch, write_sums
+from stargate.config.run import EngineConfig
 
 old, new = sys.argv[1:]
 config = EngineConfig(max_model_len=256, cpu_kv_cache_gb=0.1)

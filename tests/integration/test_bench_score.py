@@ -17,7 +17,7 @@ from stargate.benchmarks.score_work import (
     with_golds,
 )
 from stargate.errors import DataError
-from stargate.models import resolve_model
+from stargate.resources.models import resolve_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stargate.models import resolve_model
+from stargate.resources.models import resolve_model
 from tests.integration.tiny_model import save_tiny_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stargate.chat import ChatFormat, HfChatTokenizer, Message
-from stargate.config import DataConfig
+from stargate.config.run import DataConfig
 from stargate.data.dataset import load_dataset
-from stargate.models import resolve_model
-from stargate.prompts import load_prompts
+from stargate.resources.models import resolve_model
+from stargate.text.chat import ChatFormat, HfChatTokenizer, Message
+from stargate.text.prompts import load_prompts
+from stargate.text.views import Views
 from stargate.types import StopReason, Turn
-from stargate.views import Views
 
 pytestmark = pytest.mark.integration
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from stargate.chat import ChatFormat, HfChatTokenizer, Message, load_chat_format
-from stargate.models import resolve_model
+from stargate.resources.models import resolve_model
+from stargate.text.chat import ChatFormat, HfChatTokenizer, Message, load_chat_format
 from stargate.types import StopReason
 
 pytestmark = pytest.mark.integration

@@ -16,15 +16,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from stargate.actors import checkpointing
-from stargate.actors.checkpointing import Checkpoints, Training
-from stargate.checkpoints import (
+from stargate.actors.training import checkpoints as checkpointing
+from stargate.actors.training.checkpoints import Checkpoints, Training
+from stargate.config.run import TrainerConfig
+from stargate.errors import DivergenceError
+from stargate.records.training_checkpoints import (
     Identity,
     TrainingLog,
 )
-from stargate.config import TrainerConfig
-from stargate.errors import DivergenceError
-from tests.unit.test_checkpoints import ALL_STEPS, CONFIG, IDENTITY, log_of, names
+from tests.unit.records.test_training_checkpoints import ALL_STEPS, CONFIG, IDENTITY, log_of, names
 
 pytestmark = pytest.mark.integration
 

@@ -33,10 +33,10 @@ _REAL = """
 import asyncio, subprocess, sys
 from pathlib import Path
 from stargate.errors import MachineError
-from stargate.iteration import run_iteration
-from stargate.repair import repair, survey
-from tests.unit.fakes import make_pair
-from tests.unit.test_iteration import roles, workbench
+from stargate.pair_steps import run_iteration
+from stargate.records.repair import repair, survey
+from tests.fakes.scripted import make_pair
+from tests.unit.test_pair_steps import roles, workbench
 
 root = Path(sys.argv[1])
 def mount(options):

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from stargate import embedded
-from stargate.models import resolve_embedder, resolve_model
+from stargate.resources import embedded
+from stargate.resources.models import resolve_embedder, resolve_model
 
 pytestmark = pytest.mark.integration
 
-ENSURE = "from stargate.models import resolve_model; print(resolve_model('embedded'))"
+ENSURE = "from stargate.resources.models import resolve_model; print(resolve_model('embedded'))"
 # As published with SmolLM2-135M-Instruct.
 KNOWN_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
-from stargate.actors.engine import Engine
-from stargate.actors.engine_process import child_processes
-from stargate.actors.engine_spec import EngineSpec
-from stargate.actors.mailbox import Mailbox
-from stargate.config import EngineConfig
+from stargate.actors.engines.core_process import child_processes
+from stargate.actors.engines.engine import Engine
+from stargate.actors.engines.spec import EngineSpec
+from stargate.actors.rpc.batched_calls import Mailbox
+from stargate.config.run import EngineConfig
 from stargate.errors import EngineError, ModelError, RecordDropped
-from stargate.machine import SHARED_MEMORY
-from stargate.models import resolve_model
+from stargate.resources.machine import SHARED_MEMORY
+from stargate.resources.models import resolve_model
 from stargate.types import GenerateRequest, Generation, Sampling, StopReason
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
@@ -362,7 +362,7 @@ def test_an_update_that_fails_half_way_ends_the_engine(
 
     # The files pass every check and are gone when vLLM's worker opens them.
     gone = [tmp_path / "gone.safetensors"]
-    monkeypatch.setattr("stargate.actors.engine.weight_files", lambda location: gone)
+    monkeypatch.setattr("stargate.actors.engines.engine.weight_files", lambda location: gone)
     (held,) = run(fail_meanwhile())
     assert isinstance(held, EngineError)
     assert fresh.failures == [fresh.engine.fatal]
@@ -396,7 +396,7 @@ def test_a_core_does_not_outlive_its_engine(tmp_path: Path) -> None:
     """kill -9 on the process with the engine; nobody else ends the core."""
     program = (
         "import asyncio, sys, time\n"
-        "from stargate.actors.engine import Engine\n"
+        "from stargate.actors.engines.engine import Engine\n"
         "from tests.integration.test_engine import CONFIG, EngineSpec, resolve_model\n"
         "async def main():\n"
         "    model, log = str(resolve_model('embedded')), sys.argv[1]\n"
@@ -458,7 +458,7 @@ def test_our_nucleus_is_vllms(tokenizer: Any) -> None:
     import torch
     from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
-    from stargate.actors.nucleus import keep_nucleus
+    from stargate.actors.engines.nucleus import keep_nucleus
 
     logits = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.97, 0.01, 0.01, 0.01], [0.25] * 4]).log()
     kept = keep_nucleus(logits, torch.tensor([0.65, 0.9, 0.5])).isfinite()

@@ -2,7 +2,7 @@
 
 One run meets all of it, because starting engines is what takes the time. What vLLM, Ray, DeepSpeed
 and the operating system really do is the point; who is replaced when, and how often, is shown with
-fakes in tests/unit/test_keeper.py.
+fakes in tests/unit/actors/runtime/test_supervisor.py.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ import pytest
 
 from stargate.benchmarks.chaos_processes import Found, processes_of
 from stargate.benchmarks.chaos_records import examine
-from stargate.config_file import load_config
-from stargate.launch.crew import prepare
-from stargate.store import RunStore
+from stargate.config.files import load_config
+from stargate.launch.setup import prepare
+from stargate.records.store import RunStore
 from tests.integration.run_process import Run
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]

@@ -12,7 +12,7 @@ from stargate.evaluation.statistics import (
     two_way_interval,
     two_way_variance,
 )
-from tests.unit.test_statistics import as_table, clustered
+from tests.unit.evaluation.test_statistics import as_table, clustered
 
 pytestmark = pytest.mark.integration
 

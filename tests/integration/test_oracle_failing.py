@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from stargate.config.oracle import (
+    CostConfig,
+    RetryConfig,
+)
 from stargate.errors import ConfigError, MachineError
 from stargate.oracle import (
     AnswerStatus,
@@ -16,10 +20,6 @@ from stargate.oracle import (
     ChatResult,
     Oracle,
     OracleError,
-)
-from stargate.oracle.config import (
-    CostConfig,
-    RetryConfig,
 )
 from tests.fakes.misbehaving_server import (
     Behaviour,

@@ -17,7 +17,7 @@ from stargate.oracle.cache import AnswerCache
 from stargate.oracle.database import Database, RangeLocks
 from tests.fakes.misbehaving_server import MisbehavingServer, answer_to
 from tests.fakes.oracle_worker import CONCURRENCY
-from tests.unit.test_oracle_cache import REQUEST, nothing, reply, with_cache
+from tests.unit.oracle.test_cache import REQUEST, nothing, reply, with_cache
 
 pytestmark = pytest.mark.integration
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from stargate.config.oracle import (
+    LimitsConfig,
+    RetryConfig,
+)
 from stargate.oracle import (
     ChatResult,
     Oracle,
     stream,
-)
-from stargate.oracle.config import (
-    LimitsConfig,
-    RetryConfig,
 )
 from tests.fakes.misbehaving_server import (
     Behaviour,

@@ -15,10 +15,10 @@ from typing import TypeVar
 import psutil
 import pytest
 
-from stargate.embedded import ensure_embedded_model
-from stargate.machine import free_port
+from stargate.config.oracle import CostConfig, OpenAIOracleConfig, PriceConfig
 from stargate.oracle import AnswerStatus, ChatRequest, JsonSchema, Oracle, OracleError, chat
-from stargate.oracle.config import CostConfig, OpenAIOracleConfig, PriceConfig
+from stargate.resources.embedded import ensure_embedded_model
+from stargate.resources.machine import free_port
 from tests.integration.test_build_vllm import build, check
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]

@@ -26,8 +26,8 @@ class Losses:
     """A model with the trainer's own forward pass, packed or padded."""
 
     def __init__(self, folder: Path, packed: bool) -> None:
-        from stargate.actors.modeling import SelectedLogits, load_model
-        from stargate.actors.packing import make_packable
+        from stargate.actors.training.modeling import SelectedLogits, load_model
+        from stargate.actors.training.packing import make_packable
 
         self.model = load_model(str(folder), None, "cpu", False)
         if packed:
@@ -39,8 +39,8 @@ class Losses:
         """The loss of each token to learn, per example; gradients flow."""
         import torch
 
-        from stargate.actors.batches import make_batch
-        from stargate.actors.modeling import token_losses
+        from stargate.actors.training.batches import make_batch
+        from stargate.actors.training.modeling import token_losses
 
         batch = make_batch(examples, self._packed, torch.device("cpu"))
         logits, _ = self._logits(batch.rows, batch.columns, use_cache=False, **batch.inputs)
@@ -114,7 +114,7 @@ def test_attention_in_blocks_equals_torchs_own(length: int) -> None:
     import torch
     from torch.nn import functional
 
-    from stargate.actors.packing import attend_in_blocks
+    from stargate.actors.training.packing import attend_in_blocks
 
     torch.manual_seed(length)
     query, key, value = (torch.randn(1, heads, length, 16) for heads in (6, 2, 2))
@@ -187,8 +187,8 @@ def test_models_that_can_not_be_packed_say_so_and_stay_as_they_were(
 ) -> None:
     import torch
 
-    from stargate.actors.modeling import load_model
-    from stargate.actors.packing import make_packable
+    from stargate.actors.training.modeling import load_model
+    from stargate.actors.training.packing import make_packable
 
     model = load_model(str(save(tmp_path / "model")), None, "cpu", False)
     ids = torch.arange(20)[None]
@@ -202,8 +202,8 @@ def test_a_leak_is_found_by_trying(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
     """Attention over the whole row, as of a model that ignores what it is told."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    from stargate.actors import packing
-    from stargate.actors.modeling import load_model
+    from stargate.actors.training import packing
+    from stargate.actors.training.modeling import load_model
 
     model = load_model(str(tiny), None, "cpu", False)
     monkeypatch.setattr(packing, "_attention", sdpa_attention_forward)

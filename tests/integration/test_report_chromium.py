@@ -11,8 +11,8 @@ import pytest
 from stargate.report.data import load_report
 from stargate.report.page import render_page
 from stargate.report.records import DialogueView, ReportData, ResponseView
+from tests.fakes.report_run import MARKUP, SCRIPT, build_halted_run, build_run
 from tests.integration.chromium import Browser, chromium
-from tests.unit.report_run import MARKUP, SCRIPT, build_halted_run, build_run
 
 pytestmark = pytest.mark.integration
 

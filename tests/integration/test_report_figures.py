@@ -21,7 +21,7 @@ from stargate.report.figures import (
 from stargate.report.plots import report_figures, save_figures
 from stargate.report.records import ReportData, SelectionView
 from stargate.report.svg import inline_svg
-from tests.unit.report_run import build_halted_run, build_run
+from tests.fakes.report_run import build_halted_run, build_run
 
 pytestmark = pytest.mark.integration
 

@@ -26,7 +26,7 @@ from stargate.report.tables import (
     other_evaluations,
     tiles,
 )
-from tests.unit.report_run import MARKUP, SCRIPT, build_halted_run, build_run
+from tests.fakes.report_run import MARKUP, SCRIPT, build_halted_run, build_run
 
 pytestmark = pytest.mark.integration
 

@@ -10,7 +10,7 @@ from stargate.errors import DataError
 from stargate.launch import report
 from stargate.report.data import load_report
 from stargate.report.text import WIDTH, render_text
-from tests.unit.report_run import build_halted_run, build_run
+from tests.fakes.report_run import build_halted_run, build_run
 
 pytestmark = pytest.mark.integration
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stargate.store import RunStore
+from stargate.records.store import RunStore
 from tests.integration.run_process import Command, Run
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]

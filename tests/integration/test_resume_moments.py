@@ -8,9 +8,9 @@ import pytest
 
 from stargate.errors import DataError, ModelError
 from stargate.launch.resume import resume
-from stargate.lock import hold
-from stargate.past import is_done, read_history
-from stargate.store import RunStore
+from stargate.records.lock import hold
+from stargate.records.resume import is_done, read_history
+from stargate.records.store import RunStore
 from stargate.types import TrainingExample, TrainResult
 from tests.integration.resume_world import (
     EVENTS,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stargate.store import RunStore, dialogue_from_row, example_from_row
+from stargate.records.store import RunStore, dialogue_from_row, example_from_row
 from stargate.types import StopReason
 from tests.integration.run_process import Run
 
@@ -75,7 +75,7 @@ def test_the_saved_model_is_a_hugging_face_folder(finished: tuple[Run, str]) -> 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from stargate.models import resolve_model
+    from stargate.resources.models import resolve_model
 
     run, _ = finished
     folder = run.dir / "models" / "m1"

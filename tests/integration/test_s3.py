@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import FileSystem
 
-from stargate import landing as landing_module
-from stargate import lease as lease_module
 from stargate.errors import ConfigError
-from stargate.fetching import fetch
-from stargate.landing import Landing
-from stargate.landing_identity import new_identity, read_identity
-from stargate.lease import LEASE
-from stargate.rows import record_row
-from stargate.shared_storage import Storage, StorageError, open_storage
-from stargate.storage_uri import parse_uri
-from stargate.store import RunStore
+from stargate.records.schemas import record_row
+from stargate.records.store import RunStore
+from stargate.remote import lease as lease_module
+from stargate.remote import sync as landing_module
+from stargate.remote.fetch import fetch
+from stargate.remote.identity import new_identity, read_identity
+from stargate.remote.lease import LEASE
+from stargate.remote.storage import Storage, StorageError, open_storage
+from stargate.remote.sync import Landing
+from stargate.remote.uri import parse_uri
 from stargate.types import DialogueScore
 from tests.integration.s3_server import s3_server, server_command
 
@@ -159,9 +159,9 @@ _DRIVER = """
     import asyncio, os, sys
     from pathlib import Path
     from tests.integration.test_s3 import add_scores, start, lease_module
-    from stargate.shared_storage import open_storage
-    from stargate.storage_uri import parse_uri
-    from stargate.store import RunStore
+    from stargate.remote.storage import open_storage
+    from stargate.remote.uri import parse_uri
+    from stargate.records.store import RunStore
     lease_module._SETTLE_SECONDS = 0.0
     root = Path(sys.argv[2])
     store = RunStore(root)

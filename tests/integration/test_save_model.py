@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stargate.actors import modeling
+from stargate.actors.training import modeling
 from stargate.errors import MachineError
 
 pytestmark = pytest.mark.integration

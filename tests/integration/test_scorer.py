@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from stargate.actors.scorer import Scorer, ScorerSpec, check_request
-from stargate.config import ScorerConfig
+from stargate.actors.scoring.scorer import Scorer, ScorerSpec, check_request
+from stargate.config.run import ScorerConfig
 from stargate.errors import DataError, DivergenceError, EngineError, ModelError, RecordDropped
 from stargate.types import ScoreRequest, ScoreResult
 from tests.integration.tiny_model import damage, save_tiny_model
@@ -145,7 +145,7 @@ def test_rounded_logits_are_exact_where_log_probs_depend_on_them(tiny: Path) -> 
     """The target's logit and the largest one, to float32; the others to bfloat16's 0.4 %."""
     import torch
 
-    from stargate.actors.modeling import SelectedLogits, load_model
+    from stargate.actors.training.modeling import SelectedLogits, load_model
 
     ids = torch.arange(100, 150)[None]
     rows, columns, targets = torch.zeros(40).long(), torch.arange(5, 45), torch.arange(1000, 1040)
@@ -286,9 +286,9 @@ def test_a_model_that_fails_the_trial_of_sharing_is_found_out(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its attention sees everything before it in the row: other texts' tokens too."""
-    from stargate.actors import gold_model
-    from stargate.actors.prefix_tree import Piece
-    from stargate.actors.tree_attention import Sight
+    from stargate.actors.scoring import gold_model
+    from stargate.actors.scoring.prefix_tree import Piece
+    from stargate.actors.scoring.tree_attention import Sight
 
     def leaking(pieces: list[Piece], device: str) -> Sight:
         return Sight(

@@ -6,8 +6,8 @@ import pytest
 
 from stargate.data.dataset import open_dataset
 from stargate.data.exporters import export_sft
-from stargate.models import resolve_model
-from stargate.prompts import load_prompts
+from stargate.resources.models import resolve_model
+from stargate.text.prompts import load_prompts
 
 pytestmark = pytest.mark.integration
 

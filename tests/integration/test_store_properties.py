@@ -20,9 +20,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stargate import durable, store
-from stargate.repair import repair, survey
-from stargate.store import RunStore, table_files
+from stargate.records import files as durable
+from stargate.records import store
+from stargate.records.repair import repair, survey
+from stargate.records.store import RunStore, table_files
 
 pytestmark = pytest.mark.integration
 

@@ -42,7 +42,7 @@ def client_process(cluster: RayCluster, script: str) -> str:
     head = (
         "from stargate.launch import submit\n"
         "from stargate.launch.cli import main\n"
-        "from stargate.submission import JobRequest, Masker, Package\n"
+        "from stargate.resources.submission import JobRequest, Masker, Package\n"
         f"address = {cluster.dashboard!r}\n"
         f"values = {{'STARGATE_TEST_SECRET': {PLANTED!r}, 'RAY_JOB_STOP_WAIT_TIME_S': '60'}}\n"
         "client = submit.connect(address)\n"

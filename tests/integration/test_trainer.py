@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from stargate.actors.trainer import TrainerRank, TrainerSpec, check_examples
-from stargate.config import TrainerConfig
+from stargate.actors.training.rank import TrainerRank, TrainerSpec, check_examples
+from stargate.algorithm.step_plan import Layout, learning_rate, plan_steps, split_validation
+from stargate.config.run import TrainerConfig
 from stargate.errors import DataError, DivergenceError, EngineError, MachineError
-from stargate.models import check_model_folder
-from stargate.schedule import Layout, learning_rate, plan_steps, split_validation
+from stargate.resources.models import check_model_folder
 from stargate.types import TrainingExample, TrainResult
 from tests.integration.ranks import Ranks
 from tests.integration.tiny_model import damage, save_tiny_model
@@ -269,7 +269,7 @@ def test_the_saved_folder_is_a_whole_model(one: Ranks, tiny: Path, tmp_path: Pat
     from safetensors.torch import load_file
     from transformers import AutoTokenizer
 
-    from stargate.actors.weight_check import read_sums, tensor_sum
+    from stargate.actors.engines.weight_check import read_sums, tensor_sum
 
     (tmp_path / "m1").mkdir()
     (tmp_path / "m1" / "stale.json").write_text("{}")
@@ -361,7 +361,7 @@ def test_training_before_the_start_is_refused() -> None:
 def test_rounding_is_right_on_average() -> None:
     import torch
 
-    from stargate.actors.modeling import round_unbiased
+    from stargate.actors.training.modeling import round_unbiased
 
     generator = torch.Generator().manual_seed(0)
     # Between 1 and the next bfloat16, 1 + 2^-7: a quarter of the way, exactly on 1, and below -1.

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from stargate.checkpoints import CheckpointFolder, read_manifest, training_folder
-from stargate.config import LoraConfig, TrainerConfig
+from stargate.config.run import LoraConfig, TrainerConfig
 from stargate.errors import MachineError
-from stargate.store import RunStore
+from stargate.records.store import RunStore
+from stargate.records.training_checkpoints import CheckpointFolder, read_manifest, training_folder
 from stargate.types import TrainResult
 from tests.integration.ranks import Ranks
 from tests.integration.run_process import Command

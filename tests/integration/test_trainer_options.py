@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from stargate.actors.trainer import TrainerRank, TrainerSpec, norm_problem
-from stargate.config import LoraConfig, TrainerConfig
+from stargate.actors.training.rank import TrainerRank, TrainerSpec, norm_problem
+from stargate.algorithm.step_plan import Layout, learning_rate, plan_steps, split_validation
+from stargate.config.run import LoraConfig, TrainerConfig
 from stargate.errors import ConfigError, DivergenceError
-from stargate.machine import free_port
-from stargate.models import check_model_folder
-from stargate.schedule import Layout, learning_rate, plan_steps, split_validation
+from stargate.resources.machine import free_port
+from stargate.resources.models import check_model_folder
 from stargate.types import TrainingExample
 from tests.integration.ranks import Ranks
 from tests.integration.test_trainer import config, furthest, load_weights, make_examples
@@ -295,9 +295,9 @@ def _refused_update(spec: TrainerSpec, pipe: Connection) -> None:
     import torch
     from deepspeed.utils import safe_get_full_fp32_param
 
-    from stargate.actors.finetuning import Finetuning
-    from stargate.actors.trainer import make_layout
-    from stargate.schedule import share_out
+    from stargate.actors.training.deepspeed_backend import Finetuning
+    from stargate.actors.training.rank import make_layout
+    from stargate.algorithm.step_plan import share_out
 
     examples = [e for e in steep_examples(spec.config) if e.input_ids[0] == _STEEP]
     stage = Finetuning(spec, spec.base_model_dir, examples)

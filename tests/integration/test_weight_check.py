@@ -8,8 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stargate.actors.direct_load import load_directly
-from stargate.actors.weight_check import Watch, WeightMismatch, read_sums, tensor_sum, write_sums
+from stargate.actors.engines.direct_load import load_directly
+from stargate.actors.engines.weight_check import (
+    Watch,
+    WeightMismatch,
+    read_sums,
+    tensor_sum,
+    write_sums,
+)
 
 pytestmark = pytest.mark.integration
 

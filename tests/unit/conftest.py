@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stargate import store
+from stargate.records import store
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from stargate.evaluation.playing import EvaluationPairs, play_all
-from stargate.iteration import Roles, Workbench, make_examples
-from stargate.store import Row, RunStore
+from stargate.pair_steps import Roles, Workbench, make_examples
+from stargate.records.store import Row, RunStore
 from stargate.types import Dialogue, GenerateRequest, Generation, Pair
-from tests.unit.fakes import ScriptedGenerate, make_pair
-from tests.unit.test_iteration import roles, say, workbench
+from tests.fakes.scripted import ScriptedGenerate, make_pair
+from tests.unit.test_pair_steps import roles, say, workbench
 
 FEW, MANY = 20, 120
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from stargate import durable
 from stargate.errors import MachineError
-from stargate.iteration import run_iteration
 from stargate.launch.cli import main
 from stargate.launch.session import _logged
-from stargate.repair import Repairs, repair, survey
-from stargate.store import RunStore
-from tests.unit.test_iteration import PAIRS, roles, workbench
+from stargate.pair_steps import run_iteration
+from stargate.records import files as durable
+from stargate.records.repair import Repairs, repair, survey
+from stargate.records.store import RunStore
+from tests.unit.test_pair_steps import PAIRS, roles, workbench
 
 
 def fill_after(num_writes: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:

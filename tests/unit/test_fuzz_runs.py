@@ -12,12 +12,13 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stargate.config_file import load_config
+from stargate.config.files import load_config
 from stargate.errors import ModelError
-from stargate.launch import crew, eval_session
-from tests.unit import test_fuzz_config as fuzz
-from tests.unit.report_run import build_run
-from tests.unit.test_fuzz_config import outcome
+from stargate.launch import eval_session
+from stargate.launch import setup as crew
+from tests.fakes.report_run import build_run
+from tests.unit.config import test_fuzz_config as fuzz
+from tests.unit.config.test_fuzz_config import outcome
 
 FAST = settings(fuzz.FAST, max_examples=fuzz.examples(7))
 # What is read as JSON, with a value for every key that a reader takes.

@@ -16,17 +16,41 @@ TABLES = {"pyarrow", "pandas", "datasets"}
 # The installer uses these before anything is installed, or soon after.
 SMALL = {"numpy", "psutil", "huggingface_hub"}
 
-FIRST = ["models", "machine", "launch.doctor"]
+FIRST = ["resources.models", "resources.machine", "launch.doctor"]
 HELP = [["--help"], *([name, "--help"] for name in COMMANDS)]
 DATA_HELP = [["data", name, "--help"] for name in SUBCOMMANDS]
 DATA = ["importers", "exporters", "quality", "showing", "writing", "official"]
 # Everything outside the actors' own insides must be importable without the engines.
 LIGHT = [
-    *("chat", "config", "dialogue", "examples", "grounding", "iteration", "models", "placement"),
-    *("progress", "prompts", "protocols", "roleplayer", "scoring", "selection", "views"),
-    *("evaluation.controls", "data.dataset", "launch.session", "actors.engine"),
-    *("actors.scorer", "actors.trainer", "actors.weights", "evaluation.judging", "report.page"),
-    *("launch.ablation", "launch.crew", "launch.eval_session", "launch.report", "tracking"),
+    "text.chat",
+    "config.run",
+    "rollout.dialogue",
+    "algorithm.examples",
+    "rollout.grounding",
+    "pair_steps",
+    "resources.models",
+    "resources.placement",
+    "monitoring.progress",
+    "text.prompts",
+    "protocols",
+    "rollout.roleplayer",
+    "algorithm.scoring",
+    "algorithm.selection",
+    "text.views",
+    "evaluation.controls",
+    "data.dataset",
+    "launch.session",
+    "actors.engines.engine",
+    "actors.scoring.scorer",
+    "actors.training.rank",
+    "actors.engines.weight_files",
+    "evaluation.judging",
+    "report.page",
+    "launch.ablation",
+    "launch.setup",
+    "launch.eval_session",
+    "launch.report",
+    "monitoring.tracking",
 ]
 
 _INTERPRETER = """

@@ -6,21 +6,27 @@ from typing import Any
 
 import pytest
 
-from stargate.actors import keeper as keeper_module
-from stargate.actors.guarded import GuardedPool
-from stargate.actors.pool import WeightPusher
-from stargate.actors.posts import Post
-from stargate.actors.remote import ActorDied
+from stargate.actors.rpc.clients import WeightPusher
+from stargate.actors.rpc.guarded import GuardedPool
+from stargate.actors.rpc.remote import ActorDied
+from stargate.actors.runtime import supervisor as keeper_module
+from stargate.actors.runtime.actor_slots import Post
 from stargate.errors import EngineError
-from stargate.memory import MemoryPeak
-from stargate.past import SITTINGS_FILE, Sittings, read_sittings
-from stargate.store import RunStore
-from stargate.summary import summarise_run, summary_lines
-from stargate.tally import Tally
+from stargate.records.counters import Tally
+from stargate.records.resume import SITTINGS_FILE, Sittings, read_sittings
+from stargate.records.store import RunStore
+from stargate.records.summary import summarise_run, summary_lines
+from stargate.resources.memory import MemoryPeak
 from stargate.types import GenerateRequest, Generation, Sampling
-from tests.unit import test_dialogue_worker
-from tests.unit.fake_crew import GONE, Crew, FakeActor, ping
-from tests.unit.test_dialogue_worker import FakeEngine, config, make_workers, plans, pool_of
+from tests.fakes.actor_slots import GONE, Crew, FakeActor, ping
+from tests.unit.actors.runtime import test_dialogue_worker
+from tests.unit.actors.runtime.test_dialogue_worker import (
+    FakeEngine,
+    config,
+    make_workers,
+    plans,
+    pool_of,
+)
 
 bytes_as_tokens = test_dialogue_worker.bytes_as_tokens  # a fixture
 

@@ -10,25 +10,25 @@ from pathlib import Path
 
 import pytest
 
-from stargate.config import RunConfig
+from stargate.config.judge import ApiBackend
+from stargate.config.oracle import OpenAIOracleConfig
+from stargate.config.run import RunConfig
 from stargate.data.dataset import read_dataset
 from stargate.data.importers import TaskSource, import_dataset
 from stargate.errors import ConfigError, DataError, RecordDropped
-from stargate.evaluation.judge_config import ApiBackend
 from stargate.launch import session
 from stargate.launch.cli import main
-from stargate.launch.crew import REMOTE_CODE, prepare
 from stargate.launch.eval_session import EvaluationRequest, evaluation_root
 from stargate.launch.session import _logged, fill_run_dir
-from stargate.memory import MemoryPeak
-from stargate.oracle.config import OpenAIOracleConfig
-from stargate.progress import LiveProgress, PlainProgress, safe_text
-from stargate.store import RunStore
-from stargate.summary import print_summary, summarise_run
-from stargate.tally import Tally
-from tests.unit import test_ablation
-from tests.unit.report_run import build_run
-from tests.unit.test_iteration import config
+from stargate.launch.setup import REMOTE_CODE, prepare
+from stargate.monitoring.progress import LiveProgress, PlainProgress, safe_text
+from stargate.records.counters import Tally
+from stargate.records.store import RunStore
+from stargate.records.summary import print_summary, summarise_run
+from stargate.resources.memory import MemoryPeak
+from tests.fakes.report_run import build_run
+from tests.unit.evaluation import test_ablation
+from tests.unit.test_pair_steps import config
 
 # Clears the screen, sets the title, goes back to the line's start, reverses direction, hides,
 # breaks the line where some terminals do, sends an 8-bit control sequence.

@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stargate.component import Component, Fraction, NonNegativeInt, PositiveInt
-from stargate.config import EngineConfig
-from stargate.config_file import packaged_configs_dir, read_yaml, validated
+from stargate.config.component import Component, Fraction, NonNegativeInt, PositiveInt
+from stargate.config.files import packaged_configs_dir, read_yaml, validated
+from stargate.config.oracle import LocalOracleConfig, OpenAIOracleConfig, OracleConfig
+from stargate.config.run import EngineConfig
 from stargate.errors import ConfigError
-from stargate.oracle.config import LocalOracleConfig, OpenAIOracleConfig, OracleConfig
 
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 PAPER_TASKS = "Dahoas/instruct-human-assistant-prompt"

@@ -17,7 +17,7 @@ from itertools import pairwise
 
 from stargate.data.build.config import FactsConfig
 from stargate.data.text import content_stem, same_text_key, sentence_spans, tidy, word_set, words
-from stargate.roleplayer import kept_share
+from stargate.rollout.roleplayer import kept_share
 
 _MARK = re.compile(r"^\s*(?:[-*\u2022\u2013]|\(?\d{1,2}[.):])\s+")
 _FIRST_PERSON = word_set("i i'm i've i'd i'll me my mine myself we we're we've our ours us")

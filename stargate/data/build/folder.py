@@ -18,8 +18,8 @@ from stargate.data.blemishes import write_json
 from stargate.data.build.golds import GOLDS, MISSING, SPOOL, UNFINISHED
 from stargate.data.dataset import read_dataset
 from stargate.data.writing import persona_row, task_row, write_jsonl
-from stargate.durable import sync, write_atomically
 from stargate.errors import DataError
+from stargate.records.files import sync, write_atomically
 from stargate.types import Persona, Task
 
 REPORT, _IDENTITY, _SOURCES = "build-report.json", "build.json", "sources.json"

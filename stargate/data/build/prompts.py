@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import Field
 
-from stargate.chat import Message
-from stargate.component import Component
+from stargate.config.component import Component
 from stargate.data.build.config import packaged_build_dir
-from stargate.prompts import Conversation, TemplateFile, load_template_file
+from stargate.text.chat import Message
+from stargate.text.prompts import Conversation, TemplateFile, load_template_file
 
 
 class ExamplePersona(Component):

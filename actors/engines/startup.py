@@ -1,0 +1,130 @@
+"""How an engine's vLLM comes to run: its environment, its configuration, its processes' cores.
+
+Everything that goes wrong on the way is one line, with the cause that vLLM only logs.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Iterable
+from typing import Any, TypeVar
+
+import psutil
+
+from stargate.actors.engines.core_process import NoiseLog, is_about_memory
+from stargate.actors.engines.spec import (
+    EngineSpec,
+    core_ids,
+    engine_arguments,
+    engine_environment,
+)
+from stargate.errors import EngineError, MachineError, ModelError, StargateError, one_line
+
+T = TypeVar("T")
+
+# Seconds between looks whether the core lives, while its answer is awaited.
+_LOOK_SECONDS = 1.0
+
+
+def start_vllm(spec: EngineSpec, log: NoiseLog | None, stat_loggers: list[Any] | None) -> Any:
+    """An AsyncLLM that runs. `log` holds what its processes have written.
+
+    Raises ModelError for a model that vLLM refuses, MachineError, or EngineError.
+    """
+    os.environ.update(engine_environment(spec))
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if current_platform.device_type != spec.device:
+        raise MachineError(
+            f"{spec.role} engine: needs {spec.device}, but the installed vLLM runs "
+            f"on {current_platform.device_type} here"
+        )
+    try:
+        config = AsyncEngineArgs(**engine_arguments(spec)).create_engine_config()
+    except (ValueError, OSError, NotImplementedError) as error:
+        raise ModelError(f"{spec.model_dir}: {explain(error)}") from error
+    executor, environment = _executor(spec, config)
+    try:
+        with environment:
+            return AsyncLLM(
+                config,
+                executor,
+                log_stats=False,
+                log_requests=False,
+                stat_loggers=stat_loggers,
+            )
+    except Exception as error:
+        # vLLM says only that its core failed; the cause stands in the log.
+        cause = (log.root_cause() if log else None) or explain(error)
+        kind = MachineError if is_about_memory(cause) else EngineError
+        text = f"{spec.role} engine: did not start: {cause}{see_log(log)}"
+        raise kind(text) from error
+
+
+def _executor(spec: EngineSpec, config: Any) -> tuple[Any, contextlib.AbstractContextManager[None]]:
+    """vLLM's executor, and the environment in which the core's process must start.
+
+    A model on one device computes in vLLM's core itself, as vLLM does it on a GPU. On CPUs vLLM
+    insists on a process of its own for the model, because OpenMP's threads are bound by variables
+    that must be there when their process starts; here the core starts with them. That saves a
+    third of an engine's start (one import of vLLM and torch, 8 s of a core), 0.6 GB, and a message
+    each way at every step.
+    """
+    from vllm.v1.executor import Executor
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    if spec.device != "cpu" or config.parallel_config.world_size > 1:
+        return Executor.get_class(config), contextlib.nullcontext()
+    from vllm.utils.ompmultiprocessing import OMPProcessManager
+
+    return UniProcExecutor, OMPProcessManager(config).configure_omp_envs(0, 0)
+
+
+async def answered(llm: Any, call: Awaitable[T]) -> T:
+    """What vLLM's core answers to a call. Raises EngineDeadError if it dies meanwhile.
+
+    vLLM 0.32 ends generations when its core dies, but forgets those who wait for the answer to
+    another call: they would wait for ever.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=_LOOK_SECONDS)
+            if not task.done() and llm.errored:
+                raise llm.dead_error
+        return task.result()
+    finally:
+        task.cancel()
+
+
+def pin_processes(processes: Iterable[psutil.Process], spec: EngineSpec) -> None:
+    """Keeps vLLM's scheduler on its worker's cores.
+
+    One works while the other waits, so there it takes nothing; elsewhere it would interrupt
+    another engine's worker.
+    """
+    if spec.device != "cpu" or spec.cpu_cores is None:
+        return
+    free = os.sched_getaffinity(0)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if set(process.cpu_affinity()) == free:  # vLLM itself has bound its workers
+                process.cpu_affinity(core_ids(spec.cpu_cores))
+
+
+def see_log(log: NoiseLog | None) -> str:
+    """Where an error's reader finds more; "" if vLLM's noise goes nowhere."""
+    return f" (log: {log.path})" if log else ""
+
+
+def explain(error: BaseException) -> str:
+    """An error as one line; the cause where vLLM wrapped it in an error without a text."""
+    text = one_line(error)
+    if not text and error.__cause__ is not None:
+        return explain(error.__cause__)
+    if isinstance(error, StargateError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

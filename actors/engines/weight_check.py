@@ -1,0 +1,195 @@
+"""(torch) Did a weight push take? What was sent, what was read, what is served.
+
+    the trainer's tensors --sum--> weight-sums.json beside the saved weights
+    a worker reads a file --sum--> must equal it: nothing was torn or swapped on the way
+                          `-sample of columns-> must equal what the loaded layers answer with
+
+A loaded layer may hold its weight in a packed form that can't be read back (on CPU, vLLM's linear
+layers do), so it is asked: its answer to a vector that is 1 at column k and 0 elsewhere is column k
+of the weight, to the bit. A layer that kept an old or half an old weight answers otherwise, and one
+with a value anywhere that is not finite answers NaN.
+
+N outputs, K inputs of a layer, C sampled columns.
+"""
+
+import json
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stargate.actors.engines.weight_files import SUMS
+
+# Columns that are looked at per push; the next push looks at the next ones.
+_NUM_COLUMNS = 8
+# A sampled value is exact in bfloat16 and float16; a float32 product may round by less than this,
+# and the next bfloat16 value is 0.4 % away. Hardware may flush values below the second to zero.
+_RELATIVE, _ABSOLUTE = 1e-3, 1e-30
+
+
+class WeightMismatch(ValueError):
+    """What an engine holds is not what was sent."""
+
+
+def tensor_sum(tensor: Tensor) -> int:
+    """The sum of a tensor's bytes as 64-bit words, modulo 2^64. Reads each byte once."""
+    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
+    whole = raw.size // 8 * 8
+    words, rest = raw[:whole].view(np.uint64), raw[whole:]
+    total = int(np.add.reduce(words, dtype=np.uint64)) + int.from_bytes(rest.tobytes(), "little")
+    return total % 2**64
+
+
+def write_sums(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Writes the sums of the tensors that a saved folder was made of, from memory, into it."""
+    sums = {name: tensor_sum(tensor) for name, tensor in weights.items()}
+    (folder / SUMS).write_text(json.dumps(sums), encoding="utf-8")
+
+
+def read_sums(folder: Path) -> dict[str, int] | None:
+    """What `write_sums` wrote; None if nobody did."""
+    file = folder / SUMS
+    if not file.is_file():
+        return None
+    sums = json.loads(file.read_text(encoding="utf-8"))
+    return {str(name): int(value) for name, value in sums.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Columns [first, first + C) of a matrix (N, K) as rows (C, N), or a whole vector (N,)."""
+
+    first: int
+    num_columns: int  # K; 0 for a vector
+    values: Tensor
+
+
+class Watch:
+    """Looks at the tensors of one push as they are read, then at the model."""
+
+    def __init__(self, number: int, sums: Mapping[str, int] | None = None) -> None:
+        """`number` counts pushes, so that each looks at other columns."""
+        self._number = number
+        self._sums = sums or {}
+        self._samples: dict[str, Sample] = {}
+
+    def over(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The same tensors. Raises WeightMismatch for one whose sum is not the trainer's."""
+        for name, tensor in tensors:
+            # A name that the trainer does not have is another form of one that it has.
+            if name in self._sums and self._sums[name] != tensor_sum(tensor):
+                raise WeightMismatch(f"{name}: the file's bytes are not those that were saved")
+            sample = self._take(tensor)
+            if sample is not None:
+                self._samples[name] = sample
+            yield name, tensor
+
+    @torch.no_grad()
+    def check(self, model: nn.Module) -> list[str]:
+        """Compares what the model holds with what was read.
+
+        Returns the names of parameters that could not be compared (a tensor-parallel shard, say).
+        Raises WeightMismatch.
+        """
+        packed: Mapping[str, Sequence[str]] = getattr(model, "packed_modules_mapping", {})
+        unchecked: list[str] = []
+        owners: dict[int, Sample] = {}
+        for prefix, module in model.named_modules():
+            for leaf, parameter in module._parameters.items():
+                if parameter is None:
+                    continue
+                name = f"{prefix}.{leaf}" if prefix else leaf
+                sample = self._expected(prefix, leaf, packed) or owners.get(id(parameter))
+                if sample is None or not _compare(name, module, leaf, parameter, sample):
+                    unchecked.append(name)
+                    continue
+                owners[id(parameter)] = sample
+        return unchecked
+
+    def _take(self, tensor: Tensor) -> Sample | None:
+        if tensor.dim() == 1:
+            return Sample(0, 0, tensor.clone())
+        if tensor.dim() != 2:
+            return None
+        num_columns = tensor.shape[1]
+        width = min(_NUM_COLUMNS, num_columns)
+        first = self._number * width % (num_columns - width + 1)
+        return Sample(first, num_columns, tensor[:, first : first + width].T.contiguous())
+
+    def _expected(
+        self, prefix: str, leaf: str, packed: Mapping[str, Sequence[str]]
+    ) -> Sample | None:
+        """The sample of a parameter; joined where layers are fused."""
+        found = [self._samples[n] for n in file_names(prefix, leaf, packed, self._samples) or ()]
+        if len({(sample.first, sample.num_columns) for sample in found}) != 1:
+            return None
+        values = torch.cat([sample.values for sample in found], dim=-1)
+        return Sample(found[0].first, found[0].num_columns, values)
+
+
+def file_names(
+    prefix: str, leaf: str, packed: Mapping[str, Sequence[str]], known: Container[str]
+) -> list[str] | None:
+    """Under which names a parameter stands in the files: its own, or those of its fused parts.
+
+    None if not all of them are `known`. `packed` is the model's packed_modules_mapping. Worked
+    example: ("layers.0.gate_up", "bias") -> ["layers.0.gate.bias", "layers.0.up.bias"].
+    """
+    own = f"{prefix}.{leaf}" if prefix else leaf
+    if own in known:
+        return [own]
+    parent, dot, last = prefix.rpartition(".")
+    names = [f"{parent}{dot}{part}.{leaf}" for part in packed.get(last, ())]
+    return names if names and all(name in known for name in names) else None
+
+
+def _compare(name: str, module: nn.Module, leaf: str, parameter: Tensor, sample: Sample) -> bool:
+    """Whether there was something to compare. Raises WeightMismatch."""
+    # As the engine rounded it when it was loaded.
+    sent = sample.values.to(parameter.dtype)
+    if not sample.num_columns:
+        if parameter.shape != sent.shape:
+            return False
+        _require(name, parameter, sent)
+        return True
+    found = False
+    # A vocabulary is padded with rows that no file has; a shard has fewer.
+    if parameter.dim() == 2 and parameter.shape[1] == sample.num_columns:
+        held = parameter[:, sample.first : sample.first + sent.shape[0]]
+        found = _require(name, held.T, sent)
+    answer = _ask(module, parameter, sample) if leaf == "weight" else None
+    if answer is not None:
+        found = _require(name, answer, sent)
+    return found
+
+
+def _ask(module: nn.Module, parameter: Tensor, sample: Sample) -> Tensor | None:
+    """The sampled columns as the layer answers with them (C, N); None if it is no whole layer."""
+    method: Any = getattr(module, "quant_method", None)
+    num_inputs = getattr(module, "input_size_per_partition", sample.num_columns)
+    if not callable(getattr(method, "apply", None)) or num_inputs != sample.num_columns:
+        return None
+    width = sample.values.shape[0]
+    asked = torch.zeros(width, num_inputs, dtype=parameter.dtype, device=parameter.device)
+    asked[:, sample.first : sample.first + width] = torch.eye(width)
+    answer: Tensor = method.apply(module, asked, bias=None)
+    return answer
+
+
+def _require(name: str, held: Tensor, sent: Tensor) -> bool:
+    """False if `held` (C, N) is only a part. Raises WeightMismatch unless it is what was sent."""
+    if held.shape[-1] < sent.shape[-1]:
+        return False
+    held = held[..., : sent.shape[-1]].detach().cpu()
+    total = held.sum(dtype=torch.float64)
+    if not bool(torch.isfinite(total)):
+        raise WeightMismatch(f"{name}: the engine holds values that are not finite")
+    if held.dtype == sent.dtype and torch.equal(held, sent):
+        return True
+    if not torch.allclose(held.float(), sent.float(), rtol=_RELATIVE, atol=_ABSOLUTE):
+        raise WeightMismatch(f"{name}: the engine holds other values than were sent")
+    return True

@@ -1,0 +1,141 @@
+"""Weights on their way into an engine: which files, are they whole, do they fit.
+
+    a saved Hugging Face folder -> Engine.load_weights (check_compatible) -> vLLM's worker
+        -> weight_transfer.FileWeightTransfer, known to vLLM by `register`
+
+Only file headers are read here, so neither torch nor vLLM is needed. `register` is the entry point
+(group `vllm.general_plugins`) that vLLM calls in every process that it starts.
+"""
+
+import ctypes
+import json
+import multiprocessing
+import os
+import signal
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from stargate.errors import ModelError
+from stargate.resources.models import WEIGHTS, WEIGHTS_INDEX, safetensors_problem
+
+BACKEND = "stargate_file"
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+# What the trainer says of the tensors that it saved (weight_check.py); not every folder has it.
+SUMS = "weight-sums.json"
+# Tensors that a checkpoint may leave out because they are tied to the input embeddings.
+_TIED = frozenset({"lm_head.weight"})
+_LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header, little endian
+
+
+def register() -> None:
+    """Makes `stargate_file` known to vLLM; its processes wait in peace on CPU and end with ours.
+
+    Called in every vLLM process, maybe more than once.
+    """
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    from stargate.actors.engines.patches import sleep_instead_of_spinning
+    from stargate.actors.runtime.log_escaping import escape_output_of_children
+
+    # register_engine refuses a name that it has, and there is no public way to ask for it.
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(
+            BACKEND, "stargate.actors.engines.weight_transfer", "FileWeightTransfer"
+        )
+    sleep_instead_of_spinning()
+    escape_output_of_children()
+    if multiprocessing.parent_process() is not None:
+        _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """Has the kernel kill this process when the one that started it dies, however it dies.
+
+    vLLM's core does not look after its parent. Ray kills an actor's children, but not if the actor
+    and the driver, and with it Ray, are killed at the same moment (found by `stargate bench chaos`:
+    a core of 1.9 GB stayed for ever).
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is None:  # not Linux
+        return
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:  # it has died before
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """What a safetensors file says of one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def weight_files(location: str | Path) -> list[Path]:
+    """The safetensors files of a model folder, or `location` itself if it is one file.
+
+    Raises ModelError.
+    """
+    place = Path(location)
+    if place.is_file():
+        return [place]
+    if (place / WEIGHTS).is_file():
+        return [place / WEIGHTS]
+    index = place / WEIGHTS_INDEX
+    if not index.is_file():
+        raise ModelError(f"{place}: no weights; expected {WEIGHTS} or {WEIGHTS_INDEX}")
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index}: not a safetensors index: {error!r}") from error
+    for name in names:
+        # An index must not lead out of its folder.
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ModelError(f"{index}: weight_map must hold plain file names, got {name!r}")
+        if not (place / name).is_file():
+            raise ModelError(f"{index}: names {name}, which is not there")
+    return [place / name for name in sorted(names)]
+
+
+def read_headers(location: str | Path) -> dict[str, TensorHeader]:
+    """All tensors of a model, by name. Raises ModelError for a torn or foreign file."""
+    tensors: dict[str, TensorHeader] = {}
+    for file in weight_files(location):
+        problem = safetensors_problem(file)
+        if problem is not None:
+            raise ModelError(f"{file}: {problem}")
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+            entries = json.loads(stream.read(length))
+        entries.pop("__metadata__", None)
+        for name, entry in entries.items():
+            tensors[name] = TensorHeader(str(entry["dtype"]), tuple(entry["shape"]))
+    return tensors
+
+
+def check_compatible(location: str | Path, served: dict[str, TensorHeader]) -> None:
+    """Raises ModelError unless `location` holds the tensors of the model that an engine serves.
+
+    Asked before the engine is touched: in an update vLLM keeps the old values of what is missing.
+    """
+    pushed = read_headers(location)
+    missing = sorted(served.keys() - pushed.keys() - _TIED)
+    unknown = sorted(pushed.keys() - served.keys() - _TIED)
+    if missing or unknown:
+        what, names = ("miss", missing) if missing else ("have the unknown", unknown)
+        raise ModelError(
+            f"{location}: these weights {what} {names[0]} ({len(names)} such tensors): "
+            "they are of another model than the engine's"
+        )
+    for name in sorted(served.keys() & pushed.keys()):
+        if pushed[name].shape != served[name].shape:
+            raise ModelError(
+                f"{location}: {name} must have shape {list(served[name].shape)}, "
+                f"got {list(pushed[name].shape)}"
+            )
+
+
+def num_parameters(tensors: dict[str, TensorHeader]) -> int:
+    """How many numbers a model's files hold."""
+    return sum(prod(tensor.shape) for tensor in tensors.values())

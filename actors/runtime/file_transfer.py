@@ -1,0 +1,250 @@
+"""Folders of weights between the driver's machine and nodes that don't see its files.
+
+    lend(folder, node)   driver reads a chunk -> Ray's object store -> the node's agent -> /dev/shm
+                         once per node and folder, however many engines there ask for it; removed
+                         when the last of them is done
+    fetch(node, folder)  the other way: what the trainer saved there -> the run's models folder
+
+A few chunks are under way at a time, so that weights of any size pass through a small object store.
+"""
+
+import asyncio
+import contextlib
+import shutil
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stargate.actors.rpc.remote import remote
+from stargate.actors.runtime.node_agent import file_sizes
+from stargate.errors import DataError
+from stargate.records.files import disk_errors, sync, write_at
+
+# Bytes of one chunk, and how many are under way: together a part of the smallest object store.
+CHUNK_BYTES = 16 << 20
+_WINDOW = 3
+# Seconds in which nodes may join one reading of a folder.
+_GATHER_SECONDS = 0.05
+
+
+@dataclass
+class _Loan:
+    """A folder that a node has for as long as somebody there uses it."""
+
+    arrival: "asyncio.Future[str]"
+    num_users: int = 0
+
+
+@dataclass
+class Courier:
+    """`agents`: the handle of each node's agent. `put` puts an object into Ray's store.
+
+    `say` tells what has arrived.
+    """
+
+    agents: Mapping[str, Any]
+    put: Callable[[Any], Any]
+    say: Callable[[str], None] = lambda text: None
+    chunk_bytes: int = CHUNK_BYTES
+    num_sent: int = 0  # folders that arrived on some node
+    _loans: dict[tuple[str, str], _Loan] = field(default_factory=dict)
+    # Folders that are about to be sent, and the nodes that have asked for them so far.
+    _asked: "dict[str, dict[str, asyncio.Future[str]]]" = field(default_factory=dict)
+    _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
+
+    @contextlib.asynccontextmanager
+    async def lend(self, folder: str, node: str) -> AsyncIterator[str]:
+        """Where the node has the folder, as long as the block lasts.
+
+        Raises EngineError when the node is gone, MachineError where the folder does not fit.
+        """
+        loan = self._loans.get((node, folder))
+        if loan is None:
+            loan = self._loans[node, folder] = _Loan(self._ask(folder, node))
+        loan.num_users += 1
+        try:
+            # Shielded: others may wait for the same arrival.
+            yield await asyncio.shield(loan.arrival)
+        finally:
+            loan.num_users -= 1
+            if not loan.num_users:
+                del self._loans[node, folder]
+                self._in_background(self._remove(node, loan))
+
+    def _ask(self, folder: str, node: str) -> "asyncio.Future[str]":
+        """Has the folder sent, soon: who asks within a moment is served by the same reading."""
+        loop = asyncio.get_running_loop()
+        arrival: asyncio.Future[str] = loop.create_future()
+        # Whoever asked may have been cancelled: no warning of asyncio's about the error.
+        arrival.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if folder not in self._asked:
+            self._asked[folder] = {}
+            self._in_background(self._send_soon(folder))
+        if (given_up := self._asked[folder].get(node)) is not None:
+            given_up.cancel()  # whoever asked before went away
+        self._asked[folder][node] = arrival
+        return arrival
+
+    async def _send_soon(self, folder: str) -> None:
+        await asyncio.sleep(_GATHER_SECONDS)
+        arrivals = self._asked.pop(folder)
+        try:
+            await self._send(Path(folder), arrivals)
+        except Exception as error:  # a file that can't be read: nobody gets it
+            for arrival in arrivals.values():
+                if not arrival.done():
+                    arrival.set_exception(error)
+
+    async def _remove(self, node: str, loan: _Loan) -> None:
+        with contextlib.suppress(Exception):  # it never arrived, or node and folder are gone
+            place = await loan.arrival
+            await remote(self.agents[node].remove.remote(place))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, folder: Path, arrivals: Mapping[str, "asyncio.Future[str]"]) -> None:
+        """One reading of the files for all nodes; a node that fails does not hold the others."""
+        started = time.perf_counter()
+        sizes = file_sizes(folder)
+        lines = {
+            node: _Line(self.agents[node], sizes, asyncio.Semaphore(_WINDOW)) for node in arrivals
+        }
+        await asyncio.gather(*(line.open() for line in lines.values()))
+        for name, offset, size in _chunks(sizes, self.chunk_bytes):
+            chunk = await asyncio.to_thread(self._load, folder / name, offset, size)
+            # Until the slowest has room: the store holds a few chunks only.
+            await asyncio.gather(*(line.send(name, offset, chunk) for line in lines.values()))
+            del chunk
+        for node, line in lines.items():
+            try:
+                arrivals[node].set_result(await line.close())
+                self.num_sent += 1
+            except Exception as error:
+                arrivals[node].set_exception(error)
+        self._tell("sent", folder, sizes, started, f" to {len(lines)} node(s)")
+
+    def _load(self, file: Path, offset: int, size: int) -> Any:
+        import numpy as np
+
+        data = np.fromfile(file, dtype=np.uint8, count=size, offset=offset)
+        if data.size != size:
+            raise DataError(f"{file}: ended {size - data.size} bytes early")
+        return self.put(data)
+
+    async def fetch(self, node: str, folder: str, target: Path) -> None:
+        """Brings a folder of a node's here, as `target`: whole or not at all."""
+        agent, started = self.agents[node], time.perf_counter()
+        sizes: dict[str, int] = await remote(agent.list_files.remote(folder))
+        partial = target.parent / f".{target.name}.partial"
+        with disk_errors(target):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            try:
+                for name in sizes:
+                    (partial / name).touch()
+                await self._receive(agent, folder, sizes, partial)
+                await asyncio.to_thread(_settle, partial, sizes, target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        self._tell("fetched", target, sizes, started, "")
+        await remote(agent.remove.remote(folder))
+
+    def _tell(
+        self, done: str, folder: Path, sizes: Mapping[str, int], started: float, where: str
+    ) -> None:
+        size, seconds = sum(sizes.values()) / 1e6, time.perf_counter() - started
+        self.say(f"{done} {folder.name} ({size:.0f} MB){where} in {seconds:.1f} s")
+
+    async def _receive(
+        self, agent: Any, folder: str, sizes: Mapping[str, int], partial: Path
+    ) -> None:
+        room = asyncio.Semaphore(_WINDOW)
+
+        async def receive(name: str, offset: int, size: int) -> None:
+            async with room:
+                data: bytes = await remote(agent.read.remote(folder, name, offset, size))
+                await asyncio.to_thread(write_at, partial / name, offset, data)
+
+        chunks = _chunks(sizes, self.chunk_bytes)
+        tasks = [asyncio.create_task(receive(*chunk)) for chunk in chunks]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+@dataclass
+class _Line:
+    """A folder on its way to one node. After the first error nothing more is sent."""
+
+    agent: Any
+    sizes: Mapping[str, int]
+    room: asyncio.Semaphore
+    place: str | None = None
+    problem: Exception | None = None
+    writes: "set[asyncio.Task[None]]" = field(default_factory=set)
+
+    async def open(self) -> None:
+        await self._try(self._open())
+
+    async def _open(self) -> None:
+        self.place = await remote(self.agent.open_folder.remote(self.sizes))
+
+    async def send(self, name: str, offset: int, chunk: Any) -> None:
+        """Returns when there is room for one more chunk on the way, not when this one is there."""
+        if self.problem is not None:
+            return
+        await self.room.acquire()
+        task = asyncio.create_task(
+            self._try(remote(self.agent.write.remote(self.place, name, offset, chunk)))
+        )
+        self.writes.add(task)
+        task.add_done_callback(self._sent)
+
+    def _sent(self, task: "asyncio.Task[None]") -> None:
+        self.writes.discard(task)
+        self.room.release()
+
+    async def close(self) -> str:
+        """Where the whole folder is. Raises what went wrong, after what has come is removed."""
+        await asyncio.gather(*self.writes)
+        if self.problem is None:
+            await self._try(remote(self.agent.close_folder.remote(self.place, self.sizes)))
+        if self.problem is not None:
+            if self.place is not None:
+                with contextlib.suppress(Exception):  # the node may be gone; the cause is shown
+                    await remote(self.agent.remove.remote(self.place))
+            raise self.problem
+        assert self.place is not None
+        return self.place
+
+    async def _try(self, step: Awaitable[None]) -> None:
+        try:
+            await step
+        except Exception as error:  # shown to whoever waits for this node
+            self.problem = self.problem or error
+
+
+def _chunks(sizes: Mapping[str, int], chunk_bytes: int) -> Iterator[tuple[str, int, int]]:
+    """(file, offset, size) of every chunk. An empty file has none."""
+    for name, size in sizes.items():
+        for offset in range(0, size, chunk_bytes):
+            yield name, offset, min(chunk_bytes, size - offset)
+
+
+def _settle(partial: Path, sizes: Mapping[str, int], target: Path) -> None:
+    """Makes a complete folder durable under its own name."""
+    if file_sizes(partial) != dict(sizes):
+        raise DataError(f"{target}: not all of it arrived")
+    for path in [*partial.iterdir(), partial]:
+        sync(path)
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
+    sync(target.parent)

@@ -1,0 +1,374 @@
+"""Puts a new actor in the place of a dead one, with what that one held; not for ever.
+
+    a call ends in ActorDied -> replace -> the present actor answers: somebody else saw to it
+                                        -> else: ended for good, hired anew from the same spec,
+                                           started, given the current weights, put in its place
+    watch: finds the dead that nobody calls, so that they are back before they are needed
+    add    -> posts more: started, given the current weights, then known to all who ask
+    retire -> a post less: asked no more, ends what it has, belongs to nobody
+    too many restarts -> `failure`: the next call of any role raises it, and the run stops
+                         (guarded.py: what the run calls)
+
+A post is one actor's place in the crew, or that of all trainer ranks: those live and die together,
+because the others hang in a collective once one is gone. The crew's lists are the only record of
+who stands where; a new actor appears there when it is ready, never before.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+from ray.exceptions import RayActorError
+
+from stargate.actors.rpc.remote import remote
+from stargate.actors.rpc.replica_pool import EnginePool, Replace
+from stargate.actors.runtime.actor_slots import HeldWeights, Post
+from stargate.actors.runtime.file_access import Carrier, SameFiles
+from stargate.errors import EngineError, MachineError, StargateError, one_line
+from stargate.records.counters import Tally
+
+_log = logging.getLogger(__name__)
+
+# Seconds between looks at everybody: a dead actor is mostly found by a call that it does not
+# answer.
+_WATCH_SECONDS = 5.0
+# Seconds between two tries to start the same actor.
+_RETRY_SECONDS = 5.0
+# Characters of a cause that the screen shows; the log has all of it.
+_SHOWN_CAUSE = 160
+
+
+class Keeper:
+    """Keeps every post of a crew filled. `dismiss` ends an actor at once, dead ones too."""
+
+    def __init__(
+        self,
+        posts: Sequence[Post],
+        weights: HeldWeights,
+        max_restarts: int,
+        dismiss: Callable[[Any], None],
+        say: Callable[[str], None],
+        introduce: Callable[[Post], Awaitable[None]] | None = None,
+        carrier: Carrier | None = None,
+    ) -> None:
+        """`introduce` tells a post's new actors to those that hold handles of their own.
+
+        `carrier` brings weights to where an actor is; None: it sees the driver's files.
+        """
+        self.weights = weights
+        self.tally = Tally()
+        self.failure: StargateError | None = None
+        self._posts = list(posts)
+        self._pools: dict[str, list[EnginePool]] = {}  # those that follow who joins and leaves
+        self._max_restarts = max_restarts
+        self._dismiss = dismiss
+        self._say = say
+        self._introduce = introduce
+        self._carrier = carrier or SameFiles()
+        self._limits: set[asyncio.Timeout] = set()  # of what ends once `failure` is set
+        self._hung: dict[Any, EngineError] = {}  # actors that live, and don't do their work
+        # While an actor of a role may be started: not at any time where all share one GPU.
+        self.room: Callable[[str], contextlib.AbstractAsyncContextManager[None]] = _always
+        self._watching: asyncio.Task[None] | None = None
+
+    def begin(self, tally: Tally) -> None:
+        """From here on everything counts for another run, which has pools of its own."""
+        self.tally = tally
+        self._pools.clear()
+        for post in self._posts:
+            post.num_restarts = 0
+
+    async def replace(self, role: str, number: int, error: Exception) -> Any:
+        """The actor that stands at a place, alive: the present one if it answers, else a new one.
+
+        `error` is what a call to it ended in. Raises EngineError when it died too often, or what
+        else kept a new one from starting; then `failure` is set. Cancelling a caller does not
+        disturb the restart.
+        """
+        post = self._post(role, number)
+        if post is not None:
+            await self._renewed(post, error)
+        if post is None or post not in self._posts:
+            raise EngineError(f"{role}-{number} has left: {error}")
+        return post.places[number]
+
+    async def replace_hung(self, role: str, number: int, actor: Any, error: EngineError) -> Any:
+        """As `replace`, for an actor that may still answer but no longer does its work."""
+        post = self._post(role, number)
+        if post is not None and actor in post.actors:
+            self._hung[actor] = error
+        return await self.replace(role, number, error)
+
+    def _post(self, role: str, number: int) -> Post | None:
+        return next((p for p in self._posts if p.role == role and number in p.numbers), None)
+
+    def replacing(self, role: str) -> Replace:
+        """`replace` for one role."""
+
+        async def replace(number: int, error: EngineError) -> Any:
+            return await self.replace(role, number, error)
+
+        return replace
+
+    def follow(self, role: str, pool: EnginePool) -> None:
+        """Tells a pool who joins and leaves, until the next `begin`."""
+        self._pools.setdefault(role, []).append(pool)
+
+    async def add(self, posts: Sequence[Post]) -> None:
+        """New posts, started side by side; each is then given work, in the order of numbers.
+
+        Raises EngineError or MachineError for the first that can't start; those after it are ended.
+        """
+        self.check()
+        began = time.perf_counter()
+        starting = [asyncio.create_task(self._started(post)) for post in posts]
+        num_joined = 0
+        try:
+            for post, task in zip(posts, starting, strict=True):
+                actors = await task
+                await self._give_weights(post, actors)
+                self._join(post, actors, time.perf_counter() - began)
+                num_joined += 1
+                if self._introduce is not None:
+                    await self._introduce(post)
+        finally:
+            for task in starting[num_joined:]:
+                task.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
+            for task in starting[num_joined:]:
+                if not task.cancelled() and task.exception() is None:
+                    for actor in task.result():
+                        self._dismiss(actor)
+
+    def _join(self, post: Post, actors: Sequence[Any], seconds: float) -> None:
+        """Nothing is awaited between the last look at the weights and this: a push that goes on
+        finds the new ones in their place, and pushes into them too.
+        """
+        post.put(actors)
+        self._posts.append(post)
+        for pool in self._pools.get(post.role, ()):
+            for actor in actors:
+                pool.join(actor)
+        self.tally.joined[post.role] += 1
+        version = f", with weights version {self.weights.current[1]}" * post.takes_weights
+        self._tell(f"{post.name} has joined after {seconds:.1f} s{version}")
+
+    async def retire(self, role: str, leaving: list[Any]) -> str:
+        """Takes out the last actor of a role; its name, when it has ended what it had to do.
+
+        It is moved from its place to `leaving`, for the caller to end. At least one must stay.
+        """
+        post = self._last(role)
+        while post.renewing is not None or self.weights.are_coming:
+            if post.renewing is not None:
+                await asyncio.wait({post.renewing})
+            await self.weights.settled()
+            self.check()
+        self._posts.remove(post)
+        leaving.append(post.places.pop())
+        drained = [pool.leave() for pool in self._pools.get(role, ())]
+        self.tally.left[role] += 1
+        self._tell(f"{post.name} gets no new requests and ends those that it has")
+        introduced = [self._introduce(post)] if self._introduce is not None else []
+        await asyncio.gather(*drained, *introduced)
+        return post.name
+
+    def _last(self, role: str) -> Post:
+        posts = [post for post in self._posts if post.role == role]
+        if len(posts) < 2:
+            raise EngineError(f"the last {role} can't leave")
+        return max(posts, key=lambda post: max(post.numbers))
+
+    def watch(self) -> None:
+        """Looks after everybody from now on, until `close`."""
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while self.failure is None:
+            await asyncio.sleep(_WATCH_SECONDS)
+            for post in self._posts:
+                self._look_after(post)  # not awaited: one that hangs must not hide the others
+
+    async def close(self) -> None:
+        """Ends watching, and restarts that are under way: the crew is about to be ended."""
+        self._fail(self.failure or EngineError("the crew is being ended"))
+        tasks = [post.renewing for post in self._posts if post.renewing is not None]
+        if self._watching is not None:
+            tasks.append(self._watching)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def check(self) -> None:
+        """Raises `failure` if there is one."""
+        if self.failure is not None:
+            raise self.failure
+
+    @contextlib.asynccontextmanager
+    async def or_failure(self) -> AsyncIterator[None]:
+        """The block ends in `failure` as soon as there is one, whatever it waits for."""
+        self.check()
+        limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                self._limits.add(limit)
+                try:
+                    yield
+                finally:
+                    self._limits.discard(limit)
+        except TimeoutError:
+            if limit.expired():
+                self.check()
+            raise
+
+    def _fail(self, problem: StargateError) -> None:
+        self.failure = problem
+        limits, self._limits = self._limits, set()
+        for limit in limits:
+            limit.reschedule(asyncio.get_running_loop().time())
+
+    async def _renewed(self, post: Post, error: Exception) -> None:
+        """Returns when a post is filled by actors that answer, asked after `error` was seen."""
+        self.check()
+        before, joined = post.actors, post.renewing is not None
+        await asyncio.shield(self._look_after(post, error))
+        # That look may have been just before the death.
+        if joined and post in self._posts and post.actors == before:
+            self.check()
+            await asyncio.shield(self._look_after(post, error))
+
+    def _look_after(self, post: Post, error: Exception | None = None) -> "asyncio.Task[None]":
+        """The one task that asks a post's actors, and fills it anew if need be."""
+        if post.renewing is None:
+            post.renewing = asyncio.create_task(self._renew(post, error))
+            post.renewing.add_done_callback(_note)
+        return post.renewing
+
+    async def _renew(self, post: Post, error: Exception | None) -> None:
+        try:
+            answer = await self._problem(post)
+            if answer is None:
+                return
+            started = time.perf_counter()
+            while True:
+                self._count(post, error or answer)
+                for actor in post.actors:
+                    self._dismiss(actor)
+                try:
+                    async with self.room(post.role):
+                        await self._fill(post)
+                    break
+                except (EngineError, MachineError) as problem:
+                    error = problem
+                    await asyncio.sleep(_RETRY_SECONDS)  # memory may only be late in coming
+            seconds = time.perf_counter() - started
+            self.tally.restarted(post.role, seconds)
+            self._hung = {a: e for a, e in self._hung.items() if self._employs(a)}
+            version = f", with weights version {self.weights.current[1]}" * post.takes_weights
+            self._tell(f"{post.name} is back after {seconds:.1f} s{version}")
+        except StargateError as problem:
+            self._fail(problem)
+            raise
+        finally:
+            post.renewing = None
+
+    def _employs(self, actor: Any) -> bool:
+        return any(actor in post.actors for post in self._posts)
+
+    async def _problem(self, post: Post) -> EngineError | None:
+        """What a post's actors say when they are asked; None if they live."""
+        for actor in post.actors:
+            if actor in self._hung:
+                return self._hung[actor]
+        answers = await asyncio.gather(
+            *(remote(post.check(actor)) for actor in post.actors), return_exceptions=True
+        )
+        problems = [answer for answer in answers if isinstance(answer, BaseException)]
+        for problem in problems:
+            if not isinstance(problem, EngineError):
+                raise problem
+        return problems[0] if problems else None  # type: ignore[return-value]  # checked above
+
+    def _count(self, post: Post, error: Exception) -> None:
+        """Counts a restart. Raises EngineError when there were too many."""
+        _log.warning("%s died: %s", post.name, one_line(error))
+        cause = _in_short(error)
+        if post.num_restarts >= self._max_restarts:
+            raise EngineError(
+                f"{post.name} died once more than schedule.max_restarts = {self._max_restarts} "
+                f"allows: {cause}"
+            )
+        post.num_restarts += 1
+        self._tell(
+            f"{post.name} died: {cause}; starting it again "
+            f"(restart {post.num_restarts} of {self._max_restarts})"
+        )
+
+    async def _fill(self, post: Post) -> None:
+        """Hires new actors and puts them in their place once they can work, or else ends them."""
+        actors = await self._started(post)
+        await self._give_weights(post, actors)
+        post.put(actors)
+        if self._introduce is not None:
+            await self._introduce(post)
+
+    async def _started(self, post: Post) -> list[Any]:
+        """New actors that hold the weights they begin with; ended if they can't start."""
+        actors = await post.hired()
+        async with self._or_dismissed(actors):
+            await asyncio.gather(*(remote(actor.start.remote()) for actor in actors))
+        return actors
+
+    async def _give_weights(self, post: Post, actors: Sequence[Any]) -> None:
+        """Returns when actors that have just started hold what is current at this very moment: a
+        push to the others may end meanwhile. They are ended if they don't take it.
+        """
+        held = self.weights.at_start
+        async with self._or_dismissed(actors):
+            while post.takes_weights and held != self.weights.current:
+                held = self.weights.current
+                pairs = zip(post.numbers, actors, strict=True)
+                await asyncio.gather(*(self._load(f"{post.role}-{n}", a, *held) for n, a in pairs))
+
+    @contextlib.asynccontextmanager
+    async def _or_dismissed(self, actors: Sequence[Any]) -> AsyncIterator[None]:
+        try:
+            yield
+        except BaseException:
+            for actor in actors:
+                self._dismiss(actor)
+            raise
+
+    async def _load(self, name: str, actor: Any, model_dir: str, version: int) -> None:
+        async with self._carrier.bring(model_dir, name) as folder:
+            await remote(actor.load_weights.remote(folder, version))
+
+    def _tell(self, text: str) -> None:
+        _log.warning("%s", text)
+        self._say(text)
+
+
+def _always(role: str) -> contextlib.AbstractAsyncContextManager[None]:
+    """There is room for an actor of any role."""
+    return contextlib.nullcontext()
+
+
+def _note(task: "asyncio.Task[None]") -> None:
+    """Nobody may await a restart. A StargateError then stands in `failure`; others are defects."""
+    if task.cancelled():
+        return
+    error = task.exception()
+    if error is not None and not isinstance(error, StargateError):
+        _log.error("a restart failed", exc_info=error)
+
+
+def _in_short(error: Exception) -> str:
+    """A cause as the screen shows it. Ray's own texts are long and say no more than this."""
+    if isinstance(error.__cause__, RayActorError):
+        return "its process is gone"
+    text = one_line(error)
+    return text if len(text) <= _SHOWN_CAUSE else f"{text[:_SHOWN_CAUSE]}..."

@@ -1,0 +1,262 @@
+"""(torch) What scorer and trainer share: loading causal language models and their log-probs.
+
+    load_model -> model;  SelectedLogits(model) -> logits at chosen positions only
+    save_model -> a Hugging Face folder that appears whole or not at all
+
+B sequences, T tokens, P chosen positions, V vocabulary.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stargate.actors.engines.weight_check import write_sums
+from stargate.actors.runtime.log_escaping import escape_output
+from stargate.errors import MachineError, ModelError, one_line
+from stargate.records.files import disk_problem, sync
+from stargate.resources.embedded import MANIFEST
+
+# What makes a folder usable beside its weights: config, generation config, tokenizer, chat template
+# and, for models with code of their own, that code.
+_COMPANION_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"})
+_COMPANION_FOLDERS = ("additional_chat_templates",)
+_WEIGHT_INDEX_SUFFIX = ".index.json"
+# Bytes of logits that are worked on at once on a CPU: they stay in its cache meanwhile.
+_CACHED_BYTES = 2 * 1024 * 1024
+
+
+def redirect_output(log_file: str | None) -> None:
+    """Sends all that this process prints, also from C++, to `log_file`. None leaves it alone.
+
+    What Python prints is escaped there: logs are read on terminals, and may quote a model.
+    """
+    if log_file is None:
+        return
+    Path(log_file).parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    file = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    escape_output()
+
+
+def load_model(
+    model_dir: str, dtype: torch.dtype | None, device: str, trust_remote_code: bool
+) -> Any:
+    """A Hugging Face causal LM in evaluation mode. `dtype` None keeps the checkpoint's own.
+
+    Raises ModelError if the folder can't be loaded or the model's output layer is not a plain one.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            model_dir,
+            dtype="auto" if dtype is None else dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        problem = one_line(error)
+        raise ModelError(f"model {model_dir}: can't be loaded: {problem}") from error
+    return model.to(device).eval()
+
+
+def max_positions(model: Any) -> int:
+    """The model's context length in tokens."""
+    config = model.config.get_text_config()
+    length = getattr(config, "max_position_embeddings", None)
+    if not isinstance(length, int) or length < 1:
+        raise ModelError(f"model {model.config.model_type}: its config names no context length")
+    return length
+
+
+class SelectedLogits:
+    """Calls a causal LM so that its output layer sees chosen positions only.
+
+    The output layer is most of a small model's work and memory (V is large), yet only gold or loss
+    positions matter. The layer is replaced by one over the SAME parameters, under the same name;
+    all that the model does to logits afterwards (soft caps, scales) still happens.
+    `rounded`: the product is computed in bfloat16 (see _RoundedLinear), for who scores on a CPU.
+    """
+
+    def __init__(self, model: Any, *, rounded: bool = False) -> None:
+        head = model.get_output_embeddings()
+        if type(head) is not nn.Linear:
+            raise ModelError(
+                f"model {model.config.model_type}: its output layer is a "
+                f"{type(head).__name__}, expected Linear"
+            )
+        self.model = model
+        self.num_tokens = head.out_features
+        rounded = rounded and head.bias is None
+        self._head = _RoundedLinear(head) if rounded else _SelectingLinear(head)
+        model.set_output_embeddings(self._head)
+
+    def __call__(
+        self, rows: Tensor, columns: Tensor, targets: Tensor | None = None, **inputs: Any
+    ) -> tuple[Tensor, Any]:
+        """Float32 logits (P, V) at positions (rows[p], columns[p]) of the batch, and the cache.
+
+        `targets` (P,) are the tokens whose logits are wanted; needed if the output is rounded.
+        """
+        self._head.rows, self._head.columns, self._head.targets = rows, columns, targets
+        output = self.model(**inputs)
+        return output.logits[0].float(), output.past_key_values
+
+
+class _SelectingLinear(nn.Module):
+    """(B, T, H) -> (1, P, V) in the precision of its weight, whatever autocast says."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.weight = head.weight
+        self.bias = head.bias
+        self.rows: Tensor | None = None
+        self.columns: Tensor | None = None
+        self.targets: Tensor | None = None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        chosen = hidden[self.rows, self.columns].to(self.weight.dtype)
+        with torch.autocast(chosen.device.type, enabled=False):
+            return self.logits(chosen)[None]
+
+    def logits(self, chosen: Tensor) -> Tensor:
+        """(P, H) -> (P, V)."""
+        return functional.linear(chosen, self.weight, self.bias)
+
+
+class _RoundedLinear(_SelectingLinear):
+    """A float32 output layer whose product is computed, and rounded, in bfloat16.
+
+    torch on CPUs has no product of bfloat16 matrices with a float32 result, and its float32 product
+    takes 2.3 times as long. Rounding moves a logit by up to 0.2 %; what that does to log p(target)
+    is nearly all the target's own logit and the largest one, so these two are computed exactly.
+    Every other one counts by its share of the probability, and their errors cancel.
+    """
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__(head)
+        self._rounded = head.weight.detach().to(torch.bfloat16)
+
+    def logits(self, chosen: Tensor) -> Tensor:
+        """(P, H) -> (P, V)."""
+        assert self.targets is not None
+        rounded = functional.linear(chosen.to(torch.bfloat16), self._rounded)
+        found = torch.empty(rounded.shape)
+        at_once = cached_rows(rounded.shape[1])
+        for low in range(0, len(found), at_once):
+            part = slice(low, low + at_once)
+            logits, hidden = found[part], chosen[part]
+            logits.copy_(rounded[part])
+            for ids in (logits.argmax(1), self.targets[part]):
+                exact = (hidden * self.weight[ids]).sum(1)
+                logits.scatter_(1, ids[:, None], exact[:, None])
+        return found
+
+
+def cached_rows(num_tokens: int) -> int:
+    """Rows of float32 logits over `num_tokens` tokens that fit a CPU's cache; at least 1."""
+    return max(1, _CACHED_BYTES // (4 * num_tokens))
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log p of each target (P,) under float32 logits (P, V), in nats."""
+    return functional.cross_entropy(logits, targets, reduction="none")
+
+
+def keep_precise(model: Any, matrices: torch.dtype) -> None:
+    """Casts weight matrices to `matrices` and all the rest to float32, for use under autocast.
+
+    With bfloat16 matrices the products run at bfloat16's speed while the residual stream, norms,
+    embeddings and output layer stay float32: half the error of an all-bfloat16 model, for the
+    memory of the embeddings once more.
+    """
+    precise = {
+        id(layer.weight)
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+        if layer is not None
+    }
+    for parameter in model.parameters():
+        is_matrix = parameter.dim() >= 2 and id(parameter) not in precise
+        parameter.data = parameter.data.to(matrices if is_matrix else torch.float32)
+
+
+def round_unbiased(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Float32 `values` in `dtype`, each rounded up or down at random so that its mean is right.
+
+    Weights start on the grid of their dtype, and a short training moves most of them by less than
+    half a step of a bfloat16 grid. Rounding to the nearest would put these back where they began:
+    after 6 steps at 5e-5, 81 % of SmolLM2-135M's weights and 45 % of what was learned (loss 2.73
+    -> 1.91 in float32, 2.36 rounded to nearest, 1.91 rounded without bias). CPU tensors only.
+    """
+    if dtype == torch.float32:
+        return values
+    nearest = values.to(dtype)
+    gap = values - nearest.float()
+    infinity = torch.full_like(nearest, torch.inf)
+    neighbour = torch.nextafter(nearest, torch.where(gap > 0, infinity, -infinity))
+    chance = gap / (neighbour.float() - nearest.float())
+    draw = torch.rand(values.shape, generator=generator)
+    return torch.where(draw < chance, neighbour, nearest)
+
+
+def save_model(
+    model: Any, weights: Mapping[str, Tensor], companions_dir: str, output_dir: str
+) -> None:
+    """Writes `weights` with the config, tokenizer and chat template of `companions_dir`.
+
+    The folder is written under another name, synced and renamed, so it is never seen half-written,
+    not even after a power cut; an older one of that name is replaced. Raises MachineError if it
+    can't be written.
+    """
+    from safetensors import SafetensorError
+    from transformers import GenerationConfig
+
+    target = Path(output_dir)
+    partial = target.parent / f".{target.name}.partial"
+    # The base folder's own is copied below. save_pretrained would refuse one that it finds odd.
+    model.generation_config = GenerationConfig()
+    try:
+        _remove(partial)
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial, state_dict=dict(weights))
+        for file in _companions(Path(companions_dir)):
+            copy = partial / file.relative_to(companions_dir)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
+        write_sums(partial, weights)
+        for path in [*partial.rglob("*"), partial]:
+            sync(path)
+        _remove(target)
+        partial.rename(target)
+        sync(target.parent)
+    except (OSError, SafetensorError) as error:
+        _remove(partial)
+        problem = disk_problem(error, target) if isinstance(error, OSError) else None
+        raise MachineError(problem or f"{output_dir}: can't save the model: {error}") from error
+
+
+def _companions(folder: Path) -> Iterable[Path]:
+    for file in sorted(folder.iterdir()):
+        wanted = file.suffix in _COMPANION_SUFFIXES and not file.name.endswith(_WEIGHT_INDEX_SUFFIX)
+        # The manifest holds the checksums of the folder it stands in: in a copy it would be false.
+        if file.is_file() and wanted and file.name != MANIFEST:
+            yield file
+    for name in _COMPANION_FOLDERS:
+        if (folder / name).is_dir():
+            yield from sorted(file for file in (folder / name).iterdir() if file.is_file())
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)

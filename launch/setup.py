@@ -1,0 +1,338 @@
+"""Everything that a command needs before it can play: checks first, then actors, and their end.
+
+RunConfig -> Prepared (models, data, prompts; nothing is started yet)
+          -> workshop: Ray and all actors -> Roles and Workbench of the loop, per run directory
+"""
+
+import asyncio
+import gc
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stargate.algorithm.scoring import GoldScoring
+from stargate.config.run import FactsGrounding, RunConfig
+from stargate.data.dataset import Dataset, load_dataset
+from stargate.errors import ConfigError
+from stargate.evaluation.playing import EvaluationPairs
+from stargate.monitoring.progress import Progress
+from stargate.monitoring.tracking import check_installed
+from stargate.pair_steps import Roles, Workbench
+from stargate.protocols import Generate
+from stargate.records.counters import Tally
+from stargate.records.store import RunStore
+from stargate.resources.colocation import check_shifts, shift_needs
+from stargate.resources.gpu_phases import Shift, Turns
+from stargate.resources.machine import describe_machine, usable_cores
+from stargate.resources.models import context_length, resolve_embedder, resolve_model
+from stargate.resources.placement import Placement, place
+from stargate.resources.submission import cluster_address
+from stargate.rollout.roleplayer import build_roleplayer, require_facts
+from stargate.text.chat import ChatFormat, load_chat_format
+from stargate.text.prompts import load_prompts
+from stargate.text.views import Views
+from stargate.types import Pair, PushResult
+
+# Said on the screen before a model is opened, and in the run's log.
+REMOTE_CODE = (
+    "trust_remote_code is true: Python files that come with the models run on this machine, as you"
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that was checked before the first actor starts."""
+
+    config: RunConfig
+    dataset: Dataset
+    test_pairs: EvaluationPairs
+    base_model_dir: Path
+    roleplayer_dir: Path
+    embedder_dir: Path | None
+    views: Views
+    roleplayer_views: Views
+    chat: ChatFormat
+    roleplayer_chat: ChatFormat
+    placement: Placement
+    num_gpus: int
+    # actors/runtime/discovery.py: Survey of the cluster that the run attaches to; None: own Ray.
+    survey: Any = None
+
+    def train_pairs(self, iteration: int) -> list[Pair]:
+        """The pairs of iteration t: the splits take turns (A for even t, B for odd t)."""
+        data = self.config.data
+        split = data.train_splits[iteration % len(data.train_splits)]
+        return self.dataset.pairs(split, data.train)
+
+
+def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True) -> Prepared:
+    """Resolves models, data and prompts, and checks that they fit together.
+
+    Without `training` the data need no train splits. Raises StargateError.
+    """
+    if config.trust_remote_code:
+        say(REMOTE_CODE)
+    grounded = isinstance(config.roleplayer.grounding, FactsGrounding)
+    if training:
+        check_installed(config.tracking)
+        if config.trainer.questions == "answered" and not grounded:
+            raise ConfigError(
+                "trainer.questions=answered needs roleplayer.grounding.type=facts: otherwise it is "
+                "not known which questions were answered"
+            )
+    dataset = load_dataset(config.data)
+    for record in dataset.dropped:
+        say(f"dropped: {record.reason}: {record.where}")
+    machine = describe_machine()
+    survey = _survey(config, say, training)
+    if survey is not None:
+        placement = survey.seating.placement
+    else:
+        cores = sorted(os.sched_getaffinity(0))[: machine.cores]
+        gpu_gib = machine.gpus[0].memory_gb if machine.gpus else None
+        placement = place(config, cores, len(machine.gpus), gpu_gib=gpu_gib, training=training)
+    views = Views(load_prompts(config.prompts))
+    base = resolve_model(config.model, trust_remote_code=config.trust_remote_code)
+    other = resolve_model(config.roleplayer.model, trust_remote_code=config.trust_remote_code)
+    data = config.data
+    prepared = Prepared(
+        config=config,
+        dataset=dataset,
+        test_pairs=EvaluationPairs(
+            dataset.pairs(data.test_split, data.test),
+            dataset.plain_pairs(data.test_split, data.test),
+        ),
+        base_model_dir=base,
+        roleplayer_dir=other,
+        embedder_dir=resolve_embedder() if grounded else None,
+        views=views,
+        roleplayer_views=Views(load_prompts(config.roleplayer.prompts or config.prompts)),
+        chat=load_chat_format(str(base), config.trust_remote_code),
+        roleplayer_chat=load_chat_format(str(other), config.trust_remote_code),
+        placement=placement,
+        # Of several GPUs Ray would give out the others, too, where all actors must share one.
+        num_gpus=1 if placement.gpu_share else len(machine.gpus),
+        survey=survey,
+    )
+    if placement.gpu_share and machine.gpus and survey is None:
+        _check_shared_gpu(prepared, machine.gpus[0].memory_gb, training)
+    if grounded:
+        require_facts(prepared.test_pairs.all)
+    if training:
+        say(placement.schedule)
+        for iteration in range(min(config.schedule.num_iterations, len(data.train_splits))):
+            pairs = prepared.train_pairs(iteration)
+            if grounded:
+                require_facts(pairs)
+    return prepared
+
+
+def _check_shared_gpu(prepared: Prepared, gpu_gib: float, training: bool) -> None:
+    """Raises MachineError when m_0 is too large for the one GPU that all share."""
+    from stargate.actors.engines.weight_files import num_parameters, read_headers
+
+    parameters = num_parameters(read_headers(str(prepared.base_model_dir)))
+    check_shifts(shift_needs(prepared.config, gpu_gib, parameters, training=training), gpu_gib)
+
+
+def _survey(config: RunConfig, say: Callable[[str], None], training: bool) -> Any:
+    """Finds room on the cluster that the config or a submitted job names; None if neither does."""
+    address = cluster_address(config, os.environ)
+    if address is None:
+        return None
+    from stargate.actors.runtime.discovery import survey_cluster
+
+    return survey_cluster(config, address, say, training=training)
+
+
+def take_turns(roles: Roles, turns: Turns) -> Roles:
+    """The same parts, each of which waits for its shift on the GPU that all share.
+
+    `voice`, and with it `roleplay`, does so already. A dialogue worker plays within one shift.
+    """
+
+    async def push(model_dir: str, version: int) -> PushResult:
+        async with turns.on(Shift.PUSH):
+            pushed = await roles.push(model_dir, version)
+            turns.woken("questioner")
+        return pushed
+
+    return replace(
+        roles,
+        generate=turns.during(Shift.PLAY, roles.generate),
+        score=turns.during(Shift.SCORE, roles.score),
+        train=turns.during(Shift.TRAIN, roles.train),
+        push=push,
+        play=None if roles.play is None else turns.during(Shift.PLAY, roles.play),
+    )
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Running actors. `open` hands them out for one run directory at a time."""
+
+    prepared: Prepared
+    crew: Any
+    matcher: Any
+    progress: Progress
+    scaler: Any = None  # actors/runtime/scaler.py: Scaler
+
+    def open(self, config: RunConfig, store: RunStore, tally: Tally) -> tuple[Roles, Workbench]:
+        """The parts of the loop for one run directory.
+
+        `config` may differ from the one that the actors were started with in what the loop itself
+        reads: selection, training target, seeds.
+        """
+        from stargate.actors.rpc.clients import (
+            ScoreDeadline,
+            ScorerPool,
+            TrainerGroup,
+            WeightPusher,
+        )
+        from stargate.actors.rpc.guarded import GuardedPool, GuardedWorkers
+        from stargate.actors.rpc.score_calls import GatheredScore
+
+        gc.freeze()  # what is loaded stays: a collection need not look at it again and again
+        prepared = self.prepared
+        keeper = self.crew.keeper
+        keeper.begin(tally)
+        voice: Generate = GuardedPool("roleplayer", self.crew.roleplayers, keeper)
+        if self.crew.turns is not None:  # here, because what answers is built with it
+            voice = self.crew.turns.during(Shift.PLAY, voice)
+        roles = Roles(
+            generate=GuardedPool("questioner", self.crew.questioners, keeper),
+            roleplay=build_roleplayer(
+                config.roleplayer,
+                voice,
+                prepared.roleplayer_chat,
+                prepared.roleplayer_views,
+                self.matcher,
+            ),
+            score=GatheredScore(
+                ScorerPool(self.crew.scorers, keeper, ScoreDeadline.of(config.scorer))
+            ),
+            train=TrainerGroup(
+                self.crew.trainers,
+                base_model_dir=prepared.base_model_dir,
+                models_dir=store.root.resolve() / "models",
+                run_dir=store.root.resolve(),
+                continue_training=config.trainer.start_from == "previous",
+                progress=self.progress,
+                keeper=keeper,
+                carrier=self.crew.carrier,
+            ),
+            push=WeightPusher(self.crew.questioners, keeper, self.crew.carrier),
+            voice=voice,
+            play=GuardedWorkers(self.crew.workers, keeper) if self.crew.workers else None,
+        )
+        bench = Workbench(
+            config=config,
+            views=prepared.views,
+            chat=prepared.chat,
+            scoring=GoldScoring(
+                prepared.views, prepared.chat, context_length(prepared.base_model_dir)
+            ),
+            store=store,
+            tally=tally,
+            progress=self.progress,
+            overlap=prepared.placement.overlap,
+        )
+        if self.crew.turns is not None:
+            roles = take_turns(roles, self.crew.turns)
+        return roles, bench
+
+
+@asynccontextmanager
+async def workshop(
+    prepared: Prepared, log_dir: Path, tally: Tally, progress: Progress, training: bool = True
+) -> AsyncIterator[Workshop]:
+    """Starts Ray and all actors, and ends them whatever happens. Without `training`: no trainer."""
+    import ray
+
+    from stargate.actors.runtime.cluster import Cluster
+    from stargate.actors.runtime.discovery import attach
+    from stargate.actors.runtime.scaler import Scaler
+    from stargate.actors.runtime.spawn import CrewPlan, start_crew, start_ray, stop_crew
+
+    matcher = None
+    crew = None
+    cluster = None
+    try:
+        with tally.stage("setup"), progress.stage("setup", 1, "crew") as stage:
+            stage.begin()
+            if prepared.survey is None:
+                start_ray(prepared.num_gpus)
+            else:
+                attach(prepared.survey.address)
+            _cancel_on_sigterm()  # after Ray, which sets a handler of its own
+            if prepared.survey is not None:
+                cluster = Cluster(
+                    prepared.survey,
+                    prepared.config.cluster,
+                    prepared.base_model_dir,
+                    log_dir,
+                    progress.say,
+                )
+                await cluster.open()
+            matcher = fact_matcher(prepared)
+            plan = CrewPlan(
+                config=prepared.config,
+                placement=prepared.placement,
+                base_model_dir=prepared.base_model_dir,
+                roleplayer_dir=prepared.roleplayer_dir,
+                log_dir=log_dir,
+                training=training,
+                worker=worker_spec(prepared),
+                cluster=cluster,
+            )
+            crew = await start_crew(plan, progress.say)
+            cores = sorted(os.sched_getaffinity(0))[: usable_cores()]
+            scaler = Scaler(plan, crew, cores, prepared.num_gpus, progress.say)
+            stage.advance()
+        yield Workshop(prepared, crew, matcher, progress, scaler)
+    finally:
+        # Shielded: a second Ctrl-C must not leave engines behind that the first one meant to end.
+        if crew is not None:
+            await asyncio.shield(stop_crew(crew))
+        if cluster is not None:
+            await asyncio.shield(cluster.close())
+        if matcher is not None:
+            matcher.close()
+        ray.shutdown()
+
+
+def worker_spec(prepared: Prepared) -> Any:
+    """What dialogue workers know; None if the driver plays the dialogues itself."""
+    config = prepared.config
+    if not config.rollout.num_workers:
+        return None
+    from stargate.actors.runtime.dialogue_worker import WorkerSpec
+
+    return WorkerSpec(
+        config=config,
+        base_model_dir=str(prepared.base_model_dir),
+        roleplayer_dir=str(prepared.roleplayer_dir),
+        embedder_dir=str(prepared.embedder_dir) if prepared.embedder_dir else None,
+        prompts=load_prompts(config.prompts).model_dump(),
+        roleplayer_prompts=load_prompts(config.roleplayer.prompts or config.prompts).model_dump(),
+    )
+
+
+def fact_matcher(prepared: Prepared) -> Any:
+    grounding = prepared.config.roleplayer.grounding
+    if prepared.embedder_dir is None or not isinstance(grounding, FactsGrounding):
+        return None
+    from stargate.rollout.grounding import EmbeddingMatcher
+
+    return EmbeddingMatcher(prepared.embedder_dir, grounding)
+
+
+def _cancel_on_sigterm() -> None:
+    """SIGTERM ends the run as Ctrl-C does: in order, with a summary."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -1,0 +1,139 @@
+"""Configs from files and to files; every wrong file is one ConfigError that names file and key.
+
+A run's: YAML file -> key=value overrides -> RunConfig (validated, frozen) -> config.yaml beside it
+"""
+
+import reprlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from stargate.config.component import Component
+from stargate.config.run import RunConfig
+from stargate.errors import ConfigError, one_line
+
+ComponentT = TypeVar("ComponentT", bound=Component)
+
+# What PyYAML raises for a text: its own errors, and whatever its constructors stumble over
+# ("!!int", "2001-99-99", a thousand brackets).
+_NOT_YAML = (
+    *(yaml.YAMLError, ValueError, ArithmeticError, LookupError),
+    *(TypeError, AttributeError, RecursionError),
+)
+# Characters of a wrong value that a message shows: aliases make a short file an endless value.
+_SHOWN_CHARS = 200
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a YAML file (or the name of a packaged config), applies `key=value` overrides and
+    validates.
+
+    Overrides use dots ("rollout.num_dialogues=4"); values are YAML. Raises ConfigError naming file
+    and key.
+    """
+    file = find_config(path)
+    tree = read_yaml(file)
+    return validated(RunConfig, file, {} if tree is None else tree, overrides)
+
+
+def read_yaml(file: Path) -> Any:
+    """The plain values of a YAML file. Raises ConfigError."""
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except _NOT_YAML as error:
+        problem = one_line(error) or type(error).__name__
+        raise ConfigError(f"{file}: not valid YAML: {problem}") from error
+    except OSError as error:
+        raise ConfigError(f"{file}: can't be read: {error.strerror}") from error
+
+
+def validated(
+    model: type[ComponentT], file: Path, tree: Any, overrides: Sequence[str]
+) -> ComponentT:
+    """A file's values with `key=value` overrides as a component. Raises ConfigError."""
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: expected a mapping of keys, got {type(tree).__name__}")
+    for override in overrides:
+        apply_override(tree, override)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{file}: {describe_problem(error)}") from error
+
+
+def packaged_configs_dir() -> Path:
+    """The folder of the shipped configs (and of prompts/)."""
+    return Path(__file__).parents[1] / "configs"
+
+
+def find_config(path: str | Path) -> Path:
+    """A config file by path, or by the bare name of a packaged one ("cpu_demo").
+
+    Raises ConfigError.
+    """
+    given = Path(path)
+    try:
+        if given.is_file():
+            return given
+    except OSError as error:  # a name too long for any file
+        raise ConfigError(f"{shown_value(str(path))}: {error.strerror}") from error
+    packaged = packaged_configs_dir() / f"{given.name}.yaml"
+    if given.name == str(path) and packaged.is_file():
+        return packaged
+    known = ", ".join(sorted(file.stem for file in packaged_configs_dir().glob("*.yaml")))
+    raise ConfigError(f"{path}: no such config file; give a path or one of: {known}")
+
+
+def dump_config(config: RunConfig) -> str:
+    """The fully resolved config as YAML; `load_config` of it gives the same config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Sets one `key.key=value` in a tree of plain values. Raises ConfigError."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(
+            f"override {override!r}: expected key=value, e.g. rollout.num_dialogues=4"
+        )
+    try:
+        value = yaml.safe_load(text)
+    except _NOT_YAML as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {parent} is not a group of keys")
+        node = child
+    node[leaf] = value
+
+
+def shown_value(value: object) -> str:
+    """A value as Python writes it, cut to what a line can hold."""
+    short = reprlib.Repr()
+    short.maxlevel = 3
+    short.maxstring = short.maxother = short.maxlong = _SHOWN_CHARS
+    text = short.repr(value)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+
+
+def describe_problem(error: ValidationError) -> str:
+    """The first problem (and how many more) on one line: key, what is wrong, what was got."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    # Tags of unions ("facts") stand in pydantic's location but not in the file.
+    key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        text = f"unknown key {key}; see configs/ for the known ones"
+    elif first["type"] == "value_error":
+        text = f"{key}: {message}"
+    else:
+        text = f"{key}: {message}, got {shown_value(first['input'])}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return text + more

@@ -1,0 +1,353 @@
+"""The configuration of a run: one small pydantic model per component, unknown keys are errors.
+
+Every default is the paper's value (PAPER: N = 10, K in 1..3, T = 0.9, LR 2e-5, ...) unless its
+comment says otherwise. Files are read and written by files.py.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stargate.config.component import Component, Fraction, NonNegativeInt, PositiveInt
+from stargate.config.judge import JudgeConfig
+from stargate.config.records import RecordsConfig
+from stargate.config.tracking import TrackingConfig
+
+_CORE_LIST = r"^\d+(-\d+)?([,|]\d+(-\d+)?)*$"
+
+
+class SplitLimit(Component):
+    """How much of a split to use: the first `tasks` x the first `personas`. None means all."""
+
+    tasks: PositiveInt | None = None
+    personas: PositiveInt | None = None
+
+
+class DataConfig(Component):
+    """Where tasks, personas and golds come from."""
+
+    source: str = "starter"  # "starter" (packaged) or a folder with tasks, personas and golds
+    train_splits: tuple[str, ...] = ("A", "B")  # iteration t trains on train_splits[t % len]
+    test_split: str = "test"
+    train: SplitLimit = SplitLimit()
+    test: SplitLimit = SplitLimit()
+
+    @model_validator(mode="after")
+    def _splits_differ(self) -> Self:
+        if not self.train_splits:
+            raise ValueError("train_splits must name at least one split, got none")
+        if self.test_split in self.train_splits:
+            raise ValueError(
+                f"test_split must not be a train split, got {self.test_split!r} in both"
+            )
+        return self
+
+
+class SamplingConfig(Component):
+    """How a role samples. Temperature 0 is greedy."""
+
+    temperature: Annotated[float, Field(ge=0.0, le=5.0)] = 0.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    max_new_tokens: PositiveInt = 700
+
+
+class EngineConfig(Component):
+    """One vLLM engine. `None` lets the machine decide (actors/engines/spec.py)."""
+
+    num_engines: PositiveInt = 1
+    tensor_parallel_size: PositiveInt = 1
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    max_model_len: PositiveInt = 2048
+    max_num_seqs: PositiveInt = 64
+    block_size: PositiveInt | None = (
+        None  # None: 32 on CPU (its own 128 never hits), vLLM's own on GPU
+    )
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.85
+    cpu_kv_cache_gb: Annotated[float, Field(gt=0.0)] = 1.0
+    # A list such as "0" or "0-3,6", one per rank as in "0-1|2-3"; None: shared out by the launcher.
+    cpu_cores: Annotated[str, Field(pattern=_CORE_LIST)] | None = None
+    enforce_eager: bool | None = None  # None: eager on CPU, CUDA graphs on GPU
+
+
+class QuestionerConfig(Component):
+    """The policy m_t: the run's `model`, sampled at T = 0.9 and top_p = 0.9 (PAPER 1)."""
+
+    sampling: SamplingConfig = SamplingConfig(temperature=0.9, top_p=0.9)
+    engine: EngineConfig = EngineConfig()
+
+
+class PersonaGrounding(Component):
+    """The Roleplayer sees the whole persona and answers freely (the paper)."""
+
+    type: Literal["persona"] = "persona"
+
+
+class FactsGrounding(Component):
+    """The Roleplayer is given only the facts that answer the question, each told once.
+
+    `min_similarity` is the cosine between question and fact below which a fact does not answer;
+    `voice: fact` says the fact as it is, `voice: model` lets the model word it and falls back to
+    the fact when its words no longer state it.
+    """
+
+    type: Literal["facts"] = "facts"
+    min_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.25
+    max_facts_per_turn: PositiveInt = 1
+    voice: Literal["model", "fact"] = "model"
+    keep_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.6
+
+
+class RoleplayerConfig(Component):
+    """The simulated user. `model` may differ from the run's model, and so may `prompts`:
+
+    of that set only what the Roleplayer sees is used. An evaluation can thus meet a user that the
+    training never met.
+    """
+
+    model: str = "embedded"
+    prompts: str | None = None  # None: the run's own prompt set
+    grounding: Annotated[PersonaGrounding | FactsGrounding, Field(discriminator="type")] = (
+        PersonaGrounding()
+    )
+    sampling: SamplingConfig = SamplingConfig()
+    engine: EngineConfig = EngineConfig()
+
+
+class DegenerationConfig(Component):
+    """When a checkpoint counts as broken: the share of its sampled texts that are empty or repeat
+    themselves to the token limit.
+
+    A run stops when the share is above `max_share`, or above m_0's own by more than `max_rise`;
+    with fewer than `min_texts` texts there is no verdict. m_0 has under 1 % (SmolLM2-135M).
+    """
+
+    max_share: Fraction = 0.5
+    max_rise: Fraction = 0.25
+    min_texts: PositiveInt = 64
+
+
+class RolloutConfig(Component):
+    """N dialogues per pair; K drawn uniformly from `turns` once per pair and shared by its
+    dialogues.
+
+    A turn (question and answer) that takes longer than `turn_timeout_s` is begun anew once, then
+    its dialogue is dropped as "turn_timeout". Waiting for a place in a busy engine counts.
+    """
+
+    num_dialogues: PositiveInt = 10
+    turns: tuple[PositiveInt, ...] = (1, 2, 3)
+    max_concurrent_dialogues: PositiveInt = 256
+    # So many dialogues per Questioner engine begin at once, then one more for each question that is
+    # written, so that the Roleplayer has work at once; 0: all begin at once.
+    slow_start: NonNegativeInt = 16
+    num_workers: NonNegativeInt = 0  # processes that play dialogues; 0: the driver plays them
+    turn_timeout_s: Annotated[float, Field(gt=0.0, le=86_400.0)] = 1800.0
+    degeneration: DegenerationConfig = DegenerationConfig()
+
+    @model_validator(mode="after")
+    def _turns_given(self) -> Self:
+        if not self.turns:
+            raise ValueError("turns must name at least one K, got none")
+        return self
+
+
+class ScorerConfig(Component):
+    """The frozen m_0 that scores golds.
+
+    A scorer that has not answered after `timeout_s`, and a second per `min_tokens_per_s` tokens
+    that it was sent, hangs: it is ended and started again as if it had died, and its requests are
+    sent again. (SmolLM2-135M scores 1,000 tokens/s on one core.)
+    """
+
+    num_scorers: PositiveInt = 1
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    max_batch_tokens: PositiveInt = 4096
+    num_threads: PositiveInt | None = None  # None: all cores the launcher gives it
+    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    timeout_s: Annotated[float, Field(gt=0.0, le=86_400.0)] = 600.0
+    min_tokens_per_s: Annotated[float, Field(gt=0.0)] = 20.0
+
+
+class SelectionConfig(Component):
+    """Which of a pair's N dialogues is trained on.
+
+    gold         the highest gold log-prob: best of N (PAPER 3)
+    contrastive  the highest gold log-prob minus the mean log-prob of the golds of other personas
+                 for the same task: chosen for what it learned about the person, not for its form
+    random       a control
+    """
+
+    type: Literal["gold", "contrastive", "random"] = "gold"
+    max_other_golds: PositiveInt | None = None  # contrastive: how many others; None: all there are
+
+
+class ResponseConfig(Component):
+    """The own response after the selected dialogue, written by m_t greedily (PAPER 4)."""
+
+    sampling: SamplingConfig = SamplingConfig()
+
+
+class LoraConfig(Component):
+    """Train low-rank adapters (peft) in place of all weights; what is saved is merged, and whole.
+
+    They want about ten times the learning rate of a full training.
+    """
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32  # the adapters' effect is scaled by alpha / rank
+    target_modules: tuple[str, ...] = ()  # e.g. [q_proj, v_proj]; none: every linear layer
+
+
+class TrainerConfig(Component):
+    """DeepSpeed training (PAPER 5)."""
+
+    start_from: Literal["base", "previous"] = "base"  # m_0 every time (the paper), or on from m_t
+    # Which examples m_{t+1} learns from: those of iteration t (the paper), or of all so far.
+    examples: Literal["iteration", "all"] = "iteration"
+    target: Literal["own_response", "questions_only", "gold_response"] = "own_response"
+    # Which questions have loss: all (the paper), or those that were answered with a fact. The
+    # latter needs facts grounding in a training run, where it is known which.
+    questions: Literal["all", "answered"] = "all"
+    learning_rate: Annotated[float, Field(gt=0.0)] = 2e-5
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    warmup_fraction: Fraction = 0.1
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    # A gradient norm that is more times larger than the median of the steps before stops training.
+    max_grad_norm_growth: Annotated[float, Field(gt=1.0)] = 20.0
+    num_epochs: PositiveInt = 1
+    batch_size: PositiveInt = 64  # examples per optimizer step, over all ranks (4 x 16)
+    micro_batch_size: PositiveInt = 4  # examples per forward pass of one rank
+    max_length: PositiveInt = 1024  # tokens; longer examples are dropped and counted
+    packing: bool = True  # examples of a forward pass stand side by side instead of being padded
+    # Packed tokens of one forward pass; None: micro_batch_size x max_length, as padding could take
+    row_tokens: PositiveInt | None = None
+    activation_checkpointing: bool = False  # less memory for about a third more time
+    lora: LoraConfig | None = None  # None: all weights are trained
+    validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    num_ranks: PositiveInt = 1
+    num_threads: PositiveInt | None = None  # per rank; None: the cores shared out over the ranks
+    num_gpus_per_rank: Annotated[float, Field(ge=0.0)] = 0.0
+    # A checkpoint within a training after so many optimizer steps, and after so many seconds; null:
+    # never. It has 12 bytes per weight, and there are two; they are removed when training ends.
+    checkpoint_steps: PositiveInt | None = None
+    checkpoint_seconds: Annotated[float, Field(gt=0.0)] | None = 300.0
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if self.batch_size % (self.num_ranks * self.micro_batch_size):
+            raise ValueError(
+                f"batch_size must be a multiple of num_ranks x micro_batch_size = "
+                f"{self.num_ranks * self.micro_batch_size}, got {self.batch_size}"
+            )
+        return self
+
+
+class EvaluationConfig(Component):
+    """What is measured before and after each iteration on the test pairs."""
+
+    enabled: bool = True
+    num_dialogues: PositiveInt = 2
+    num_turns: PositiveInt = 3
+    # Dialogues per pair that get the costlier controls: after each turn, and with the persona too.
+    num_detailed_dialogues: NonNegativeInt = 1
+    show_dialogues: NonNegativeInt = 3
+    judge: JudgeConfig | None = None  # None: no responses are made and no win rates computed
+
+
+class ScheduleConfig(Component):
+    """Iterations, and whether rollouts, scoring and responses share the machine.
+
+    With overlap a pair is scored as soon as its dialogues have ended, without it all dialogues of a
+    wave are played first: where engines and scorers share cores, two busy OpenMP teams on one core
+    run 10 times slower. `auto` decides by the threads of each process (placement.py): it overlaps
+    on GPUs, and on a CPU where each thread has a core. Training overlaps with nothing.
+
+    An engine, scorer or trainer that dies is started again, each `max_restarts` times within a run.
+    """
+
+    num_iterations: PositiveInt = 3
+    max_restarts: NonNegativeInt = 3
+    overlap: Literal["auto", "always", "never"] = "auto"
+    wave_pairs: PositiveInt = 512
+
+
+class ClusterConfig(Component):
+    """The Ray cluster that a run's actors live on.
+
+    `address` null: in a submitted job the job's cluster, else a Ray of the run's own on this
+    machine; `local` is that also within a job. `auto` (RAY_ADDRESS, or the cluster that this
+    machine belongs to) and HOST:PORT attach to a cluster, which goes on when the run has ended.
+
+    `strategy`: packed, on the fewest nodes; spread, over all of them; colocated, all on one GPU, on
+    which they take turns: engines sleep while scorers and the trainer work (gpu_phases.py).
+
+    `shared_storage` auto: a node that sees the run's folder uses it, to the others weights are
+    sent through Ray; never: they are sent to every node but the driver's.
+    """
+
+    address: Annotated[str, Field(pattern=r"^(local|auto|[A-Za-z0-9._-]+:\d{1,5})$")] | None = None
+    strategy: Literal["packed", "spread", "colocated"] = "packed"
+    # Seconds that nodes, or what others hold of them, may take to come; 0: they must be there.
+    wait_s: Annotated[float, Field(ge=0.0, le=604_800.0)] = 0.0
+    shared_storage: Literal["auto", "never"] = "auto"
+
+
+class RunConfig(Component):
+    """A whole run."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: NonNegativeInt = 0
+    runs_dir: Path = Path("runs")
+    records: RecordsConfig = RecordsConfig()  # shared storage that records land on, too
+    model: str = "embedded"  # m_0: "embedded", a Hugging Face id or a local folder
+    prompts: str = "paper"  # a packaged prompt set, or a YAML file of your own
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: GPUs if the machine has any
+    trust_remote_code: bool = False
+    cluster: ClusterConfig = ClusterConfig()
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    questioner: QuestionerConfig = QuestionerConfig()
+    roleplayer: RoleplayerConfig = RoleplayerConfig()
+    scorer: ScorerConfig = ScorerConfig()
+    selection: SelectionConfig = SelectionConfig()
+    response: ResponseConfig = ResponseConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def num_first_dialogues(self) -> int:
+        """How many dialogues begin at once, over all Questioner engines; 0: all."""
+        return self.rollout.slow_start * self.questioner.engine.num_engines
+
+    @model_validator(mode="after")
+    def _one_gpu_is_enough(self) -> Self:
+        """What colocated actors share is theirs together: nobody has GPUs of its own."""
+        if self.cluster.strategy != "colocated":
+            return self
+        for key, value, wanted in (
+            ("questioner.engine.tensor_parallel_size", self.questioner.engine, 1),
+            ("roleplayer.engine.tensor_parallel_size", self.roleplayer.engine, 1),
+            ("trainer.num_ranks", self.trainer.num_ranks, 1),
+            ("scorer.num_gpus", self.scorer.num_gpus, 0),
+            ("trainer.num_gpus_per_rank", self.trainer.num_gpus_per_rank, 0),
+        ):
+            got = value.tensor_parallel_size if isinstance(value, EngineConfig) else value
+            if got != wanted:
+                raise ValueError(
+                    f"cluster.strategy=colocated is one GPU for all: {key} must be {wanted}, "
+                    f"got {got:g}"
+                )
+        if self.schedule.overlap == "always":
+            raise ValueError(
+                "cluster.strategy=colocated takes turns: schedule.overlap must be auto or never"
+            )
+        if self.device == "cpu":
+            raise ValueError(
+                "cluster.strategy=colocated needs a GPU, where vLLM can sleep; got device=cpu"
+            )
+        return self

@@ -1,0 +1,125 @@
+"""The scalars of a run by name and step, for the trackers (tracking.py).
+
+Names, and what their step counts
+    train/{loss, grad_norm, learning_rate}  step n: the n-th optimizer step of the run, from 1
+    train/validation_loss                   step n: the iteration's last optimizer step
+    rollout/tokens_per_s                    step v: the iteration that made m_v (its sampled tokens
+                                            of dialogues over the wall time of its rollout)
+    push/seconds                            step v
+    dropped/<reason>                        step v: records dropped in the run so far
+    seconds/<stage>                         step v: wall time of rollout, score, respond, train and
+                                            push in that iteration; of eval_<stage> for checkpoint
+                                            m_v; setup stands with whichever comes first
+    eval/<measure>                          step v: checkpoint m_v, named as in metrics.jsonl
+
+Losses and log-probs are in nats. What does not exist (no validation examples, nothing to average)
+has no point, never a zero.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stargate.records.counters import Tally
+from stargate.types import PushResult, TrainResult
+
+# Groups of scalars (the part of a name before the slash) by what their step counts.
+BY_OPTIMIZER_STEP = ("train",)
+BY_VERSION = ("rollout", "push", "dropped", "seconds", "eval")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Scalars of one step."""
+
+    scalars: dict[str, float]
+    step: int
+
+
+class RunScalars:
+    """Makes points from what a run did, and remembers what was logged already:
+
+    seconds are those since the last point, optimizer steps go on over iterations.
+    """
+
+    def __init__(self, tally: Tally, num_optimizer_steps: int = 0) -> None:
+        self._tally = tally
+        self._num_optimizer_steps = num_optimizer_steps
+        self._seconds_logged: dict[str, float] = {}
+
+    def iteration(self, number: int, trained: TrainResult, pushed: PushResult) -> Iterator[Point]:
+        """The points of iteration t = `number`, which made m_{t+1}."""
+        yield from optimizer_points(trained, self._num_optimizer_steps)
+        self._num_optimizer_steps += len(trained.losses)
+        seconds = self._new_seconds()
+        tokens = self._tally.generated_tokens[f"t{number}"]
+        yield Point(
+            iteration_scalars(pushed, seconds, tokens, self._tally.dropped), step=number + 1
+        )
+
+    def evaluation(self, version: int, measures: Mapping[str, Any]) -> Iterator[Point]:
+        """The point of checkpoint m_`version`."""
+        seconds = {
+            name.replace(f"eval_m{version}.", "eval_"): value
+            for name, value in self._new_seconds().items()
+        }
+        yield Point({**evaluation_scalars(measures), **_named("seconds", seconds)}, step=version)
+
+    def _new_seconds(self) -> dict[str, float]:
+        total = self._tally.stage_seconds
+        new = {name: value - self._seconds_logged.get(name, 0.0) for name, value in total.items()}
+        self._seconds_logged = dict(total)
+        return {name: value for name, value in new.items() if value > 0.0}
+
+
+def optimizer_points(trained: TrainResult, num_earlier_steps: int) -> Iterator[Point]:
+    """One point per optimizer step; the last one has the validation loss, if there is one."""
+    last = len(trained.losses)
+    per_step = zip(trained.losses, trained.grad_norms, trained.learning_rates, strict=True)
+    for n, (loss, grad_norm, learning_rate) in enumerate(per_step, start=1):
+        scalars = {
+            "train/loss": loss,
+            "train/grad_norm": grad_norm,
+            "train/learning_rate": learning_rate,
+        }
+        if n == last and trained.validation_loss is not None:
+            scalars["train/validation_loss"] = trained.validation_loss
+        yield Point(scalars, step=num_earlier_steps + n)
+
+
+def iteration_scalars(
+    pushed: PushResult,
+    seconds: Mapping[str, float],
+    rollout_tokens: int,
+    dropped: Mapping[str, int],
+) -> dict[str, float]:
+    """The scalars of one iteration:
+
+    `seconds` by stage and `rollout_tokens` are of this iteration, `dropped` is of the run so far.
+    """
+    scalars = {"push/seconds": pushed.seconds}
+    # No tokens: the rollouts were on disk already, so their seconds say nothing about speed.
+    if rollout_tokens and (rollout_seconds := seconds.get("rollout")):
+        scalars["rollout/tokens_per_s"] = rollout_tokens / rollout_seconds
+    return {**scalars, **_named("seconds", seconds), **_named("dropped", dropped)}
+
+
+def evaluation_scalars(measures: Mapping[str, Any]) -> dict[str, float]:
+    """The scalars of one checkpoint. Groups become eval/<group>/<measure>, true is 1.
+
+    Measures without a finite number (None: nothing to average) are left out.
+    """
+    return dict(_numbers("eval", measures))
+
+
+def _numbers(prefix: str, measures: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in measures.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(f"{prefix}/{name}", value)
+        elif isinstance(value, int | float) and math.isfinite(value):
+            yield f"{prefix}/{name}", float(value)
+
+
+def _named(group: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{group}/{name}": float(value) for name, value in values.items()}

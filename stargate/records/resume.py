@@ -1,0 +1,268 @@
+"""What earlier sittings of a run have left, for the one that goes on with it.
+
+    metrics.jsonl, t*/train.json, models/  -> History: what is done, and what came of it
+    sittings.json                          -> Sittings: what it took
+
+A sitting is one process's work on a run: `stargate run` is the first, each `stargate resume` is one
+more. sittings.json is written when a sitting begins, after each iteration and evaluation, and at
+its end; of a sitting that was killed, only the time after its last record there is unknown.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+from stargate.errors import DataError, ModelError, one_line
+from stargate.pair_steps import IterationResult
+from stargate.records.counters import Tally, generated_tokens
+from stargate.records.repair import scopes_of
+from stargate.records.store import METRICS, RunStore, dialogue_from_row
+from stargate.resources.memory import MemoryPeak
+from stargate.resources.models import check_model_folder
+from stargate.types import PushResult, TrainResult
+
+_RecordT = TypeVar("_RecordT")
+
+SITTINGS_FILE = "sittings.json"
+# What runs of earlier versions did not count.
+_ADDED_LATER = ("restarts", "longest_restart", "resent", "joined", "left")
+
+
+@dataclass(frozen=True)
+class Sittings:
+    """What all sittings of a run took, up to some point. Seconds are those that were recorded."""
+
+    count: int = 0
+    seconds: float = 0.0
+    peak_gb: float = 0.0
+    peak_measure: str = "pss"
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    generated_tokens: Mapping[str, int] = field(default_factory=dict)
+    dialogues: Mapping[str, int] = field(default_factory=dict)
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    dropped_examples: Mapping[str, list[str]] = field(default_factory=dict)
+    tracking_lost: Mapping[str, int] = field(default_factory=dict)
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    longest_restart: Mapping[str, float] = field(default_factory=dict)
+    resent: Mapping[str, int] = field(default_factory=dict)
+    joined: Mapping[str, int] = field(default_factory=dict)
+    left: Mapping[str, int] = field(default_factory=dict)
+
+    def new_tally(self) -> Tally:
+        """The counters of the next sitting. Drops are counted for the whole run."""
+        examples = {reason: list(texts) for reason, texts in self.dropped_examples.items()}
+        return Tally(dropped=Counter(self.dropped), dropped_examples=examples)
+
+    def plus(
+        self, tally: Tally, seconds: float, peak: MemoryPeak, lost: Mapping[str, int]
+    ) -> "Sittings":
+        """With what the sitting in progress has counted; its tally is from `new_tally`."""
+        return replace(
+            self,
+            seconds=self.seconds + seconds,
+            peak_gb=max(self.peak_gb, peak.gb),
+            peak_measure="rss" if "rss" in (self.peak_measure, peak.measure) else "pss",
+            stage_seconds=_sum(self.stage_seconds, tally.stage_seconds),
+            generated_tokens=_sum(self.generated_tokens, tally.generated_tokens),
+            dialogues=_sum(self.dialogues, tally.dialogues),
+            dropped=dict(tally.dropped),
+            dropped_examples={reason: list(t) for reason, t in tally.dropped_examples.items()},
+            tracking_lost=_sum(self.tracking_lost, lost),
+            restarts=_sum(self.restarts, tally.restarts),
+            longest_restart=_largest(self.longest_restart, tally.longest_restart),
+            resent=_sum(self.resent, tally.resent),
+            joined=_sum(self.joined, tally.joined),
+            left=_sum(self.left, tally.left),
+        )
+
+    def as_tally(self) -> Tally:
+        """All of it as the counters of one long sitting."""
+        return Tally(
+            stage_seconds=dict(self.stage_seconds),
+            generated_tokens=Counter(self.generated_tokens),
+            dialogues=Counter(self.dialogues),
+            dropped=Counter(self.dropped),
+            dropped_examples={reason: list(t) for reason, t in self.dropped_examples.items()},
+            restarts=Counter(self.restarts),
+            longest_restart=dict(self.longest_restart),
+            resent=Counter(self.resent),
+            joined=Counter(self.joined),
+            left=Counter(self.left),
+        )
+
+    def write(self, store: RunStore) -> None:
+        store.write_json(SITTINGS_FILE, asdict(self))
+
+
+def read_sittings(store: RunStore) -> Sittings:
+    """What sittings.json says; of a run of an earlier version, one sitting of unknown length."""
+    values = store.read_json(SITTINGS_FILE)
+    if values is None:
+        return Sittings(count=1)
+    values = {**{name: {} for name in _ADDED_LATER}, **values}
+    with _reading(store.root / SITTINGS_FILE):
+        return _typed(Sittings, {entry.name: values[entry.name] for entry in fields(Sittings)})
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Values of another shape than a run writes become DataError, which names the file."""
+    try:
+        yield
+    except KeyError as error:
+        raise DataError(f"{file}: it has no {error}") from error
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        problem = one_line(error)
+        raise DataError(f"{file}: not what a run writes: {problem}") from error
+
+
+def _typed(record: type[_RecordT], values: Mapping[str, Any]) -> _RecordT:
+    """A record from plain values, each of the type that its field says. Raises ValueError."""
+    return TypeAdapter(record).validate_python(dict(values))
+
+
+def count_rollouts(store: RunStore, counted: Sittings) -> tuple[int, int]:
+    """(dialogues, sampled tokens) of all iterations, as their tables have them.
+
+    What a killed sitting played was not counted by it. Only tables that have other numbers than
+    `counted` are read.
+    """
+    num_dialogues = num_tokens = 0
+    for scope in (folder.name for folder in scopes_of(store.root)):
+        if scope.startswith("eval-"):
+            continue
+        found = store.num_rows(scope, "dialogues")
+        num_dialogues += found
+        if found == counted.dialogues.get(scope, 0):
+            num_tokens += counted.generated_tokens.get(scope, 0)
+        else:
+            rows = store.read(scope, "dialogues")
+            num_tokens += sum(generated_tokens(dialogue_from_row(row)) for row in rows)
+    return num_dialogues, num_tokens
+
+
+@dataclass(frozen=True)
+class History:
+    """What is done. The first `num_iterations` iterations have made their models.
+
+    `results` has the iterations that metrics.jsonl tells about; None for a line of an earlier
+    version, which had less in it. `trained` has the training results that t*/train.json tells.
+    `evaluations` has the measures by version. `num_steps` counts the optimizer steps of all.
+    """
+
+    num_iterations: int = 0
+    results: Mapping[int, IterationResult | None] = field(default_factory=dict)
+    trained: Mapping[int, TrainResult] = field(default_factory=dict)
+    evaluations: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    num_steps: int = 0
+
+
+def read_history(store: RunStore) -> History:
+    """Reads what is done. Raises ModelError if a model is missing or damaged that a later one, or
+    its tables, were made with.
+    """
+    models = store.root.resolve() / "models"
+    results: dict[int, IterationResult | None] = {}
+    evaluations: dict[int, dict[str, Any]] = {}
+    num_steps = {}
+    for event in store.read_metrics():
+        with _reading(store.root / METRICS):
+            if event["event"] == "iteration":
+                number = int(event["iteration"])
+                results[number] = _result(event, models)
+                num_steps[number] = len(event["train_losses"])
+            elif event["event"] == "evaluation":
+                measures = {k: v for k, v in event.items() if k not in ("event", "version")}
+                evaluations[int(event["version"])] = measures
+    trained = read_trained(store, models)
+    num_done = 0
+    while is_done(store, num_done, known=num_done in results or num_done in trained):
+        num_done += 1
+    return History(
+        num_iterations=num_done,
+        results={n: result for n, result in results.items() if n < num_done},
+        trained={n: result for n, result in trained.items() if n < num_done},
+        evaluations={v: measures for v, measures in evaluations.items() if v <= num_done},
+        num_steps=sum(steps for number, steps in num_steps.items() if number < num_done),
+    )
+
+
+def is_done(store: RunStore, number: int, *, known: bool) -> bool:
+    """Whether iteration t = `number` is done: m_{t+1} is there, whole.
+
+    If nothing was made with it yet, it must also be `known` what its training did: else training is
+    repeated, from the same examples, so that the record is complete. Raises ModelError.
+    """
+    folder = store.root / "models" / f"m{number + 1}"
+    used = is_used(store, number + 1)
+    if not folder.is_dir():
+        if used:
+            raise ModelError(f"{folder}: is missing, but later parts of the run were made with it")
+        return False
+    try:
+        check_model_folder(folder)
+    except ModelError:
+        if used:
+            raise
+        return False
+    return known or used
+
+
+def is_used(store: RunStore, version: int) -> bool:
+    """Whether anything was made with m_`version`: records, or a model after it."""
+    after = (f"t{version}", f"eval-m{version}", f"models/m{version + 1}")
+    return any((store.root / name).is_dir() for name in after)
+
+
+def read_trained(store: RunStore, models: Path) -> dict[int, TrainResult]:
+    """The training results of t*/train.json, by iteration."""
+    found = {}
+    for scope in (folder.name for folder in scopes_of(store.root)):
+        values = store.read_json(train_file(scope))
+        if values is not None:
+            number = int(scope.removeprefix("t"))
+            with _reading(store.root / train_file(scope)):
+                found[number] = _train_result(values, models / f"m{number + 1}")
+    return found
+
+
+def train_file(scope: str) -> str:
+    """Where a training result is kept until its iteration is recorded, and after."""
+    return f"{scope}/train.json"
+
+
+def _result(event: Mapping[str, Any], models: Path) -> IterationResult | None:
+    if "num_tokens" not in event:
+        return None
+    version = int(event["iteration"]) + 1
+    keys = {"losses": "train_losses", "seconds": "train_seconds"}
+    names = [entry.name for entry in fields(TrainResult) if entry.name != "model_dir"]
+    # Runs of earlier versions counted no repeated steps.
+    event = {"num_repeated_steps": None, **event}
+    trained = {name: event[keys.get(name, name)] for name in names}
+    values = {
+        "version": version,
+        "num_engines": event["num_engines"],
+        "seconds": event["push_seconds"],
+        "phases": event["push_phases"],
+    }
+    pushed = _typed(PushResult, values)
+    return IterationResult(_train_result(trained, models / f"m{version}"), pushed)
+
+
+def _train_result(values: Mapping[str, Any], model_dir: Path) -> TrainResult:
+    """The folder of a run may have moved, so the model's is not taken from what was written."""
+    return _typed(TrainResult, {**values, "model_dir": str(model_dir)})
+
+
+def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in [*one, *other]}
+
+
+def _largest(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: max(one.get(name, 0.0), other.get(name, 0.0)) for name in [*one, *other]}

@@ -1,0 +1,189 @@
+"""What a run came to: summary.json under stable names, and the same on the screen.
+
+stages.<name>.seconds            wall time; stages that run side by side overlap
+rollout.{num_dialogues, generated_tokens, generated_tokens_per_s}
+train.{loss_first, loss_last, num_examples, ...}   of the last iteration
+push.{seconds, phases}                             of the last iteration
+eval.m<t>.{gold_logprob, matched_minus_shuffled, question_rate, facts_per_dialogue, ...}
+restarts.<role>.{count, longest_s}, resent.<role>  actors that died, requests sent again
+repeated_steps                     optimizer steps done again after a death, of all iterations
+joined.<role>, left.<role>                         engines added and taken out by `stargate scale`
+dropped.<reason>, data_dropped.<reason>, peak_rss_gb, seconds, status
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stargate.evaluation.measures import EVALUATION_FILE
+from stargate.evaluation.table import evaluation_lines
+from stargate.monitoring.progress import Progress, safe_text
+from stargate.pair_steps import IterationResult
+from stargate.records.counters import Tally
+from stargate.records.store import RunStore, dialogue_from_row
+from stargate.resources.memory import MemoryPeak
+
+
+def summarise_run(
+    tally: Tally,
+    evaluations: Mapping[str, Mapping[str, Any]],
+    iterations: Sequence[IterationResult],
+    status: str,
+    seconds: float,
+    peak: MemoryPeak,
+    data_dropped: Mapping[str, int],
+) -> dict[str, Any]:
+    """The summary as nested plain values. A part that did not happen is absent, never zero."""
+    summary: dict[str, Any] = {
+        "status": status,
+        "seconds": seconds,
+        "stages": {name: {"seconds": value} for name, value in tally.stage_seconds.items()},
+        "eval": {name: dict(measures) for name, measures in evaluations.items()},
+        "dropped": dict(tally.dropped),
+        "dropped_examples": tally.dropped_examples,
+        "data_dropped": dict(data_dropped),
+        "restarts": {
+            role: {"count": count, "longest_s": tally.longest_restart[role]}
+            for role, count in tally.restarts.items()
+        },
+        "resent": dict(tally.resent),
+        "repeated_steps": sum(one.trained.num_repeated_steps or 0 for one in iterations),
+        "joined": dict(tally.joined),
+        "left": dict(tally.left),
+        "peak_rss_gb": peak.gb,
+        "peak_rss_measure": peak.measure,
+    }
+    scopes = [scope for scope in tally.dialogues if not scope.startswith("eval")]
+    rollout_seconds = tally.stage_seconds.get("rollout", 0.0)
+    if scopes and rollout_seconds:
+        tokens = sum(tally.generated_tokens[scope] for scope in scopes)
+        summary["rollout"] = {
+            "num_dialogues": sum(tally.dialogues[scope] for scope in scopes),
+            "generated_tokens": tokens,
+            "generated_tokens_per_s": tokens / rollout_seconds,
+        }
+    if iterations:
+        trained, pushed = iterations[-1].trained, iterations[-1].pushed
+        summary["train"] = {
+            "loss_first": trained.losses[0],
+            "loss_last": trained.losses[-1],
+            "validation_loss": trained.validation_loss,
+            "num_steps": len(trained.losses),
+            "num_examples": trained.num_examples,
+            "num_validation_examples": trained.num_validation_examples,
+            "num_tokens": trained.num_tokens,
+            "num_loss_tokens": trained.num_loss_tokens,
+            "seconds": trained.seconds,
+            "tokens_per_s": trained.num_tokens / trained.seconds,
+            "model_dir": trained.model_dir,
+        }
+        summary["push"] = {
+            "seconds": pushed.seconds,
+            "phases": dict(pushed.phases),
+            "version": pushed.version,
+            "num_engines": pushed.num_engines,
+        }
+    return summary
+
+
+def print_summary(
+    summary: Mapping[str, Any], store: RunStore, num_dialogues: int, progress: Progress
+) -> None:
+    """Shows dialogues to read, then the figures."""
+    evaluations = summary["eval"]
+    if evaluations and num_dialogues:
+        last = list(evaluations)[-1]
+        _print_dialogues(store, f"eval-{last}", last, num_dialogues, progress)
+    measured = store.read_json(EVALUATION_FILE)
+    lines = summary_lines(summary)
+    if measured is not None:
+        lines = evaluation_lines(measured) + lines
+    for line in lines:
+        progress.say(line)
+    progress.say(f"\nrun directory: {store.root}")
+    if measured is not None:
+        progress.say(f"all of it, with dialogues to read: stargate report {store.root}")
+
+
+def summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    """The figures as lines of text."""
+    lines: list[str] = []
+    lines += ["", "wall time by stage"]
+    for name, stage in summary["stages"].items():
+        lines.append(f"  {name:24}{stage['seconds']:8.1f} s")
+    lines.append(f"  {'whole run':24}{summary['seconds']:8.1f} s")
+    lines += _throughput_lines(summary)
+    lines.append(f"peak memory of all processes: {summary['peak_rss_gb']:.1f} GiB")
+    lines += _restart_lines(summary)
+    lines += _dropped_lines(summary)
+    return lines
+
+
+def _throughput_lines(summary: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if rollout := summary.get("rollout"):
+        lines.append(
+            f"\nrollouts: {rollout['num_dialogues']} dialogues, "
+            f"{rollout['generated_tokens']} tokens, "
+            f"{rollout['generated_tokens_per_s']:.0f} tokens/s"
+        )
+    if train := summary.get("train"):
+        lines.append(
+            f"training: {train['num_examples']} examples, {train['num_steps']} steps, "
+            f"loss {train['loss_first']:.3f} -> {train['loss_last']:.3f}, "
+            f"{train['tokens_per_s']:.0f} tokens/s"
+        )
+    if push := summary.get("push"):
+        lines.append(
+            f"weight push: version {push['version']} into {push['num_engines']} engine(s) "
+            f"in {push['seconds']:.2f} s"
+        )
+    return lines
+
+
+def _restart_lines(summary: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if restarts := summary.get("restarts"):
+        counts = (
+            f"{r['count']} {role} (at most {r['longest_s']:.0f} s)" for role, r in restarts.items()
+        )
+        lines.append("died and started again: " + ", ".join(counts))
+    if resent := summary.get("resent"):
+        counts = (f"{count} {role}" for role, count in resent.items())
+        lines.append("requests sent again: " + ", ".join(counts))
+    if steps := summary.get("repeated_steps"):
+        lines.append(f"optimizer steps done again: {steps}")
+    for key, what in (("joined", "joined"), ("left", "left")):
+        if counted := summary.get(key):
+            counts = (f"{count} {role}" for role, count in counted.items())
+            lines.append(f"engines that {what} meanwhile: " + ", ".join(counts))
+    return lines
+
+
+def _dropped_lines(summary: Mapping[str, Any]) -> list[str]:
+    counts = {**summary["data_dropped"], **summary["dropped"]}
+    if not counts:
+        return ["dropped records: none"]
+    lines = ["dropped records: " + ", ".join(f"{n} {reason}" for reason, n in counts.items())]
+    for examples in summary["dropped_examples"].values():
+        lines += [f"  {safe_text(example)}" for example in examples]
+    return lines
+
+
+def _print_dialogues(
+    store: RunStore, scope: str, version: str, count: int, progress: Progress
+) -> None:
+    """A few dialogues from all over the test set, as they were."""
+    rows = sorted(store.read(scope, "dialogues"), key=lambda row: str(row["id"]))
+    shown = min(count, len(rows))
+    # Spread over the tasks, and shifted by one each time, so that it is not always one persona.
+    chosen = [rows[(i * len(rows) // shown + i) % len(rows)] for i in range(shown)]
+    progress.say(f"\n{shown} of {len(rows)} test dialogues of {version}")
+    for row in chosen:
+        dialogue = dialogue_from_row(row)
+        progress.say(
+            f"\n  [{dialogue.id}] {safe_text(row['persona_name'])}: {safe_text(row['task'])}"
+        )
+        for turn in dialogue.turns:
+            facts = f"   (fact {', '.join(map(str, turn.elicited))})" if turn.elicited else ""
+            progress.say(f"    Questioner: {safe_text(turn.question)}")
+            progress.say(f"    Roleplayer: {safe_text(turn.answer)}{facts}")

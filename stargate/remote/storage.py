@@ -1,0 +1,279 @@
+"""Files on shared storage, by name: put, read, delete, list. Knows nothing of runs.
+
+    s3, gs, hdfs     pyarrow.fs.FileSystem.from_uri
+    file             a temporary name, fsync, rename: files.py
+    other schemes    fsspec's, through pyarrow.fs.PyFileSystem
+
+A reader sees a file whole or not at all where the storage can do that: object stores make an object
+visible when its upload has ended; elsewhere a temporary name is renamed. Some of fsspec's can do
+neither, and a kill in the middle leaves a torn file: sync.py's checksums tell.
+
+Whatever a storage raises becomes StorageError: one line, without the values of the environment
+variables that hold credentials.
+"""
+
+import io
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from stargate.errors import ConfigError, MachineError, StargateError, one_line
+from stargate.records.files import make_folder, read_exactly, write_atomically
+from stargate.remote.uri import StorageUri
+
+# Bytes moved at a time.
+_CHUNK = 1 << 20
+# Where an object is put under its own name, since it is visible only when it is whole.
+_OBJECT_STORES = frozenset(
+    {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2", "memory"}
+)
+_NATIVE = frozenset({"s3", "gs", "gcs", "hdfs", "viewfs"})
+# What the libraries of the storages read credentials from.
+_SECRETS = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    *("AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_CONNECTION_STRING"),
+    *("AZURE_STORAGE_SAS_TOKEN", "AZURE_CLIENT_SECRET", "GOOGLE_OAUTH_ACCESS_TOKEN"),
+    *("FSSPEC_S3_KEY", "FSSPEC_S3_SECRET", "FSSPEC_GCS_TOKEN"),
+)
+_MASK = "[key]"
+# Shorter values are placeholders, too likely to be a word of an honest message.
+_MIN_SECRET_CHARS = 4
+_PROBE = ".stargate-probe"
+
+
+class StorageError(StargateError):
+    """Shared storage does not answer, or did not do what it was asked for."""
+
+    exit_code = 10
+
+
+class Storage:
+    """One folder on shared storage. Names are relative, with slashes."""
+
+    def __init__(self, filesystem: Any, root: str, uri: StorageUri, *, renames: bool) -> None:
+        """`filesystem` is pyarrow's; `uri` is what messages call this folder."""
+        self._filesystem = filesystem
+        self._root = root.rstrip("/")
+        self._uri = uri
+        self._renames = renames
+
+    def __str__(self) -> str:
+        return str(self._uri)
+
+    def child(self, name: str) -> "Storage":
+        """The folder `name` in this one."""
+        uri = self._uri.child(name)
+        return Storage(self._filesystem, self._path(name), uri, renames=self._renames)
+
+    def put(
+        self, name: str, source: BinaryIO, size: int, moved: Callable[[int], None] | None = None
+    ) -> None:
+        """Writes the next `size` bytes of `source` as `name`, and tells `moved` as they go.
+
+        Raises StorageError, also if fewer bytes are there afterwards.
+        """
+        path = self._path(name)
+        with self._errors(f"writing {name}"):
+            self._make_parent(path)
+            target = f"{path}.{uuid.uuid4().hex[:12]}.tmp" if self._renames else path
+            try:
+                with self._filesystem.open_output_stream(target) as stream:
+                    for chunk in read_exactly(source, size):
+                        stream.write(chunk)
+                        if moved is not None:
+                            moved(len(chunk))
+                if self._renames:
+                    self._filesystem.move(target, path)
+            except BaseException:
+                if self._renames:
+                    with suppress(Exception):  # what failed is said; this is tidying up
+                        self._filesystem.delete_file(target)
+                raise
+        if (found := self.size(name)) != size:
+            there = "nothing" if found is None else f"{found} bytes"
+            raise StorageError(f"{self}: writing {name}: {there} there, {size} bytes were sent")
+
+    def put_bytes(self, name: str, content: bytes) -> None:
+        self.put(name, io.BytesIO(content), len(content))
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[Iterator[bytes] | None]:
+        """The content of `name` in chunks; None if it is not there. Raises StorageError."""
+        with self._errors(f"reading {name}"):
+            try:
+                stream = self._filesystem.open_input_stream(self._path(name))
+            except FileNotFoundError:
+                yield None
+                return
+            with stream:
+                yield iter(lambda: stream.read(_CHUNK), b"")
+
+    def read(self, name: str, max_bytes: int) -> bytes | None:
+        """The content of a small file; None if it is not there. Raises StorageError."""
+        content = bytearray()
+        with self.reading(name) as chunks:
+            if chunks is None:
+                return None
+            for chunk in chunks:
+                content += chunk
+                if len(content) > max_bytes:
+                    raise StorageError(f"{self}: {name} is larger than {max_bytes} bytes")
+        return bytes(content)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None if it is not there."""
+        info = self._info(name)
+        return None if info is None else int(info.size)
+
+    def modified(self, name: str) -> float | None:
+        """When a file was written, by the storage's clock, in seconds; None if it does not say."""
+        info = self._info(name)
+        stamp = None if info is None else info.mtime_ns
+        return None if stamp is None else stamp / 1e9
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in a folder, without those below it; none if it is not there."""
+        from pyarrow.fs import FileSelector, FileType
+
+        with self._errors(f"listing {folder}"):
+            self._forget_listings()
+            selector = FileSelector(self._path(folder), allow_not_found=True)
+            found = self._filesystem.get_file_info(selector)
+            return sorted(info.base_name for info in found if info.type == FileType.File)
+
+    def delete(self, name: str) -> None:
+        """Deletes a file; nothing if it is not there."""
+        with self._errors(f"deleting {name}"), suppress(FileNotFoundError):
+            self._filesystem.delete_file(self._path(name))
+
+    def check_writable(self) -> None:
+        """Writes, reads and deletes a small file. Raises StorageError."""
+        name, content = f"{_PROBE}-{uuid.uuid4().hex}", b"stargate"
+        self.put_bytes(name, content)
+        try:
+            if self.read(name, len(content)) != content:
+                raise StorageError(f"{self}: gives back something else than what was written")
+        finally:
+            self.delete(name)
+
+    def now(self) -> float | None:
+        """The time by the storage's clock, in seconds; None if it does not say."""
+        name = f"{_PROBE}-{uuid.uuid4().hex}"
+        self.put_bytes(name, b"")
+        try:
+            return self.modified(name)
+        finally:
+            self.delete(name)
+
+    def _info(self, name: str) -> Any:
+        from pyarrow.fs import FileType
+
+        with self._errors(f"asking for {name}"):
+            self._forget_listings()
+            info = self._filesystem.get_file_info(self._path(name))
+        return info if info.type == FileType.File else None
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    def _make_parent(self, path: str) -> None:
+        if self._renames or type(self._filesystem).__name__ == "PyFileSystem":
+            self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+
+    def _forget_listings(self) -> None:
+        """fsspec remembers listings, and would not see what another process has written."""
+        handler = getattr(self._filesystem, "handler", None)
+        forget = getattr(getattr(handler, "fs", None), "invalidate_cache", None)
+        if forget is not None:
+            forget()
+
+    @contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except StargateError:
+            raise
+        except Exception as error:  # each of fsspec's libraries has errors of its own
+            # From None: what is chained could show a credential in a traceback.
+            raise StorageError(f"{self}: {doing}: {_problem(error)}") from None
+
+
+class _LocalStorage(Storage):
+    """file://: with fsync, which pyarrow's local file system does not do."""
+
+    def __init__(self, root: str, uri: StorageUri) -> None:
+        from pyarrow.fs import LocalFileSystem
+
+        super().__init__(LocalFileSystem(), root, uri, renames=True)
+
+    def child(self, name: str) -> "Storage":
+        return _LocalStorage(self._path(name), self._uri.child(name))
+
+    def put(
+        self, name: str, source: BinaryIO, size: int, moved: Callable[[int], None] | None = None
+    ) -> None:
+        path = Path(self._path(name))
+
+        def write(target: Path) -> None:
+            with target.open("wb") as file:
+                for chunk in read_exactly(source, size):
+                    file.write(chunk)
+                    if moved is not None:
+                        moved(len(chunk))
+
+        with self._errors(f"writing {name}"):
+            try:
+                make_folder(path.parent)
+                write_atomically(path, write)
+            except MachineError as error:
+                raise StorageError(str(error)) from None
+
+
+def open_storage(uri: StorageUri) -> Storage:
+    """The folder at an address. Raises ConfigError for a scheme that is not there, StorageError."""
+    if uri.scheme == "file":
+        return _LocalStorage(uri.place, uri)
+    try:
+        if uri.scheme in _NATIVE:
+            from pyarrow.fs import FileSystem
+
+            filesystem, root = FileSystem.from_uri(str(uri))
+        else:
+            filesystem, root = _open_fsspec(uri)
+    except StargateError:
+        raise
+    except Exception as error:  # each of fsspec's libraries has errors of its own
+        raise StorageError(f"{uri}: {_problem(error)}") from None
+    return Storage(filesystem, root, uri, renames=uri.scheme not in _OBJECT_STORES)
+
+
+def _open_fsspec(uri: StorageUri) -> tuple[Any, str]:
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    try:
+        import fsspec  # type: ignore[import-untyped]  # it ships no types
+    except ImportError:
+        raise ConfigError(
+            f"{uri.scheme}:// addresses need the package fsspec; pip install fsspec"
+        ) from None
+    try:
+        filesystem, root = fsspec.core.url_to_fs(str(uri), use_listings_cache=False)
+    except (ValueError, ImportError) as error:  # an unknown scheme; its package is not there
+        raise ConfigError(f"{uri.scheme}:// addresses: {_problem(error)}") from None
+    return PyFileSystem(FSSpecHandler(filesystem)), root
+
+
+def mask_credentials(text: str) -> str:
+    """An error's text without the values of variables that hold credentials."""
+    values = (os.environ.get(name, "") for name in _SECRETS)
+    for value in sorted(values, key=len, reverse=True):
+        if len(value) >= _MIN_SECRET_CHARS:
+            text = text.replace(value, _MASK)
+    return text
+
+
+def _problem(error: Exception) -> str:
+    return mask_credentials(one_line(error) or type(error).__name__)

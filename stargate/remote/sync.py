@@ -1,0 +1,337 @@
+"""Lands a run's records on shared storage, as they are finished, from a thread of its own.
+
+    every few seconds:  scan the run directory -> what is new, in the order in which it was made
+        for each batch: manifest (these files may now change) -> the files
+        then:           manifest (these may go)               -> delete what a merge has replaced
+        when all is there: manifest (everything is settled)
+
+Nothing waits for it: records are durable on the driver's disk before, and the directory itself is
+the queue, so an outage of hours costs no memory, and whatever a crash left behind is found by the
+next scan. Only the start waits, so that what an earlier sitting left is put in order there before
+anything new comes (put_in_order removes rows that are then made again), and the end.
+
+A reader at any moment finds each row at least once, since a part is deleted only when the merged
+file that has its rows, and everything else of that scan, has landed and is settled in a manifest;
+and never twice, since a merged file says which parts are in it (store.py). A part counts as gone
+when two scans in a row have missed it: the first of them may have passed the merged file's place
+before it was there.
+"""
+
+import _thread
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from stargate.errors import DataError, one_line
+from stargate.remote.identity import Identity
+from stargate.remote.lease import Lease, LeaseHeld
+from stargate.remote.manifest import (
+    FOLDER,
+    MAX_BYTES,
+    Content,
+    Manifest,
+    States,
+    manifest_name,
+    manifest_number,
+    read_manifest,
+)
+from stargate.remote.scan import LocalFile, batches_of, content_of, opened_files, scan
+from stargate.remote.storage import Storage, StorageError
+
+_log = logging.getLogger(__name__)
+# Seconds between two tries while the storage does not answer, from the first to the longest.
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+_SPEAK_SECONDS = 30.0
+# Between two looks of whoever waits; each makes the thread go on at once.
+_WAIT_SECONDS = 0.05
+# Seconds that an interrupted run waits for the rest.
+INTERRUPTED_SECONDS = 30.0
+_NAMED = 3
+Say = Callable[[str], None]
+
+
+class Landing:
+    """Copies one run directory. `begin`, then `finish` or `give_up`."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        root: Path,
+        identity: Identity,
+        say: Say,
+        *,
+        models: bool,
+        interval_s: float,
+        deadline_s: float,
+    ) -> None:
+        self._storage, self._root, self._identity, self._say = storage, root, identity, say
+        self._models, self._interval, self._deadline = models, interval_s, deadline_s
+        self._lease = Lease(storage, identity.owner)
+        self._number = 0
+        self._files: dict[str, States] = {}  # what may be there, by name
+        self._landed: dict[str, tuple[int, tuple[int, int]]] = {}  # (size, stamp) of local files
+        self._missed: frozenset[str] = frozenset()  # what the last scan did not find
+        self._is_settled = False  # the newest manifest says that everything is there
+        self._waiting: list[str] = []  # names that are still to land, as the last scan saw it
+        self._problem = ""
+        self._failed: Exception | None = None  # why the thread has ended
+        self._is_awaited = False
+        self._moved_at = time.monotonic()
+        self._reached: dict[str, int] = {}  # bytes that ever went, of files that have not landed
+        self._wake = threading.Event()
+        self._stopped = False
+        self._rounds = threading.Condition()
+        self._num_begun = self._idle_round = 0
+        self._thread = threading.Thread(target=self._work, name="landing", daemon=True)
+
+    def begin(self, *, take_over: bool = False) -> None:
+        """Takes the lease, and waits until the storage has all that the directory has.
+
+        Raises LeaseHeld; DataError if the storage holds another run, or a later state of this one;
+        StorageError if it does not answer within the deadline.
+        """
+        self._lease.acquire(take_over=take_over)
+        try:
+            self._read_state()
+            self._thread.start()
+            self._await_idle(self._deadline, "before it starts")
+        except BaseException:
+            self.give_up()
+            raise
+
+    def finish(self, seconds: float | None = None) -> None:
+        """Waits until all is there. Raises StorageError, which names what is not, or LeaseHeld."""
+        try:
+            self._await_idle(self._deadline if seconds is None else seconds, "at its end")
+        finally:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Stops at once, and gives the lease back if the storage answers."""
+        self._stopped = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=1.0)  # it may hang in an upload; it is a daemon
+        if self._thread.is_alive() or self._problem or self._failed is not None:
+            self._lease.abandon()
+            return
+        with suppress(StorageError):  # then it becomes stale by itself
+            self._lease.release()
+
+    def _read_state(self) -> None:
+        """What is there already, from its newest manifest."""
+        manifest = newest_manifest(self._storage)
+        if manifest is None:
+            return
+        came_from = (manifest.owner, manifest.number)
+        if manifest.owner != self._identity.owner and came_from != self._identity.seen:
+            raise DataError(
+                f"{self._storage}: holds what this folder does not have, written by "
+                f"{manifest.host}; go on from there: stargate resume '{self._storage}' --to DIR"
+            )
+        self._number = manifest.number
+        self._files = dict(manifest.files)
+
+    def _work(self) -> None:
+        pause, lost_at = _FIRST_PAUSE, 0.0
+        while not self._stopped:
+            with self._rounds:
+                self._num_begun += 1
+            try:
+                is_idle = self._round()
+            except LeaseHeld as error:
+                self._stop_driver(error)
+                return
+            except (StorageError, OSError) as error:
+                if not self._problem:
+                    lost_at = time.monotonic()
+                    self._tell(f"{error}; records stay in {self._root}, trying again")
+                self._problem = one_line(error)
+                self._wake.wait(pause)
+                self._wake.clear()
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                continue
+            except Exception as error:  # a defect: whoever waits for this thread must hear of it
+                self._fail(error)
+                raise
+            if self._problem:
+                away = time.monotonic() - lost_at
+                self._problem = ""
+                self._tell(f"{self._storage}: takes records again, after {away:.0f} s")
+            pause = _FIRST_PAUSE
+            if is_idle:
+                with self._rounds:
+                    self._idle_round = self._num_begun
+                    self._rounds.notify_all()
+            self._wake.wait(self._interval)
+            self._wake.clear()
+
+    def _tell(self, text: str) -> None:
+        _log.warning(text)
+        self._say(f"shared storage: {text}")
+
+    def _stop_driver(self, error: LeaseHeld) -> None:
+        """Ends the run as Ctrl-C does: two drivers must not go on with it."""
+        self._fail(error)
+        if not self._stopped and not self._is_awaited:
+            self._tell(str(error))
+            _thread.interrupt_main(signal.SIGINT)
+
+    def _fail(self, error: Exception) -> None:
+        with self._rounds:
+            self._failed = error
+            self._rounds.notify_all()
+
+    def _await_idle(self, seconds: float, when: str) -> None:
+        """Until a round that begins from now on has found nothing left to do."""
+        with self._rounds:
+            wanted = self._num_begun + 1
+            self._is_awaited = True
+        self._moved_at = spoken = time.monotonic()
+        while self._idle_round < wanted:
+            self._wake.set()
+            with self._rounds:
+                self._rounds.wait_for(
+                    lambda: self._idle_round >= wanted or self._failed is not None,
+                    timeout=_WAIT_SECONDS,
+                )
+            if self._failed is not None:
+                raise self._failed
+            now = time.monotonic()
+            if now - self._moved_at > seconds:
+                raise StorageError(
+                    f"{self._storage}: no record landed within {seconds:.0f} s {when}; not there: "
+                    f"{self._left()}; they are in {self._root}, and `stargate resume {self._root}` "
+                    "lands them"
+                )
+            if now - spoken >= _SPEAK_SECONDS:
+                spoken = now
+                self._say(f"waiting for shared storage: still to land: {self._left()}")
+        self._is_awaited = False
+
+    def _left(self) -> str:
+        waiting = list(self._waiting)
+        names = ", ".join(waiting[:_NAMED]) or "what the run directory has"
+        more = f" and {len(waiting) - _NAMED} more" if len(waiting) > _NAMED else ""
+        return names + more + (f" ({self._problem})" if self._problem else "")
+
+    def _round(self) -> bool:
+        """One scan and what follows from it. Returns whether there was nothing to do."""
+        self._lease.require_kept()
+        found = scan(self._root, models=self._models)
+        names = {file.name for file in found}
+        changed = [f for f in found if self._landed.get(f.name) != (f.size, f.stamp)]
+        gone = frozenset(self._files) - names
+        if not self._models:  # what an earlier sitting landed stays
+            gone = frozenset(name for name in gone if not name.startswith("models/"))
+        doomed = sorted(gone & self._missed)
+        self._waiting = [file.name for file in changed]
+        for batch in batches_of(changed):
+            if not self._land(batch):
+                return False  # a file changed since: what comes after it may be made from it
+        # Only now, when all that was found in this scan is there, does this scan count as one that
+        # has missed them.
+        self._missed = gone
+        if doomed:
+            self._delete(doomed)
+        if not changed and not gone:
+            if not self._is_settled:
+                self._write_manifest(is_complete=True)
+            return True
+        return False
+
+    def _land(self, batch: Sequence[LocalFile]) -> bool:
+        """Copies files in order. Returns False if it stopped before one that has changed."""
+        with opened_files(batch) as opened:
+            contents = [(file, source, content_of(file, source)) for file, source in opened]
+            new = [
+                (file, source, content)
+                for file, source, content in contents
+                if self._files.get(file.name) != (content,)
+            ]
+            if new:
+                self._announce({file.name: content for file, _, content in new})
+            for file, source, content in contents:
+                if self._files.get(file.name) != (content,):
+                    source.seek(0)
+                    self._put(file.name, source, content)
+                self._landed[file.name] = (file.size, file.stamp)
+                self._waiting = [name for name in self._waiting if name != file.name]
+                if self._stopped:
+                    return False
+            return len(opened) == len(batch)
+
+    def _put(self, name: str, source: BinaryIO, content: Content) -> None:
+        position = 0
+
+        def moved(num_bytes: int) -> None:
+            # Bytes that went before and were lost again are no progress.
+            nonlocal position
+            position += num_bytes
+            if position > self._reached.get(name, 0):
+                self._reached[name] = position
+                self._moved_at = time.monotonic()
+
+        self._storage.put(name, source, content.size, moved)
+        self._files[name] = (content,)
+        self._reached.pop(name, None)
+        self._is_settled = False
+
+    def _delete(self, names: Sequence[str]) -> None:
+        self._announce(dict.fromkeys(names))
+        for name in names:
+            self._storage.delete(name)
+            del self._files[name]
+            self._landed.pop(name, None)
+            self._is_settled = False
+
+    def _announce(self, states: dict[str, Content | None]) -> None:
+        """Says what is to be changed, before it is."""
+        for name, state in states.items():
+            before = self._files.get(name, (None,))
+            self._files[name] = before if state in before else (*before, state)
+        self._write_manifest(is_complete=False)
+
+    def _write_manifest(self, *, is_complete: bool) -> None:
+        self._lease.check()
+        self._number += 1  # never the same again, whether or not it gets there
+        manifest = Manifest(
+            self._number, self._identity.owner, socket.gethostname(), is_complete, self._files
+        )
+        self._storage.put_bytes(manifest_name(self._number), manifest.to_bytes())
+        self._is_settled = is_complete
+        for name in self._storage.names(FOLDER):
+            number = manifest_number(name)
+            if number is not None and number < self._number - 1:
+                self._storage.delete(f"{FOLDER}/{name}")
+
+
+def newest_manifest(storage: Storage, say: Say | None = None) -> Manifest | None:
+    """The newest manifest that is whole; None if there is none. Raises StorageError, DataError.
+
+    `say` hears of those that are not.
+    """
+    for _ in range(3):  # a writer that goes on meanwhile deletes old ones
+        numbers = [manifest_number(name) for name in storage.names(FOLDER)]
+        problem: DataError | None = None
+        for number in sorted((n for n in numbers if n is not None), reverse=True):
+            content = storage.read(manifest_name(number), MAX_BYTES)
+            if content is None:
+                break
+            try:
+                return read_manifest(content, f"{storage}/{manifest_name(number)}")
+            except DataError as error:
+                problem = problem or error
+                if say is not None:
+                    say(f"damaged: {error}; the one before it is used")
+        else:
+            if problem is not None:
+                raise problem
+            return None
+    raise StorageError(f"{storage}: its manifests vanish while they are read; try again")

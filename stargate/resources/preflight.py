@@ -1,0 +1,98 @@
+"""What would not work on this machine, said before minutes are spent: one clear line per problem.
+
+Importing this needs the standard library only: requirements/install.py uses it before anything
+is installed. The needs were measured on two cores; the README tells how.
+"""
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+from stargate.resources.machine import (
+    COMPILERS,
+    GIB,
+    SHARED_MEMORY,
+    cpp_compiler,
+    cpu_model,
+    disk_free_gb,
+    existing_parent,
+    memory_problem,
+    python_headers,
+)
+
+# Python versions for which every line of requirements/cpu.lock has a wheel.
+PYTHON_MIN, PYTHON_MAX = (3, 11), (3, 13)
+# The environment takes 3.8 GiB; pip keeps the archives that it is unpacking beside it.
+INSTALL_DISK_GB = 6.0
+# The converted model (0.3), one saved m_1 with its trainer state, records.
+DEMO_DISK_GB = 2.0
+# Two engines, a scorer and a float32 trainer of the embedded model.
+DEMO_MEMORY_GB = 12.0
+# Two weight files of the embedded model in flight, and Ray's object store.
+DEMO_SHM_GB = 1.0
+
+
+def toolchain_problems() -> list[str]:
+    """Why neither installation nor demo can work with this system and Python: one line each."""
+    if sys.platform != "linux":
+        return [f"stargate needs Linux, got {platform.system()}; use a container or WSL 2"]
+    problems = []
+    if platform.machine() != "x86_64":
+        problems.append(f"the CPU lock file is for x86_64, got {platform.machine()}")
+    if not PYTHON_MIN <= sys.version_info[:2] <= PYTHON_MAX:
+        low, high = (".".join(map(str, version)) for version in (PYTHON_MIN, PYTHON_MAX))
+        problems.append(
+            f"stargate needs Python {low} to {high}, got {platform.python_version()}; "
+            f"name another one: make PYTHON=python{high} ..."
+        )
+    if importlib.util.find_spec("ensurepip") is None:
+        problems.append(
+            "Python's venv is incomplete; install it, e.g. apt-get install python3-venv"
+        )
+    if cpp_compiler() is None:
+        problems.append(
+            f"no C++ compiler ({', '.join(COMPILERS)}); DeepSpeed builds a small op with it: "
+            "install one, e.g. apt-get install g++"
+        )
+    if not python_headers():
+        problems.append(
+            "no Python.h, which a C++ extension needs; install it, e.g. apt-get install python3-dev"
+        )
+    return problems
+
+
+def disk_problem(checkout: Path) -> str | None:
+    """A line if the installation does not fit on the checkout's disk, else None."""
+    free = disk_free_gb(checkout)
+    if free >= INSTALL_DISK_GB:
+        return None
+    return (
+        f"the installation needs {INSTALL_DISK_GB:.0f} GiB of free disk, got {free:.1f} GiB "
+        f"at {checkout}; free some, or put the checkout elsewhere"
+    )
+
+
+def demo_problems(runs_dir: Path, cache_dir: Path) -> list[str]:
+    """Why the demo would fail on this machine, installation aside: one line each."""
+    problems = []
+    short = memory_problem(DEMO_MEMORY_GB, "the demo")
+    if short is not None:
+        problems.append(short)
+    for path, use in ((runs_dir, "runs"), (cache_dir, "the model cache")):
+        free = disk_free_gb(path)
+        if free < DEMO_DISK_GB:
+            problems.append(f"{use} need {DEMO_DISK_GB:.0f} GiB of disk, got {free:.1f} at {path}")
+        if not os.access(existing_parent(path), os.W_OK):
+            problems.append(f"{path} can't be written ({use}); change its owner or HOME")
+    shm = shutil.disk_usage(SHARED_MEMORY).free / GIB if SHARED_MEMORY.is_dir() else 0.0
+    if shm < DEMO_SHM_GB:
+        problems.append(
+            f"{SHARED_MEMORY} needs {DEMO_SHM_GB:.0f} GiB free for weight pushes, got {shm:.2f}; "
+            "in a container: --shm-size=4g"
+        )
+    if platform.machine() == "x86_64" and "avx2" not in cpu_model()[1]:
+        problems.append("vLLM's CPU engine needs a processor with AVX2; this one has none")
+    return problems

@@ -1,0 +1,197 @@
+"""One dialogue's turn loop: question, answer, question, answer, ... K times.
+
+    plan -> [Questioner generates -> Roleplayer answers] x K -> Dialogue
+
+A dialogue awaits only its own next turn and keeps its state in local variables: any number run at
+once, none waits for another, and nothing of one conversation can reach another.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from random import Random
+
+from stargate.config.run import RolloutConfig, SamplingConfig
+from stargate.errors import RecordDropped
+from stargate.protocols import Generate, Roleplay
+from stargate.rollout.deadline import TurnWatch, session_of
+from stargate.rollout.slow_start import SlowStart
+from stargate.seeds import derive_seed
+from stargate.text.chat import ChatFormat
+from stargate.text.views import Views
+from stargate.types import (
+    Dialogue,
+    DialoguePlan,
+    GenerateRequest,
+    Generation,
+    Pair,
+    Sampling,
+    Turn,
+)
+
+
+def plan_dialogues(
+    pairs: Sequence[Pair], scope: str, seed: int, config: RolloutConfig
+) -> list[list[DialoguePlan]]:
+    """Draws K once per pair (uniform over `config.turns`, shared by its N dialogues) and a seed per
+    dialogue.
+
+    `scope` names the stage ("t0", "eval-m1"). The draws depend on seed, scope and ids alone.
+    Returns N plans per pair.
+    """
+    return [_plan_pair(pair, scope, seed, config) for pair in pairs]
+
+
+def _plan_pair(pair: Pair, scope: str, seed: int, config: RolloutConfig) -> list[DialoguePlan]:
+    num_turns = Random(derive_seed(seed, scope, pair.id, "K")).choice(config.turns)
+    return [
+        DialoguePlan(
+            dialogue_id=f"{scope}/{pair.id}/{index}",
+            pair=pair,
+            index=index,
+            num_turns=num_turns,
+            seed=derive_seed(seed, scope, pair.id, index),
+        )
+        for index in range(config.num_dialogues)
+    ]
+
+
+class Questioner:
+    """Asks the next question with the policy's current weights."""
+
+    def __init__(
+        self,
+        generate: Generate,
+        views: Views,
+        chat: ChatFormat,
+        sampling: SamplingConfig,
+        max_model_len: int,
+    ) -> None:
+        self._generate = generate
+        self._views = views
+        self._chat = chat
+        self._sampling = sampling
+        self._max_model_len = max_model_len
+
+    async def ask(
+        self, plan: DialoguePlan, turns: Sequence[Turn], session: str | None = None
+    ) -> Generation:
+        """The question after `turns`. `session` differs from the dialogue's id where it is asked
+        for once more.
+
+        Raises RecordDropped if the prompt is too long or the question empty.
+        """
+        prompt_ids = self._chat.prompt_ids(self._views.questioner(plan.pair, turns))
+        session = session or plan.dialogue_id
+        where = f"{plan.dialogue_id} question {len(turns) + 1}"
+        require_room(prompt_ids, self._sampling.max_new_tokens, self._max_model_len, where)
+        generation = await self._generate(
+            GenerateRequest(
+                request_id=f"{session}/q{len(turns)}",
+                session=session,
+                prompt_ids=prompt_ids,
+                sampling=sampling_of(self._sampling, derive_seed(plan.seed, "q", len(turns))),
+            )
+        )
+        if not generation.text.strip():
+            raise RecordDropped("empty_question", where, "the Questioner said nothing")
+        return generation
+
+
+async def play(
+    plan: DialoguePlan,
+    questioner: Questioner,
+    roleplay: Roleplay,
+    watch: TurnWatch,
+    start: SlowStart | None = None,
+) -> Dialogue:
+    """Plays one dialogue of K turns, when `start` lets it begin. Raises RecordDropped when it can't
+    be finished.
+
+    A turn that `watch` finds late is begun anew; the turns before it stand.
+    """
+    async with (start or SlowStart(0)).dialogue() as wrote_question:
+        return await _play(plan, questioner, roleplay, watch, wrote_question)
+
+
+async def _play(
+    plan: DialoguePlan,
+    questioner: Questioner,
+    roleplay: Roleplay,
+    watch: TurnWatch,
+    wrote_question: Callable[[], None],
+) -> Dialogue:
+    started = time.perf_counter()
+    turns: list[Turn] = []
+    versions: set[int] = set()
+    for number in range(plan.num_turns):
+        one_turn = partial(_play_turn, plan, tuple(turns), questioner, roleplay, wrote_question)
+        turn, version = await watch.run(one_turn, f"{plan.dialogue_id} turn {number + 1}")
+        versions.add(version)
+        turns.append(turn)
+    return Dialogue(
+        id=plan.dialogue_id,
+        pair_id=plan.pair.id,
+        index=plan.index,
+        num_turns=plan.num_turns,
+        seed=plan.seed,
+        # A push in the middle of a dialogue would mix policies: the oldest version is what the row
+        # claims.
+        policy_version=min(versions),
+        turns=tuple(turns),
+        seconds=time.perf_counter() - started,
+    )
+
+
+async def _play_turn(
+    plan: DialoguePlan,
+    turns: Sequence[Turn],
+    questioner: Questioner,
+    roleplay: Roleplay,
+    wrote_question: Callable[[], None],
+    attempt: int,
+) -> tuple[Turn, int]:
+    """The turn after `turns`, and the policy version that asked."""
+    session = session_of(plan.dialogue_id, attempt)
+    question = await questioner.ask(plan, turns, session)
+    wrote_question()
+    answer = await roleplay(
+        plan.pair,
+        turns,
+        question.text.strip(),
+        session=session,
+        seed=derive_seed(plan.seed, "a", len(turns)),
+    )
+    turn = Turn(
+        question=question.text.strip(),
+        question_ids=question.token_ids,
+        question_stop=question.stop,
+        answer=answer.text,
+        answer_ids=answer.token_ids,
+        answer_stop=answer.stop,
+        elicited=answer.elicited,
+    )
+    return turn, question.policy_version
+
+
+def sampling_of(config: SamplingConfig, seed: int) -> Sampling:
+    """The sampling of one request."""
+    return Sampling(
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_new_tokens=config.max_new_tokens,
+        seed=seed,
+    )
+
+
+def require_room(
+    prompt_ids: Sequence[int], max_new_tokens: int, max_model_len: int, where: str
+) -> None:
+    """Raises RecordDropped unless the prompt and all new tokens fit the model's context."""
+    if len(prompt_ids) + max_new_tokens > max_model_len:
+        raise RecordDropped(
+            "prompt_too_long",
+            where,
+            f"{len(prompt_ids)} prompt + {max_new_tokens} new tokens, "
+            f"the context has {max_model_len}",
+        )

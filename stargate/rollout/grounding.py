@@ -1,0 +1,93 @@
+"""(torch) Which of a persona's facts answers a question: nearest in a sentence-embedding space.
+
+Embeds with the packaged all-MiniLM-L6-v2 (mean pooling over tokens, unit length), so a dot product
+is the cosine. Facts repeat in every dialogue of a persona and are embedded once.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from stargate.config.run import FactsGrounding
+
+# Word pieces; the model was trained with 256, and a question or fact has a tenth of that.
+_MAX_TOKENS = 128
+
+
+class EmbeddingMatcher:
+    """Implements MatchFacts.
+
+    One worker thread does the embedding, so the event loop never waits for it.
+    """
+
+    def __init__(self, model_dir: Path, grounding: FactsGrounding, num_threads: int = 1) -> None:
+        self._model_dir = model_dir
+        self._grounding = grounding
+        self._num_threads = num_threads
+        self._vectors: dict[str, npt.NDArray[np.float32]] = {}
+        self._pool = ThreadPoolExecutor(1, "embed", initializer=self._load)
+
+    async def __call__(
+        self, question: str, facts: Sequence[str], told: Sequence[int]
+    ) -> tuple[int, ...]:
+        """Indices of untold facts with cosine >= min_similarity to the question, best first."""
+        vectors = await self._embed([question, *facts], keep=facts)
+        cosines = vectors[1:] @ vectors[0]
+        order = np.argsort(-cosines, kind="stable")
+        taken = set(told)
+        return tuple(
+            int(index)
+            for index in order
+            if index not in taken and cosines[index] >= self._grounding.min_similarity
+        )
+
+    async def states(self, text: str, fact: str) -> bool:
+        """Whether a text is near enough to a fact to still state it, with all of its numbers."""
+        if not _numbers(fact) <= _numbers(text):
+            return False
+        vectors = await self._embed([text, fact], keep=[fact])
+        return float(vectors[0] @ vectors[1]) >= self._grounding.keep_similarity
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True)
+
+    async def _embed(self, texts: Sequence[str], keep: Sequence[str]) -> npt.NDArray[np.float32]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._embed_now, list(texts), set(keep))
+
+    def _load(self) -> None:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # the screen shows the run's stages
+        torch.set_num_threads(self._num_threads)
+        self._tokenizer = AutoTokenizer.from_pretrained(self._model_dir)
+        self._model = AutoModel.from_pretrained(self._model_dir, dtype=torch.float32).eval()
+
+    def _embed_now(self, texts: list[str], keep: set[str]) -> npt.NDArray[np.float32]:
+        import torch
+
+        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        fresh: dict[str, npt.NDArray[np.float32]] = {}
+        if new:
+            batch = self._tokenizer(
+                new, padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt"
+            )
+            with torch.inference_mode():
+                hidden = self._model(**batch).last_hidden_state  # (texts, tokens, features)
+            mask = batch["attention_mask"].unsqueeze(-1)
+            pooled = (hidden * mask).sum(1) / mask.sum(1)
+            unit = torch.nn.functional.normalize(pooled, dim=-1).numpy()
+            fresh = dict(zip(new, unit, strict=True))
+        # Only what comes again is kept: questions are all different and would grow without bound.
+        self._vectors.update({text: fresh[text] for text in new if text in keep})
+        return np.stack([fresh[text] if text in fresh else self._vectors[text] for text in texts])
+
+
+def _numbers(text: str) -> set[str]:
+    return {"".join(c for c in word if c.isdigit()) for word in text.split()} - {""}

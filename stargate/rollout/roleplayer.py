@@ -1,0 +1,186 @@
+"""The simulated user: answers a question in the persona's voice, never solves the task.
+
+persona grounding  question -> the model sees the whole persona -> free answer, no facts known
+facts grounding    question -> facts that answer it, each told once -> the model words them
+                     -> kept if it still states the fact, else the fact as it is
+                     -> "I have no preference about that." when no fact answers, without a call
+                     -> "I told you that already." when all was asked before: were it answered
+                        with the next fact, repeating one question would be the best policy
+"""
+
+import re
+from collections.abc import Sequence
+
+from stargate.config.run import FactsGrounding, RoleplayerConfig
+from stargate.errors import DataError, RecordDropped
+from stargate.protocols import Generate, MatchFacts, Roleplay
+from stargate.rollout.dialogue import require_room, sampling_of
+from stargate.rollout.questions import is_repeated, questions_in
+from stargate.text.chat import ChatFormat, Message
+from stargate.text.views import Views
+from stargate.types import Answer, GenerateRequest, Generation, Pair, StopReason, Turn
+
+# Words that carry no claim about a person: using one more of them invents nothing.
+_FUNCTION_WORDS_TEXT = """
+a about after all also am an and any are as at be because been but by can do does for from had has
+have i if in into is it its just me my myself no not of on or our own so some such that the their
+them then there these they this those to too up us very was we well were when which who will with
+would yes you your
+"""
+_FUNCTION_WORDS = frozenset(_FUNCTION_WORDS_TEXT.split())
+# The share of a fact's words that a wording must keep to still state it.
+_MIN_KEPT_SHARE = 0.6
+# Letters by which two forms of one word are taken as the same ("walks" and "walking").
+_STEM_LETTERS = 4
+
+
+def invented_words(text: str, sources: Sequence[str]) -> set[str]:
+    """The words of a text that no source contains, in any form: what a small model made up."""
+    known = {_stem(word) for source in sources for word in _words(source)}
+    return {word for word in _words(text) if _stem(word) not in known} - _FUNCTION_WORDS
+
+
+def kept_share(text: str, fact: str) -> float:
+    """The share of a fact's telling words that a text contains, in any form; 1 if it has none."""
+    telling = {_stem(word) for word in _words(fact) if word not in _FUNCTION_WORDS}
+    said = {_stem(word) for word in _words(text)}
+    return len(telling & said) / len(telling) if telling else 1.0
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower())
+
+
+def _stem(word: str) -> str:
+    return word.split("'")[0][:_STEM_LETTERS]
+
+
+class _ModelCall:
+    """One call of the Roleplayer's engine."""
+
+    def __init__(
+        self,
+        generate: Generate,
+        chat: ChatFormat,
+        config: RoleplayerConfig,
+        max_model_len: int,
+    ) -> None:
+        self._generate = generate
+        self._chat = chat
+        self._sampling = config.sampling
+        self._max_model_len = max_model_len
+
+    async def __call__(
+        self, messages: Sequence[Message], session: str, number: int, seed: int
+    ) -> Generation:
+        prompt_ids = self._chat.prompt_ids(messages)
+        where = f"{session} answer {number + 1}"
+        require_room(prompt_ids, self._sampling.max_new_tokens, self._max_model_len, where)
+        return await self._generate(
+            GenerateRequest(
+                request_id=f"{session}/a{number}",
+                session=session,
+                prompt_ids=prompt_ids,
+                sampling=sampling_of(self._sampling, seed),
+            )
+        )
+
+
+class PersonaRoleplayer:
+    """The paper's Roleplayer: the whole persona is in its prompt."""
+
+    def __init__(self, call: _ModelCall, views: Views) -> None:
+        self._call = call
+        self._views = views
+
+    async def __call__(
+        self, pair: Pair, turns: Sequence[Turn], question: str, *, session: str, seed: int
+    ) -> Answer:
+        messages = self._views.roleplayer(pair, turns, question)
+        generation = await self._call(messages, session, len(turns), seed)
+        if not generation.text.strip():
+            raise RecordDropped("empty_answer", session, "the Roleplayer said nothing")
+        return Answer(generation.text.strip(), generation.token_ids, generation.stop)
+
+
+class FactsRoleplayer:
+    """Told only the facts that answer the question, so what was elicited is known exactly."""
+
+    def __init__(
+        self, call: _ModelCall, views: Views, match: MatchFacts, grounding: FactsGrounding
+    ) -> None:
+        self._call = call
+        self._views = views
+        self._match = match
+        self._grounding = grounding
+
+    async def __call__(
+        self, pair: Pair, turns: Sequence[Turn], question: str, *, session: str, seed: int
+    ) -> Answer:
+        asked = [q for turn in turns for q in questions_in(turn.question)]
+        questions = questions_in(question)
+        new = [q for q in questions if not is_repeated(q, asked)]
+        if questions and not new:
+            return Answer(self._views.told_already(), (), StopReason.FIXED)
+        elicited = await self._elicit(pair, turns, new)
+        if not elicited:
+            return Answer(self._views.no_preference(), (), StopReason.FIXED)
+        facts = [pair.persona.facts[index] for index in elicited]
+        if self._grounding.voice == "model":
+            messages = self._views.voice(pair, question, facts)
+            generation = await self._call(messages, session, len(turns), seed)
+            text = generation.text.strip()
+            # Grounding holds by what was said, not by what was asked for: a small model drifts off.
+            if (
+                generation.stop is StopReason.STOP
+                and not invented_words(text, [question, *facts])
+                and await self._states_all(text, facts)
+            ):
+                return Answer(text, generation.token_ids, generation.stop, elicited)
+        return Answer(" ".join(facts), (), StopReason.FIXED, elicited)
+
+    async def _elicit(
+        self, pair: Pair, turns: Sequence[Turn], questions: Sequence[str]
+    ) -> tuple[int, ...]:
+        told = [index for turn in turns for index in turn.elicited]
+        elicited: list[int] = []
+        for question in questions:
+            if len(elicited) == self._grounding.max_facts_per_turn:
+                break
+            found = await self._match(question, pair.persona.facts, [*told, *elicited])
+            elicited += found[:1]
+        return tuple(elicited)
+
+    async def _states_all(self, text: str, facts: Sequence[str]) -> bool:
+        for fact in facts:
+            if kept_share(text, fact) < _MIN_KEPT_SHARE:
+                return False
+            if not await self._match.states(text, fact):
+                return False
+        return bool(text)
+
+
+def build_roleplayer(
+    config: RoleplayerConfig,
+    generate: Generate,
+    chat: ChatFormat,
+    views: Views,
+    match: MatchFacts | None,
+) -> Roleplay:
+    """The Roleplayer that the config asks for; `match` is needed for facts grounding."""
+    call = _ModelCall(generate, chat, config, config.engine.max_model_len)
+    if isinstance(config.grounding, FactsGrounding):
+        if match is None:
+            raise ValueError("facts grounding needs a fact matcher")
+        return FactsRoleplayer(call, views, match, config.grounding)
+    return PersonaRoleplayer(call, views)
+
+
+def require_facts(pairs: Sequence[Pair]) -> None:
+    """Raises DataError naming the first persona without facts: grounding can't work for it."""
+    for pair in pairs:
+        if not pair.persona.facts:
+            raise DataError(
+                f"persona {pair.persona.id!r} has no facts, but roleplayer.grounding.type is "
+                "'facts': add facts to it or set roleplayer.grounding.type=persona"
+            )

@@ -1,0 +1,131 @@
+"""Prompt sets: what each role is told, as Jinja templates in one YAML file
+(configs/prompts/NAME.yaml).
+
+A set is data, versioned and overridable: `prompts: paper` names a packaged one, `prompts:
+my/prompts.yaml` a file. Each message is rendered by itself, so text from data can't add messages.
+Values are plain text, never HTML.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+from pydantic import PrivateAttr, ValidationError
+
+from stargate.config.component import Component
+from stargate.config.files import packaged_configs_dir, read_yaml
+from stargate.errors import ConfigError
+from stargate.text.skeleton import copied_parts, is_unpadded
+
+_JINJA = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)
+# What an expression of a template may raise when it is computed.
+_EXPRESSION_ERRORS = (
+    *(ArithmeticError, AttributeError, LookupError),
+    *(RecursionError, TypeError, ValueError),
+)
+
+
+class Template(Component):
+    """One message of a prompt; `content` is a Jinja template."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Conversation(Component):
+    """Messages that stand first (few-shot examples, a system text), then a user turn's template."""
+
+    before: tuple[Template, ...] = ()
+    turn: str
+
+
+class TemplateFile(Component):
+    """A versioned YAML file of Jinja templates."""
+
+    version: int
+
+    _compiled: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _copied: dict[tuple[str, ...], list[str] | None] = PrivateAttr(default_factory=dict)
+
+    def render(self, template: str, **values: Any) -> str:
+        """One template's text. Raises ConfigError when it names a value that it is not given."""
+        if all(isinstance(value, str) and is_unpadded(value) for value in values.values()):
+            key = (template, *values)
+            if key not in self._copied:
+                self._copied[key] = copied_parts(self._rendered, template, list(values))
+            if (parts := self._copied[key]) is not None:
+                # Literals and names of values in turn.
+                parts = [values[part] if i % 2 else part for i, part in enumerate(parts)]
+                return "".join(parts).strip()
+        return self._rendered(template, values).strip()
+
+    def _rendered(self, template: str, values: Mapping[str, Any]) -> str:
+        try:
+            compiled = self._compiled.get(template)
+            if compiled is None:
+                compiled = self._compiled[template] = _JINJA.from_string(template)
+            return str(compiled.render(**values))
+        except (TemplateError, *_EXPRESSION_ERRORS) as error:
+            raise ConfigError(f"prompt template {template[:60]!r}: {error}") from error
+
+
+_FileT = TypeVar("_FileT", bound=TemplateFile)
+
+
+class PromptSet(TemplateFile):
+    """All prompts of a run.
+
+    opening        first user turn without any instruction {name, task}: scoring and training
+    closing        last user turn, which repeats the task {answer, task}
+    questioner     first user turn with the elicitation instruction {opening, name, task}
+    responder      last user turn with the response instruction {closing, task}
+    persona        first user turn with the persona given outright {opening, persona}: a control
+    roleplayer     the Roleplayer's first turn, with its persona {name, persona, task, question}
+    voice          the turn in which the Roleplayer words a fact {name, question, facts}
+    no_preference  what the Roleplayer says when no fact answers
+    told_already   what it says when it was asked that before
+    """
+
+    opening: str
+    closing: str
+    questioner: Conversation
+    responder: Conversation
+    persona: str
+    roleplayer: Conversation
+    voice: Conversation
+    no_preference: str
+    told_already: str = "I told you that already."
+
+    @cached_property
+    def no_preference_text(self) -> str:
+        return self.render(self.no_preference)
+
+    @cached_property
+    def told_already_text(self) -> str:
+        return self.render(self.told_already)
+
+
+def load_prompts(name: str) -> PromptSet:
+    """A packaged prompt set by name, or one from a YAML file.
+
+    Raises ConfigError naming file and key.
+    """
+    return load_template_file(PromptSet, packaged_configs_dir() / "prompts", name)
+
+
+def load_template_file(model: type[_FileT], packaged_dir: Path, name: str) -> _FileT:
+    """A template file by its name in `packaged_dir`, or by path. Raises ConfigError."""
+    packaged = packaged_dir / f"{name}.yaml"
+    file = packaged if packaged.is_file() else Path(name)
+    if not file.is_file():
+        known = ", ".join(sorted(f.stem for f in packaged_dir.glob("*.yaml")))
+        raise ConfigError(f"prompts: {name}: no such file; give a path or one of: {known}")
+    try:
+        return model.model_validate(read_yaml(file))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{file}: {key}: {first['msg']}") from error

@@ -1,0 +1,122 @@
+"""A keeper and its crew, with fakes in the place of Ray's actors."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+from stargate.actors.rpc.batched_calls import Delivery, Parcel
+from stargate.actors.rpc.remote import ActorDied
+from stargate.actors.runtime.actor_slots import HeldWeights, Post
+from stargate.actors.runtime.supervisor import Keeper
+from stargate.records.counters import Tally
+from stargate.types import (
+    GenerateRequest,
+    Generation,
+    ScoreRequest,
+    ScoreResult,
+    StopReason,
+)
+
+
+class FakeActor:
+    """Any of our actors. `dies_in` names the method whose next call is its end."""
+
+    def __init__(self, name: str, dies_in: str | None = None) -> None:
+        self.name = name
+        self.calls: list[tuple[Any, ...]] = []
+        self.alive = True
+        self.dies_in = dies_in
+        self.version = 0
+        self.hold: asyncio.Event | None = None  # what `start` and `load_weights` wait for
+
+    def __getattr__(self, method: str) -> Any:
+        if method.startswith(("do_", "__")):
+            raise AttributeError(method)
+        return SimpleNamespace(remote=partial(self._call, method))
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        await asyncio.sleep(0)
+        if method == self.dies_in:
+            self.alive = False
+        self.calls.append((method, *arguments))
+        if self.hold is not None and method in ("start", "load_weights"):
+            await self.hold.wait()
+        if not self.alive:
+            raise ActorDied(f"{self.name} is gone")
+        return await getattr(self, f"do_{method}", self.do_nothing)(*arguments)
+
+    async def do_nothing(self, *arguments: Any) -> None:
+        pass
+
+    async def do_load_weights(self, model_dir: str, version: int) -> dict[str, float]:
+        self.version = version
+        return {"update": 1.0}
+
+    async def do_reported_version(self) -> int:
+        return self.version
+
+    async def do_score(self, requests: list[ScoreRequest]) -> list[ScoreResult]:
+        return [ScoreResult(request.key, ((-1.0,),)) for request in requests]
+
+    async def do_exchange(self, parcel: Parcel[GenerateRequest]) -> Delivery[Generation]:
+        text = Generation(self.name, (1,), StopReason.STOP, self.version, 1)
+        return Delivery([(key, text) for key, _ in parcel.requests])
+
+    async def do_progress(self) -> Any:
+        return SimpleNamespace(number=0, total_steps=0, notes=())
+
+    @property
+    def methods(self) -> list[str]:
+        return [call[0] for call in self.calls]
+
+
+def ping(actor: Any) -> Awaitable[object]:
+    call: Awaitable[object] = actor.progress.remote()
+    return call
+
+
+@dataclass
+class Crew:
+    """A keeper of one role with fakes. `prepare` is told each new actor before it starts."""
+
+    role: str = "questioner"
+    count: int = 1
+    together: bool = False
+    max_restarts: int = 3
+    prepare: Callable[[FakeActor], None] = lambda actor: None
+    said: list[str] = field(default_factory=list)
+    dismissed: list[str] = field(default_factory=list)
+    hired: list[FakeActor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.actors = [FakeActor(f"{self.role}-{n}") for n in range(self.count)]
+        posts = [range(self.count)] if self.together else [(n,) for n in range(self.count)]
+        self.keeper = Keeper(
+            [
+                Post(self.role, self.actors, p, partial(self.hire, p), ping, self.takes_weights)
+                for p in posts
+            ],
+            HeldWeights("base"),
+            self.max_restarts,
+            lambda actor: self.dismissed.append(actor.name),
+            self.said.append,
+        )
+        self.tally = Tally()
+        self.keeper.begin(self.tally)
+
+    @property
+    def takes_weights(self) -> bool:
+        return self.role == "questioner"
+
+    def hire(self, numbers: Any) -> list[FakeActor]:
+        new = [FakeActor(f"{self.role}-{n}'") for n in numbers]
+        for actor in new:
+            self.prepare(actor)
+        self.hired += new
+        return new
+
+
+GONE = ActorDied("gone")

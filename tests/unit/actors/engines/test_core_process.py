@@ -1,0 +1,89 @@
+"""The noise log, the cause of a failed start, and the end of processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from stargate.actors.engines import core_process as engine_process
+from stargate.actors.engines.core_process import (
+    NoiseLog,
+    check_memory,
+    child_processes,
+    end_processes,
+    first_exception,
+    is_about_memory,
+)
+from stargate.errors import MachineError
+
+VLLM_LOG = """\
+(EngineCore pid=9) ERROR 11-22 22:17:30 [core.py:1512] Traceback (most recent call last):
+(Worker pid=10) ERROR 11-22 22:17:30 [multiproc_executor.py:1063] ValueError: No valid head size
+(EngineCore pid=9) ERROR [core.py:1512] Exception: WorkerProc initialization failed due to ...
+RuntimeError: Engine core initialization failed. See root cause above.
+"""
+
+
+def test_the_first_exception_is_the_cause() -> None:
+    assert first_exception(VLLM_LOG) == "ValueError: No valid head size"
+    assert first_exception("torch.OutOfMemoryError: CUDA out of memory.") == (
+        "OutOfMemoryError: CUDA out of memory."
+    )
+    assert first_exception("INFO all is well\nRuntimeError: See stack trace above") is None
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [
+        ("OutOfMemoryError: CUDA out of memory.", True),
+        ("ValueError: Available memory on node 0 (1.0/9.4 GiB) on kv cache allocation", True),
+        ("RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory", True),
+        ("ValueError: No valid head size", False),
+    ],
+)
+def test_causes_that_are_about_memory(cause: str, expected: bool) -> None:
+    assert is_about_memory(cause) is expected
+
+
+def test_noise_of_this_process_and_its_children_goes_to_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "engine.log"
+    path.parent.mkdir()
+    path.write_text("ValueError: of an earlier run\n")
+    before = [os.fstat(target) for target in (1, 2)]
+    log = NoiseLog(path)
+    os.write(1, b"from us\n")
+    subprocess.run(["sh", "-c", "echo from a child; echo KeyError: it >&2"], check=True)
+    assert log.root_cause() == "KeyError: it"
+    log.close()
+    os.write(1, b"after\n")
+    lines = path.read_text().splitlines()
+    assert lines == ["ValueError: of an earlier run", "from us", "from a child", "KeyError: it"]
+    assert [os.fstat(target).st_ino for target in (1, 2)] == [stat.st_ino for stat in before]
+
+
+def test_too_little_memory_names_both_amounts() -> None:
+    with pytest.raises(
+        MachineError, match=r"questioner engine: needs about 1000000\.0 GB of memor"
+    ):
+        check_memory(1e6, "questioner engine")
+    check_memory(0.0, "questioner engine")
+
+
+def test_a_process_that_ignores_everything_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_process, "END_SECONDS", 0.1)
+    monkeypatch.setattr(engine_process, "SIGNAL_SECONDS", 0.5)
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True)"
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"{code}; time.sleep(60)"], stdout=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    child.stdout.readline()  # the signal is ignored from here on
+    process = psutil.Process(child.pid)
+    assert process in child_processes()
+    end_processes({process})
+    assert not process.is_running()
+    child.wait()
+    child.stdout.close()

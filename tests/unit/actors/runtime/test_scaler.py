@@ -1,0 +1,245 @@
+"""Engines that join and leave: which places they get, and what becomes of those."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from stargate.actors.runtime import scaler as scaler_module
+from stargate.actors.runtime import spawn
+from stargate.actors.runtime.actor_slots import HeldWeights, Post
+from stargate.actors.runtime.scaler import Scaler
+from stargate.actors.runtime.spawn import Crew, CrewPlan
+from stargate.config.run import RunConfig
+from stargate.errors import EngineError, MachineError
+from stargate.resources.cluster import Bundle, Node
+from stargate.resources.placement import cores_for_more, place
+from stargate.resources.seating import NodeFacts, Seat, full_nodes, seat_more
+from tests.fakes.actor_slots import FakeActor, ping
+
+# --- places
+
+
+def test_engines_that_join_get_cores_that_nobody_holds() -> None:
+    cores = list(range(6))
+    assert cores_for_more([None, None], cores, ["0,1", "2"]) == ["3,4", "5"]
+    assert cores_for_more([None], cores, ["0-1", "2-3"]) == ["4,5"]
+    assert cores_for_more(["0", None, "0"], cores, ["0", "1-4"]) == ["0", "5", "0"]
+    with pytest.raises(MachineError, match=r"2 more engines need a core each .* has 1 of 6 left"):
+        cores_for_more([None, None], cores, ["0-4"])
+
+
+def facts(name: str, num_cpus: float = 4) -> NodeFacts:
+    return NodeFacts(Node(name, 0, num_cpus, 64), name, "10.0.0.1", name, (0, 1, 2, 3))
+
+
+def test_seats_of_engines_that_join_a_cluster() -> None:
+    first = Seat("questioner-0", "a", 0.0, 1.0, "0,1,2,3", 4)
+    nodes = [facts("a"), facts("b")]
+    assert full_nodes(nodes, [first]) == {"a"}
+    like = [Seat(f"questioner-{n}", "a", 0.0, 1.0, "0,1,2,3", 4) for n in (1, 2)]
+    on_b = [Bundle(seat.actor, "b", 0.0, 1.0, 0.0) for seat in like]
+    assert seat_more(like, [None, None], on_b, nodes, [first]) == [
+        Seat("questioner-1", "b", 0.0, 1.0, "0,1", 2),
+        Seat("questioner-2", "b", 0.0, 1.0, "2,3", 2),
+    ]
+    assert [s.cores for s in seat_more(like, ["0", "0"], on_b, nodes, [first])] == ["0", "0"]
+    with pytest.raises(MachineError, match="0 of 4 left"):
+        on_a = [Bundle("questioner-1", "a", 0.0, 1.0, 0.0)]
+        seat_more(like[:1], [None], on_a, nodes, [first])
+    gpu = [Seat("questioner-1", "a", 1.0, 1.0, None, 4)]
+    assert seat_more(gpu, [None], on_b[:1], nodes, [first])[0].cores is None
+
+
+# --- the scaler
+
+
+class Engine(FakeActor):
+    async def do_stats(self) -> Any:
+        return SimpleNamespace(num_requests=7)
+
+
+class World:
+    """A crew of fakes on a machine with literal cores."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, num_cores: int, **changes: Any) -> None:
+        config = RunConfig.model_validate(changes)
+        num_gpus = num_cores if config.device == "cuda" else 0
+        cores = list(range(num_cores))
+        placement = place(config, cores, num_gpus)
+        self.plan = CrewPlan(config, placement, Path("m0"), Path("m0"), Path("logs"))
+        self.crew = Crew(
+            questioners=[Engine(f"questioner-{n}") for n in range(len(placement.questioner_cores))],
+            roleplayers=[Engine(f"roleplayer-{n}") for n in range(len(placement.roleplayer_cores))],
+        )
+        self.said: list[str] = []
+        self.killed: list[str] = []
+        self.hired: dict[str, str | None] = {}  # the cores of each
+        monkeypatch.setattr(spawn.ray, "kill", lambda actor: self.killed.append(actor.name))
+        monkeypatch.setattr(scaler_module, "engine_post", self.post)
+        posts = [
+            Post(role, self.crew.engines(role), (n,), list, ping, role == "questioner")
+            for role in ("questioner", "roleplayer")
+            for n in range(len(self.crew.engines(role)))
+        ]
+        self.crew.keeper = spawn.Keeper(
+            posts,
+            HeldWeights("m0"),
+            3,
+            lambda actor: self.killed.append(actor.name),
+            self.said.append,
+        )
+        self.keeper = self.crew.keeper
+        self.scaler = Scaler(self.plan, self.crew, cores, num_gpus, self.said.append)
+        self.prepare: Callable[[FakeActor], None] = lambda actor: None
+
+    def post(self, plan: Any, crew: Crew, role: str, number: int, cores: str | None) -> Post:
+        def hire() -> list[Any]:
+            actor = Engine(f"{role}-{number}")
+            self.prepare(actor)
+            self.hired[actor.name] = cores
+            return [actor]
+
+        return Post(role, crew.engines(role), (number,), hire, ping, role == "questioner")
+
+    def scale(self, **targets: int) -> str:
+        return asyncio.run(self.scaler.scale(targets))
+
+    @property
+    def names(self) -> list[str]:
+        return [actor.name for actor in (*self.crew.questioners, *self.crew.roleplayers)]
+
+
+SHARED = {
+    "questioner": {"engine": {"cpu_cores": "0"}},
+    "roleplayer": {"engine": {"cpu_cores": "1"}},
+}
+
+
+def test_up_and_down_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, 2, **SHARED)
+    world.keeper.weights.current = ("models/m1", 1)
+    assert world.scale(questioner=3) == "now questioner=3 roleplayer=1"
+    assert world.names == ["questioner-0", "questioner-1", "questioner-2", "roleplayer-0"]
+    assert world.hired == {"questioner-1": "0", "questioner-2": "0"}
+    assert world.crew.questioners[2].calls == [("start",), ("load_weights", "models/m1", 1)]
+    assert world.said[0] == "starting questioner-1, questioner-2; the others go on"
+    last = world.crew.questioners[2]
+    assert world.scale(questioner=1, roleplayer=1) == "now questioner=1 roleplayer=1"
+    assert world.names == ["questioner-0", "roleplayer-0"]
+    assert last.methods[-1] == "shutdown"  # in order, then its process
+    assert world.killed == ["questioner-2", "questioner-1"]
+    assert world.crew.leaving == []
+    assert world.said[-3:] == [
+        "questioner-2 has left, after 7 requests",
+        "questioner-1 gets no new requests and ends those that it has",
+        "questioner-1 has left, after 7 requests",
+    ]
+    assert world.scale(questioner=1) == "now questioner=1 roleplayer=1"
+    assert (world.keeper.tally.joined, world.keeper.tally.left) == (
+        {"questioner": 2},
+        {"questioner": 2},
+    )
+
+
+def test_cores_of_those_that_leave_are_for_those_that_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, 4, questioner={"engine": {"num_engines": 3}})
+    with pytest.raises(MachineError, match=r"1 more engines need a core each .* has 0 of 4 left"):
+        world.scale(roleplayer=2)
+    assert (world.hired, world.killed, world.said) == ({}, [], [])
+    with pytest.raises(MachineError, match=r"3 more engines need a core each .* has 2 of 4 left"):
+        world.scale(questioner=1, roleplayer=4)
+    assert world.killed == []  # refused before anybody left
+    assert world.scale(questioner=1, roleplayer=3) == "now questioner=1 roleplayer=3"
+    assert world.hired == {"roleplayer-1": "1", "roleplayer-2": "2"}
+    assert world.killed == ["questioner-2", "questioner-1"]
+
+
+def test_gpus_are_counted_with_those_of_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, 4, device="cuda", trainer={"num_gpus_per_rank": 1})
+    assert world.scale(questioner=2) == "now questioner=2 roleplayer=1"
+    assert world.hired == {"questioner-1": None}
+    with pytest.raises(MachineError, match="needs 5 GPUs, this machine has 4"):
+        world.scale(questioner=3)
+
+
+def test_one_that_can_not_start_leaves_its_place_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, 4, questioner={"engine": {"num_engines": 3}})
+    world.prepare = lambda actor: setattr(actor, "dies_in", "start")
+    with pytest.raises(EngineError, match="roleplayer-1 is gone"):
+        world.scale(questioner=2, roleplayer=2)
+    assert world.names == ["questioner-0", "questioner-1", "roleplayer-0"]
+    world.prepare = lambda actor: None
+    assert world.scale(roleplayer=2) == "now questioner=2 roleplayer=2"
+    assert world.hired == {"roleplayer-1": "2"}
+    world.keeper.check()
+
+
+def test_waiting_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaler_module, "_SPEAK_SECONDS", 0.01)
+    world = World(monkeypatch, 2, **SHARED)
+    hold = asyncio.Event()
+    world.prepare = lambda actor: setattr(actor, "hold", hold)
+
+    async def run() -> None:
+        scaling = asyncio.create_task(world.scaler.scale({"questioner": 2}))
+        while "questioner-1: not all there yet" not in world.said:
+            await asyncio.sleep(0.001)
+        hold.set()
+        await scaling
+
+    asyncio.run(run())
+
+
+def test_a_run_that_ends_ends_one_that_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, 2, **SHARED)
+    world.prepare = lambda actor: setattr(actor, "hold", asyncio.Event())
+
+    async def run() -> None:
+        scaling = asyncio.create_task(world.scaler.scale({"questioner": 2}))
+        await asyncio.sleep(0.01)
+        scaling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await scaling
+
+    asyncio.run(run())
+    assert set(world.killed) == {"questioner-1"}
+    assert world.names == ["questioner-0", "roleplayer-0"]
+
+
+class FakeCluster:
+    """Has room for `room` engines more."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.seats: list[str] = []
+
+    async def seat_more(self, wanted: Mapping[str, str | None]) -> None:
+        if len(wanted) > self.room:
+            raise MachineError("no node has room for questioner-1: needs 2 CPUs")
+        self.seats += wanted
+
+    def leave_seat(self, actor: str) -> None:
+        if actor in self.seats:
+            self.seats.remove(actor)
+
+
+def test_on_a_cluster_places_are_the_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, 2)
+    cluster = FakeCluster(room=1)
+    world.scaler._plan = SimpleNamespace(  # type: ignore[assignment]
+        config=world.plan.config, placement=world.plan.placement, cluster=cluster
+    )
+    with pytest.raises(MachineError, match="no node has room"):
+        world.scale(questioner=3)
+    assert world.scale(questioner=2) == "now questioner=2 roleplayer=1"
+    assert (cluster.seats, world.hired) == (["questioner-1"], {"questioner-1": None})
+    world.scale(questioner=1)
+    assert cluster.seats == []
+    world.prepare = lambda actor: setattr(actor, "dies_in", "start")
+    with pytest.raises(EngineError):
+        world.scale(roleplayer=2)
+    assert cluster.seats == []

@@ -1,0 +1,192 @@
+"""`stargate bench iteration`: its sums on literal spans, and that streaming changes no record."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from stargate.benchmarks.iteration import (
+    SEQUENTIAL,
+    STREAMED,
+    Played,
+    _Bench,
+    same_share,
+    summarise,
+)
+from stargate.benchmarks.iteration_timeline import (
+    Span,
+    Timeline,
+    idle_shares,
+    shared_seconds,
+    stage_seconds,
+)
+from stargate.config.run import RunConfig
+from stargate.pair_steps import Roles, Workbench, run_iteration
+from stargate.records.counters import Tally
+from stargate.records.store import RunStore
+from stargate.types import GenerateRequest, Generation
+from tests.fakes.scripted import ScriptedGenerate, ScriptedScore
+from tests.unit.test_pair_steps import (
+    PAIRS,
+    RecordingPush,
+    config,
+    favour_second,
+    roles,
+    say,
+    workbench,
+)
+
+SPANS = [
+    Span("rollout", 0.0, 4.0),
+    Span("rollout", 1.0, 5.0),  # with the first one: 0-5
+    Span("rollout", 7.0, 8.0),
+    Span("score", 4.0, 6.0),
+    Span("score", 7.5, 9.0),
+    Span("respond", 9.0, 10.0),
+]
+
+
+def test_seconds_of_stages_and_what_they_share() -> None:
+    assert stage_seconds(SPANS) == {"rollout": 6.0, "score": 3.5, "respond": 1.0}
+    assert shared_seconds(SPANS) == {
+        "rollout+score": 1.5,
+        "rollout+respond": 0.0,
+        "score+respond": 0.0,
+    }
+    assert shared_seconds([]) == {}
+
+
+def test_idle_is_what_busy_leaves() -> None:
+    before, after = {"a": 10.0, "b": 0.0}, {"a": 13.0, "b": 4.2}
+    assert idle_shares(before, after, 4.0) == {"a": 0.25, "b": 0.0}
+
+
+def test_a_timeline_counts_like_a_tally_and_keeps_the_times() -> None:
+    timeline = Timeline()
+    with timeline.span("score"), timeline.span("rollout"):
+        pass
+    assert [span.stage for span in timeline.spans] == ["rollout", "score"]
+    assert timeline.stage_seconds.keys() == {"rollout", "score"}
+    assert all(span.start <= span.end for span in timeline.spans)
+
+
+def test_what_only_one_side_has_is_not_the_same() -> None:
+    assert same_share({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == pytest.approx(1 / 3)
+    assert same_share({}, {}) == 1.0
+
+
+def played(side: str, seconds: float, **changes: object) -> Played:
+    timeline = Timeline(spans=list(SPANS))
+    timeline.generated_tokens["t0"] = 70
+    timeline.dialogues["t0"] = 4
+    one = Played(side, seconds, timeline, {"core-0": 0.5}, {"p": "p/1"}, {"p": (1, 2)})
+    return replace(one, **changes)  # type: ignore[arg-type]
+
+
+def test_the_ratio_is_of_medians_and_the_whole_includes_training() -> None:
+    runs = [
+        played(SEQUENTIAL, 30.0),
+        played(STREAMED, 22.0),
+        played(STREAMED, 18.0, train_seconds=9.0, push_seconds=1.0, selections={"p": "p/0"}),
+        played(SEQUENTIAL, 20.0, train_seconds=10.0, push_seconds=1.0),
+    ]
+    got = summarise(runs, {"pairs": 1})
+    assert got.ratios == {"vs_sequential": 25.0 / 20.0}
+    figures = got.figures
+    assert figures["whole_iteration"] == 36.0 / 30.0
+    assert (figures["same_selections"], figures["same_examples"], figures["pairs"]) == (0.0, 1.0, 1)
+    assert figures[SEQUENTIAL]["seconds"] == [30.0, 20.0]
+    assert figures[STREAMED]["at_the_same_time_s"]["rollout+score"] == 1.5
+    assert (figures[STREAMED]["dialogues"], figures[STREAMED]["generated_tokens"]) == (4, 70)
+
+
+def test_without_training_there_is_no_whole_iteration() -> None:
+    got = summarise([played(SEQUENTIAL, 3.0), played(STREAMED, 2.0)], {})
+    assert "whole_iteration" not in got.figures
+
+
+class FakeActor:
+    """An actor with a quarter of a second's work between two looks."""
+
+    def __init__(self) -> None:
+        self.stats = self
+        self._busy = 0.0
+
+    async def remote(self) -> SimpleNamespace:
+        self._busy += 0.25
+        return SimpleNamespace(busy_seconds=self._busy)
+
+
+class FakeWorkshop:
+    """Hands out the loop with fakes, as launch/setup.py does with actors."""
+
+    def __init__(self) -> None:
+        self.crew = SimpleNamespace(
+            questioners=[FakeActor()], roleplayers=[FakeActor()], scorers=[FakeActor(), FakeActor()]
+        )
+        self.prepared = SimpleNamespace(
+            config=config(), base_model_dir=Path("m0"), train_pairs=lambda number: PAIRS
+        )
+        self.push = RecordingPush()
+
+    def open(self, config: RunConfig, store: RunStore, tally: Tally) -> tuple[Roles, Workbench]:
+        bench = replace(workbench(store.root), store=store, tally=tally)
+        return roles(push=self.push), bench
+
+
+def test_each_side_is_played_in_a_folder_of_its_own_after_a_push(tmp_path: Path) -> None:
+    running = FakeWorkshop()
+    bench = _Bench(running, tmp_path)  # type: ignore[arg-type]
+
+    async def play() -> list[Played]:
+        return [
+            await bench.play("warm", 1),
+            await bench.play(SEQUENTIAL, None),
+            await bench.play(STREAMED, None, train=True),
+        ]
+
+    warm, in_turn, streamed = asyncio.run(play())
+    # m_0 before each; the last one also trained, and pushed what it had trained.
+    assert running.push.pushed == [("m0", 10), ("m0", 11), ("m0", 12), ("m1", 1)]
+    assert (len(warm.examples), len(in_turn.examples)) == (1, 4)
+    assert in_turn.selections == streamed.selections
+    assert in_turn.examples == streamed.examples
+    assert {f"scorer-{n}" for n in (0, 1)} | {"questioner-0", "roleplayer-0"} < set(in_turn.idle)
+    assert in_turn.train_seconds == 0.0 < streamed.train_seconds
+    got = summarise([in_turn, streamed], {})
+    assert got.figures["same_examples"] == 1.0
+    assert got.figures[STREAMED]["dialogues"] == 12
+
+
+class Uneven(ScriptedGenerate):
+    """Every dialogue takes its own time, so pairs finish in another order than they begin."""
+
+    async def __call__(self, request: GenerateRequest) -> Generation:
+        for _ in range(sum(map(ord, request.session)) % 7):
+            await asyncio.sleep(0)
+        return await super().__call__(request)
+
+
+@pytest.mark.parametrize("selection", [{"type": "gold"}, {"type": "contrastive"}])
+def test_streamed_or_in_turn_the_records_are_the_same(
+    tmp_path: Path, selection: dict[str, object]
+) -> None:
+    rows: dict[str, list[list[str]]] = {}
+    trained: list[list[str]] = []
+    orders: list[list[str]] = []
+    for overlap in (False, True):
+        bench = workbench(tmp_path / str(overlap), overlap, selection=selection)
+        parts = roles(generate=Uneven(say), score=ScriptedScore(favour_second))
+        asyncio.run(run_iteration(0, PAIRS, parts, bench))
+        orders.append([row["pair_id"] for row in bench.store.read("t0", "selections")])
+        trained.append([example.dialogue_id for example in parts.train.examples])  # type: ignore[attr-defined]
+        for table in ("dialogues", "scores", "selections", "examples"):
+            kept = [{**row, "seconds": 0.0} for row in bench.store.read("t0", table)]
+            rows.setdefault(table, []).append(sorted(map(str, kept)))
+    for table, (in_turn, streamed) in rows.items():
+        assert in_turn, table
+        assert in_turn == streamed, table
+    assert trained[0] == trained[1]
+    assert set(orders[0]) == {pair.id for pair in PAIRS}

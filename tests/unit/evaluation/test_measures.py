@@ -1,0 +1,547 @@
+"""Two tasks x two personas x two dialogues of two turns: every number is worked out here by hand.
+
+Controls of m_0, in nats; golds of task a have 10 tokens, those of task b 20:
+
+                  a:p          a:q          b:p          b:q
+    matched      -100  -90    -80  -84     -60  -50     -40  -44
+    shuffled     -110  -92    -90  -86     -70  -52     -50   none
+    no_dialogue  -110         -90          -60          -50
+    persona_given -70         -60          -50          -30
+    first dialogue only:
+    persona_and_dialogue -65  -55          -45          -25
+    after_turn 1 -106         -84          -58          -49
+
+m_1 is 4 nats better on task a and 2 on task b after a dialogue, and has lost the pair b:q.
+"""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stargate.errors import DataError
+from stargate.evaluation.controls import ControlScore
+from stargate.evaluation.elicitation import measure_elicitation
+from stargate.evaluation.measures import (
+    About,
+    CheckpointRecords,
+    RoleplayerAbout,
+    changes,
+    comparisons_from_rows,
+    evaluated_checkpoints,
+    evaluation_json,
+    judge_qualification,
+    measure_checkpoint,
+    observe,
+    read_checkpoint,
+    win_rates,
+    write_evaluation,
+)
+from stargate.evaluation.statistics import BootstrapConfig, Observation
+from stargate.evaluation.verdicts import Verdict
+from stargate.evaluation.win_rate import Comparison
+from stargate.records.store import Row, RunStore, dialogue_row
+from stargate.types import Dialogue, Pair, Persona, Task, Turn
+from tests.fakes.scripted import make_turn
+
+QUICK = BootstrapConfig(num_resamples=200)
+TASKS = {name: Task(name, f"Help me with {name}?", "test") for name in "ab"}
+FACTS = ("I drink green tea.", "I own a brown dog.")
+PERSONAS = {name: Persona(name, name.title(), f"About {name}.", "test", FACTS) for name in "pq"}
+# The golds of task a use fact 0; those of task b don't say.
+PAIRS = {
+    pair.id: pair
+    for task in TASKS.values()
+    for persona in PERSONAS.values()
+    for pair in [Pair(task, persona, "gold", (0,) if task.id == "a" else ())]
+}
+MATCHED = {"a:p": (-100, -90), "a:q": (-80, -84), "b:p": (-60, -50), "b:q": (-40, -44)}
+SHUFFLED = {"a:p": (-110, -92), "a:q": (-90, -86), "b:p": (-70, -52), "b:q": (-50,)}
+NO_DIALOGUE = {"a:p": -110, "a:q": -90, "b:p": -60, "b:q": -50}
+PERSONA_GIVEN = {"a:p": -70, "a:q": -60, "b:p": -50, "b:q": -30}
+PERSONA_AND_DIALOGUE = {"a:p": -65, "a:q": -55, "b:p": -45, "b:q": -25}
+AFTER_TURN_1 = {"a:p": -106, "a:q": -84, "b:p": -58, "b:q": -49}
+
+TEA = make_turn("What do you drink?", "I drink green tea.", elicited=(0,))
+DOG = make_turn("Any pets?", "I own a brown dog.", elicited=(1,))
+OPERA = make_turn("Do you like opera?", "No preference.")
+STATEMENT = make_turn("Here you are.", "Thanks.")
+# By version and index of the dialogue.
+TURNS = {0: ((TEA, STATEMENT), (OPERA, DOG)), 1: ((TEA, DOG), (DOG, OPERA))}
+GROUNDED = RoleplayerAbout("embedded", "paper", "facts")
+ABOUT = About("test", "starter", GROUNDED, GROUNDED, num_dialogues=2, num_turns=2, seed=7)
+
+DIALOGUE_MEASURES = [
+    "facts_per_dialogue",
+    "facts_per_turn",
+    "fact_coverage",
+    "question_rate",
+    "repeated_question_rate",
+    "tokens_per_dialogue",
+    "tokens_to_read",
+    "tokens_to_write",
+    "recited_facts_per_dialogue",
+    "recital_rate",
+    "unasked_facts_per_dialogue",
+    "needless_question_rate",
+    "needless_tokens_per_dialogue",
+    "facts_at_turn_1",
+    "facts_at_turn_2",
+]
+GOLD_MEASURES = [
+    "gold_logprob",
+    "gold_logprob_per_token",
+    "gold_logprob_best",
+    "no_dialogue",
+    "persona_given",
+    "persona_and_dialogue",
+    "shuffled",
+    "matched_minus_shuffled",
+    "matched_minus_shuffled_per_token",
+    "matched_minus_no_dialogue",
+    "gain_at_turn_1",
+    "gain_at_turn_2",
+]
+MEASURE_KEYS = {
+    "mean",
+    "ci_low",
+    "ci_high",
+    "standard_error",
+    "n",
+    "task_clusters",
+    "persona_clusters",
+}
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+def dialogue(pair_id: str, index: int, version: int, turns: Sequence[Turn]) -> Dialogue:
+    name = f"eval-m{version}/{pair_id}/{index}"
+    return Dialogue(name, pair_id, index, len(turns), 0, version, tuple(turns))
+
+
+def scored(
+    control: str,
+    pair_id: str,
+    value: float,
+    own: Dialogue | None = None,
+    num_turns: int | None = None,
+) -> ControlScore:
+    other = "another" if control == "shuffled" else None
+    num_tokens = 10 if pair_id.startswith("a") else 20
+    own_id = own.id if own else None
+    return ControlScore(control, pair_id, own_id, other, float(value), num_tokens, num_turns)
+
+
+def checkpoint(version: int) -> CheckpointRecords:
+    """m_0 as in the table above, and m_1."""
+    dialogues, controls = [], []
+    for pair_id in PAIRS:
+        controls.append(scored("no_dialogue", pair_id, NO_DIALOGUE[pair_id]))
+        controls.append(scored("persona_given", pair_id, PERSONA_GIVEN[pair_id]))
+        if version == 1 and pair_id == "b:q":
+            continue
+        better = version * (4 if pair_id.startswith("a") else 2)
+        for index, turns in enumerate(TURNS[version]):
+            own = dialogue(pair_id, index, version, turns)
+            dialogues.append(own)
+            controls.append(scored("matched", pair_id, MATCHED[pair_id][index] + better, own))
+            for value in SHUFFLED[pair_id][index : index + 1]:
+                controls.append(scored("shuffled", pair_id, value + better, own))
+            if index == 0:
+                given = PERSONA_AND_DIALOGUE[pair_id]
+                after = AFTER_TURN_1[pair_id] + better
+                controls.append(scored("persona_and_dialogue", pair_id, given, own))
+                controls.append(scored("after_turn", pair_id, after, own, num_turns=1))
+    return CheckpointRecords(PAIRS, dialogues, controls, {})
+
+
+def judged(name: str, pair_id: str, first: str, second: str, lengths: tuple[int, int]) -> list[Row]:
+    """The two rows of a comparison."""
+    task, persona = pair_id.split(":")
+    row = {
+        "comparison": name,
+        "task_id": task,
+        "persona_id": persona,
+        "candidate": f"m1 eval-m1/{pair_id}/0",
+        "baseline": f"m0 eval-m0/{pair_id}/0",
+        "reply": "Final Response: ...",
+        "candidate_text": "c",
+        "baseline_text": "b",
+        "candidate_length": lengths[0],
+        "baseline_length": lengths[1],
+    }
+    orders = {"candidate_first": first, "candidate_second": second}
+    return [row | {"order": order, "verdict": verdict} for order, verdict in orders.items()]
+
+
+# A win, a tie (the judge takes what is shown first), a loss, and half of a verdict.
+OWN = [
+    *judged("own", "a:p", "A", "B", (30, 20)),
+    *judged("own", "a:q", "A", "A", (20, 20)),
+    *judged("own", "b:p", "B", "A", (10, 30)),
+    *judged("own", "b:q", "A", "unparsable", (25, 20)),
+]
+FIXED = [row for pair_id in PAIRS for row in judged("fixed", pair_id, "A", "B", (20, 20))]
+TRIALS = [
+    *judged("self", "a:p", "tie", "tie", (20, 20)),
+    *judged("gold", "a:p", "A", "B", (40, 20)),
+    *judged("praise", "a:p", "A", "A", (20, 9)),
+    *judged("shuffled", "a:p", "A", "B", (20, 20)),
+]
+
+
+def with_verdicts(records: CheckpointRecords, rows: Sequence[Row]) -> CheckpointRecords:
+    return replace(records, comparisons=comparisons_from_rows(rows, "eval-m1"))
+
+
+def seen(records: CheckpointRecords) -> dict[str, list[Observation]]:
+    return observe(records, words, grounded=True)
+
+
+def stored(root: Path, scopes: dict[str, dict[str, list[Row]]]) -> RunStore:
+    """A store with these rows by scope and table."""
+    store = RunStore(root)
+
+    async def write() -> None:
+        for scope, tables in scopes.items():
+            for table, rows in tables.items():
+                await store.append(scope, table, rows)
+
+    asyncio.run(write())
+    return store
+
+
+def tables(records: CheckpointRecords, verdicts: Sequence[Row] = ()) -> dict[str, list[Row]]:
+    found = {
+        "dialogues": [dialogue_row(PAIRS[entry.pair_id], entry) for entry in records.dialogues],
+        "controls": [asdict(entry) for entry in records.controls],
+    }
+    return found | ({"verdicts": list(verdicts)} if verdicts else {})
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "n"),
+    [
+        ("gold_logprob", -100 - 90 - 80 - 84 - 60 - 50 - 40 - 44, 8),
+        ("gold_logprob_per_token", -10 - 9 - 8 - 8.4 - 3 - 2.5 - 2 - 2.2, 8),
+        ("gold_logprob_best", -90 - 80 - 50 - 40, 4),
+        ("no_dialogue", -110 - 90 - 60 - 50, 4),
+        ("persona_given", -70 - 60 - 50 - 30, 4),
+        ("persona_and_dialogue", -65 - 55 - 45 - 25, 4),
+        ("shuffled", -110 - 92 - 90 - 86 - 70 - 52 - 50, 7),
+        ("matched_minus_shuffled", 10 + 2 + 10 + 2 + 10 + 2 + 10, 7),
+        ("matched_minus_shuffled_per_token", 1 + 0.2 + 1 + 0.2 + 0.5 + 0.1 + 0.5, 7),
+        ("matched_minus_no_dialogue", 10 + 20 + 10 + 6 + 0 + 10 + 10 + 6, 8),
+        ("gain_at_turn_1", 4 + 6 + 2 + 1, 4),
+        ("gain_at_turn_2", 6 + 4 - 2 + 9, 4),
+        # Of two turns each: one and two questions.
+        ("question_rate", 4 * 1 + 4 * 2, 16),
+        ("facts_per_dialogue", 8, 8),
+        # Only task a's golds name a fact, and only the first dialogues bring it out.
+        ("fact_coverage", 2, 4),
+        ("facts_at_turn_1", 4, 8),
+        ("facts_at_turn_2", 4, 8),
+        # Questions of 4 + 3 words, answers of 4 + 1; and 4 + 2, 2 + 5.
+        ("tokens_per_dialogue", 4 * 12 + 4 * 13, 8),
+    ],
+)
+def test_means_of_m0(name: str, total: float, n: int) -> None:
+    got = measure_checkpoint(seen(checkpoint(0)), {}, QUICK)[name]
+    assert got.mean == pytest.approx(total / n)
+    assert (got.n, got.task_clusters) == (n, 1 if name == "fact_coverage" else 2)
+    assert got.persona_clusters == 2
+
+
+def test_an_observation_keeps_its_task_and_persona() -> None:
+    assert seen(checkpoint(0))["gold_logprob_best"] == [
+        Observation("a", "p", -90.0),
+        Observation("a", "q", -80.0),
+        Observation("b", "p", -50.0),
+        Observation("b", "q", -40.0),
+    ]
+
+
+def test_elicitation_is_measured_as_elicitation_does_it() -> None:
+    records = checkpoint(0)
+    played = [(PAIRS[entry.pair_id], entry) for entry in records.dialogues]
+    expected = measure_elicitation(played, words, QUICK)
+    got = measure_checkpoint(seen(records), {}, QUICK)
+    assert list(got) == GOLD_MEASURES + DIALOGUE_MEASURES
+    assert {name: got[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("name", ["question_rate", "fact_coverage", "facts_per_dialogue"])
+def test_intervals_of_shares_end_at_one(name: str) -> None:
+    cells = [("a", "p", 1.0), ("a", "q", 1.0), ("b", "p", 1.0), ("b", "q", 0.5)]
+    observations = {name: [Observation(*cell) for cell in cells]}
+    got = measure_checkpoint(observations, {}, QUICK)[name]
+    assert got.mean == 0.875
+    assert got.ci_high is not None
+    assert (got.ci_high == 1.0) == (name != "facts_per_dialogue")
+
+
+def test_gains_add_up_to_the_whole() -> None:
+    found = seen(checkpoint(0))
+    first_dialogues = [-100 + 110, -80 + 90, -60 + 60, -40 + 50]
+    gains = zip(found["gain_at_turn_1"], found["gain_at_turn_2"], strict=True)
+    assert [one.value + two.value for one, two in gains] == first_dialogues
+
+
+def test_the_gain_of_a_single_turn_needs_no_score_in_between() -> None:
+    own = dialogue("a:p", 0, 0, [TEA])
+    controls = [scored("no_dialogue", "a:p", -9), scored("matched", "a:p", -7, own)]
+    found = seen(CheckpointRecords(PAIRS, [own], controls, {}))
+    assert found["gain_at_turn_1"] == [Observation("a", "p", 2.0)]
+    assert "gain_at_turn_2" not in found
+
+
+def test_a_missing_partner_takes_only_what_needs_it() -> None:
+    records = checkpoint(0)
+    gone = {("no_dialogue", "a:p"), ("matched", "a:q")}
+    rest = [entry for entry in records.controls if (entry.control, entry.pair_id) not in gone]
+    found = seen(replace(records, controls=rest))
+    counts = {name: len(found[name]) for name in GOLD_MEASURES}
+    assert counts == {
+        "gold_logprob": 6,
+        "gold_logprob_per_token": 6,
+        "gold_logprob_best": 3,
+        "no_dialogue": 3,
+        "persona_given": 4,
+        "persona_and_dialogue": 4,
+        "shuffled": 7,
+        "matched_minus_shuffled": 5,
+        "matched_minus_shuffled_per_token": 5,
+        "matched_minus_no_dialogue": 4,
+        "gain_at_turn_1": 3,  # a:p has nothing before its first turn
+        "gain_at_turn_2": 3,  # a:q has nothing after its last
+    }
+
+
+def test_a_table_that_is_not_there_gives_no_measures() -> None:
+    records = checkpoint(0)
+    assert list(seen(replace(records, controls=[]))) == DIALOGUE_MEASURES
+    assert seen(CheckpointRecords(PAIRS, [], [], {})) == {}
+    assert win_rates(records, QUICK) == {}
+    assert judge_qualification([records]) is None
+
+
+def test_changes_are_over_the_pairs_that_both_have() -> None:
+    got = changes(seen(checkpoint(0)), seen(checkpoint(1)), QUICK)
+    assert list(got) == [
+        name
+        for name in GOLD_MEASURES + DIALOGUE_MEASURES
+        if name not in ("no_dialogue", "persona_given")
+    ]
+    # a:p and a:q gain 4, b:p 2; b:q is m_0's only.
+    for name in ("gold_logprob", "gold_logprob_best", "shuffled", "matched_minus_no_dialogue"):
+        assert got[name].difference.mean == pytest.approx(10 / 3)
+        assert got[name].difference.n == 3
+        assert (got[name].num_only_before, got[name].num_only_after) == (1, 0)
+    assert got["gold_logprob_per_token"].difference.mean == pytest.approx(0.9 / 3)
+    assert got["matched_minus_shuffled"].difference.mean == 0.0
+    # All of it came with the first question.
+    assert got["gain_at_turn_1"].difference.mean == pytest.approx(10 / 3)
+    assert got["gain_at_turn_2"].difference.mean == 0.0
+    # Per pair 3 of 4 turns were a question, now 4 of 4; facts 1 and 1, now 2 and 1.
+    assert got["question_rate"].difference.mean == 0.25
+    assert got["facts_per_dialogue"].difference.mean == 0.5
+
+
+def test_the_best_of_more_dialogues_is_not_compared() -> None:
+    """m_1 has lost a dialogue of a:p: the best of one against the best of two is no change."""
+    before, after = checkpoint(0), checkpoint(1)
+    rest = [c for c in after.controls if c.key != ("matched", "a:p", "eval-m1/a:p/1", None)]
+    got = changes(seen(before), seen(replace(after, controls=rest)), QUICK)
+    best = got["gold_logprob_best"]
+    assert best.difference.mean == (4 + 2) / 2
+    assert (best.num_only_before, best.num_only_after) == (2, 0)
+    # A mean of one dialogue is as good as a mean of two: a:p from -95 to -96.
+    mean = got["gold_logprob"].difference
+    assert mean.n == 3
+    assert mean.mean == pytest.approx((-1 + 4 + 2) / 3)
+
+
+def test_verdicts_of_both_orders_make_one_comparison() -> None:
+    # In any order of the rows: they stand as the judge answered.
+    found = comparisons_from_rows(OWN[::-1], "eval-m1")
+    assert list(found) == ["own"]
+    assert found["own"] == [
+        Comparison("a", "p", Verdict.A, Verdict.B, 30, 20),
+        Comparison("a", "q", Verdict.A, Verdict.A, 20, 20),
+        Comparison("b", "p", Verdict.B, Verdict.A, 10, 30),
+        Comparison("b", "q", Verdict.A, Verdict.UNPARSABLE, 25, 20),
+    ]
+
+
+def test_win_rates_are_the_agreed_ones() -> None:
+    rates = win_rates(with_verdicts(checkpoint(1), OWN + FIXED), QUICK)
+    got = measure_checkpoint({}, rates, QUICK)
+    assert {name: value.mean for name, value in got.items()} == {
+        "win_rate": 0.5,
+        "win_rate_fixed_responder": 1.0,
+    }
+    details = rates["win_rate"].to_json()
+    assert (details["wins"], details["ties"], details["losses"]) == (1, 2, 1)
+    # The half verdict of b:q could make its comparison a win, but not a loss.
+    assert (details["lower"], details["upper"]) == (0.5, 0.625)
+
+
+OTHER_ORDER = [OWN[0] | {"order": "sideways"}, OWN[1]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            OWN[:3],
+            "eval-m1/verdicts: own a q m1 eval-m1/a:q/0 m0 eval-m0/a:q/0: judged candidate_first "
+            "only",
+        ),
+        ([*OWN, OWN[1]], "judged candidate_second twice"),
+        (OTHER_ORDER, "unknown order 'sideways'"),
+        ([OWN[0] | {"verdict": "C"}], "unknown verdict 'C'"),
+        ([OWN[0] | {"comparison": "beauty"}], "unknown comparison"),
+    ],
+)
+def test_verdicts_that_make_no_comparison_are_named(rows: list[Row], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        comparisons_from_rows(rows, "eval-m1")
+
+
+def test_the_json_has_the_keys_of_the_issue() -> None:
+    checkpoints = {
+        "m0": with_verdicts(checkpoint(0), TRIALS),
+        "m1": with_verdicts(checkpoint(1), OWN + FIXED),
+    }
+    got = evaluation_json(checkpoints, words, ABOUT, QUICK, judge_model="judge-1")
+    got = json.loads(json.dumps(got, allow_nan=False))
+    assert list(got) == ["m0", "m1", "changes", "judge", "about"]
+    assert list(got["m0"]) == GOLD_MEASURES + DIALOGUE_MEASURES
+    rates = ["win_rate", "win_rate_fixed_responder"]
+    details = [f"{name}_details" for name in rates]
+    assert list(got["m1"]) == GOLD_MEASURES + DIALOGUE_MEASURES + rates + details
+    for name, value in got["m1"].items():
+        assert (set(value) == MEASURE_KEYS) == (name not in details), name
+    assert got["m1"]["win_rate_details"]["mean"] == got["m1"]["win_rate"]["mean"] == 0.5
+    assert list(got["changes"]) == ["m1"]
+    change = got["changes"]["m1"]["gold_logprob"]
+    assert set(change) == MEASURE_KEYS | {"num_only_before", "num_only_after"}
+    assert got["about"] == {
+        "split": "test",
+        "data": "starter",
+        "roleplayer": {"model": "embedded", "prompts": "paper", "grounding": "facts"},
+        "trained_with_roleplayer": {"model": "embedded", "prompts": "paper", "grounding": "facts"},
+        "num_dialogues": 2,
+        "num_turns": 2,
+        "seed": 7,
+        "confidence": 0.95,
+        "changes_from": "m0",
+    }
+
+
+def test_the_judge_is_qualified_by_its_trials() -> None:
+    checkpoints = {
+        "m0": with_verdicts(checkpoint(0), TRIALS),
+        "m1": with_verdicts(checkpoint(1), OWN),
+    }
+    judge = evaluation_json(checkpoints, words, ABOUT, QUICK, judge_model="judge-1")["judge"]
+    assert judge["model"] == "judge-1"
+    # One comparison each is not enough to be believed, whatever it says.
+    assert judge["fit"] is False
+    assert judge["verdict"].startswith("the judge is UNFIT: self_rate: must be")
+    found = (judge["self_rate"], judge["gold_rate"], judge["praise_rate"], judge["shuffled_rate"])
+    assert found == (0.5, 1.0, 0.5, 1.0)
+    assert judge["order_consistency"] == pytest.approx(2 / 3)
+    assert {name: rate["wins"] for name, rate in judge["rates"].items()} == {
+        "self": 0,
+        "gold": 1,
+        "praise": 0,
+        "shuffled": 1,
+    }
+
+
+def test_a_judge_without_trials_is_unfit() -> None:
+    found = judge_qualification([with_verdicts(checkpoint(1), OWN)])
+    assert found is not None
+    assert not found.fit
+
+
+def test_an_ungrounded_roleplayer_is_read_by_its_words() -> None:
+    """What an answer states counts where nobody knows what the Roleplayer was given."""
+    own = dialogue("a:p", 0, 0, [make_turn("Any pets?", "Yes, a brown dog.")])
+    records = CheckpointRecords(PAIRS, [own], [], {})
+    by_words = replace(GROUNDED, grounding="persona")
+    for user, facts in ((GROUNDED, 0.0), (by_words, 1.0)):
+        got = evaluation_json({"m0": records}, words, replace(ABOUT, roleplayer=user), QUICK)
+        assert got["m0"]["facts_per_dialogue"]["mean"] == facts
+
+
+def test_checkpoints_are_in_the_order_of_their_versions(tmp_path: Path) -> None:
+    for name in ("eval-m10", "eval-m2", "eval-m0", "eval-m1x", "eval-m01", "t0"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "eval-m3").write_text("not a folder")
+    assert evaluated_checkpoints(RunStore(tmp_path)) == ["m0", "m2", "m10"]
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_tables_on_disk_give_the_same_file(tmp_path: Path, compacted: bool) -> None:
+    m0, m1 = checkpoint(0), checkpoint(1)
+    scopes = {"eval-m1": tables(m1, OWN + FIXED), "eval-m0": tables(m0, TRIALS)}
+    store = stored(tmp_path, scopes)
+    if compacted:
+        store.compact("eval-m0")
+    assert read_checkpoint(store, "eval-m1", PAIRS) == with_verdicts(m1, OWN + FIXED)
+    wrote = write_evaluation(store, PAIRS.values(), words, ABOUT, QUICK, judge_model="judge-1")
+    in_memory = {"m0": with_verdicts(m0, TRIALS), "m1": with_verdicts(m1, OWN + FIXED)}
+    assert wrote == evaluation_json(in_memory, words, ABOUT, QUICK, judge_model="judge-1")
+    assert json.loads((tmp_path / "eval.json").read_text()) == json.loads(json.dumps(wrote))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eval-m0", "eval-m1", "eval.json"]
+
+
+def test_one_checkpoint_alone_has_nothing_to_change_from(tmp_path: Path) -> None:
+    store = stored(tmp_path, {"eval-m2": tables(checkpoint(0))})
+    got = write_evaluation(store, PAIRS.values(), words, ABOUT, QUICK)
+    assert list(got) == ["m2", "changes", "about"]
+    assert got["changes"] == {}
+    assert got["about"]["changes_from"] == "m2"
+
+
+def spoilt(records: CheckpointRecords, kind: str) -> dict[str, list[Row]]:
+    rows: dict[str, list[Any]] = tables(records)
+    if kind == "dialogue":
+        rows["dialogues"] *= 2
+    elif kind == "control":
+        rows["controls"] += rows["controls"][:1]
+    elif kind == "pair":
+        rows["controls"][0]["pair_id"] = "z:p"
+    else:
+        rows["dialogues"] = rows["dialogues"][1:]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("dialogue", "eval-m0/dialogues: eval-m0/a:p/0 is there 2 times"),
+        ("control", r"eval-m0/controls: \('no_dialogue', 'a:p', None, None\) is there 2 times"),
+        ("pair", r"eval-m0: the data have no pair 'z:p' \(1 such\)"),
+        ("orphan", "eval-m0/controls: no dialogue 'eval-m0/a:p/0' in eval-m0"),
+    ],
+)
+def test_tables_that_contradict_are_refused(tmp_path: Path, kind: str, message: str) -> None:
+    store = stored(tmp_path, {"eval-m0": spoilt(checkpoint(0), kind)})
+    with pytest.raises(DataError, match=message):
+        write_evaluation(store, PAIRS.values(), words, ABOUT, QUICK)
+    assert not (tmp_path / "eval.json").exists()
+
+
+def test_nothing_evaluated_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no checkpoint was evaluated here"):
+        write_evaluation(RunStore(tmp_path), PAIRS.values(), words, ABOUT)

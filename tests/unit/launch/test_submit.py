@@ -1,0 +1,452 @@
+"""Submitting a job: what is sent, what is refused, what is shown; a scripted job server."""
+
+import argparse
+import http.server
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stargate.config.files import load_config
+from stargate.config.run import RunConfig
+from stargate.errors import ConfigError
+from stargate.launch import submit
+from stargate.resources.submission import (
+    JobRequest,
+    LogView,
+    Masker,
+    Package,
+    SubmissionError,
+    check_address,
+    check_for_cluster,
+    choose_files,
+    entrypoint,
+    exit_code,
+    job_environment,
+    new_submission_id,
+    pick_environment,
+    place_config,
+    readable_by_others,
+    write_package,
+)
+
+COMMAND = "exec python -m stargate.launch.cli"
+PLANTED = "sk-planted-0123456789"
+
+
+def tree(root: Path, *names: str) -> list[str]:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    return list(names)
+
+
+def test_results_caches_and_environments_are_never_sent(tmp_path: Path) -> None:
+    sent = ["stargate/run.py", "configs/runs/a.yaml"]
+    kept = ["runs/x/config.yaml", ".venv/bin/python", "a/__pycache__/b.pyc", ".git/config"]
+    names = tree(tmp_path, *sent, *kept)
+    assert sorted(choose_files(tmp_path, names).files) == sorted(sent)
+
+
+def test_a_link_to_a_folder_is_sent_as_the_folder(tmp_path: Path) -> None:
+    names = tree(
+        tmp_path, "actors/engines/engine.py", "actors/deep/pool.py", "stargate/text/chat.py"
+    )
+    (tmp_path / "stargate/actors").symlink_to("../actors")
+    package = choose_files(tmp_path, [*names, "stargate/actors"])
+    assert sorted(package.files) == [
+        "actors/deep/pool.py",
+        "actors/engines/engine.py",
+        "stargate/actors/deep/pool.py",
+        "stargate/actors/engines/engine.py",
+        "stargate/text/chat.py",
+    ]
+
+
+def test_links_that_lead_out_are_left_out_and_named(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text(PLANTED)
+    root = tmp_path / "tree"
+    names = tree(root, "a.py")
+    (root / "link.txt").symlink_to(secret)
+    package = choose_files(root, [*names, "link.txt"])
+    assert list(package.files) == ["a.py"]
+    assert package.left_out == ("link.txt: a link that leads out of the working tree",)
+
+
+def test_large_files_are_left_out_and_named(tmp_path: Path) -> None:
+    names = tree(tmp_path, "a.py", "weights.bin")
+    with (tmp_path / "weights.bin").open("wb") as file:
+        file.truncate(11 * 2**20)
+    package = choose_files(tmp_path, names)
+    assert list(package.files) == ["a.py"]
+    assert package.left_out == ("weights.bin: 11 MiB, more than 10",)
+
+
+def test_only_what_git_tracks_is_sent_and_the_rest_is_named(tmp_path: Path) -> None:
+    tree(tmp_path, "a.py", "new.py", ".env", ".gitignore")
+    (tmp_path / ".gitignore").write_text(".env\n")
+    for command in (["init", "-q"], ["add", "a.py", ".gitignore"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    package = submit.working_tree(tmp_path)
+    assert sorted(package.files) == [".gitignore", "a.py"]
+    assert package.left_out == ("new.py: git does not track it",)
+
+
+def test_the_checkout_itself_can_be_packed_and_run_from(tmp_path: Path) -> None:
+    package = submit.working_tree(submit.CHECKOUT)
+    assert {"stargate/config/run.py", "configs/paper.yaml"} <= package.files.keys()
+    # Links of the checkout: the package must be importable where links are not kept.
+    assert {"stargate/launch/cli.py", "stargate/configs/paper.yaml"} <= package.files.keys()
+    archive = tmp_path / "tree.zip"
+    write_package(package, archive)
+    with zipfile.ZipFile(archive) as content:
+        content.extractall(tmp_path / "job")
+    shown = subprocess.run(
+        [sys.executable, "-m", "stargate.launch.cli", "run", "paper", "seed=x"],
+        cwd=tmp_path / "job",
+        capture_output=True,
+        text=True,
+    )
+    assert shown.returncode == 2, shown.stderr
+    assert shown.stderr.startswith("stargate run: stargate/configs/paper.yaml: seed:") or (
+        f"{tmp_path}/job/stargate/configs/paper.yaml: seed:" in shown.stderr
+    ), shown.stderr
+
+
+def test_the_same_files_make_the_same_package(tmp_path: Path) -> None:
+    package = choose_files(tmp_path, tree(tmp_path, "a.py", "b/c.py"))
+    sizes = [write_package(package, tmp_path / f"{number}.zip") for number in (1, 2)]
+    (tmp_path / "a.py").touch()
+    write_package(package, tmp_path / "3.zip")
+    assert sizes[0] == sizes[1] > 0
+    assert len({(tmp_path / f"{number}.zip").read_bytes() for number in (1, 2, 3)}) == 1
+
+
+def test_a_config_is_named_as_it_lies_in_the_package(tmp_path: Path) -> None:
+    package = choose_files(tmp_path, tree(tmp_path, "configs/a.yaml"))
+    assert place_config(package, "cpu_demo") == (package, "cpu_demo")
+    assert place_config(package, str(tmp_path / "configs/a.yaml"))[1] == "configs/a.yaml"
+    other = tmp_path / "mine.yaml"
+    other.write_text("seed: 1")
+    grown, name = place_config(package, str(other))
+    assert name == "submitted/mine.yaml"
+    assert grown.files[name] == other
+
+
+def test_a_relative_runs_dir_would_lose_the_run_and_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"runs_dir is relative, got 'runs'.*runs_dir=/mnt/shared"
+    ):
+        check_for_cluster(RunConfig(), Package({}))
+    check_for_cluster(RunConfig(runs_dir=Path("/mnt/shared/runs")), Package({}))
+
+
+def test_data_that_is_not_sent_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tree(tmp_path, "data/mine/tasks.jsonl")
+    changes = {"runs_dir": "/mnt/runs", "data": {"source": "./data/mine"}}
+    config = RunConfig.model_validate(changes)
+    with pytest.raises(ConfigError, match=r"data.source: ./data/mine is here but is not sent"):
+        check_for_cluster(config, Package({}))
+    check_for_cluster(config, choose_files(tmp_path, ["data/mine/tasks.jsonl"]))
+
+
+def test_the_entrypoint_survives_the_shell() -> None:
+    got = entrypoint("paper", ["data.train={tasks: 2}", "name=a'b", "x=$(id); rm -rf /"])
+    words = subprocess.run(
+        ["sh", "-c", got.replace("python", "printf '%s\\n'", 1)], capture_output=True, text=True
+    )
+    assert words.stdout.splitlines() == [
+        *("-m", "stargate.launch.cli", "run", "paper"),
+        *("data.train={tasks: 2}", "name=a'b", "x=$(id); rm -rf /"),
+    ]
+    assert got.startswith(f"{COMMAND} run paper ")
+
+
+def test_a_run_is_resumed_by_its_path_on_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "working_tree", lambda root: Package({}))
+    request = submit.prepare_resume("/mnt/runs/paper-1 2", None, [])
+    assert request.entrypoint == f"{COMMAND} resume '/mnt/runs/paper-1 2'"
+    assert request.submission_id.startswith("paper-1-2-")
+    with pytest.raises(ConfigError, match="--resume runs/x: give the run's absolute path"):
+        submit.prepare_resume("runs/x", None, [])
+    with pytest.raises(ConfigError, match="--to is for a run on shared storage"):
+        submit.prepare_resume("/mnt/runs/x", "/scratch/x", [])
+
+
+def test_a_run_is_resumed_by_its_address_on_shared_storage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(submit, "working_tree", lambda root: Package({}))
+    address = "s3://bucket/a/paper-1?region=eu-central-1"
+    request = submit.prepare_resume(address, "/scratch/x y", [])
+    assert request.entrypoint == f"{COMMAND} resume '{address}' --to '/scratch/x y'"
+    assert request.submission_id.startswith("paper-1-2")
+    for to in (None, "runs/paper-1"):
+        with pytest.raises(ConfigError, match=r"--resume s3://.*give an absolute path there"):
+            submit.prepare_resume(address, to, [])
+    for secret in (f"s3://key:{PLANTED}@b/paper-1", f"s3://b/paper-1?secret_key={PLANTED}"):
+        with pytest.raises(ConfigError) as refused:
+            submit.prepare_resume(secret, "/scratch/x", [])
+        assert PLANTED not in str(refused.value)
+    with pytest.raises(ConfigError, match="its last part is no name of a run"):
+        submit.prepare_resume("s3://b/.hidden", "/scratch/x", [])
+
+
+def test_environment_goes_only_if_asked_for_and_is_never_shown() -> None:
+    environment = {"HF_TOKEN": PLANTED, "OTHER": "no"}
+    assert pick_environment(["HF_TOKEN"], environment) == {"HF_TOKEN": PLANTED}
+    assert pick_environment([], environment) == {}
+    request = JobRequest("id", "exec true", Package({}), {"HF_TOKEN": PLANTED})
+    assert PLANTED not in repr(request)
+    with pytest.raises(ConfigError, match="--env NOPE: this variable is not set here"):
+        pick_environment(["NOPE"], environment)
+    with pytest.raises(ConfigError) as refused:
+        pick_environment([f"HF_TOKEN={PLANTED}"], environment)
+    assert PLANTED not in str(refused.value)
+    assert job_environment({}) == {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
+
+
+@pytest.mark.parametrize(
+    ("status", "driver", "expected"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("STOPPED", None, 130),
+        ("FAILED", 3, 3),
+        ("FAILED", None, 1),
+        ("FAILED", -9, 137),
+    ],
+)
+def test_exit_codes(status: str, driver: int | None, expected: int) -> None:
+    assert exit_code(status, driver) == expected
+
+
+@given(driver=st.none() | st.integers(-64, 300))
+def test_a_failed_job_never_looks_like_a_success(driver: int | None) -> None:
+    assert 1 <= exit_code("FAILED", driver) <= 255
+
+
+def test_addresses() -> None:
+    assert check_address("http://127.0.0.1:8265/") == "http://127.0.0.1:8265"
+    for bad in ("auto", "localhost:6379", "ray://head:10001", "http://", "http://h:x"):
+        with pytest.raises(ConfigError, match="expected the job server's URL"):
+            check_address(bad)
+    with pytest.raises(ConfigError) as refused:
+        check_address(f"http://me:{PLANTED}@head:8265")
+    assert PLANTED not in str(refused.value)
+    assert readable_by_others("http://head:8265")
+    assert not readable_by_others("https://head:8265")
+    assert not readable_by_others("http://127.0.0.1:8265")
+
+
+def test_ids_differ_and_are_readable() -> None:
+    now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    first, second = new_submission_id("paper", now), new_submission_id("paper", now)
+    assert first.startswith("paper-20260102-030405-")
+    assert first != second
+
+
+def test_the_log_masks_values_and_escapes_the_terminal() -> None:
+    view = LogView(Masker({"HF_TOKEN": PLANTED, "FLAG": "1"}))
+    assert view.feed(f"1 key {PLANTED[:6]}") == ""  # a value may be cut by the chunks
+    assert view.feed(f"{PLANTED[6:]} \x1b[31mred\r\n\tend") == "1 key [HF_TOKEN] \\x1b[31mred\n"
+    assert view.flush() == "    end\n"
+    assert view.flush() == ""
+
+
+@given(text=st.text("ab\n", max_size=40), data=st.data())
+def test_every_line_is_shown_once_over_lost_connections(text: str, data: st.DataObject) -> None:
+    view = LogView(Masker({}))
+    shown = ""
+    for _ in range(data.draw(st.integers(0, 3))):
+        end = data.draw(st.integers(0, len(text)))  # this connection breaks here
+        for start in range(0, end, 3):
+            shown += view.feed(text[start : min(start + 3, end)])
+        view.restart()
+    for start in range(0, len(text), 5):
+        shown += view.feed(text[start : start + 5])
+    shown += view.flush()
+    assert shown == (text if text.endswith("\n") or not text else text + "\n")
+
+
+@dataclass
+class Details:
+    status: str = "SUCCEEDED"
+    driver_exit_code: int | None = 0
+    message: str | None = None
+    entrypoint: str = "exec python"
+    start_time: int | None = 0
+    end_time: int | None = None
+    runtime_env: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ScriptedClient:
+    """A job server's client: `connections` are what each following gets, an exception ends one."""
+
+    connections: list[list[str | Exception | type[BaseException]]]
+    ended: Details = field(default_factory=Details)
+    stopped: bool = False
+    submitted: dict[str, Any] = field(default_factory=dict)
+
+    def get_job_info(self, job_id: str) -> Details:
+        running = self.connections and not self.stopped
+        return Details("RUNNING", None) if running else self.ended
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        for part in self.connections.pop(0):
+            if not isinstance(part, str):
+                raise part
+            yield part
+
+    def stop_job(self, job_id: str) -> bool:
+        self.stopped = True
+        self.ended = Details("STOPPED", None)
+        return True
+
+    def submit_job(self, **request: Any) -> str:
+        self.submitted = request
+        with zipfile.ZipFile(request["runtime_env"]["working_dir"]) as archive:
+            self.submitted["names"] = archive.namelist()
+        return str(request["submission_id"])
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "_RETRY_SECONDS", 0.0)
+
+
+def test_following_goes_on_over_a_lost_connection(capsys: pytest.CaptureFixture[str]) -> None:
+    broken: list[str | Exception | type[BaseException]] = ["one\ntw", RuntimeError("closed 1006")]
+    client = ScriptedClient([broken, ["one\ntwo\nthree"]], Details("FAILED", 6))
+    assert submit.follow_job(client, "j", Masker({}), stop_on_interrupt=True) == 6
+    assert capsys.readouterr().out == (
+        "one\n[lost sight of job j: closed 1006; trying again]\ntwo\nthree\n"
+        "job j: failed, exit code 6\n"
+    )
+
+
+def test_a_server_that_stays_away_ends_the_following(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "_LOST_SECONDS", -1.0)
+    client = ScriptedClient([[OSError("refused")], ["never read"]])
+    with pytest.raises(SubmissionError, match=r"\(refused\); the job j may still run"):
+        submit.follow_job(client, "j", Masker({}), stop_on_interrupt=True)
+
+
+def test_a_job_that_never_began_is_one_masked_line() -> None:
+    message = f"runtime_env setup failed:\n  no space left, token {PLANTED}\n"
+    client = ScriptedClient([], Details("FAILED", None, message))
+    client.connections = [[]]
+    with pytest.raises(SubmissionError) as failed:
+        submit.follow_job(client, "j", Masker({"HF_TOKEN": PLANTED}), stop_on_interrupt=True)
+    assert str(failed.value) == (
+        "job j failed before its command started or ended: runtime_env setup failed: no space "
+        "left, token [HF_TOKEN]"
+    )
+
+
+def test_ctrl_c_stops_the_job_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    client = ScriptedClient([["one\n", KeyboardInterrupt], ["more\n"]])
+    assert submit.follow_job(client, "j", Masker({}), stop_on_interrupt=True) == 130
+    assert client.stopped
+    assert "stopping job j; Ctrl-C again leaves it running" in capsys.readouterr().out
+
+
+def test_ctrl_c_on_a_detached_job_leaves_it(capsys: pytest.CaptureFixture[str]) -> None:
+    client = ScriptedClient([["one\n", KeyboardInterrupt], ["more\n"]])
+    assert submit.follow_job(client, "j", Masker({}), stop_on_interrupt=False) == 130
+    assert not client.stopped
+    assert "no longer following; the job j goes on" in capsys.readouterr().out
+
+
+def test_submitting_sends_files_and_environment_and_shows_no_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = Package(choose_files(tmp_path, tree(tmp_path, "a.py")).files, ("b: too large",))
+    request = JobRequest("j", "exec true", package, {"HF_TOKEN": PLANTED})
+    client = ScriptedClient([])
+    submit.submit_job(client, request)
+    assert client.submitted["names"] == ["a.py"]
+    assert client.submitted["runtime_env"]["env_vars"] == {"HF_TOKEN": PLANTED}
+    assert "metadata" not in client.submitted
+    output = capsys.readouterr().out
+    assert output == "left out: b: too large\nsending 1 files, 0.0 MiB\nsubmitted: j\n"
+
+
+def test_status_shows_no_value_of_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    held = {"env_vars": {"HF_TOKEN": PLANTED}, "working_dir": "gcs://x.zip"}
+    client = ScriptedClient([], Details("FAILED", None, f"bad {PLANTED}", runtime_env=held))
+    assert submit._print_status(client, "j") == 0
+    output = capsys.readouterr().out
+    assert PLANTED not in output
+    assert "bad [HF_TOKEN]" in output
+
+
+@contextmanager
+def web_server(status: int, body: bytes) -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    # It looks every so often whether it shall end.
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_no_server_and_a_wrong_server_are_one_line() -> None:
+    with pytest.raises(SubmissionError, match=r"no Ray job server at http://127.0.0.1:9: "):
+        submit.connect("http://127.0.0.1:9")
+    for status, body in ((404, b""), (200, b"<html>"), (200, b"[]"), (200, b"{}")):
+        with web_server(status, body) as address, pytest.raises(SubmissionError) as refused:
+            submit.connect(address)
+        assert "is no Ray job server" in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("arguments", [[], ["cpu_demo", "--status", "j"]])
+def test_a_config_or_a_job_but_not_both(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    submit.configure(parser)
+    args = parser.parse_intermixed_args([*arguments, "--address", "http://127.0.0.1:9"])
+    with pytest.raises(ConfigError, match="give either a config, or one of"):
+        submit.run(args)
+
+
+def test_a_folder_to_fetch_into_belongs_to_an_address() -> None:
+    parser = argparse.ArgumentParser()
+    submit.configure(parser)
+    words = ["cpu_demo", "--to", "/scratch/x", "--address", "http://127.0.0.1:9"]
+    with pytest.raises(ConfigError, match="--to belongs to --resume"):
+        submit.run(parser.parse_intermixed_args(words))
+
+
+@pytest.mark.parametrize("name", ["paper", "single_node", "cpu_demo", "cpu_learn"])
+def test_every_shipped_config_can_be_submitted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", PLANTED)
+    request = submit.prepare_request(name, ["runs_dir=/mnt/runs"], ["HF_TOKEN"])
+    assert request.entrypoint == (f"{COMMAND} run {name} runs_dir=/mnt/runs")
+    assert request.submission_id.startswith(load_config(name).name)
+    assert request.env_vars["HF_TOKEN"] == PLANTED

@@ -1,0 +1,271 @@
+"""The run directory: durable rows, compaction, and what pandas and DuckDB read."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stargate.errors import DataError
+from stargate.records.lock import hold
+from stargate.records.repair import Repairs, repair, set_aside_files, survey
+from stargate.records.store import (
+    SCHEMAS,
+    RunStore,
+    dialogue_from_row,
+    dialogue_row,
+    example_from_row,
+    record_row,
+    table_files,
+    write_atomically,
+)
+from stargate.types import Dialogue, DialogueScore, TrainingExample
+from tests.fakes.scripted import make_pair, make_turn
+
+PAIR = make_pair()
+DIALOGUE = Dialogue(
+    "t0/t:p/0", "t:p", 0, 2, 9, 1, (make_turn(elicited=(1,)), make_turn("r?", "b")), 0.5
+)
+
+
+def score(number: int) -> dict[str, object]:
+    return record_row(DialogueScore(f"d{number}", "p", -1.5, 3))
+
+
+def test_a_dialogue_survives_the_round_trip(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    asyncio.run(store.append("t0", "dialogues", [dialogue_row(PAIR, DIALOGUE)]))
+    [row] = RunStore(tmp_path).read("t0", "dialogues")
+    assert dialogue_from_row(row) == DIALOGUE
+    assert (row["task"], row["persona_name"], row["elicited"]) == ("t?", "P", [1])
+
+
+def test_an_example_survives_the_round_trip(tmp_path: Path) -> None:
+    example = TrainingExample("t:p", "d", (5, 6, 7), (0, 1, 1), "text")
+    store = RunStore(tmp_path)
+    asyncio.run(store.append("t0", "examples", [record_row(example)]))
+    assert [example_from_row(row) for row in store.read("t0", "examples")] == [example]
+
+
+def test_rows_are_on_disk_when_append_returns(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = RunStore(tmp_path)
+        for number in range(3):
+            await store.append("t0", "scores", [score(number)])
+            seen = [row["dialogue_id"] for row in RunStore(tmp_path).read("t0", "scores")]
+            assert seen == [f"d{i}" for i in range(number + 1)]
+
+    asyncio.run(scenario())
+
+
+def test_rows_that_arrive_together_share_a_part(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = RunStore(tmp_path)
+        await asyncio.gather(*(store.append("t0", "scores", [score(i)]) for i in range(50)))
+
+    asyncio.run(scenario())
+    assert len(list((tmp_path / "t0" / "scores").iterdir())) == 1
+    assert len(list(RunStore(tmp_path).read("t0", "scores"))) == 50
+
+
+def test_compact_merges_parts_and_keeps_order(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = RunStore(tmp_path)
+        for number in range(3):
+            await store.append("t0", "scores", [score(number)])
+        store.compact("t0")
+        assert sorted(p.name for p in (tmp_path / "t0").iterdir()) == ["scores.parquet"]
+        await store.append("t0", "scores", [score(3)])
+        assert [r["dialogue_id"] for r in store.read("t0", "scores")] == ["d0", "d1", "d2", "d3"]
+        store.compact("t0")
+        assert len(list(store.read("t0", "scores"))) == 4
+
+    asyncio.run(scenario())
+
+
+def test_a_failed_write_reaches_every_waiter_and_leaves_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = RunStore(tmp_path)
+        bad = {**score(0), "num_gold_tokens": "three"}
+        results = await asyncio.gather(
+            store.append("t0", "scores", [bad]),
+            store.append("t0", "scores", [score(1)]),
+            return_exceptions=True,
+        )
+        assert all(isinstance(result, Exception) for result in results)
+        await store.append("t0", "scores", [score(2)])
+        assert [row["dialogue_id"] for row in store.read("t0", "scores")] == ["d2"]
+
+    asyncio.run(scenario())
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "f"
+    target.write_text("old")
+
+    def half(path: Path) -> None:
+        path.write_text("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(target, half)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_json_never_holds_nan(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.append_metrics({"loss": float("nan")})
+    store.append_metrics({"loss": 1.5})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1]) == {"loss": 1.5}
+
+
+def test_pandas_and_duckdb_read_the_tables(tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    pandas = pytest.importorskip("pandas")
+    store = RunStore(tmp_path)
+    asyncio.run(store.append("t0", "dialogues", [dialogue_row(PAIR, DIALOGUE)]))
+    store.compact("t0")
+    file = tmp_path / "t0" / "dialogues.parquet"
+    frame = pandas.read_parquet(file)
+    assert list(frame["pair_id"]) == ["t:p"]
+    assert frame["turns"][0][0]["question"] == "q?"
+    query = f"select len(turns), turns[1].answer, elicited from '{file}'"
+    assert duckdb.sql(query).fetchall() == [(2, "a", [1])]
+
+
+def test_a_part_that_a_killed_compact_left_is_not_read_twice(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = RunStore(tmp_path)
+        for number in range(2):
+            await store.append("t0", "scores", [score(number)])
+        part = tmp_path / "t0" / "scores" / "part-000001.parquet"
+        content = part.read_bytes()
+        store.compact("t0")
+        part.parent.mkdir()
+        part.write_bytes(content)
+        again = RunStore(tmp_path)
+        assert [row["dialogue_id"] for row in again.read("t0", "scores")] == ["d0", "d1"]
+        await again.append("t0", "scores", [score(2)])
+        assert [r["dialogue_id"] for r in again.read("t0", "scores")] == ["d0", "d1", "d2"]
+        assert repair(tmp_path, survey(tmp_path)).num_merged_parts == 1
+        assert [r["dialogue_id"] for r in again.read("t0", "scores")] == ["d0", "d1", "d2"]
+
+    asyncio.run(scenario())
+
+
+def test_a_damaged_page_is_one_clear_error_on_reading(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    asyncio.run(store.append("t0", "scores", [score(i) for i in range(2000)]))
+    [part] = table_files(tmp_path / "t0" / "scores")
+    content = bytearray(part.read_bytes())
+    content[len(content) // 8] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(DataError, match=r"part-000000\.parquet: can't be read"):
+        list(store.read("t0", "scores"))
+    with pytest.raises(DataError, match="can't be read"):
+        store.compact("t0")  # damage must not get a new, right checksum
+    assert part.exists() and not (tmp_path / "t0" / "scores.parquet").exists()
+
+
+def test_tables_of_earlier_versions_are_whole_if_they_can_be_read(tmp_path: Path) -> None:
+    """They have no checksums, and may lack a column that was added since."""
+    (tmp_path / "t0").mkdir()
+    file = tmp_path / "t0" / "scores.parquet"
+    old = pa.schema([f for f in SCHEMAS["scores"] if "other" not in f.name])
+    row = {"dialogue_id": "d0", "pair_id": "p", "gold_logprob": -1.0, "num_gold_tokens": 2}
+    pq.write_table(pa.Table.from_pylist([row], schema=old), file)
+    assert survey(tmp_path) == []
+    store = RunStore(tmp_path)
+    asyncio.run(store.append("t0", "scores", [score(1)]))
+    store.compact("t0")
+    rows = list(store.read("t0", "scores"))
+    assert [(r["dialogue_id"], r["other_gold_logprob"]) for r in rows] == [
+        ("d0", None),
+        ("d1", None),
+    ]
+    file.write_bytes(file.read_bytes()[:-20])
+    assert [damage.file for damage in survey(tmp_path)] == [file]
+
+
+def test_rows_made_from_lost_ones_go_too(tmp_path: Path) -> None:
+    async def fill(store: RunStore) -> None:
+        for pair in ("p", "q"):
+            dialogue = {"id": f"t0/{pair}/0", "pair_id": pair, "index": 0, "turns": []}
+            await store.append("t0", "dialogues", [dialogue])
+            ids = {"dialogue_id": dialogue["id"], "pair_id": pair}
+            await store.append("t0", "scores", [{**ids, "gold_logprob": -1.0}])
+            await store.append("t0", "selections", [{**ids, "candidates": [dialogue["id"]]}])
+            await store.append("t0", "examples", [ids])
+
+    store = RunStore(tmp_path)
+    asyncio.run(fill(store))
+    part = table_files(tmp_path / "t0" / "dialogues")[0]
+    part.write_bytes(b"PAR1")
+    repairs = repair(tmp_path, survey(tmp_path))
+    assert [place.name for _, place in repairs.set_aside] == ["part-000000.parquet.damaged-1"]
+    assert repairs.num_outdated_rows == 3
+    for table in ("dialogues", "scores", "selections", "examples"):
+        assert [row["pair_id"] for row in store.read("t0", table)] == ["q"]
+    assert set_aside_files(tmp_path) == ["t0/dialogues/part-000000.parquet.damaged-1"]
+    assert repair(tmp_path, survey(tmp_path)) == Repairs()
+
+
+def test_metrics_lose_torn_and_damaged_lines_only(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    file = tmp_path / "metrics.jsonl"
+    store.append_metrics({"event": "evaluation", "version": 0})
+    with file.open("a") as stream:
+        stream.write('{"event": "itera')
+    repairs = repair(tmp_path, survey(tmp_path))
+    assert (repairs.num_torn_lines, repairs.set_aside) == (1, ())
+    store.append_metrics({"event": "evaluation", "version": 1})
+    file.write_text(file.read_text().replace('"version": 0', '"version": 0]'))
+    repairs = repair(tmp_path, survey(tmp_path))
+    assert [place.name for _, place in repairs.set_aside] == ["metrics.jsonl.damaged-1"]
+    assert [event["version"] for event in store.read_metrics()] == [1]
+
+
+def test_temporary_files_of_living_processes_stay(tmp_path: Path) -> None:
+    (tmp_path / ".summary.json.1.tmp").write_text("init lives")
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    (tmp_path / f".summary.json.{child.pid}.tmp").write_text("half a summ")
+    assert repair(tmp_path, []).num_temporaries == 1
+    assert [file.name for file in tmp_path.iterdir()] == [".summary.json.1.tmp"]
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    """The lock dies with its process (kill -9), and programs started meanwhile don't keep it."""
+    code = (
+        "import subprocess, sys; from pathlib import Path; from stargate.records.lock import hold\n"
+        "with hold(Path(sys.argv[1])):\n"
+        "    code = 'import sys; sys.stdin.read()'\n"
+        "    subprocess.Popen([sys.executable, '-c', code], close_fds=False)\n"
+        "    print('held', flush=True); input()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None and holder.stdin is not None
+    assert holder.stdout.readline() == "held\n"
+    message = rf"another process works on it right now \(pid {holder.pid} on "
+    with pytest.raises(DataError, match=message), hold(tmp_path):
+        pass
+    holder.kill()
+    assert holder.wait() == -9
+    try:
+        with hold(tmp_path):  # its child still lives
+            assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+    finally:
+        holder.stdin.close()  # which ends the child
+        holder.stdout.close()

@@ -1,0 +1,202 @@
+"""Placing actors on a cluster, on literal nodes; and against every possible placement."""
+
+import itertools
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stargate.config.files import load_config
+from stargate.config.run import RunConfig
+from stargate.errors import ConfigError, MachineError
+from stargate.resources.cluster import Node, Strategy, needs, place_on_cluster
+
+
+def node(name: str, num_gpus: int, num_cpus: float = 64, memory_gb: float = 512) -> Node:
+    return Node(name, num_gpus, num_cpus, memory_gb)
+
+
+def config(
+    questioners: int = 1,
+    roleplayers: int = 1,
+    *,
+    size: int = 1,
+    other_size: int = 1,
+    scorers: int = 1,
+    scorer_gpus: float = 1,
+    ranks: int = 1,
+    rank_gpus: float = 1,
+    **changes: Any,
+) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "questioner": {"engine": {"num_engines": questioners, "tensor_parallel_size": size}},
+            "roleplayer": {
+                "engine": {"num_engines": roleplayers, "tensor_parallel_size": other_size}
+            },
+            "scorer": {"num_scorers": scorers, "num_gpus": scorer_gpus},
+            "trainer": {
+                "num_ranks": ranks,
+                "num_gpus_per_rank": rank_gpus,
+                "batch_size": ranks,
+                "micro_batch_size": 1,
+            },
+            **changes,
+        }
+    )
+
+
+def where(settings: RunConfig, nodes: list[Node], strategy: Strategy) -> dict[str, str]:
+    return {bundle.actor: bundle.node for bundle in place_on_cluster(settings, nodes, strategy)}
+
+
+def test_the_paper_config_fills_one_node_of_eight() -> None:
+    paper = load_config("paper")
+    bundles = place_on_cluster(paper, [node("a", 8)])
+    assert [(bundle.actor, bundle.num_gpus) for bundle in bundles] == [
+        ("questioner-0", 1.0),
+        ("questioner-1", 1.0),
+        ("roleplayer-0", 2.0),
+        ("scorer-0", 1.0),
+        ("trainer-0", 1.0),
+        ("trainer-1", 1.0),
+    ]
+    assert {bundle.node for bundle in bundles} == {"a"}
+
+
+def test_packed_leaves_a_node_free_and_spread_uses_all() -> None:
+    nodes = [node("a", 4), node("b", 4), node("c", 4)]
+    assert set(where(config(2), nodes, "packed").values()) == {"a", "b"}
+    assert Counter(where(config(2, 2), nodes, "spread").values()) == {"a": 2, "b": 2, "c": 2}
+
+
+def test_too_few_gpus_names_the_count_to_lower() -> None:
+    with pytest.raises(MachineError) as small:
+        place_on_cluster(config(6), [node("a", 4), node("b", 4)])
+    assert str(small.value) == (
+        "needs 9 GPUs, the cluster has 8: lower questioner.engine.num_engines"
+    )
+    with pytest.raises(MachineError, match=r"lower roleplayer.engine.tensor_parallel_size"):
+        place_on_cluster(config(other_size=4), [node("a", 4), node("b", 2)])
+
+
+def test_an_actor_that_no_node_can_hold() -> None:
+    with pytest.raises(MachineError) as large:
+        place_on_cluster(config(size=8), [node("a", 4), node("b", 4), node("c", 4)])
+    assert str(large.value) == (
+        "questioner.engine.tensor_parallel_size=8, the largest node has 4 GPUs"
+    )
+
+
+def test_enough_in_sum_but_not_on_the_right_nodes() -> None:
+    # 3 + 3 of 4 + 2 + 4: the singles go beside them.
+    two_large = config(2, size=3)
+    assert len(place_on_cluster(two_large, [node("a", 4), node("b", 2), node("c", 4)])) == 5
+    with pytest.raises(MachineError) as scattered:
+        place_on_cluster(two_large, [node("a", 5, 8, 64), node("b", 2, 8, 64), node("c", 2, 8, 64)])
+    assert str(scattered.value) == (
+        "the cluster has enough in sum but not on the right nodes: questioner-0 and the others "
+        "can't share 3 nodes (1 x 5 GPUs, 8 CPUs, 64 GiB; 2 x 2 GPUs, 8 CPUs, 64 GiB); lower "
+        "questioner.engine.tensor_parallel_size or questioner.engine.num_engines"
+    )
+
+
+def test_cores_and_memory_count_too() -> None:
+    with pytest.raises(MachineError, match=r"needs 5 CPUs, the cluster has 4: lower questioner"):
+        place_on_cluster(config(2), [node("a", 8, num_cpus=4)])
+    with pytest.raises(MachineError, match=r"scorer-0 needs 1 GPUs, 1 CPUs and 90 GiB on one node"):
+        place_on_cluster(config(), [node("a", 4, memory_gb=64)], memory_gb={"scorer": 90})
+    with pytest.raises(
+        MachineError, match=r"needs 120 GiB, the cluster has 100: lower trainer.num_"
+    ):
+        place_on_cluster(config(ranks=4), [node("a", 9, memory_gb=100)], memory_gb={"trainer": 30})
+
+
+def test_shares_of_a_gpu_lie_on_one_gpu() -> None:
+    shared = config(scorers=2, scorer_gpus=0.5, rank_gpus=1)
+    assert len(place_on_cluster(shared, [node("a", 4)])) == 5  # 1 + 1 + (0.5 + 0.5) + 1
+    # 3 x 0.6 is 1.8 of 2 GPUs in sum, but no GPU holds two of them.
+    with pytest.raises(MachineError, match="enough in sum but not on the right nodes"):
+        place_on_cluster(config(scorers=3, scorer_gpus=0.6, rank_gpus=0), [node("a", 4)])
+    # Ten tenths are one GPU: no float error makes it more.
+    place_on_cluster(config(scorers=10, scorer_gpus=0.1, rank_gpus=0), [node("a", 3)])
+    with pytest.raises(ConfigError, match=r"scorer.num_gpus must be whole above 1, got 1.5"):
+        place_on_cluster(config(scorer_gpus=1.5), [node("a", 8)])
+
+
+def test_a_preference_is_given_up_rather_than_the_run() -> None:
+    """The emptiest node for the 4 would leave no node for a 3."""
+    tight = config(1, 2, size=4, other_size=3, scorer_gpus=0, rank_gpus=0)
+    got = where(tight, [node("a", 6), node("b", 4)], "spread")
+    assert (got["questioner-0"], got["roleplayer-0"], got["roleplayer-1"]) == ("b", "a", "a")
+
+
+def test_without_gpus_only_engines_count_cores() -> None:
+    plain = config(2, scorers=1, ranks=2)
+    bundles = place_on_cluster(plain, [node("a", 0, num_cpus=2), node("b", 0, num_cpus=1)])
+    assert [(b.num_gpus, b.num_cpus) for b in bundles] == [(0.0, 1.0)] * 3 + [(0.0, 0.0)] * 3
+    with pytest.raises(MachineError, match="needs 3 CPUs, the cluster has 2"):
+        place_on_cluster(plain, [node("a", 0, num_cpus=2)])
+    overlapping = config(schedule={"overlap": "always"}, trainer={"num_threads": 4})
+    assert [need.num_cpus for need in needs(overlapping, device="cpu")] == [1.0, 1.0, 1.0, 4.0]
+
+
+def test_device_and_empty_clusters() -> None:
+    with pytest.raises(MachineError, match="the cluster has no nodes"):
+        place_on_cluster(config(), [])
+    with pytest.raises(MachineError, match="the cluster has no GPU: set device=cpu"):
+        place_on_cluster(config(device="cuda"), [node("a", 0)])
+    assert not any(b.num_gpus for b in place_on_cluster(config(device="cpu"), [node("a", 8)]))
+
+
+def test_without_training_no_rank_is_placed() -> None:
+    bundles = place_on_cluster(config(ranks=4), [node("a", 3)], training=False)
+    assert [bundle.actor for bundle in bundles] == ["questioner-0", "roleplayer-0", "scorer-0"]
+
+
+@settings(max_examples=150)
+@given(
+    sizes=st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 4), st.integers(1, 4)),
+    scorer_gpus=st.sampled_from([0.0, 0.5, 1.0]),
+    gpus=st.lists(st.integers(0, 6), min_size=1, max_size=3).filter(any),
+    cpus=st.integers(1, 6),
+    strategy=st.sampled_from(["packed", "spread"]),
+)
+def test_a_placement_is_found_exactly_when_there_is_one(
+    sizes: tuple[int, int, int, int],
+    scorer_gpus: float,
+    gpus: list[int],
+    cpus: int,
+    strategy: Strategy,
+) -> None:
+    questioners, roleplayers, size, other_size = sizes
+    plan = config(
+        questioners, roleplayers, size=size, other_size=other_size, scorer_gpus=scorer_gpus
+    )
+    nodes = [node(str(index), count, num_cpus=cpus) for index, count in enumerate(gpus)]
+    actors = needs(plan, device="cuda")
+    # At most one actor has a share of a GPU, so it needs a GPU of its own like a whole one.
+    gpus_of = [1 if 0 < need.num_gpus < 1 else int(need.num_gpus) for need in actors]
+    possible = False
+    for choice in itertools.product(range(len(nodes)), repeat=len(actors)):
+        taken, busy = [0] * len(nodes), [0.0] * len(nodes)
+        for index, need, count in zip(choice, actors, gpus_of, strict=True):
+            taken[index] += count
+            busy[index] += need.num_cpus
+        if all(a <= b.num_gpus for a, b in zip(taken, nodes, strict=True)) and max(busy) <= cpus:
+            possible = True
+            break
+    try:
+        bundles = place_on_cluster(plan, nodes, strategy)
+    except MachineError as error:
+        assert not possible, (str(error), gpus, actors)
+        assert "\n" not in str(error)
+        return
+    assert possible
+    assert [bundle.actor for bundle in bundles] == [need.name for need in actors]
+    for place in nodes:
+        held = [bundle for bundle in bundles if bundle.node == place.name]
+        assert sum(bundle.num_gpus for bundle in held) <= place.num_gpus
+        assert sum(bundle.num_cpus for bundle in held) <= place.num_cpus

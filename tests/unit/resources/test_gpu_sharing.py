@@ -1,0 +1,175 @@
+"""What actors are told when they share one GPU, with fakes: the literal sequence of a run."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from stargate.actors.rpc.remote import ActorDied
+from stargate.actors.runtime.actor_slots import HeldWeights, Post
+from stargate.actors.runtime.file_access import SameFiles
+from stargate.actors.runtime.gpu_sharing import Dormitory
+from stargate.actors.runtime.spawn import _room
+from stargate.actors.runtime.supervisor import Keeper
+from stargate.launch.setup import take_turns
+from stargate.pair_steps import Roles
+from stargate.resources.gpu_phases import Order, Shift
+
+
+class Actor:
+    """Any of the actors. Writes into the diary that all of them share."""
+
+    def __init__(self, name: str, diary: list[str]) -> None:
+        self.name, self.diary = name, diary
+        self.level = 0
+        self.alive = True
+
+    def __getattr__(self, method: str) -> Any:
+        if method.startswith("_"):
+            raise AttributeError(method)
+        return SimpleNamespace(remote=partial(self._call, method))
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        await asyncio.sleep(0)
+        if not self.alive:
+            raise ActorDied(f"{self.name} is gone")
+        if method == "ping":
+            return None
+        self.diary.append(" ".join([self.name, method, *map(str, arguments)]))
+        if method == "sleep":
+            self.level = arguments[0]
+        elif method == "wake_up":
+            if self.level == 2:
+                return False
+            self.level = 0
+            return True
+        elif method == "load_weights":
+            self.level = 0
+        return None
+
+
+def places(diary: list[str]) -> dict[str, list[Any]]:
+    return {
+        "questioner": [Actor("questioner-0", diary), Actor("questioner-1", diary)],
+        "roleplayer": [Actor("roleplayer-0", diary)],
+        "scorer": [Actor("scorer-0", diary)],
+        "trainer": [Actor("trainer-0", diary)],
+        "dialogue-worker": [],
+    }
+
+
+async def start(actors: Any) -> None:
+    for actor in actors.values():
+        await actor.start.remote()
+
+
+def roles_of(diary: list[str], crew: dict[str, list[Any]]) -> Roles:
+    def part(name: str) -> Any:
+        async def call(*arguments: Any) -> str:
+            awake = [a.name for actors in crew.values() for a in actors if a.level == 0]
+            diary.append(f"{name}: awake are {', '.join(awake)}")
+            if name == "push":
+                for engine in crew["questioner"]:
+                    await engine.load_weights.remote(*arguments)
+            return name
+
+        return call
+
+    return Roles(
+        generate=part("generate"),
+        roleplay=part("roleplay"),
+        score=part("score"),
+        train=part("train"),
+        push=part("push"),
+    )
+
+
+def test_a_whole_iteration_on_one_gpu() -> None:
+    diary: list[str] = []
+    crew = places(diary)
+
+    async def run() -> None:
+        turns = await Dormitory(crew, SameFiles()).start(start)
+        diary.append("--- started")
+        roles = take_turns(roles_of(diary, crew), turns)
+        await roles.generate("request")  # type: ignore[arg-type]
+        await roles.score([])
+        await roles.generate("response")  # type: ignore[arg-type]
+        await roles.train([], 1)
+        await roles.push("models/m1", 1)
+        await roles.generate("request")  # type: ignore[arg-type]
+
+    asyncio.run(run())
+    engines = "questioner-0, questioner-1, roleplayer-0"
+    assert diary == [
+        *("questioner-0 start", "questioner-1 start", "roleplayer-0 start"),
+        *("questioner-0 sleep 1", "questioner-1 sleep 1", "roleplayer-0 sleep 1"),
+        *("scorer-0 start", "scorer-0 sleep 1", "trainer-0 start"),
+        "--- started",
+        *("questioner-0 wake_up", "questioner-1 wake_up", "roleplayer-0 wake_up"),
+        f"generate: awake are {engines}, trainer-0",
+        *("questioner-0 sleep 1", "questioner-1 sleep 1", "roleplayer-0 sleep 1"),
+        *("scorer-0 wake_up", "score: awake are scorer-0, trainer-0"),
+        *("scorer-0 sleep 1", "questioner-0 wake_up", "questioner-1 wake_up"),
+        *("roleplayer-0 wake_up", f"generate: awake are {engines}, trainer-0"),
+        # Their weights are not kept: new ones come.
+        *("questioner-0 sleep 2", "questioner-1 sleep 2", "roleplayer-0 sleep 1"),
+        "train: awake are trainer-0",
+        "push: awake are trainer-0",
+        *("questioner-0 load_weights models/m1 1", "questioner-1 load_weights models/m1 1"),
+        *("roleplayer-0 wake_up", f"generate: awake are {engines}, trainer-0"),
+    ]
+
+
+def test_an_engine_without_weights_gets_the_current_ones_and_the_dead_are_left_alone() -> None:
+    diary: list[str] = []
+    crew = places(diary)
+    crew["questioner"][0].level = 2
+    crew["questioner"][1].alive = False
+    brought: list[tuple[str, str]] = []
+
+    class Carrier(SameFiles):
+        @asynccontextmanager
+        async def bring(self, folder: str, actor: str) -> Any:
+            brought.append((folder, actor))
+            yield f"/there/{folder}"
+
+    dormitory = Dormitory(crew, Carrier())
+    dormitory.weights = lambda: ("models/m3", 3)
+    asyncio.run(dormitory.carry_out(Order("questioner", 0)))
+    assert diary == ["questioner-0 wake_up", "questioner-0 load_weights /there/models/m3 3"]
+    assert brought == [("models/m3", "questioner-0")]
+
+
+def test_a_dead_engine_comes_back_when_the_trainer_has_left_the_gpu(tmp_path: Path) -> None:
+    diary: list[str] = []
+    crew = places(diary)
+    posts: list[Post] = []
+
+    def hire() -> list[Any]:
+        return [Actor("questioner-0'", diary)]
+
+    async def run() -> None:
+        turns = await Dormitory(crew, SameFiles()).start(start)
+        posts.append(Post("questioner", crew["questioner"], (0,), hire, lambda a: a.ping.remote()))
+        keeper = Keeper(posts, HeldWeights("base"), 3, lambda actor: None, diary.append)
+        keeper.room = partial(_room, turns)
+        training = asyncio.Event()
+
+        async def train() -> None:
+            await training.wait()
+            diary.append("training ends")
+
+        stage = asyncio.ensure_future(turns.during(Shift.TRAIN, train)())
+        await asyncio.sleep(0.01)
+        crew["questioner"][0].alive = False
+        back = asyncio.ensure_future(keeper.replace("questioner", 0, ActorDied("gone")))
+        await asyncio.sleep(0.02)
+        assert "questioner-0' start" not in diary
+        training.set()
+        await asyncio.wait_for(asyncio.gather(stage, back), 5)
+
+    asyncio.run(run())
+    assert diary.index("training ends") < diary.index("questioner-0' start")

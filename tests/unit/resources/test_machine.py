@@ -1,0 +1,235 @@
+"""Facts about the machine, its needs, and the memory sampler."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stargate.errors import MachineError
+from stargate.resources import machine, memory, preflight
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, content in files.items():
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    return root
+
+
+MEMINFO = "MemTotal: 8388608 kB\nMemFree: 1048576 kB\nMemAvailable: 4194304 kB\n"  # 8, 1, 4 GiB
+GIB = 2**30
+
+
+def test_memory_without_limits_is_the_machines(tmp_path: Path) -> None:
+    proc = write(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": "0::/\n"})
+    groups = write(tmp_path / "cg", {"memory.max": "max\n", "memory.current": "5\n"})
+    assert machine.memory(proc, groups) == (8.0, 4.0)
+
+
+def test_memory_is_cut_by_the_tightest_cgroup_v2_on_the_way_up(tmp_path: Path) -> None:
+    proc = write(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": "0::/a/b\n"})
+    groups = write(
+        tmp_path / "cg",
+        {
+            "a/memory.max": str(3 * GIB),
+            "a/memory.current": str(2 * GIB),
+            "a/memory.stat": f"anon 1\ninactive_file {GIB // 2}\n",
+            "a/b/memory.max": "max",
+            "a/b/memory.current": str(2 * GIB),
+        },
+    )
+    assert machine.memory(proc, groups) == (3.0, 1.5)
+
+
+def test_memory_is_cut_by_cgroup_v1_of_a_container(tmp_path: Path) -> None:
+    # The path is the host's and does not exist inside; the container's own limits are at the root.
+    proc = write(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": "4:memory:/docker/1\n"})
+    groups = write(
+        tmp_path / "cg",
+        {
+            "memory/memory.limit_in_bytes": str(2 * GIB),
+            "memory/memory.usage_in_bytes": str(GIB),
+        },
+    )
+    assert machine.memory(proc, groups) == (2.0, 1.0)
+
+
+def test_unlimited_cgroup_v1_is_no_limit(tmp_path: Path) -> None:
+    proc = write(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": "4:memory:/\n"})
+    groups = write(
+        tmp_path / "cg",
+        {
+            "memory/memory.limit_in_bytes": "9223372036854771712",
+            "memory/memory.usage_in_bytes": str(7 * GIB),
+        },
+    )
+    assert machine.memory(proc, groups) == (8.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "150000 100000"}, 1),
+        ({"cpu.max": "20000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),
+    ],
+)
+def test_cores_are_cut_by_the_cpu_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    proc = write(tmp_path / "proc", {"self/cgroup": "3:cpu:/\n0::/\n"})
+    assert machine.usable_cores(proc, write(tmp_path / "cg", files)) == expected
+
+
+def test_cpu_model_and_flags(tmp_path: Path) -> None:
+    text = "processor : 0\nmodel name : Fast 9000\nflags : avx2 avx512_bf16\n\nprocessor : 1\n"
+    proc = write(tmp_path, {"cpuinfo": text})
+    assert machine.cpu_model(proc) == ("Fast 9000", frozenset({"avx2", "avx512_bf16"}))
+
+
+def test_check_memory_says_what_was_got(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "memory", lambda: (8.0, 3.25))
+    machine.check_memory(3.0, "this run")
+    with pytest.raises(
+        MachineError, match=r"this run needs about 12 GiB .* got 3\.2 GiB \(of 8\.0"
+    ):
+        machine.check_memory(12.0, "this run")
+
+
+def test_git_state_of_a_checkout(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@t"]
+        command = ["git", "-C", str(tmp_path), *identity, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert machine.git_state(tmp_path) is None
+    git("init", "-q")
+    assert machine.git_state(tmp_path) is None  # no commit yet
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-q", "-m", "x")
+    commit = git("rev-parse", "HEAD")
+    assert machine.git_state(tmp_path) == machine.GitState(commit, dirty=False)
+    (tmp_path / "a").write_text("2")
+    assert machine.git_state(tmp_path) == machine.GitState(commit, dirty=True)
+    (tmp_path / "inside").mkdir()
+    assert machine.git_state(tmp_path / "inside") is None  # another project's repository
+
+
+def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771, 570.1'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.gpus() == (machine.Gpu("NVIDIA H200", 143771 / 1024, "570.1"),)
+    assert machine.gpu_problem() is None
+    program.write_text("#!/bin/sh\necho 'driver mismatch' >&2\nexit 9\n")
+    assert machine.gpus() == ()
+    assert "check the driver" in (machine.gpu_problem() or "")
+    program.unlink()
+    assert machine.gpu_problem() is None
+
+
+def test_missing_compiler_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    problems = preflight.toolchain_problems()
+    assert [line for line in problems if line.startswith("no C++ compiler")] == problems
+    assert len(problems) == 1
+
+
+def test_old_python_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 2))
+    assert any("needs Python 3.11 to 3.13" in line for line in preflight.toolchain_problems())
+
+
+def test_full_disk_and_small_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "disk_free_gb", lambda _: 0.5)
+    monkeypatch.setattr(machine, "memory", lambda: (8.0, 3.0))
+    problem = preflight.disk_problem(tmp_path) or ""
+    assert "6 GiB of free disk, got 0.5 GiB" in problem
+    lines = preflight.demo_problems(tmp_path / "runs", tmp_path / "cache")
+    assert any("free memory, got 3.0 GiB (of 8.0)" in line for line in lines)
+    assert any(line.startswith("runs need 2 GiB of disk, got 0.5") for line in lines)
+
+
+def test_environment_names_versions_and_is_plain() -> None:
+    facts = machine.environment()
+    assert facts["packages"]["pydantic"]
+    assert "vllm-cpu-that-does-not-exist" not in facts["packages"]
+    assert facts["cores"] >= 1
+    assert facts["memory_total_gb"] >= facts["memory_available_gb"] > 0
+
+
+HOLD = (
+    "import time; block = bytearray(b'x') * (300 << 20); print('ready', flush=True); time.sleep(60)"
+)
+
+
+def test_peak_memory_counts_grandchildren_and_keeps_the_peak() -> None:
+    # A shell holds a Python: the memory is two levels below us.
+    command = ["sh", "-c", f'{sys.executable} -c "{HOLD}"; true']
+    with memory.PeakMemory(interval_s=0.02, max_share=1.0) as sampler:
+        before = sampler.sample().gb
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            during = sampler.sample()
+            for pid in _descendants(child.pid):
+                os.kill(pid, 9)
+        after = sampler.sample().gb
+    assert during.measure == "pss"
+    assert 0.28 < during.gb - before < 0.40
+    assert after < before + 0.1
+    assert sampler.peak().gb >= during.gb
+    assert sampler.peak().num_samples > 3
+
+
+def test_peak_memory_keeps_orphans() -> None:
+    # The middle process ends: the one that holds memory is no descendant of ours any more.
+    code = (
+        "import subprocess, sys, time;"
+        f"child = subprocess.Popen([sys.executable, '-c', {HOLD!r}], stdout=subprocess.PIPE);"
+        "child.stdout.readline(); print(child.pid, flush=True); sys.stdin.readline()"
+    )
+    sampler = memory.PeakMemory()
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe) as middle:
+        assert middle.stdout is not None
+        orphan = int(middle.stdout.readline())
+        try:
+            held = sampler.sample().gb
+            middle.communicate(b"\n")
+            assert sampler.sample().gb > held - 0.1
+            assert memory.PeakMemory().sample().gb < held - 0.2  # one that never saw it
+        finally:
+            os.kill(orphan, 9)
+
+
+def test_peak_memory_takes_in_a_named_session() -> None:
+    marker = f"session_{os.getpid()}_{time.monotonic_ns()}"
+    # Started by a shell that exits: no descendant of ours.
+    command = f'{sys.executable} -c "{HOLD.replace("ready", "ok")}" {marker} & echo $!'
+    with subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, text=True) as shell:
+        assert shell.stdout is not None
+        pid = int(shell.stdout.readline())
+        shell.stdout.readline()
+        try:
+            without = memory.PeakMemory().sample().gb
+            assert memory.PeakMemory(session=marker).sample().gb > without + 0.28
+        finally:
+            os.kill(pid, 9)
+
+
+def _descendants(pid: int) -> list[int]:
+    import psutil
+
+    process = psutil.Process(pid)
+    return [child.pid for child in process.children(recursive=True)]

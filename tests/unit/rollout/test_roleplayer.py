@@ -1,0 +1,170 @@
+"""Grounding:
+
+only the facts that answer the question are told, each once, and nothing is invented.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from stargate.config.run import FactsGrounding, PersonaGrounding, RoleplayerConfig
+from stargate.errors import DataError, RecordDropped
+from stargate.rollout.questions import questions_in
+from stargate.rollout.roleplayer import (
+    build_roleplayer,
+    invented_words,
+    kept_share,
+    require_facts,
+)
+from stargate.text.prompts import load_prompts
+from stargate.text.views import Views
+from stargate.types import Answer, Pair, StopReason
+from tests.fakes.scripted import ScriptedGenerate, byte_chat, make_pair, make_turn
+
+
+class KeywordMatch:
+    """A fact answers a question when they share a word."""
+
+    async def __call__(
+        self, question: str, facts: Sequence[str], told: Sequence[int]
+    ) -> tuple[int, ...]:
+        words = {
+            w.strip("?.,").lower() for w in question.split() if len(w) > 4 or w.startswith("tea")
+        }
+        return tuple(
+            i for i, f in enumerate(facts) if i not in told and words & set(f.lower()[:-1].split())
+        )
+
+    async def states(self, text: str, fact: str) -> bool:
+        return fact.split()[-1] in text
+
+
+PAIR = make_pair(facts=("I love green tea.", "I own a brown dog.", "I hate tea with milk."))
+
+
+def answer(
+    question: str,
+    said: str = "I own a brown dog.",
+    turns: Sequence[object] = (),
+    end: bool = True,
+    **grounding: object,
+) -> tuple[Answer, ScriptedGenerate]:
+    generate = ScriptedGenerate(lambda request: said, end=end)
+    config = RoleplayerConfig(grounding=FactsGrounding(**grounding))  # type: ignore[arg-type]
+    views = Views(load_prompts("small"))
+    roleplay = build_roleplayer(config, generate, byte_chat(), views, KeywordMatch())
+    coroutine = roleplay(PAIR, list(turns), question, session="d", seed=5)  # type: ignore[arg-type]
+    return asyncio.run(coroutine), generate
+
+
+def test_the_answering_fact_is_voiced_and_recorded() -> None:
+    got, generate = answer("Do you have a brown animal?")
+    assert got.elicited == (1,)
+    assert (got.text, got.stop) == ("I own a brown dog.", StopReason.STOP)
+    [request] = generate.requests
+    assert request.sampling.seed == 5
+    prompt = "".join(chr(i) for i in request.prompt_ids)
+    assert "I own a brown dog." in prompt
+    assert "green tea" not in prompt  # facts that were not asked for stay hidden
+    assert "About p." not in prompt  # and so does the profile
+
+
+def test_no_fitting_fact_means_no_preference_and_no_model_call() -> None:
+    got, generate = answer("Which colour?")
+    assert got == Answer("I have no preference about that.", (), StopReason.FIXED)
+    assert generate.requests == []
+
+
+def test_each_fact_is_told_once() -> None:
+    turn = make_turn(elicited=(0,))
+    got, _ = answer("Some tea perhaps?", said="I hate tea with milk.", turns=[turn])
+    assert got.elicited == (2,)
+
+
+def test_a_statement_elicits_nothing() -> None:
+    got, _ = answer("You should get a brown dog.")
+    assert got.elicited == ()
+
+
+def test_several_questions_elicit_up_to_the_limit() -> None:
+    got, _ = answer("A brown one? And tea?", said="x", max_facts_per_turn=2)
+    assert got.elicited == (1, 0)
+    assert got.text == "I own a brown dog. I love green tea."
+    got, _ = answer("A brown one? And tea?", said="x", max_facts_per_turn=1)
+    assert got.elicited == (1,)
+
+
+@pytest.mark.parametrize(
+    ("said", "end"),
+    [
+        ("I own a cat.", True),  # does not state the fact
+        ("I own a brown dog and a yacht.", True),  # invents
+        ("I own a brown dog.", False),  # was cut off
+        ("", True),
+    ],
+)
+def test_words_that_do_not_hold_are_replaced_by_the_fact(said: str, end: bool) -> None:
+    got, _ = answer("A brown one?", said=said, end=end)
+    assert got == Answer("I own a brown dog.", (), StopReason.FIXED, (1,))
+
+
+def test_voice_fact_makes_no_model_call() -> None:
+    got, generate = answer("A brown one?", voice="fact")
+    assert got.text == "I own a brown dog."
+    assert generate.requests == []
+
+
+def test_questions_are_found() -> None:
+    assert questions_in("Nice. What is your budget? Thanks!") == ["What is your budget?"]
+    assert questions_in("Tell me about your family.") == ["Tell me about your family."]
+    assert questions_in("I would buy the red one.") == []
+
+
+def test_invented_words_are_found_by_stem() -> None:
+    assert invented_words("I walked breads", ["Walking bread."]) == set()
+    assert invented_words("I need a car, so I live on 90", ["I live on 90.", "Need?"]) == {"car"}
+
+
+def test_what_is_kept_of_a_fact_is_a_share_of_its_telling_words() -> None:
+    fact = "I get to town by boda-boda or on foot."  # get, town, boda, boda, foot
+    assert kept_share("I can take boda-bodas, so I can take them.", fact) == 0.25
+    assert kept_share("I get to town on foot or by boda-boda.", fact) == 1.0
+
+
+def test_persona_grounding_shows_the_whole_persona_and_elicits_nothing() -> None:
+    generate = ScriptedGenerate(lambda request: " Sure. ")
+    config = RoleplayerConfig(grounding=PersonaGrounding())
+    views = Views(load_prompts("paper"))
+    roleplay = build_roleplayer(config, generate, byte_chat(), views, None)
+    got = asyncio.run(roleplay(PAIR, [make_turn()], "More?", session="d", seed=0))
+    assert (got.text, got.elicited) == ("Sure.", ())
+    assert "About p." in "".join(chr(i) for i in generate.requests[0].prompt_ids)
+
+
+def test_an_empty_answer_drops_the_dialogue() -> None:
+    config = RoleplayerConfig()
+    views = Views(load_prompts("paper"))
+    generate = ScriptedGenerate(lambda request: "  ")
+    roleplay = build_roleplayer(config, generate, byte_chat(), views, None)
+    with pytest.raises(RecordDropped, match="empty_answer"):
+        asyncio.run(roleplay(PAIR, [], "More?", session="d", seed=0))
+
+
+def test_a_persona_without_facts_is_named() -> None:
+    pairs: list[Pair] = [PAIR, make_pair(persona="zoe", facts=())]
+    with pytest.raises(DataError, match="'zoe' has no facts"):
+        require_facts(pairs)
+
+
+def test_a_question_that_was_asked_before_elicits_nothing_more() -> None:
+    """Else repeating one question would be answered with one fact after the other."""
+    told = make_turn("Do you like tea?", "I love green tea.", elicited=(0,))
+    for question in ("Do you like tea?", "So do you like TEA?", "Tell me: do you like tea?"):
+        got, generate = answer(question, turns=[told])
+        assert got == Answer("I told you that already.", (), StopReason.FIXED)
+        assert generate.requests == []
+    got, _ = answer("Do you like tea? Any brown dog?", turns=[told])
+    assert got.elicited == (1,)  # only what is new is answered
+    got, _ = answer("Do you hate tea with milk?", said="I hate tea with milk.", turns=[told])
+    assert got.elicited == (2,)
