@@ -1,6 +1,6 @@
 """One whole iteration, streamed, against the same work with the stages one after the other.
 
-    one crew, warm:  [stages in turn | streamed] x rounds, the order turning each round
+    actors kept warm:  [stages in turn | streamed] x rounds, the order turning each round
                      last round of each: train on its examples, push the weights
     before each:     m_0 is pushed again, so that no run finds the other's prefix cache
 
@@ -25,7 +25,7 @@ from stargate.benchmarks.card import Measurement, Ratio, Say
 
 if TYPE_CHECKING:
     from stargate.benchmarks.iteration_timeline import Timeline
-    from stargate.launch.setup import Prepared, Workshop
+    from stargate.launch.setup import Prepared, RunningSystem
     from stargate.records.store import RunStore
 
 HELP = "one iteration streamed, against the stages one after the other"
@@ -100,9 +100,9 @@ class Played:
 async def _measure(prepared: "Prepared", rounds: int, train: bool, say: Say) -> Measurement:
     from stargate.launch.setup import workshop
     from stargate.monitoring.progress import PlainProgress
-    from stargate.records.counters import Tally
+    from stargate.records.counters import Counters
 
-    setup = Tally()
+    setup = Counters()
     with TemporaryDirectory(prefix="stargate-bench-") as folder:
         logs = Path(folder) / "logs"
         logs.mkdir()
@@ -178,7 +178,7 @@ def _describe(ones: Sequence[Played]) -> dict[str, Any]:
 class _Bench:
     """Plays the pairs, each time into a run directory of its own."""
 
-    def __init__(self, running: "Workshop", folder: Path) -> None:
+    def __init__(self, running: "RunningSystem", folder: Path) -> None:
         self._running = running
         self._folder = folder
         self._number = 0
@@ -221,13 +221,13 @@ class _Bench:
 
         from stargate.actors.rpc.remote import remote
 
-        crew = self._running.crew
+        actor_group = self._running.actor_group
         actors = {
             f"{role}-{number}": actor
             for role, actors in (
-                ("questioner", crew.questioners),
-                ("roleplayer", crew.roleplayers),
-                ("scorer", crew.scorers),
+                ("questioner", actor_group.questioners),
+                ("roleplayer", actor_group.roleplayers),
+                ("scorer", actor_group.scorers),
             )
             for number, actor in enumerate(actors)
         }

@@ -1,6 +1,6 @@
 """When the stages of an iteration ran, and how long several of them ran at once. Pure.
 
-tally.span("score") of every pair -> (stage, from, to) -> seconds of each stage
+counters.span("score") of every pair -> (stage, from, to) -> seconds of each stage
                                                        -> seconds that two stages had in common
 """
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from stargate.records.counters import Tally
+from stargate.records.counters import Counters
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,8 @@ class Span:
 
 
 @dataclass
-class Timeline(Tally):
-    """A tally that also remembers when each span was."""
+class Timeline(Counters):
+    """A counters that also remembers when each span was."""
 
     spans: list[Span] = field(default_factory=list)
 

@@ -111,18 +111,18 @@ async def _stand(workload: "Workload", say: Say) -> AsyncIterator["Stand"]:
     """Ray, the engines of both roles and what matches facts; all are ended whatever happens."""
     import ray
 
-    from stargate.actors.runtime.spawn import CrewPlan, start_crew, start_ray, stop_crew
+    from stargate.actors.runtime.spawn import ActorPlan, start_actors, start_ray, stop_actors
     from stargate.benchmarks.rollout_engine import MeasuredEngine
     from stargate.benchmarks.rollout_passes import Stand
     from stargate.launch.setup import fact_matcher, worker_spec
 
     prepared = workload.prepared
-    crew = matcher = None
+    actor_group = matcher = None
     with tempfile.TemporaryDirectory(prefix="stargate-bench-") as folder:
         try:
             start_ray(prepared.num_gpus)
             matcher = fact_matcher(prepared)
-            plan = CrewPlan(
+            plan = ActorPlan(
                 config=prepared.config,
                 placement=prepared.placement,
                 base_model_dir=prepared.base_model_dir,
@@ -134,11 +134,11 @@ async def _stand(workload: "Workload", say: Say) -> AsyncIterator["Stand"]:
                 worker=worker_spec(prepared),
             )
             say("starting the engines")
-            crew = await start_crew(plan, say)
-            yield Stand(workload, plan, crew, matcher)
+            actor_group = await start_actors(plan, say)
+            yield Stand(workload, plan, actor_group, matcher)
         finally:
-            if crew is not None:
-                await asyncio.shield(stop_crew(crew))
+            if actor_group is not None:
+                await asyncio.shield(stop_actors(actor_group))
             if matcher is not None:
                 matcher.close()
             ray.shutdown()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stargate.actors.engines.engine import Engine
-from stargate.actors.rpc.batched_calls import Delivery, Parcel
+from stargate.actors.rpc.batched_calls import CallBatch, Delivery
 from stargate.errors import EngineError
 from stargate.types import GenerateRequest, Generation
 
@@ -93,10 +93,10 @@ class MeasuredEngine(Engine):
         )
         return generation
 
-    async def exchange(self, parcel: Parcel[GenerateRequest]) -> Delivery[Generation]:
+    async def exchange(self, batch: CallBatch[GenerateRequest]) -> Delivery[Generation]:
         """Counts the remote calls that bring requests and fetch texts."""
         self._num_calls += 1
-        return await super().exchange(parcel)
+        return await super().exchange(batch)
 
     async def reset(self) -> None:
         """Forgets prefix cache, records and figures, so that passes start equal."""

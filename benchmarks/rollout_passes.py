@@ -20,8 +20,8 @@ from typing import Any
 from stargate.actors.engines.spec import EngineStats
 from stargate.actors.rpc.guarded import GuardedPool, GuardedWorkers
 from stargate.actors.rpc.remote import remote
-from stargate.actors.runtime.spawn import Crew, CrewPlan, spawn_engine, stop_crew
-from stargate.actors.runtime.supervisor import Keeper
+from stargate.actors.runtime.spawn import ActorGroup, ActorPlan, spawn_engine, stop_actors
+from stargate.actors.runtime.supervisor import Supervisor
 from stargate.benchmarks.rollout_cpu import cpu_seconds, used
 from stargate.benchmarks.rollout_engine import Served, StepFigures, Work, work_of
 from stargate.benchmarks.rollout_figures import (
@@ -85,13 +85,15 @@ class Replayed(Timed):
 class Stand:
     """Running engines, and the passes over them."""
 
-    def __init__(self, workload: Workload, plan: CrewPlan, crew: Crew, matcher: Any) -> None:
-        assert crew.keeper is not None  # start_crew has set it
+    def __init__(
+        self, workload: Workload, plan: ActorPlan, actor_group: ActorGroup, matcher: Any
+    ) -> None:
+        assert actor_group.supervisor is not None  # start_actors has set it
         self._plan = plan
-        self._crew = crew
-        self._keeper = crew.keeper
+        self._actor_group = actor_group
+        self._supervisor = actor_group.supervisor
         self._max_concurrent = workload.config.rollout.max_concurrent_dialogues
-        self._play = _player(workload, crew, crew.keeper, matcher)
+        self._play = _player(workload, actor_group, actor_group.supervisor, matcher)
 
     async def pipeline(self, plans: Sequence[DialoguePlan]) -> Played:
         """Plays the dialogues as a run does."""
@@ -149,7 +151,7 @@ class Stand:
 
     async def reload(self, recorded: Recorded) -> Replayed:
         """Lock-step in which the engines of a role are restarted before each of their turns."""
-        await self._keeper.close()  # it would take the place of who is ended here
+        await self._supervisor.close()  # it would take the place of who is ended here
         work = Work()
         restarting = 0.0
         started = time.perf_counter()
@@ -170,14 +172,16 @@ class Stand:
 
     async def _restart(self, role: str) -> None:
         engines = self._engines(role)
-        await stop_crew(Crew(questioners=list(engines)))
+        await stop_actors(ActorGroup(questioners=list(engines)))
         placement = self._plan.placement
         cores = placement.questioner_cores if role == QUESTIONER else placement.roleplayer_cores
         engines[:] = [spawn_engine(self._plan, role, i, own) for i, own in enumerate(cores)]
         await asyncio.gather(*(remote(engine.start.remote()) for engine in engines))
 
     def _engines(self, role: str) -> list[Any]:
-        return self._crew.questioners if role == QUESTIONER else self._crew.roleplayers
+        return (
+            self._actor_group.questioners if role == QUESTIONER else self._actor_group.roleplayers
+        )
 
     async def _reset(self) -> None:
         await self._of_each("reset")
@@ -199,14 +203,20 @@ class Stand:
         return cpu_seconds(await self._of_each("process_id"))
 
 
-def _player(workload: Workload, crew: Crew, keeper: Keeper, matcher: Any) -> Play:
+def _player(
+    workload: Workload, actor_group: ActorGroup, supervisor: Supervisor, matcher: Any
+) -> Play:
     """What plays a dialogue, as launch/setup.py builds it: dialogue workers, or this process."""
-    if crew.workers:
-        return GuardedWorkers(crew.workers, keeper)
+    if actor_group.workers:
+        return GuardedWorkers(actor_group.workers, supervisor)
     return partial(
         play,
-        questioner=workload.questioner(GuardedPool("questioner", crew.questioners, keeper)),
-        roleplay=workload.roleplayer(GuardedPool("roleplayer", crew.roleplayers, keeper), matcher),
+        questioner=workload.questioner(
+            GuardedPool("questioner", actor_group.questioners, supervisor)
+        ),
+        roleplay=workload.roleplayer(
+            GuardedPool("roleplayer", actor_group.roleplayers, supervisor), matcher
+        ),
         watch=TurnWatch(workload.config.rollout.turn_timeout_s),
         start=SlowStart(workload.config.num_first_dialogues),
     )

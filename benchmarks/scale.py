@@ -1,7 +1,7 @@
 """The real orchestration on a real Ray cluster, with SIMULATED engines: how far does it scale?
 
 Everything is what `stargate run` uses: the iteration's loop, dialogue workers, engine pools,
-mailboxes, prompts, tokenizer, scoring requests, selection, examples, run directory. Only what would
+callers, prompts, tokenizer, scoring requests, selection, examples, run directory. Only what would
 compute is simulated: engines take as long as a measured curve says (--curve) and answer with texts
 cut from the starter set, scorer and trainer likewise. No model runs. Several simulated engines live
 in one process; each is called for itself, as if it stood on a machine of its own.

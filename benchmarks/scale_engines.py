@@ -19,7 +19,7 @@ from random import Random
 from typing import Any
 from zlib import crc32
 
-from stargate.actors.rpc.batched_calls import Delivery, Desk, Parcel
+from stargate.actors.rpc.batched_calls import BatchedServer, CallBatch, Delivery
 from stargate.actors.rpc.wire import Records
 from stargate.types import (
     GenerateRequest,
@@ -145,13 +145,13 @@ class SimulatedEngine:
         self._admitted = 0
         self._next_step: float | None = None  # loop time; None: idle
         self._cached: OrderedDict[int | str, int] = OrderedDict()
-        self._desk = Desk(self.generate)
+        self._server = BatchedServer(self.generate)
         self.num_requests = self.num_tokens = 0
         self.busy_seconds = 0.0
         self.seat_seconds = 0.0
 
-    async def exchange(self, parcel: Parcel[GenerateRequest]) -> Delivery[Generation]:
-        return await self._desk.exchange(parcel)
+    async def exchange(self, batch: CallBatch[GenerateRequest]) -> Delivery[Generation]:
+        return await self._server.exchange(batch)
 
     def generate(self, request: GenerateRequest) -> "asyncio.Future[Generation]":
         """A text of the source, when the curve says that it has ended."""
@@ -256,9 +256,11 @@ class SimulatedEngines:
     async def start(self) -> int:
         return os.getpid()
 
-    async def exchange(self, number: int, parcel: Parcel[GenerateRequest]) -> Delivery[Generation]:
+    async def exchange(
+        self, number: int, batch: CallBatch[GenerateRequest]
+    ) -> Delivery[Generation]:
         self._num_calls += 1
-        return await self._engines[number].exchange(parcel)
+        return await self._engines[number].exchange(batch)
 
     async def load_weights(self, number: int, weights: str, version: int) -> dict[str, float]:
         return await self._engines[number].load_weights(weights, version)

@@ -37,8 +37,8 @@ from stargate.config.run import DataConfig, RunConfig
 from stargate.data.dataset import load_dataset
 from stargate.errors import DataError
 from stargate.monitoring.progress import PlainProgress
-from stargate.pair_steps import Roles, Workbench, run_iteration
-from stargate.records.counters import Tally
+from stargate.pair_steps import Roles, RunContext, run_iteration
+from stargate.records.counters import Counters
 from stargate.records.store import RunStore, table_files
 from stargate.resources.machine import GIB
 from stargate.resources.models import resolve_model
@@ -207,18 +207,18 @@ def make_pairs(starter: Sequence[Pair], count: int) -> list[Pair]:
 
 async def _play(setting: Setting, materials: _Materials) -> Played:
     pairs = materials.pairs[: -(-setting.num_dialogues // _DIALOGUES_PER_PAIR)]
-    tally = Tally()
+    counters = Counters()
     async with _cluster(setting, materials) as cluster:
         with tempfile.TemporaryDirectory(prefix="stargate-scale-") as folder, _peak_rss() as peak:
             store = _CountingStore(Path(folder))
-            roles, bench = _open(setting, materials, cluster, store, tally)
+            roles, context = _open(setting, materials, cluster, store, counters)
             gc.freeze()  # as launch/setup.py does
             before = await _cpu_seconds(cluster)
             started = time.perf_counter()
-            await run_iteration(0, pairs, roles, bench)
+            await run_iteration(0, pairs, roles, context)
             iteration_seconds = time.perf_counter() - started
             after = await _cpu_seconds(cluster)
-            num_turns = _check(store, pairs, tally)
+            num_turns = _check(store, pairs, counters)
         workers, hosts = await _stats(cluster)
         num_scorer_calls, _ = await remote(cluster.scorer.stats.remote())
     busy = [seconds for host in hosts for seconds in host.busy_seconds]
@@ -226,10 +226,10 @@ async def _play(setting: Setting, materials: _Materials) -> Played:
     num_calls = sum(host.num_calls for host in hosts) + num_scorer_calls
     if isinstance(roles.play, WorkerPool):
         num_calls += roles.play.num_calls
-    seconds = tally.stage_seconds["rollout"]
+    seconds = counters.stage_seconds["rollout"]
     return Played(
         setting=setting,
-        num_dialogues=tally.dialogues[_SCOPE],
+        num_dialogues=counters.dialogues[_SCOPE],
         num_turns=num_turns,
         seconds=seconds,
         iteration_seconds=iteration_seconds,
@@ -247,7 +247,7 @@ async def _play(setting: Setting, materials: _Materials) -> Played:
 async def _cluster(setting: Setting, materials: _Materials) -> AsyncIterator[_Cluster]:
     import ray
 
-    from stargate.actors.runtime.spawn import Crew, actor_class, spawn_worker
+    from stargate.actors.runtime.spawn import ActorGroup, actor_class, spawn_worker
 
     one_thread = {"OMP_NUM_THREADS": "1"}
     cluster = _Cluster()
@@ -265,9 +265,9 @@ async def _cluster(setting: Setting, materials: _Materials) -> AsyncIterator[_Cl
         speed = _SCORER_TOKENS_PER_S * setting.num_engine_pairs
         cluster.scorer = actor_class(SimulatedScorer, 0, one_thread).remote(speed)
         cluster.trainer = actor_class(SimulatedTrainer, 0, one_thread).remote()
-        crew = Crew(questioners=cluster.questioners, roleplayers=cluster.roleplayers)
+        actor_group = ActorGroup(questioners=cluster.questioners, roleplayers=cluster.roleplayers)
         spec = _worker_spec(setting.config, materials)
-        cluster.workers = [spawn_worker(spec, n, crew) for n in range(setting.num_workers)]
+        cluster.workers = [spawn_worker(spec, n, actor_group) for n in range(setting.num_workers)]
         await asyncio.gather(*(remote(actor.start.remote()) for actor in cluster.all()))
         yield cluster
     finally:
@@ -282,8 +282,8 @@ def _worker_spec(config: RunConfig, materials: _Materials) -> WorkerSpec:
 
 
 def _open(
-    setting: Setting, materials: _Materials, cluster: _Cluster, store: RunStore, tally: Tally
-) -> tuple[Roles, Workbench]:
+    setting: Setting, materials: _Materials, cluster: _Cluster, store: RunStore, counters: Counters
+) -> tuple[Roles, RunContext]:
     """The loop's parts, put together as launch/setup.py does for a run."""
     config = setting.config
     voice = EnginePool(cluster.roleplayers)
@@ -299,20 +299,20 @@ def _open(
         voice=voice,
         play=WorkerPool(cluster.workers) if cluster.workers else None,
     )
-    bench = Workbench(
+    context = RunContext(
         config=config,
         views=materials.views,
         chat=materials.chat,
         scoring=GoldScoring(materials.views, materials.chat, _MAX_MODEL_LEN),
         store=store,
-        tally=tally,
+        counters=counters,
         progress=progress,
         overlap=True,
     )
-    return roles, bench
+    return roles, context
 
 
-def _check(store: RunStore, pairs: Sequence[Pair], tally: Tally) -> int:
+def _check(store: RunStore, pairs: Sequence[Pair], counters: Counters) -> int:
     """Every record must be there, exactly once. Returns the number of turns."""
     import pyarrow.parquet as pq
 
@@ -325,8 +325,8 @@ def _check(store: RunStore, pairs: Sequence[Pair], tally: Tally) -> int:
         "selections": store.num_rows(_SCOPE, "selections") / len(pairs),
         "examples": store.num_rows(_SCOPE, "examples") / len(pairs),
     }
-    if tally.dropped or set(counts.values()) != {1.0}:
-        raise DataError(f"records are missing: {counts}, dropped: {dict(tally.dropped)}")
+    if counters.dropped or set(counts.values()) != {1.0}:
+        raise DataError(f"records are missing: {counts}, dropped: {dict(counters.dropped)}")
     return sum(columns["num_turns"].to_pylist())
 
 

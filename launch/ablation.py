@@ -1,4 +1,4 @@
-"""An ablation from start to end: one crew for all conditions, then one comparison.
+"""An ablation from start to end: one set of actors for all conditions, then one comparison.
 
     config -> plan (checked) -> ABLATION directory -> actors
        -> for each condition: share what m_0 made -> its run, in ABLATION/CONDITION
@@ -36,10 +36,10 @@ from stargate.evaluation.ablation import (
 from stargate.evaluation.measures import EVALUATION_FILE
 from stargate.launch.eval_session import EvaluationRequest, run_evaluation
 from stargate.launch.session import Session, fill_run_dir, timed_name
-from stargate.launch.setup import Prepared, Workshop, prepare, workshop
+from stargate.launch.setup import Prepared, RunningSystem, prepare, workshop
 from stargate.monitoring.progress import Progress, make_progress
 from stargate.monitoring.tracking import open_trackers
-from stargate.records.counters import Tally
+from stargate.records.counters import Counters
 from stargate.records.files import read_json
 from stargate.records.lock import hold
 from stargate.records.store import RunStore
@@ -176,15 +176,15 @@ class Ablation:
         self.errors: dict[str, StargateError] = {}
 
     async def train(self) -> None:
-        """Runs every training condition that has not finished yet, with one crew."""
+        """Runs every training condition that has not finished yet, with one set of actors."""
         names = [name for name in self._plan.configs if self._status(name)[0] != "finished"]
         if not names:
             return
         log_dir = self._root.resolve() / "logs"
-        async with workshop(self._prepared, log_dir, Tally(), self._progress) as running:
+        async with workshop(self._prepared, log_dir, Counters(), self._progress) as running:
             await self.train_in(running, names)
 
-    async def train_in(self, running: Workshop, names: Sequence[str]) -> None:
+    async def train_in(self, running: RunningSystem, names: Sequence[str]) -> None:
         """Runs the named conditions, one after the other."""
         for number, name in enumerate(names, start=1):
             self._progress.say(f"\n== {name} ({number} of {len(names)})")
@@ -195,7 +195,7 @@ class Ablation:
                 self._progress.say(f"{name} failed, the others go on: {error}")
             self.write()
 
-    async def _run(self, name: str, running: Workshop) -> None:
+    async def _run(self, name: str, running: RunningSystem) -> None:
         config = self._plan.configs[name]
         folder = self._root / name
         sources = self._sources(folder)

@@ -18,9 +18,9 @@ from stargate.launch.evaluating import Evaluator, checkpoint_dirs
 from stargate.launch.setup import Prepared, prepare, workshop
 from stargate.launch.shared import landing
 from stargate.monitoring.progress import Progress, make_progress
-from stargate.records.counters import Tally
+from stargate.records.counters import Counters
 from stargate.records.lock import hold
-from stargate.records.repair import survey
+from stargate.records.repair import discovery
 from stargate.records.store import EVALUATION_DROPS, RunStore
 
 # What may change within one evaluation: how much of it is made, and how it is made and judged.
@@ -90,7 +90,7 @@ def run_evaluation(request: EvaluationRequest) -> int:
 
 def _require_whole(root: Path, run_dir: Path) -> None:
     """Raises DataError for a damaged file: what is made from it would be wrong."""
-    for damage in survey(root):
+    for damage in discovery(root):
         mend = f"stargate resume {run_dir} makes it again" if root == run_dir else "delete it"
         raise DataError(f"{damage.file}: {damage.problem}: {mend}")
 
@@ -102,11 +102,11 @@ async def _evaluate(
     checkpoints: dict[int, Path],
     progress: Progress,
 ) -> None:
-    tally = Tally()
+    counters = Counters()
     log_dir = store.root.resolve() / "logs"
     try:
-        async with workshop(prepared, log_dir, tally, progress, training=False) as running:
-            roles, bench = running.open(prepared.config, store, tally)
+        async with workshop(prepared, log_dir, counters, progress, training=False) as running:
+            roles, bench = running.open(prepared.config, store, counters)
             for version, folder in checkpoints.items():
                 if version:
                     await roles.push(str(folder), version)
@@ -114,10 +114,10 @@ async def _evaluate(
             await evaluator.judge(list(checkpoints), roles, bench)
     finally:
         # Every call tries again what is missing, so the last call's drops are all that there are.
-        drops = {"dropped": dict(tally.dropped), "examples": dict(tally.dropped_examples)}
+        drops = {"dropped": dict(counters.dropped), "examples": dict(counters.dropped_examples)}
         store.write_json(EVALUATION_DROPS, drops)
-        for reason, count in tally.dropped.items():
-            progress.say(f"dropped: {reason}: {count}, e.g. {tally.dropped_examples[reason][0]}")
+        for reason, count in counters.dropped.items():
+            progress.say(f"dropped: {reason}: {count}, e.g. {counters.dropped_examples[reason][0]}")
 
 
 def load_run_config(run_dir: Path) -> RunConfig:

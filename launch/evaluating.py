@@ -17,7 +17,7 @@ from stargate.evaluation.playing import scope_of
 from stargate.evaluation.responding import respond_to_all
 from stargate.launch.judge import judge_checkpoints, judge_name
 from stargate.launch.setup import Prepared
-from stargate.pair_steps import Roles, Workbench
+from stargate.pair_steps import Roles, RunContext
 from stargate.records.store import RunStore, dialogue_from_row
 from stargate.types import Dialogue
 
@@ -32,10 +32,10 @@ class Evaluator:
         self._trained = trained
         self._fixed: Sequence[ControlScore] = ()
 
-    async def checkpoint(self, version: int, roles: Roles, bench: Workbench) -> Evaluation:
+    async def checkpoint(self, version: int, roles: Roles, context: RunContext) -> Evaluation:
         """Evaluates m_`version`, whose weights the Questioner's engines hold."""
         pairs = self._prepared.test_pairs
-        evaluation = await evaluate(version, pairs, roles, bench, self._fixed)
+        evaluation = await evaluate(version, pairs, roles, context, self._fixed)
         self._fixed = evaluation.fixed
         return evaluation
 
@@ -44,7 +44,7 @@ class Evaluator:
         controls = map(control_from_row, store.read(scope_of(version), "controls"))
         self._fixed = [entry for entry in controls if entry.control in FIXED]
 
-    async def judge(self, versions: Sequence[int], roles: Roles, bench: Workbench) -> None:
+    async def judge(self, versions: Sequence[int], roles: Roles, context: RunContext) -> None:
         """Has m_0 respond to the dialogues of all `versions`, and the judge compare.
 
         The engines hold m_0 afterwards.
@@ -54,12 +54,12 @@ class Evaluator:
         await roles.push(str(self._prepared.base_model_dir), 0)
         pairs = self._prepared.test_pairs.scored
         for version in versions:
-            with bench.tally.stage("judge.respond"):
-                played = played_dialogues(bench.store, scope_of(version))
-                await respond_to_all(version, 0, pairs, played, roles.generate, bench)
-                bench.store.compact(scope_of(version))
-        with bench.tally.stage("judge"):
-            await judge_checkpoints(versions, self._prepared, roles, bench)
+            with context.counters.stage("judge.respond"):
+                played = played_dialogues(context.store, scope_of(version))
+                await respond_to_all(version, 0, pairs, played, roles.generate, context)
+                context.store.compact(scope_of(version))
+        with context.counters.stage("judge"):
+            await judge_checkpoints(versions, self._prepared, roles, context)
 
     def write(self, store: RunStore) -> dict[str, Any]:
         """Makes eval.json from the tables that there are, and returns it."""

@@ -13,11 +13,11 @@ from stargate.evaluation.judging import Judge, JudgeEngine, judge_all, open_judg
 from stargate.evaluation.playing import scope_of
 from stargate.evaluation.responses import Response, response_from_row
 from stargate.launch.setup import Prepared
-from stargate.pair_steps import Roles, Workbench
+from stargate.pair_steps import Roles, RunContext
 
 
 async def judge_checkpoints(
-    versions: Sequence[int], prepared: Prepared, roles: Roles, bench: Workbench
+    versions: Sequence[int], prepared: Prepared, roles: Roles, bench: RunContext
 ) -> None:
     """Judges the responses of all `versions`, and tries the judge. Goes on where it was stopped."""
     config = bench.config.evaluation.judge
@@ -43,11 +43,11 @@ async def judge_checkpoints(
                     responses[0],
                     judge.prompts.praise,
                     prepared.chat.count,
-                    bench.tally.drop,
+                    bench.counters.drop,
                 )
             else:
                 bouts = win_rate_bouts(
-                    version, chosen, responses[version], responses[0], bench.tally.drop
+                    version, chosen, responses[version], responses[0], bench.counters.drop
                 )
             await _judge(scope_of(version), bouts, judge, bench)
 
@@ -62,7 +62,7 @@ def judge_name(config: RunConfig) -> str | None:
     return config.roleplayer.model
 
 
-async def _judge(scope: str, bouts: Sequence[Bout], judge: Judge, bench: Workbench) -> None:
+async def _judge(scope: str, bouts: Sequence[Bout], judge: Judge, bench: RunContext) -> None:
     with bench.progress.stage(f"{scope} judge", 2 * len(bouts), "verdicts") as stage:
         stage.begin()
         done = await judge_all(
@@ -77,5 +77,5 @@ async def _judge(scope: str, bouts: Sequence[Bout], judge: Judge, bench: Workben
         bench.progress.say(f"{scope}: {count} of {done.num_asked} verdicts unparsable: {problem}")
 
 
-def _responses(version: int, bench: Workbench) -> list[Response]:
+def _responses(version: int, bench: RunContext) -> list[Response]:
     return [response_from_row(row) for row in bench.store.read(scope_of(version), "responses")]

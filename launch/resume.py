@@ -53,8 +53,8 @@ def resume(root: Path, *, take_over: bool = False) -> int:
     from stargate.launch.shared import landing
     from stargate.monitoring.progress import make_progress
     from stargate.records.lock import hold
-    from stargate.records.repair import survey
-    from stargate.records.resume import read_history, read_sittings
+    from stargate.records.repair import discovery
+    from stargate.records.resume import read_history, read_totals
     from stargate.records.store import RunStore
     from stargate.resources.machine import environment
 
@@ -62,13 +62,13 @@ def resume(root: Path, *, take_over: bool = False) -> int:
     _check_is_run(root)
     progress, store = make_progress(), RunStore(root)
     with hold(root):
-        damaged = survey(root)
+        damaged = discovery(root)
         if not damaged and is_finished(store):
             progress.say(f"{root}: has finished; there is nothing to do")
             with landing(config, root, progress, take_over=take_over):
                 return 0  # on shared storage something may be missing yet
         put_in_order(store, damaged, progress)
-        history, sittings = read_history(store), read_sittings(store)
+        history, sittings = read_history(store), read_totals(store)
         num_iterations = config.schedule.num_iterations
         progress.say(
             f"run directory: {root}\nsitting {sittings.count + 1}; finished: "

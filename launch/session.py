@@ -27,7 +27,7 @@ from stargate.launch.scaling import following
 from stargate.launch.setup import (
     REMOTE_CODE,
     Prepared,
-    Workshop,
+    RunningSystem,
     prepare,
     workshop,
 )
@@ -35,12 +35,12 @@ from stargate.launch.shared import check_records, landing
 from stargate.monitoring.progress import Progress, make_progress, safe_text
 from stargate.monitoring.scalars import RunScalars
 from stargate.monitoring.tracking import Trackers, open_trackers
-from stargate.pair_steps import IterationResult, Roles, Workbench, make_examples, run_iteration
+from stargate.pair_steps import IterationResult, Roles, RunContext, make_examples, run_iteration
 from stargate.protocols import Train
-from stargate.records.counters import Tally
+from stargate.records.counters import Counters
 from stargate.records.lock import hold
 from stargate.records.repair import set_aside_files
-from stargate.records.resume import History, Sittings, count_rollouts, train_file
+from stargate.records.resume import RunHistory, RunTotals, count_rollouts, train_file
 from stargate.records.store import RunStore
 from stargate.records.summary import print_summary, summarise_run
 from stargate.records.training_checkpoints import remove_training, training_folder
@@ -64,8 +64,8 @@ def sit(
     prepared: Prepared,
     store: RunStore,
     progress: Progress,
-    history: History | None = None,
-    before: Sittings | None = None,
+    history: RunHistory | None = None,
+    before: RunTotals | None = None,
     *,
     take_over: bool = False,
 ) -> int:
@@ -123,20 +123,20 @@ class Session:
         store: RunStore,
         progress: Progress,
         trackers: Trackers,
-        history: History | None = None,
-        before: Sittings | None = None,
+        history: RunHistory | None = None,
+        before: RunTotals | None = None,
     ) -> None:
         """`history` and `before` are what earlier sittings did and took, if there were any."""
         self._prepared = prepared
         self._config = prepared.config
         self._store = store
         self._progress = progress
-        self._past = history or History()
-        before = before or Sittings()
+        self._past = history or RunHistory()
+        before = before or RunTotals()
         self._before = replace(before, count=before.count + 1)
-        self._tally = before.new_tally()
+        self._counters = before.new_counters()
         self._trackers = trackers
-        self._scalars = RunScalars(self._tally, self._past.num_steps)
+        self._scalars = RunScalars(self._counters, self._past.num_steps)
         self._evaluator = Evaluator(prepared, prepared.config, prepared.config)
         self._evaluations: dict[str, dict[str, Any]] = {}
         self._iterations: list[IterationResult] = []
@@ -149,30 +149,30 @@ class Session:
         """Starts the actors and runs everything."""
         log_dir = self._store.root.resolve() / "logs"
         with self._recorded():
-            async with workshop(self._prepared, log_dir, self._tally, self._progress) as running:
+            async with workshop(self._prepared, log_dir, self._counters, self._progress) as running:
                 parts = self._open(running)
                 async with following(self._store.root, running.scaler, self._progress.say):
                     await self._play(*parts)
 
-    async def play_in(self, running: Workshop) -> None:
+    async def play_in(self, running: RunningSystem) -> None:
         """Runs everything with actors that run already, and go on running.
 
         They may hold what another run trained, so m_0 is pushed first.
         """
         with self._recorded():
-            roles, bench = self._open(running)
+            roles, context = self._open(running)
             await roles.push(str(self._prepared.base_model_dir), 0)
-            await self._play(roles, bench)
+            await self._play(roles, context)
 
-    def _open(self, running: Workshop) -> tuple[Roles, Workbench]:
+    def _open(self, running: RunningSystem) -> tuple[Roles, RunContext]:
         """The parts of the loop; training results are kept as soon as they are there."""
         last = self._past.num_iterations
         if last and self._config.trainer.start_from == "previous":
             # The trainer starts from the folder that it is told to be the base.
             prepared = replace(running.prepared, base_model_dir=self._model_dir(last))
             running = replace(running, prepared=prepared)
-        roles, bench = running.open(self._config, self._store, self._tally)
-        return replace(roles, train=self._keeping(roles.train)), bench
+        roles, context = running.open(self._config, self._store, self._counters)
+        return replace(roles, train=self._keeping(roles.train)), context
 
     def _keeping(self, train: Train) -> Train:
         async def keep(examples: Sequence[TrainingExample], version: int) -> TrainResult:
@@ -216,7 +216,7 @@ class Session:
         """summary.json: of all sittings together."""
         total = self._so_far()
         summary = summarise_run(
-            tally=total.as_tally(),
+            counters=total.as_counters(),
             evaluations=self._evaluations,
             iterations=self._iterations,
             status=status,
@@ -242,40 +242,40 @@ class Session:
         total.write(self._store)
         return summary
 
-    def _so_far(self) -> Sittings:
+    def _so_far(self) -> RunTotals:
         seconds = time.perf_counter() - self._started
-        return self._before.plus(self._tally, seconds, self._memory.peak(), self._trackers.lost)
+        return self._before.plus(self._counters, seconds, self._memory.peak(), self._trackers.lost)
 
     def _settle(self) -> None:
         """After an iteration or evaluation: what was taken so far survives a kill."""
         self._settled = self._so_far()
         self._settled.write(self._store)
 
-    async def _play(self, roles: Roles, bench: Workbench) -> None:
-        await self._evaluate(0, roles, bench)
+    async def _play(self, roles: Roles, context: RunContext) -> None:
+        await self._evaluate(0, roles, context)
         num_iterations = self._config.schedule.num_iterations
         for iteration in range(num_iterations):
             if iteration < self._past.num_iterations:
                 self._remove_checkpoints(iteration + 1)  # killed just before it could do so
-                await self._recall(iteration, roles, bench)
+                await self._recall(iteration, roles, context)
             else:
                 await self._load(iteration, roles)
                 pairs = self._prepared.train_pairs(iteration)
-                result = await run_iteration(iteration, pairs, roles, bench)
+                result = await run_iteration(iteration, pairs, roles, context)
                 self._loaded = iteration + 1
                 self._note(iteration, result)
-            await self._evaluate(iteration + 1, roles, bench)
+            await self._evaluate(iteration + 1, roles, context)
         if self._config.evaluation.enabled:
-            await self._evaluator.judge(range(num_iterations + 1), roles, bench)
+            await self._evaluator.judge(range(num_iterations + 1), roles, context)
             self._evaluator.write(self._store)
 
-    async def _recall(self, iteration: int, roles: Roles, bench: Workbench) -> None:
+    async def _recall(self, iteration: int, roles: Roles, context: RunContext) -> None:
         """An iteration that an earlier sitting has finished; lost records of it are made again."""
         scope = f"t{iteration}"
         if self._store.damaged(scope):
             await self._load(iteration, roles)
-            await make_examples(scope, self._prepared.train_pairs(iteration), roles, bench)
-            bench.store.compact(scope)
+            await make_examples(scope, self._prepared.train_pairs(iteration), roles, context)
+            context.store.compact(scope)
         if iteration in self._past.results:
             result = self._past.results[iteration]
             if result is not None:
@@ -292,7 +292,7 @@ class Session:
         """Puts m_`version` into the Questioner's engines; None if they hold it already."""
         if self._loaded == version:
             return None
-        with self._tally.stage("push"):
+        with self._counters.stage("push"):
             pushed = await roles.push(str(self._model_dir(version)), version)
         self._loaded = version
         return pushed
@@ -304,11 +304,11 @@ class Session:
 
     def _note(self, iteration: int, result: IterationResult) -> None:
         self._iterations.append(result)
-        self._store.append_metrics(iteration_event(iteration, result, self._tally))
+        self._store.append_metrics(iteration_event(iteration, result, self._counters))
         self._trackers.log_all(self._scalars.iteration(iteration, result.trained, result.pushed))
         self._settle()
 
-    async def _evaluate(self, version: int, roles: Roles, bench: Workbench) -> None:
+    async def _evaluate(self, version: int, roles: Roles, context: RunContext) -> None:
         if not self._config.evaluation.enabled:
             return
         name, scope = f"m{version}", scope_of(version)
@@ -318,7 +318,7 @@ class Session:
             self._evaluator.recall(version, self._store)
             return
         await self._load(version, roles)
-        evaluation = await self._evaluator.checkpoint(version, roles, bench)
+        evaluation = await self._evaluator.checkpoint(version, roles, context)
         self._evaluations[name] = measures = evaluation.measures
         if known is None:
             self._store.append_metrics({"event": "evaluation", "version": version, **measures})
@@ -358,7 +358,7 @@ def _logged(file: Path) -> Iterator[None]:
         log.close()
 
 
-def iteration_event(iteration: int, result: IterationResult, tally: Tally) -> dict[str, Any]:
+def iteration_event(iteration: int, result: IterationResult, counters: Counters) -> dict[str, Any]:
     """One line of metrics.jsonl."""
     trained, pushed = result.trained, result.pushed
     return {
@@ -377,5 +377,5 @@ def iteration_event(iteration: int, result: IterationResult, tally: Tally) -> di
         "num_engines": pushed.num_engines,
         "push_seconds": pushed.seconds,
         "push_phases": pushed.phases,
-        "dropped": dict(tally.dropped),
+        "dropped": dict(counters.dropped),
     }

@@ -1,7 +1,7 @@
 """Everything that a command needs before it can play: checks first, then actors, and their end.
 
 RunConfig -> Prepared (models, data, prompts; nothing is started yet)
-          -> workshop: Ray and all actors -> Roles and Workbench of the loop, per run directory
+          -> workshop: Ray and all actors -> Roles and RunContext of the loop, per run directory
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from stargate.errors import ConfigError
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.monitoring.progress import Progress
 from stargate.monitoring.tracking import check_installed
-from stargate.pair_steps import Roles, Workbench
+from stargate.pair_steps import Roles, RunContext
 from stargate.protocols import Generate
-from stargate.records.counters import Tally
+from stargate.records.counters import Counters
 from stargate.records.store import RunStore
-from stargate.resources.colocation import check_shifts, shift_needs
-from stargate.resources.gpu_phases import Shift, Turns
+from stargate.resources.colocation import check_shifts, phase_needs
+from stargate.resources.gpu_phases import GpuPhase, GpuPhases
 from stargate.resources.machine import describe_machine, usable_cores
 from stargate.resources.models import context_length, resolve_embedder, resolve_model
 from stargate.resources.placement import Placement, place
@@ -59,8 +59,8 @@ class Prepared:
     roleplayer_chat: ChatFormat
     placement: Placement
     num_gpus: int
-    # actors/runtime/discovery.py: Survey of the cluster that the run attaches to; None: own Ray.
-    survey: Any = None
+    # actors/runtime/discovery.py: Discovery of the cluster that the run attaches to; None: own Ray.
+    discovery: Any = None
 
     def train_pairs(self, iteration: int) -> list[Pair]:
         """The pairs of iteration t: the splits take turns (A for even t, B for odd t)."""
@@ -88,9 +88,9 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
     for record in dataset.dropped:
         say(f"dropped: {record.reason}: {record.where}")
     machine = describe_machine()
-    survey = _survey(config, say, training)
-    if survey is not None:
-        placement = survey.seating.placement
+    discovery = _discovery(config, say, training)
+    if discovery is not None:
+        placement = discovery.seating.placement
     else:
         cores = sorted(os.sched_getaffinity(0))[: machine.cores]
         gpu_gib = machine.gpus[0].memory_gb if machine.gpus else None
@@ -116,9 +116,9 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
         placement=placement,
         # Of several GPUs Ray would give out the others, too, where all actors must share one.
         num_gpus=1 if placement.gpu_share else len(machine.gpus),
-        survey=survey,
+        discovery=discovery,
     )
-    if placement.gpu_share and machine.gpus and survey is None:
+    if placement.gpu_share and machine.gpus and discovery is None:
         _check_shared_gpu(prepared, machine.gpus[0].memory_gb, training)
     if grounded:
         require_facts(prepared.test_pairs.all)
@@ -136,52 +136,54 @@ def _check_shared_gpu(prepared: Prepared, gpu_gib: float, training: bool) -> Non
     from stargate.actors.engines.weight_files import num_parameters, read_headers
 
     parameters = num_parameters(read_headers(str(prepared.base_model_dir)))
-    check_shifts(shift_needs(prepared.config, gpu_gib, parameters, training=training), gpu_gib)
+    check_shifts(phase_needs(prepared.config, gpu_gib, parameters, training=training), gpu_gib)
 
 
-def _survey(config: RunConfig, say: Callable[[str], None], training: bool) -> Any:
+def _discovery(config: RunConfig, say: Callable[[str], None], training: bool) -> Any:
     """Finds room on the cluster that the config or a submitted job names; None if neither does."""
     address = cluster_address(config, os.environ)
     if address is None:
         return None
-    from stargate.actors.runtime.discovery import survey_cluster
+    from stargate.actors.runtime.discovery import discover_cluster
 
-    return survey_cluster(config, address, say, training=training)
+    return discover_cluster(config, address, say, training=training)
 
 
-def take_turns(roles: Roles, turns: Turns) -> Roles:
-    """The same parts, each of which waits for its shift on the GPU that all share.
+def take_turns(roles: Roles, turns: GpuPhases) -> Roles:
+    """The same parts, each of which waits for its phase on the GPU that all share.
 
-    `voice`, and with it `roleplay`, does so already. A dialogue worker plays within one shift.
+    `voice`, and with it `roleplay`, does so already. A dialogue worker plays within one phase.
     """
 
     async def push(model_dir: str, version: int) -> PushResult:
-        async with turns.on(Shift.PUSH):
+        async with turns.on(GpuPhase.PUSH):
             pushed = await roles.push(model_dir, version)
             turns.woken("questioner")
         return pushed
 
     return replace(
         roles,
-        generate=turns.during(Shift.PLAY, roles.generate),
-        score=turns.during(Shift.SCORE, roles.score),
-        train=turns.during(Shift.TRAIN, roles.train),
+        generate=turns.during(GpuPhase.PLAY, roles.generate),
+        score=turns.during(GpuPhase.SCORE, roles.score),
+        train=turns.during(GpuPhase.TRAIN, roles.train),
         push=push,
-        play=None if roles.play is None else turns.during(Shift.PLAY, roles.play),
+        play=None if roles.play is None else turns.during(GpuPhase.PLAY, roles.play),
     )
 
 
 @dataclass(frozen=True)
-class Workshop:
+class RunningSystem:
     """Running actors. `open` hands them out for one run directory at a time."""
 
     prepared: Prepared
-    crew: Any
+    actor_group: Any
     matcher: Any
     progress: Progress
     scaler: Any = None  # actors/runtime/scaler.py: Scaler
 
-    def open(self, config: RunConfig, store: RunStore, tally: Tally) -> tuple[Roles, Workbench]:
+    def open(
+        self, config: RunConfig, store: RunStore, counters: Counters
+    ) -> tuple[Roles, RunContext]:
         """The parts of the loop for one run directory.
 
         `config` may differ from the one that the actors were started with in what the loop itself
@@ -198,13 +200,13 @@ class Workshop:
 
         gc.freeze()  # what is loaded stays: a collection need not look at it again and again
         prepared = self.prepared
-        keeper = self.crew.keeper
-        keeper.begin(tally)
-        voice: Generate = GuardedPool("roleplayer", self.crew.roleplayers, keeper)
-        if self.crew.turns is not None:  # here, because what answers is built with it
-            voice = self.crew.turns.during(Shift.PLAY, voice)
+        supervisor = self.actor_group.supervisor
+        supervisor.begin(counters)
+        voice: Generate = GuardedPool("roleplayer", self.actor_group.roleplayers, supervisor)
+        if self.actor_group.turns is not None:  # here, because what answers is built with it
+            voice = self.actor_group.turns.during(GpuPhase.PLAY, voice)
         roles = Roles(
-            generate=GuardedPool("questioner", self.crew.questioners, keeper),
+            generate=GuardedPool("questioner", self.actor_group.questioners, supervisor),
             roleplay=build_roleplayer(
                 config.roleplayer,
                 voice,
@@ -213,23 +215,27 @@ class Workshop:
                 self.matcher,
             ),
             score=GatheredScore(
-                ScorerPool(self.crew.scorers, keeper, ScoreDeadline.of(config.scorer))
+                ScorerPool(self.actor_group.scorers, supervisor, ScoreDeadline.of(config.scorer))
             ),
             train=TrainerGroup(
-                self.crew.trainers,
+                self.actor_group.trainers,
                 base_model_dir=prepared.base_model_dir,
                 models_dir=store.root.resolve() / "models",
                 run_dir=store.root.resolve(),
                 continue_training=config.trainer.start_from == "previous",
                 progress=self.progress,
-                keeper=keeper,
-                carrier=self.crew.carrier,
+                supervisor=supervisor,
+                file_access=self.actor_group.file_access,
             ),
-            push=WeightPusher(self.crew.questioners, keeper, self.crew.carrier),
+            push=WeightPusher(
+                self.actor_group.questioners, supervisor, self.actor_group.file_access
+            ),
             voice=voice,
-            play=GuardedWorkers(self.crew.workers, keeper) if self.crew.workers else None,
+            play=GuardedWorkers(self.actor_group.workers, supervisor)
+            if self.actor_group.workers
+            else None,
         )
-        bench = Workbench(
+        context = RunContext(
             config=config,
             views=prepared.views,
             chat=prepared.chat,
@@ -237,41 +243,41 @@ class Workshop:
                 prepared.views, prepared.chat, context_length(prepared.base_model_dir)
             ),
             store=store,
-            tally=tally,
+            counters=counters,
             progress=self.progress,
             overlap=prepared.placement.overlap,
         )
-        if self.crew.turns is not None:
-            roles = take_turns(roles, self.crew.turns)
-        return roles, bench
+        if self.actor_group.turns is not None:
+            roles = take_turns(roles, self.actor_group.turns)
+        return roles, context
 
 
 @asynccontextmanager
 async def workshop(
-    prepared: Prepared, log_dir: Path, tally: Tally, progress: Progress, training: bool = True
-) -> AsyncIterator[Workshop]:
+    prepared: Prepared, log_dir: Path, counters: Counters, progress: Progress, training: bool = True
+) -> AsyncIterator[RunningSystem]:
     """Starts Ray and all actors, and ends them whatever happens. Without `training`: no trainer."""
     import ray
 
     from stargate.actors.runtime.cluster import Cluster
     from stargate.actors.runtime.discovery import attach
     from stargate.actors.runtime.scaler import Scaler
-    from stargate.actors.runtime.spawn import CrewPlan, start_crew, start_ray, stop_crew
+    from stargate.actors.runtime.spawn import ActorPlan, start_actors, start_ray, stop_actors
 
     matcher = None
-    crew = None
+    actor_group = None
     cluster = None
     try:
-        with tally.stage("setup"), progress.stage("setup", 1, "crew") as stage:
+        with counters.stage("setup"), progress.stage("setup", 1, "group of actors") as stage:
             stage.begin()
-            if prepared.survey is None:
+            if prepared.discovery is None:
                 start_ray(prepared.num_gpus)
             else:
-                attach(prepared.survey.address)
+                attach(prepared.discovery.address)
             _cancel_on_sigterm()  # after Ray, which sets a handler of its own
-            if prepared.survey is not None:
+            if prepared.discovery is not None:
                 cluster = Cluster(
-                    prepared.survey,
+                    prepared.discovery,
                     prepared.config.cluster,
                     prepared.base_model_dir,
                     log_dir,
@@ -279,7 +285,7 @@ async def workshop(
                 )
                 await cluster.open()
             matcher = fact_matcher(prepared)
-            plan = CrewPlan(
+            plan = ActorPlan(
                 config=prepared.config,
                 placement=prepared.placement,
                 base_model_dir=prepared.base_model_dir,
@@ -289,15 +295,15 @@ async def workshop(
                 worker=worker_spec(prepared),
                 cluster=cluster,
             )
-            crew = await start_crew(plan, progress.say)
+            actor_group = await start_actors(plan, progress.say)
             cores = sorted(os.sched_getaffinity(0))[: usable_cores()]
-            scaler = Scaler(plan, crew, cores, prepared.num_gpus, progress.say)
+            scaler = Scaler(plan, actor_group, cores, prepared.num_gpus, progress.say)
             stage.advance()
-        yield Workshop(prepared, crew, matcher, progress, scaler)
+        yield RunningSystem(prepared, actor_group, matcher, progress, scaler)
     finally:
         # Shielded: a second Ctrl-C must not leave engines behind that the first one meant to end.
-        if crew is not None:
-            await asyncio.shield(stop_crew(crew))
+        if actor_group is not None:
+            await asyncio.shield(stop_actors(actor_group))
         if cluster is not None:
             await asyncio.shield(cluster.close())
         if matcher is not None:

@@ -105,7 +105,7 @@ def landing(
     from stargate.remote.identity import new_identity, read_identity
     from stargate.remote.lease import Lease, LeaseHeld
     from stargate.remote.storage import StorageError, open_storage
-    from stargate.remote.sync import INTERRUPTED_SECONDS, Landing
+    from stargate.remote.sync import INTERRUPTED_SECONDS, RemoteSync
     from stargate.remote.uri import parse_uri
 
     identity = read_identity(root)
@@ -123,7 +123,7 @@ def landing(
         yield
         return
     note_working(root)
-    work = Landing(
+    work = RemoteSync(
         storage,
         root,
         identity,

@@ -22,11 +22,11 @@ from stargate.config.run import RunConfig, SamplingConfig
 from stargate.errors import DataError, RecordDropped
 from stargate.monitoring.progress import Progress, Stage
 from stargate.protocols import Generate, Play, PushWeights, Roleplay, Score, Train
-from stargate.records.counters import Tally
+from stargate.records.counters import Counters
 from stargate.records.finished import Finished, read_finished
 from stargate.records.store import RunStore, dialogue_row, example_from_row, record_row
 from stargate.rollout.deadline import TurnWatch, session_of
-from stargate.rollout.degeneration import BabbleWatch
+from stargate.rollout.degeneration import DegenerationWatch
 from stargate.rollout.dialogue import Questioner, plan_dialogues, play, require_room, sampling_of
 from stargate.rollout.slow_start import SlowStart
 from stargate.seeds import derive_seed
@@ -61,7 +61,7 @@ class Roles:
 
 
 @dataclass(frozen=True)
-class Workbench:
+class RunContext:
     """What every stage shares:
 
     config, prompts, the model's chat format, records, counters, screen.
@@ -72,7 +72,7 @@ class Workbench:
     chat: ChatFormat
     scoring: GoldScoring
     store: RunStore
-    tally: Tally
+    counters: Counters
     progress: Progress
     overlap: bool
 
@@ -104,9 +104,9 @@ class Workbench:
         """When dialogues begin that this process plays."""
         return SlowStart(self.config.num_first_dialogues)
 
-    def babble_watch(self, scope: str) -> BabbleWatch:
+    def degeneration_watch(self, scope: str) -> DegenerationWatch:
         """Notices when what a scope plays is empty or endless."""
-        return BabbleWatch(scope, self.store, self.config.rollout.degeneration)
+        return DegenerationWatch(scope, self.store, self.config.rollout.degeneration)
 
 
 @dataclass(frozen=True)
@@ -118,29 +118,29 @@ class IterationResult:
 
 
 async def run_iteration(
-    number: int, pairs: Sequence[Pair], roles: Roles, bench: Workbench
+    number: int, pairs: Sequence[Pair], roles: Roles, context: RunContext
 ) -> IterationResult:
     """Iteration t = `number`:
 
     makes m_{t+1} from the pairs' dialogues with m_t. Raises DataError without examples.
     """
     scope = f"t{number}"
-    await make_examples(scope, pairs, roles, bench)
-    bench.store.compact(scope)
-    examples = [example_from_row(row) for row in bench.store.read(scope, "examples")]
-    if bench.config.trainer.examples == "all":
-        examples += _earlier_examples(number, bench.store)
+    await make_examples(scope, pairs, roles, context)
+    context.store.compact(scope)
+    examples = [example_from_row(row) for row in context.store.read(scope, "examples")]
+    if context.config.trainer.examples == "all":
+        examples += _earlier_examples(number, context.store)
     if not examples:
         raise DataError(
             f"iteration {number}: no training example is left of {len(pairs)} pairs; "
-            f"dropped: {dict(bench.tally.dropped)}"
+            f"dropped: {dict(context.counters.dropped)}"
         )
     # Finishing order depends on timing; training order must not.
     examples.sort(key=lambda example: example.pair_id)
     version = number + 1
-    with bench.tally.stage("train"):
+    with context.counters.stage("train"):
         trained = await roles.train(examples, version)
-    with bench.tally.stage("push"):
+    with context.counters.stage("push"):
         pushed = await roles.push(trained.model_dir, version)
     return IterationResult(trained, pushed)
 
@@ -151,38 +151,42 @@ def _earlier_examples(number: int, store: RunStore) -> list[TrainingExample]:
     return [example_from_row(row) for scope in scopes for row in store.read(scope, "examples")]
 
 
-async def make_examples(scope: str, pairs: Sequence[Pair], roles: Roles, bench: Workbench) -> None:
+async def make_examples(
+    scope: str, pairs: Sequence[Pair], roles: Roles, context: RunContext
+) -> None:
     """Plays, scores, selects and responds for every pair; the records are in the store when this
     returns. What the store has of this scope already is not made again.
     """
-    config = bench.config
-    done = read_finished(bench.store, scope)
+    config = context.config
+    done = read_finished(context.store, scope)
     of_task: dict[str, list[Pair]] = {}
     for pair in pairs:
         of_task.setdefault(pair.task.id, []).append(pair)
     per_pair = config.rollout.num_dialogues
     num_dialogues = len(pairs) * per_pair
-    babble = bench.babble_watch(scope)
+    degeneration = context.degeneration_watch(scope)
     with (
-        bench.progress.stage("rollout", num_dialogues, "dialogues") as rollout,
-        bench.progress.stage("score", num_dialogues, "dialogues") as score,
-        bench.progress.stage("respond", len(pairs), "pairs") as respond,
+        context.progress.stage("rollout", num_dialogues, "dialogues") as rollout,
+        context.progress.stage("score", num_dialogues, "dialogues") as score,
+        context.progress.stage("respond", len(pairs), "pairs") as respond,
     ):
         stages = _Stages(rollout, score, respond)
         slots = asyncio.Semaphore(config.rollout.max_concurrent_dialogues)
-        if bench.overlap:
+        if context.overlap:
             # Enough pairs under way to keep every slot busy while others score; no more are in
             # memory.
             under_way = 2 * -(-config.rollout.max_concurrent_dialogues // per_pair)
-            steps = _PairSteps(scope, of_task, done, roles, bench, stages, slots, babble)
+            steps = _PairSteps(scope, of_task, done, roles, context, stages, slots, degeneration)
             await _stream(pairs, under_way, steps)
-            babble.finish()
+            degeneration.finish()
             return
         for wave in _batched(pairs, config.schedule.wave_pairs):
             barrier = asyncio.Barrier(len(wave))
-            steps = _PairSteps(scope, of_task, done, roles, bench, stages, slots, babble, barrier)
+            steps = _PairSteps(
+                scope, of_task, done, roles, context, stages, slots, degeneration, barrier
+            )
             await _stream(wave, len(wave), steps)
-    babble.finish()
+    degeneration.finish()
 
 
 @dataclass(frozen=True)
@@ -200,22 +204,22 @@ class _PairSteps:
     of_task: Mapping[str, Sequence[Pair]]  # by task id, for the golds of other personas
     done: Finished
     roles: Roles
-    bench: Workbench
+    context: RunContext
     stages: _Stages
     slots: asyncio.Semaphore
-    babble: BabbleWatch
+    degeneration: DegenerationWatch
     barrier: asyncio.Barrier | None = None
 
     async def run(self, plans: Sequence[DialoguePlan]) -> None:
-        with self.bench.tally.span("rollout"):
+        with self.context.counters.span("rollout"):
             self.stages.rollout.begin()
             dialogues = await self._play_all(plans)
             await self._stage_ends()
-        with self.bench.tally.span("score"):
+        with self.context.counters.span("score"):
             self.stages.score.begin()
             selection = await self._select(plans[0].pair, dialogues)
             await self._stage_ends()
-        with self.bench.tally.span("respond"):
+        with self.context.counters.span("respond"):
             self.stages.respond.begin()
             if selection is not None:
                 chosen = next(d for d in dialogues if d.id == selection.dialogue_id)
@@ -228,29 +232,31 @@ class _PairSteps:
             await self.barrier.wait()
 
     async def _play_all(self, plans: Sequence[DialoguePlan]) -> list[Dialogue]:
-        play = self.bench.player(self.roles)
+        play = self.context.player(self.roles)
         played = await asyncio.gather(*(self._play(plan, play) for plan in plans))
         return [dialogue for dialogue in played if dialogue is not None]
 
     async def _play(self, plan: DialoguePlan, play: Play) -> Dialogue | None:
         if (finished := self.done.dialogues.get(plan.dialogue_id)) is not None:
             self.stages.rollout.advance()
-            self.babble.heard(finished)
+            self.degeneration.heard(finished)
             return finished
         async with self.slots:
             try:
                 dialogue = await play(plan)
             except RecordDropped as problem:
-                self.bench.tally.drop(problem)
-                self.babble.dropped(problem)
-                self.babble.check()
+                self.context.counters.drop(problem)
+                self.degeneration.dropped(problem)
+                self.degeneration.check()
                 self.stages.rollout.advance()
                 return None
-        await self.bench.store.append(self.scope, "dialogues", [dialogue_row(plan.pair, dialogue)])
-        tokens = self.bench.tally.finished_dialogue(self.scope, dialogue)
+        await self.context.store.append(
+            self.scope, "dialogues", [dialogue_row(plan.pair, dialogue)]
+        )
+        tokens = self.context.counters.finished_dialogue(self.scope, dialogue)
         self.stages.rollout.advance(tokens=tokens)
-        self.babble.heard(dialogue)
-        self.babble.check()
+        self.degeneration.heard(dialogue)
+        self.degeneration.check()
         return dialogue
 
     async def _select(self, pair: Pair, dialogues: Sequence[Dialogue]) -> Selection | None:
@@ -258,19 +264,21 @@ class _PairSteps:
         if (finished := self.done.selections.get(pair.id)) is not None:
             self.stages.score.advance(len(dialogues))
             return finished
-        config = self.bench.config
+        config = self.context.config
         seed = derive_seed(config.seed, self.scope)
         others = other_golds(pair, self.of_task[pair.task.id], config.selection, seed)
         if config.selection.type == "contrastive" and not others:
             problem = "no other persona has a gold for this task"
-            self.bench.tally.drop(RecordDropped("pair_without_contrast", pair.id, problem))
+            self.context.counters.drop(RecordDropped("pair_without_contrast", pair.id, problem))
             return None
         scores = await self._score(pair, dialogues, others)
         if not scores:
-            self.bench.tally.drop(RecordDropped("pair_without_dialogue", pair.id, "none is left"))
+            self.context.counters.drop(
+                RecordDropped("pair_without_dialogue", pair.id, "none is left")
+            )
             return None
         selection = select(pair.id, scores, config.selection, seed)
-        await self.bench.store.append(self.scope, "selections", [record_row(selection)])
+        await self.context.store.append(self.scope, "selections", [record_row(selection)])
         self.stages.score.advance(len(dialogues))
         return selection
 
@@ -285,17 +293,17 @@ class _PairSteps:
             if dialogue.id in known:
                 continue
             try:
-                request = self.bench.scoring.after_dialogue(
+                request = self.context.scoring.after_dialogue(
                     dialogue.id, pair, dialogue.turns, others
                 )
             except RecordDropped as problem:
-                self.bench.tally.drop(problem)
+                self.context.counters.drop(problem)
             else:
                 requests.append(request)
                 missing.append(dialogue)
         results = await self.roles.score(requests)
         scores = [to_dialogue_score(d, r) for d, r in zip(missing, results, strict=True)]
-        await self.bench.store.append(self.scope, "scores", [record_row(s) for s in scores])
+        await self.context.store.append(self.scope, "scores", [record_row(s) for s in scores])
         known |= {score.dialogue_id: score for score in scores}
         return [known[dialogue.id] for dialogue in dialogues if dialogue.id in known]
 
@@ -311,34 +319,34 @@ class _PairSteps:
             return
         try:
             response = None
-            if self.bench.config.trainer.target == "own_response":
-                response = await respond(pair, dialogue, self.roles.generate, self.bench)
-                self.bench.tally.generated_tokens[f"{self.scope}.respond"] += len(
+            if self.context.config.trainer.target == "own_response":
+                response = await respond(pair, dialogue, self.roles.generate, self.context)
+                self.context.counters.generated_tokens[f"{self.scope}.respond"] += len(
                     response.token_ids
                 )
             example = build_example(
                 pair,
                 dialogue,
                 response,
-                self.bench.views,
-                self.bench.chat,
-                self.bench.config.trainer,
+                self.context.views,
+                self.context.chat,
+                self.context.config.trainer,
             )
         except RecordDropped as problem:
-            self.bench.tally.drop(problem)
+            self.context.counters.drop(problem)
             return
-        await self.bench.store.append(self.scope, "examples", [record_row(example)])
+        await self.context.store.append(self.scope, "examples", [record_row(example)])
 
 
 async def respond(
-    pair: Pair, dialogue: Dialogue, generate: Generate, bench: Workbench
+    pair: Pair, dialogue: Dialogue, generate: Generate, context: RunContext
 ) -> Generation:
     """The final response of m_t after a dialogue, greedy (PAPER 4), to learn from.
 
     Raises RecordDropped if it is empty: silence must not be learned.
     """
     generation = await write_response(
-        pair, dialogue, generate, bench, bench.config.response.sampling
+        pair, dialogue, generate, context, context.config.response.sampling
     )
     if not generation.text.strip():
         raise RecordDropped("empty_response", dialogue.id, "the responder said nothing")
@@ -346,17 +354,21 @@ async def respond(
 
 
 async def write_response(
-    pair: Pair, dialogue: Dialogue, generate: Generate, bench: Workbench, sampling: SamplingConfig
+    pair: Pair,
+    dialogue: Dialogue,
+    generate: Generate,
+    context: RunContext,
+    sampling: SamplingConfig,
 ) -> Generation:
     """The responder's text after a dialogue, whatever it is.
 
     Raises RecordDropped if the prompt is too long, or the text never ends.
     """
-    prompt_ids = bench.chat.prompt_ids(bench.views.responder(pair, dialogue.turns))
+    prompt_ids = context.chat.prompt_ids(context.views.responder(pair, dialogue.turns))
     require_room(
         prompt_ids,
         sampling.max_new_tokens,
-        bench.config.questioner.engine.max_model_len,
+        context.config.questioner.engine.max_model_len,
         f"{dialogue.id} response",
     )
 
@@ -371,7 +383,7 @@ async def write_response(
             )
         )
 
-    return await bench.turn_watch.run(attempt_at, f"{dialogue.id} response")
+    return await context.turn_watch.run(attempt_at, f"{dialogue.id} response")
 
 
 async def _stream(pairs: Sequence[Pair], under_way: int, steps: _PairSteps) -> None:
@@ -379,7 +391,7 @@ async def _stream(pairs: Sequence[Pair], under_way: int, steps: _PairSteps) -> N
 
     The first error cancels the rest.
     """
-    config = steps.bench.config
+    config = steps.context.config
     places = asyncio.Semaphore(under_way)
 
     async def one(pair: Pair) -> None:

@@ -43,7 +43,7 @@ from stargate.actors.engines.weight_files import (
     read_headers,
     weight_files,
 )
-from stargate.actors.rpc.batched_calls import Delivery, Desk, Parcel
+from stargate.actors.rpc.batched_calls import BatchedServer, CallBatch, Delivery
 from stargate.errors import EngineError, RecordDropped
 from stargate.resources.models import check_model_folder
 from stargate.types import GenerateRequest, Generation, StopReason
@@ -74,7 +74,7 @@ class Engine:
         self._busy_since = 0.0
         self._log: NoiseLog | None = None
         self._processes: set[psutil.Process] = set()
-        self._desk = Desk(self.generate, lambda: self.fatal)
+        self._server = BatchedServer(self.generate, lambda: self.fatal)
 
     async def start(self) -> EngineInfo:
         """Starts vLLM. Raises ModelError for a bad model folder, MachineError, or EngineError."""
@@ -126,9 +126,9 @@ class Engine:
             raise EngineError(self.fatal)
         return self._generation(request, output)
 
-    async def exchange(self, parcel: Parcel[GenerateRequest]) -> Delivery[Generation]:
+    async def exchange(self, batch: CallBatch[GenerateRequest]) -> Delivery[Generation]:
         """Many `generate` of one caller in few remote calls; see batched_calls.py."""
-        return await self._desk.exchange(parcel)
+        return await self._server.exchange(batch)
 
     async def generate_many(
         self, requests: Sequence[GenerateRequest]

@@ -1,16 +1,17 @@
 """Many requests to one actor in few calls; results come back as they end.
 
-    caller: Mailbox                                      actor: Desk
+    caller: BatchedCaller                                      actor: BatchedServer
     request -> waits a moment ---- new requests ------>  every request runs by itself
     its own future  <------------- what has ended -----  a call returns when something has
 
 A Ray call costs about a millisecond of CPU on either side, whatever it carries; a dialogue turn
 with two calls of its own would keep a core busy at 500 turns/s. So one call at a time is open
-between a Mailbox and its Desk. It brings new requests, and returns as soon as something has ended.
-Requests are not coupled: each has its own task at the actor and its own future at the caller.
+between a BatchedCaller and its BatchedServer. It brings new requests, and returns as soon as
+something has ended. Requests are not coupled: each has its own task at the actor and its own
+future at the caller.
 
-A Mailbox with few requests under way sends each at once. With many it paces its calls, so that a
-call carries several requests: the pause is a small share of what a request takes anyway.
+A BatchedCaller with few requests under way sends each at once. With many it paces its calls, so
+that a call carries several requests: the pause is a small share of what a request takes anyway.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ _PACED_FROM = 8
 # The pause between calls, as a share of what a request takes. At 64 requests under way two or three
 # end in it. It costs no throughput: a few more dialogues than an engine has places cover it.
 _PACE_SHARE = 0.04
-# Calls per second of all mailboxes of a pool: where many are busy they pause for longer, so that
+# Calls per second of all callers of a pool: where many are busy they pause for longer, so that
 # calls cost less than all else, but not for a larger share of a request than the second figure.
 _POOL_CALLS_PER_S = 50
 _MAX_PACE_SHARE = 0.1
@@ -45,7 +46,7 @@ _MAX_REQUESTS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel(Generic[_Request]):
+class CallBatch(Generic[_Request]):
     """What one call brings. `number` rises with every call of a client."""
 
     client: str
@@ -54,11 +55,11 @@ class Parcel(Generic[_Request]):
     cancelled: Sequence[int] = ()
 
     def __reduce__(self) -> Any:
-        return _read_parcel, (self.client, self.number, pack(self.requests), tuple(self.cancelled))
+        return _read_batch, (self.client, self.number, pack(self.requests), tuple(self.cancelled))
 
 
-def _read_parcel(client: str, number: int, requests: bytes, cancelled: Sequence[int]) -> Any:
-    return Parcel(client, number, unpack(requests), cancelled)
+def _read_batch(client: str, number: int, requests: bytes, cancelled: Sequence[int]) -> Any:
+    return CallBatch(client, number, unpack(requests), cancelled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def _read_delivery(ended: bytes, fatal: str | None) -> Any:
     return Delivery(unpack(ended), fatal)
 
 
-class Desk(Generic[_Request, _Result]):
+class BatchedServer(Generic[_Request, _Result]):
     """The actor's side: `work` does one request; any number run side by side. A coroutine gets a
     task of its own; a future is only waited for.
 
@@ -96,18 +97,18 @@ class Desk(Generic[_Request, _Result]):
         self._fatal = fatal
         self._clients: dict[str, _Client[_Result]] = {}
 
-    async def exchange(self, parcel: Parcel[_Request]) -> Delivery[_Result]:
+    async def exchange(self, batch: CallBatch[_Request]) -> Delivery[_Result]:
         """Takes new requests; returns when some have ended, or at once when the same client calls
         again (the newer call then brings what has ended).
         """
-        client = self._clients.get(parcel.client) or self._welcome(parcel.client)
-        for key in parcel.cancelled:
+        client = self._clients.get(batch.client) or self._welcome(batch.client)
+        for key in batch.cancelled:
             if (task := client.tasks.get(key)) is not None:
                 task.cancel()
-        for key, request in parcel.requests:
+        for key, request in batch.requests:
             task = client.tasks[key] = asyncio.ensure_future(self._work(request))
             task.add_done_callback(partial(client.end, key))
-        return Delivery(await client.next_ended(parcel.number), self._fatal())
+        return Delivery(await client.next_ended(batch.number), self._fatal())
 
     def _welcome(self, name: str) -> "_Client[_Result]":
         """A new client. What an earlier one of the same owner asked for is for nobody any more."""
@@ -155,7 +156,7 @@ def _as_ours(error: BaseException) -> StargateError:
     return EngineError(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
-class Mailbox(Generic[_Request, _Result]):
+class BatchedCaller(Generic[_Request, _Result]):
     """The caller's side: call it with a request and await the result.
 
     `exchange` is the actor's method of that name, awaited through `remote`. Raises what the request
@@ -164,10 +165,10 @@ class Mailbox(Generic[_Request, _Result]):
 
     def __init__(
         self,
-        exchange: Callable[[Parcel[_Request]], Awaitable[Delivery[_Result]]],
+        exchange: Callable[[CallBatch[_Request]], Awaitable[Delivery[_Result]]],
         owner: str = "",
     ) -> None:
-        """Of an owner with a name the actor serves the newest mailbox only: one whose process has
+        """Of an owner with a name the actor serves the newest caller only: one whose process has
         died leaves requests behind, and nobody else can take them back.
         """
         self._exchange = exchange
@@ -180,7 +181,7 @@ class Mailbox(Generic[_Request, _Result]):
         self._calls: set[asyncio.Task[None]] = set()
         self._mean_seconds = 0.0
         self._lost: ActorDied | None = None
-        # How many mailboxes of this one's pool have requests under way.
+        # How many callers of this one's pool have requests under way.
         self.num_busy: Callable[[], int] = lambda: 1
         self.num_calls = 0
         self.num_requests = 0
@@ -236,16 +237,16 @@ class Mailbox(Generic[_Request, _Result]):
         if not requests and not cancelled and not self._waiting:
             return
         self.num_calls += 1
-        parcel = Parcel(self._client, self.num_calls, requests, cancelled)
-        call = asyncio.get_running_loop().create_task(self._call(parcel))
+        batch = CallBatch(self._client, self.num_calls, requests, cancelled)
+        call = asyncio.get_running_loop().create_task(self._call(batch))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         if self._outgoing:
             self._timer = asyncio.get_running_loop().call_soon(self._send)
 
-    async def _call(self, parcel: Parcel[_Request]) -> None:
+    async def _call(self, batch: CallBatch[_Request]) -> None:
         try:
-            delivery = await self._exchange(parcel)
+            delivery = await self._exchange(batch)
         except Exception as error:  # every waiter must hear it, and none may wait for ever
             self._fail_all(error)
             return
@@ -259,7 +260,7 @@ class Mailbox(Generic[_Request, _Result]):
                 future.set_result(result)
         if delivery.fatal is not None:
             self._fail_all(ActorDied(delivery.fatal))
-        elif parcel.number == self.num_calls and any(not f.done() for f in self._waiting.values()):
+        elif batch.number == self.num_calls and any(not f.done() for f in self._waiting.values()):
             self._send_soon()
 
     def _fail_all(self, error: Exception) -> None:

@@ -5,9 +5,9 @@ ScorerPool     Score        requests go to the scorer with the least work
 TrainerGroup   Train        one call on every rank, progress polled from rank 0
 WeightPusher   PushWeights  the same file into every Questioner engine, then their versions compared
 
-Each takes the crew's own list of its actors and a keeper. When an actor dies, its work is done
-again: by the others, or by the one that the keeper puts in its place. Without a keeper that is an
-EngineError.
+Each takes the actors' own list of its actors and a supervisor. When an actor dies, its work is done
+again: by the others, or by the one that the supervisor puts in its place. Without a supervisor
+that is an EngineError.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ from ray.exceptions import RayTaskError
 from stargate.actors.rpc.remote import ActorDied, remote
 from stargate.actors.rpc.replica_pool import EnginePool
 from stargate.actors.rpc.wire import Records
-from stargate.actors.runtime.file_access import Carrier, SameFiles
-from stargate.actors.runtime.supervisor import Keeper
+from stargate.actors.runtime.file_access import FileAccess, SameFiles
+from stargate.actors.runtime.supervisor import Supervisor
 from stargate.config.run import ScorerConfig
 from stargate.errors import EngineError
 from stargate.monitoring.progress import Progress
@@ -87,12 +87,12 @@ class ScorerPool:
     def __init__(
         self,
         scorers: Sequence[Any],
-        keeper: Keeper | None = None,
+        supervisor: Supervisor | None = None,
         deadline: ScoreDeadline | None = None,
     ) -> None:
         """Without a deadline a scorer may take for ever."""
         self._scorers = scorers
-        self._keeper = keeper
+        self._supervisor = supervisor
         self._deadline = deadline
         self._waiting_tokens = [0] * len(scorers)
         self._renewing: dict[int, asyncio.Task[None]] = {}
@@ -109,10 +109,10 @@ class ScorerPool:
             try:
                 return await self._score(scorer, number, requests)
             except (ActorDied, ScorerHangs) as error:
-                if self._keeper is None:
+                if self._supervisor is None:
                     raise
-                self._renew(number, scorer, error, self._keeper)
-                self._keeper.tally.resent["scorer"] += len(requests)
+                self._renew(number, scorer, error, self._supervisor)
+                self._supervisor.counters.resent["scorer"] += len(requests)
                 last = error
             finally:
                 self._waiting_tokens[number] -= tokens
@@ -145,16 +145,16 @@ class ScorerPool:
                 return min(living, key=self._waiting_tokens.__getitem__)
             await asyncio.wait(self._renewing.values(), return_when=asyncio.FIRST_COMPLETED)
 
-    def _renew(self, number: int, scorer: Any, error: EngineError, keeper: Keeper) -> None:
+    def _renew(self, number: int, scorer: Any, error: EngineError, supervisor: Supervisor) -> None:
         """Has a dead or hanging scorer replaced, once for all calls that it owed."""
         if number in self._renewing or self._scorers[number] is not scorer:
             return
 
         async def renew() -> None:
             if isinstance(error, ScorerHangs):
-                await keeper.replace_hung("scorer", number, scorer, error)
+                await supervisor.replace_hung("scorer", number, scorer, error)
             else:
-                await keeper.replace("scorer", number, error)
+                await supervisor.replace("scorer", number, error)
 
         self._renewing[number] = asyncio.create_task(renew())
         # Nobody may ask again; then its error must not end up as a warning of asyncio's.
@@ -174,14 +174,14 @@ class TrainerGroup:
         models_dir: Path,
         continue_training: bool,
         progress: Progress,
-        keeper: Keeper | None = None,
-        carrier: Carrier | None = None,
+        supervisor: Supervisor | None = None,
+        file_access: FileAccess | None = None,
         run_dir: Path | None = None,
     ) -> None:
         self._ranks = ranks
         self._run_dir = run_dir
-        self._carrier = carrier or SameFiles()
-        self._keeper = keeper
+        self._file_access = file_access or SameFiles()
+        self._supervisor = supervisor
         self._start_dir = base_model_dir
         self._models_dir = models_dir
         self._continue = continue_training
@@ -203,9 +203,9 @@ class TrainerGroup:
                 break
             except (EngineError, RayTaskError) as error:
                 # RayTaskError: the others' collective fails before Ray knows that a rank is gone.
-                if self._keeper is None:
+                if self._supervisor is None:
                     raise
-                if await self._keeper.replace("trainer", 0, error) is ranks[0]:
+                if await self._supervisor.replace("trainer", 0, error) is ranks[0]:
                     raise  # all of them live: it was no death
                 folder = self._run_dir and training_folder(self._run_dir, version)
                 if not (folder and has_checkpoint(folder)):  # with one, the ranks say what they do
@@ -221,10 +221,10 @@ class TrainerGroup:
         async with AsyncExitStack() as stack:
             here = str(self._start_dir)
             starts = [
-                await stack.enter_async_context(self._carrier.bring(here, f"trainer-{number}"))
+                await stack.enter_async_context(self._file_access.bring(here, f"trainer-{number}"))
                 for number in range(len(ranks))
             ]
-            place = await stack.enter_async_context(self._carrier.collect(output, "trainer-0"))
+            place = await stack.enter_async_context(self._file_access.collect(output, "trainer-0"))
             kept = await self._checkpoint_folder(len(ranks), version)
             calls = [
                 rank.train.remote(shared, start, place, version, *kept)
@@ -247,7 +247,7 @@ class TrainerGroup:
         if self._run_dir is None:
             return ()
         for number in range(num_ranks):
-            if not await self._carrier.shares(self._run_dir, f"trainer-{number}"):
+            if not await self._file_access.shares(self._run_dir, f"trainer-{number}"):
                 self._progress.say(
                     f"no checkpoints while m{version} is trained: the node of trainer-{number} "
                     f"does not share {self._run_dir}"
@@ -293,12 +293,12 @@ class WeightPusher:
     def __init__(
         self,
         engines: Sequence[Any],
-        keeper: Keeper | None = None,
-        carrier: Carrier | None = None,
+        supervisor: Supervisor | None = None,
+        file_access: FileAccess | None = None,
     ) -> None:
         self._engines = engines
-        self._keeper = keeper
-        self._carrier = carrier or SameFiles()
+        self._supervisor = supervisor
+        self._file_access = file_access or SameFiles()
 
     async def __call__(self, model_dir: str, version: int) -> PushResult:
         """Loads the weights everywhere; an engine that dies of it is replaced and tried once more.
@@ -313,7 +313,11 @@ class WeightPusher:
             holding[number], took = await self._push_into(number, model_dir, version)
             phases.append(took)
 
-        with self._keeper.weights.pushing(model_dir, version) if self._keeper else nullcontext():
+        with (
+            self._supervisor.weights.pushing(model_dir, version)
+            if self._supervisor
+            else nullcontext()
+        ):
             # One that had taken them may be replaced while others still load theirs.
             while missing := [n for n, e in enumerate(self._engines) if holding.get(n) is not e]:
                 await asyncio.gather(*(push_into(number) for number in missing))
@@ -335,7 +339,7 @@ class WeightPusher:
                 # An engine that sees the saved folder reads that: it was just written, so it is
                 # cached, and a copy into shared memory would take longer than the whole push.
                 started = time.perf_counter()
-                async with self._carrier.bring(model_dir, f"questioner-{number}") as folder:
+                async with self._file_access.bring(model_dir, f"questioner-{number}") as folder:
                     brought = time.perf_counter() - started
                     took: dict[str, float] = await remote(
                         engine.load_weights.remote(folder, version)
@@ -343,11 +347,11 @@ class WeightPusher:
                 took = {"bring": brought, **took}
                 reported = await remote(engine.reported_version.remote())
             except EngineError as error:
-                if self._keeper is None:
+                if self._supervisor is None:
                     raise
-                if await self._keeper.replace("questioner", number, error) is engine:
+                if await self._supervisor.replace("questioner", number, error) is engine:
                     raise  # it lives: it was no death
-                self._keeper.tally.resent["push"] += 1
+                self._supervisor.counters.resent["push"] += 1
                 continue
             if reported != version:
                 raise EngineError(

@@ -17,7 +17,7 @@ async def remote(call: Awaitable[_Result]) -> _Result:
 
     Raises our own errors as they were raised there; a dead actor is ActorDied.
     """
-    # Here: what only handles mailboxes must be importable without Ray.
+    # Here: what only handles callers must be importable without Ray.
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
     try:

@@ -1,7 +1,7 @@
 """Several actors that do the same, as one callable: the engines of a role, as one Generate.
 
     request -> the session's replica (its prefix cache), a new session: the least loaded
-            -> mailbox of that replica -> text
+            -> caller of that replica -> text
     a replica dies -> its requests go to another one, or to the replica that takes its place
     join           -> a place more, for new sessions
     leave          -> a place less: its sessions move to the others, what it has under way it ends
@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from stargate.actors.rpc.batched_calls import Delivery, Mailbox, Parcel
+from stargate.actors.rpc.batched_calls import BatchedCaller, CallBatch, Delivery
 from stargate.actors.rpc.remote import ActorDied, remote
 from stargate.errors import EngineError, StargateError
 from stargate.types import GenerateRequest, Generation
@@ -38,7 +38,7 @@ _MAX_RESENDS = 3
 class _Replica(Generic[_Request, _Result]):
     """One place of the pool and the actor that stands there now. None: dead, not replaced."""
 
-    mailbox: Mailbox[_Request, _Result] | None
+    caller: BatchedCaller[_Request, _Result] | None
     num_in_flight: int = 0
     replacing: asyncio.Task[None] | None = None
     leaving: bool = False  # no place of the pool any more; it ends what it has
@@ -62,10 +62,10 @@ class ReplicaPool(Generic[_Request, _Result]):
         replace: Replace | None = None,
         owner: str = "",
     ) -> None:
-        """`owner` is the name of a caller that may die, and come back under it: see Mailbox."""
+        """`owner` names a caller that may die, and come back under it: see BatchedCaller."""
         self._owner = owner
         self._replicas: list[_Replica[_Request, _Result]] = [
-            _Replica(self._mailbox(actor)) for actor in actors
+            _Replica(self._caller(actor)) for actor in actors
         ]
         self._session = session
         self.home = home
@@ -85,7 +85,7 @@ class ReplicaPool(Generic[_Request, _Result]):
 
     def join(self, actor: Any) -> None:
         """One more replica. It must be ready: requests may come at once."""
-        self._replicas.append(_Replica(self._mailbox(actor)))
+        self._replicas.append(_Replica(self._caller(actor)))
         self._joined.set()
 
     def leave(self) -> Awaitable[None]:
@@ -102,14 +102,14 @@ class ReplicaPool(Generic[_Request, _Result]):
     async def _left(self, replica: _Replica[_Request, _Result]) -> None:
         if replica.num_in_flight:
             await replica.ended.wait()
-        if replica.mailbox is not None:
-            self._num_past_calls += replica.mailbox.num_calls
-            replica.mailbox = None
+        if replica.caller is not None:
+            self._num_past_calls += replica.caller.num_calls
+            replica.caller = None
 
     @property
     def num_calls(self) -> int:
         """Ray calls so far."""
-        living = (replica.mailbox for replica in self._replicas)
+        living = (replica.caller for replica in self._replicas)
         return self._num_past_calls + sum(m.num_calls for m in living if m is not None)
 
     async def __call__(self, request: _Request) -> _Result:
@@ -119,14 +119,14 @@ class ReplicaPool(Generic[_Request, _Result]):
         self.num_requests += 1
         session = self._session(request)
         for _ in range(_MAX_RESENDS + 1):
-            replica, mailbox = await self._choose(session)
+            replica, caller = await self._choose(session)
             replica.num_in_flight += 1
             try:
-                return await mailbox(request)
+                return await caller(request)
             except ActorDied as error:
                 if self._replace is None and not replica.leaving:
                     raise
-                self._bury(replica, mailbox, error)
+                self._bury(replica, caller, error)
                 self.num_resent += 1
                 last = error
             finally:
@@ -139,17 +139,17 @@ class ReplicaPool(Generic[_Request, _Result]):
 
     async def _choose(
         self, session: str
-    ) -> tuple[_Replica[_Request, _Result], Mailbox[_Request, _Result]]:
+    ) -> tuple[_Replica[_Request, _Result], BatchedCaller[_Request, _Result]]:
         """A living replica. Waits for a replacement when there is none; raises EngineError when
         there will be none.
         """
         while True:
             number = self._sessions.get(session)
-            if number is None or self._replicas[number].mailbox is None:
+            if number is None or self._replicas[number].caller is None:
                 number = self._least_loaded()
-            if number is not None and (mailbox := self._replicas[number].mailbox) is not None:
+            if number is not None and (caller := self._replicas[number].caller) is not None:
                 self._remember(session, number)
-                return self._replicas[number], mailbox
+                return self._replicas[number], caller
             if self._not_replaced is not None and not isinstance(self._not_replaced, StargateError):
                 raise self._not_replaced
             coming = {r.replacing for r in self._replicas if r.replacing is not None}
@@ -170,18 +170,18 @@ class ReplicaPool(Generic[_Request, _Result]):
 
     def _least_loaded(self) -> int | None:
         """A living replica, of this caller's own as long as there is one."""
-        living = [n for n, r in enumerate(self._replicas) if r.mailbox is not None]
+        living = [n for n, r in enumerate(self._replicas) if r.caller is not None]
         living = [n for n in living if self.home is None or n in self.home] or living
         return min(living, key=lambda n: self._replicas[n].num_in_flight, default=None)
 
-    def _mailbox(self, actor: Any) -> Mailbox[_Request, _Result]:
-        async def exchange(parcel: Parcel[_Request]) -> Delivery[_Result]:
-            delivery: Delivery[_Result] = await remote(actor.exchange.remote(parcel))
+    def _caller(self, actor: Any) -> BatchedCaller[_Request, _Result]:
+        async def exchange(batch: CallBatch[_Request]) -> Delivery[_Result]:
+            delivery: Delivery[_Result] = await remote(actor.exchange.remote(batch))
             return delivery
 
-        mailbox: Mailbox[_Request, _Result] = Mailbox(exchange, self._owner)
-        mailbox.num_busy = lambda: sum(replica.num_in_flight > 0 for replica in self._replicas)
-        return mailbox
+        caller: BatchedCaller[_Request, _Result] = BatchedCaller(exchange, self._owner)
+        caller.num_busy = lambda: sum(replica.num_in_flight > 0 for replica in self._replicas)
+        return caller
 
     def _remember(self, session: str, number: int) -> None:
         self._sessions[session] = number
@@ -192,16 +192,16 @@ class ReplicaPool(Generic[_Request, _Result]):
     def _bury(
         self,
         replica: _Replica[_Request, _Result],
-        mailbox: Mailbox[_Request, _Result],
+        caller: BatchedCaller[_Request, _Result],
         error: EngineError,
     ) -> None:
         """Takes a dead actor out and asks for another, once for all of its requests; not for one
         that was leaving.
         """
-        if replica.mailbox is not mailbox:
+        if replica.caller is not caller:
             return
-        self._num_past_calls += mailbox.num_calls
-        replica.mailbox = None
+        self._num_past_calls += caller.num_calls
+        replica.caller = None
         if not replica.leaving:
             number = next(n for n, one in enumerate(self._replicas) if one is replica)
             replica.replacing = asyncio.create_task(self._renew(replica, number, error))
@@ -216,7 +216,7 @@ class ReplicaPool(Generic[_Request, _Result]):
             if not replica.leaving or not isinstance(problem, StargateError):
                 self._not_replaced = problem
         else:
-            replica.mailbox = self._mailbox(actor)
+            replica.caller = self._caller(actor)
             self.num_replaced += 1
         finally:
             replica.replacing = None

@@ -1,6 +1,6 @@
-"""Who stands where in a crew, and which weights the Questioner's engines must hold.
+"""Who stands where in a run's actors, and which weights the Questioner's engines must hold.
 
-supervisor.py fills posts again when an actor died, adds some and takes some away.
+supervisor.py fills slots again when an actor died, adds some and takes some away.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# The role of dialogue workers, as their posts are called.
+# The role of dialogue workers, as their slots are called.
 WORKER = "dialogue-worker"
 
 
@@ -56,10 +56,10 @@ Hire = Callable[[], list[Any] | Awaitable[list[Any]]]
 
 
 @dataclass(eq=False)
-class Post:
-    """One actor's place in the crew, or that of all ranks of the trainer.
+class ActorSlot:
+    """One actor's place in the actors, or that of all ranks of the trainer.
 
-    `places` is the crew's list of the role, `numbers` are the post's places in it. `hire` makes
+    `places` is the actors' list of the role, `numbers` are the slot's places in it. `hire` makes
     actors that are not started; `check` asks one whether it lives, and raises EngineError if not.
     """
 
@@ -74,7 +74,7 @@ class Post:
 
     @property
     def name(self) -> str:
-        """As in the names of log files; the trainer's ranks have one post."""
+        """As in the names of log files; the trainer's ranks have one slot."""
         return self.role if len(self.numbers) > 1 else f"{self.role}-{self.numbers[0]}"
 
     @property

@@ -1,6 +1,6 @@
 """A run's side of the cluster that it uses: agents on its nodes, seats, and ways between files.
 
-    Survey -> open: an agent on every node that is used; who sees the run's folder
+    Discovery -> open: an agent on every node that is used; who sees the run's folder
            -> spot(actor): what spawn.py needs to hire an actor there
            -> hire: waits for the actors' processes, aloud, with a deadline; an actor whose node
                     has left gets a seat on another one first
@@ -27,14 +27,14 @@ from stargate.actors.rpc.remote import remote
 from stargate.actors.runtime.discovery import (
     SPEAK_SECONDS,
     WORKER_ENVIRONMENT,
-    Survey,
+    Discovery,
     check_sources,
     known,
     living_nodes,
     on_node,
 )
 from stargate.actors.runtime.file_access import Spot
-from stargate.actors.runtime.file_transfer import Courier
+from stargate.actors.runtime.file_transfer import FileTransfer
 from stargate.actors.runtime.node_agent import NodeAgent, NodeReport, sources_digest
 from stargate.config.run import ClusterConfig
 from stargate.errors import EngineError, MachineError, one_line
@@ -58,7 +58,7 @@ _CLOSE_SECONDS = 20.0
 _ROOM_SECONDS = 60.0
 # Seconds between looks for a node that has room.
 _LOOK_SECONDS = 5.0
-# Calls that an agent handles side by side: chunks from the courier, and a question or two.
+# Calls that an agent handles side by side: chunks from a file transfer, and a question or two.
 _AGENT_THREADS = 8
 _LOOPBACK = "127.0.0.1"
 
@@ -73,35 +73,35 @@ class _Home:
 
 
 class Cluster:
-    """The nodes of one run. A Carrier."""
+    """The nodes of one run. A FileAccess."""
 
     def __init__(
         self,
-        survey: Survey,
+        discovery: Discovery,
         config: ClusterConfig,
         base_model_dir: Path,
         log_dir: Path,
         say: Callable[[str], None],
     ) -> None:
         """`base_model_dir` and `log_dir` are folders of the driver's."""
-        self._survey, self._config = survey, config
+        self._discovery, self._config = discovery, config
         self._base_model_dir = str(base_model_dir)
         self._log_dir = log_dir
         self._say = say
-        self._seats = {seat.actor: seat for seat in survey.seating.seats}
+        self._seats = {seat.actor: seat for seat in discovery.seating.seats}
         self._homes: dict[str, _Home] = {}
         self._agents: dict[str, Any] = {}
-        self._courier = Courier(self._agents, ray.put, self._tell)
+        self._file_transfer = FileTransfer(self._agents, ray.put, self._tell)
         self._shared: dict[tuple[str, Path], bool] = {}
         self._meeting = (_LOOPBACK, 0)
         self._moving = asyncio.Lock()
 
     async def open(self) -> None:
         """Starts the agents. Raises MachineError when a node does not answer in time."""
-        facts = {fact.node.name: fact for fact in self._survey.facts}
+        facts = {fact.node.name: fact for fact in self._discovery.facts}
         await self._await_all(
             {
-                f"node {fact.label}": self._move_in(fact, self._survey.reports[name])
+                f"node {fact.label}": self._move_in(fact, self._discovery.reports[name])
                 for name, fact in facts.items()
             }
         )
@@ -121,7 +121,7 @@ class Cluster:
         if niceness > 0:
             self._tell(f"note: Ray's workers run at nice {niceness} on node {facts.label}")
         if report is None:
-            asked: NodeReport = await remote(agent.report.remote(self._survey.names))
+            asked: NodeReport = await remote(agent.report.remote(self._discovery.names))
             check_sources(asked, facts.label, sources_digest())
             report = asked
         log_dir = self._log_dir
@@ -150,7 +150,7 @@ class Cluster:
     @property
     def driver_options(self) -> Mapping[str, Any]:
         """Of Ray, for actors that share the driver's files and sockets."""
-        return {"scheduling_strategy": on_node(self._survey.driver_node)}
+        return {"scheduling_strategy": on_node(self._discovery.driver_node)}
 
     @property
     def meeting(self) -> tuple[str, int]:
@@ -242,7 +242,7 @@ class Cluster:
 
     def _need(self, actor: str) -> Need:
         role, _, number = actor.rpartition("-")
-        return replace(self._survey.needed[f"{role}-0"], number=int(number))
+        return replace(self._discovery.needed[f"{role}-0"], number=int(number))
 
     async def _find_room(
         self, actors: Sequence[str], limit: float, what: str, *, avoid_full: bool = False
@@ -276,19 +276,19 @@ class Cluster:
 
     @asynccontextmanager
     async def bring(self, folder: str, actor: str) -> AsyncIterator[str]:
-        """See Carrier. m_0 is on every node already."""
+        """See FileAccess. m_0 is on every node already."""
         node = self._seats[actor].node
         if folder == self._base_model_dir:
             yield self._homes[node].report.base_model_dir
         elif await self._sees(node, Path(folder).parent):
             yield folder
         else:
-            async with self._courier.lend(folder, node) as place:
+            async with self._file_transfer.lend(folder, node) as place:
                 yield place
 
     @asynccontextmanager
     async def collect(self, folder: Path, actor: str) -> AsyncIterator[str]:
-        """See Carrier."""
+        """See FileAccess."""
         node = self._seats[actor].node
         if await self._sees(node, folder.parent):
             yield str(folder)
@@ -297,13 +297,13 @@ class Cluster:
         place: str = await remote(agent.scratch.remote(folder.name))
         try:
             yield place
-            await self._courier.fetch(node, place, folder)
+            await self._file_transfer.fetch(node, place, folder)
         finally:
             with contextlib.suppress(EngineError):  # the node is gone, and the folder with it
                 await remote(agent.remove.remote(place))
 
     async def shares(self, folder: Path, actor: str) -> bool:
-        """See Carrier."""
+        """See FileAccess."""
         return await self._sees(self._seats[actor].node, folder)
 
     async def close(self) -> None:
@@ -320,7 +320,7 @@ class Cluster:
 
     async def _sees(self, node: str, folder: Path) -> bool:
         """Whether a node shares a folder of the driver's, asked once: a file there is compared."""
-        if node == self._survey.driver_node:
+        if node == self._discovery.driver_node:
             return True
         if self._config.shared_storage == "never":
             return False

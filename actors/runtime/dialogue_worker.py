@@ -1,7 +1,7 @@
 """Many dialogues in a process of their own, beside the engines.
 
     driver: WorkerPool -- plans -->  DialogueWorker: turn loop, views, prompts, roleplayer, matcher
-                       <- finished       |  mailboxes to the engines that are its home
+                       <- finished       |  callers to the engines that are its home
                           dialogues      v
                                       Questioner and Roleplayer engines
 
@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stargate.actors.rpc.batched_calls import Delivery, Desk, Parcel
+from stargate.actors.rpc.batched_calls import BatchedServer, CallBatch, Delivery
 from stargate.actors.rpc.replica_pool import EnginePool, Replace, ReplicaPool, share_of
 from stargate.config.run import FactsGrounding, RunConfig
 from stargate.errors import EngineError
@@ -79,7 +79,7 @@ class DialogueWorker:
         self._watch = TurnWatch(spec.config.rollout.turn_timeout_s)
         self._matcher: Any = None
         self._player: Play | None = None
-        self._desk = Desk(self._play)
+        self._server = BatchedServer(self._play)
 
     async def start(self) -> int:
         """Loads tokenizers and prompts. Returns this process's id."""
@@ -113,9 +113,9 @@ class DialogueWorker:
         gc.freeze()  # what is loaded stays: a collection need not look at it again and again
         return os.getpid()
 
-    async def exchange(self, parcel: Parcel[DialoguePlan]) -> Delivery[Dialogue]:
+    async def exchange(self, batch: CallBatch[DialoguePlan]) -> Delivery[Dialogue]:
         """Takes plans; returns finished dialogues, or why one was dropped. See batched_calls.py."""
-        return await self._desk.exchange(parcel)
+        return await self._server.exchange(batch)
 
     async def meet(self, role: str, engines: Sequence[Any]) -> None:
         """Takes note of all engines of a role as they stand now: some may have been replaced, have

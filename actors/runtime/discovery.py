@@ -2,7 +2,7 @@
 
     ray.init(address) -> the nodes it has -> seating.bundles_for: room for everybody, or one line
                       -> a task on each node to be used: its cores, models, version of our code
-                      -> Survey: plain values, for actors/runtime/cluster.py
+                      -> Discovery: plain values, for actors/runtime/cluster.py
 
 Synchronous: it runs before the event loop does. Every wait speaks and has a deadline.
 """
@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Survey:
+class Discovery:
     """What was found and decided. Nodes are named by Ray's ids."""
 
     address: str
@@ -93,7 +93,9 @@ def attached_from_here(address: str) -> Iterator[None]:
         raise
 
 
-def survey_cluster(config: RunConfig, address: str, say: Say, *, training: bool = True) -> Survey:
+def discover_cluster(
+    config: RunConfig, address: str, say: Say, *, training: bool = True
+) -> Discovery:
     """Finds a seat for every actor and checks the nodes to be used; this process stays attached.
 
     Raises MachineError.
@@ -115,7 +117,7 @@ def survey_cluster(config: RunConfig, address: str, say: Say, *, training: bool 
         for node, actors in seating.by_node().items():
             say(f"cluster: node {labels[node]}: {', '.join(actors)}")
         driver_node = ray.get_runtime_context().get_node_id()
-    return Survey(address, driver_node, facts, reports, needed, seating, names)
+    return Discovery(address, driver_node, facts, reports, needed, seating, names)
 
 
 def living_nodes(*, free: bool = False) -> list[NodeFacts]:

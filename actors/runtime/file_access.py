@@ -24,7 +24,7 @@ class Spot:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Carrier(Protocol):
+class FileAccess(Protocol):
     """Actors are named as in logs: "questioner-0". Paths hold as long as the block lasts."""
 
     def bring(self, folder: str, actor: str) -> AbstractAsyncContextManager[str]:
@@ -41,7 +41,7 @@ class Carrier(Protocol):
 
 
 class SameFiles:
-    """A Carrier for actors that see the files of the driver."""
+    """A FileAccess for actors that see the files of the driver."""
 
     @asynccontextmanager
     async def bring(self, folder: str, actor: str) -> AsyncIterator[str]:

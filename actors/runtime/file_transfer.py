@@ -38,7 +38,7 @@ class _Loan:
 
 
 @dataclass
-class Courier:
+class FileTransfer:
     """`agents`: the handle of each node's agent. `put` puts an object into Ray's store.
 
     `say` tells what has arrived.

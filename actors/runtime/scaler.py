@@ -5,7 +5,7 @@
       more  -> places are found before anything starts; then they are started beside the others,
                given the current weights, and work
 
-Who joins and leaves is the keeper's (supervisor.py); here it is where they go, and their end.
+Who joins and leaves is the supervisor's (supervisor.py); here it is where they go, and their end.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from stargate.actors.rpc.remote import remote
-from stargate.actors.runtime.actor_slots import Post
-from stargate.actors.runtime.spawn import Crew, CrewPlan, end_actors, engine_post
-from stargate.actors.runtime.supervisor import Keeper
+from stargate.actors.runtime.actor_slots import ActorSlot
+from stargate.actors.runtime.spawn import ActorGroup, ActorPlan, end_actors, engine_slot
+from stargate.actors.runtime.supervisor import Supervisor
 from stargate.config.run import EngineConfig
 from stargate.errors import EngineError, MachineError
 from stargate.resources.colocation import is_colocated
@@ -33,18 +33,18 @@ _Result = TypeVar("_Result")
 
 
 class Scaler:
-    """Adds engines to a crew and takes some away. One `scale` at a time."""
+    """Adds engines to the actors and takes some away. One `scale` at a time."""
 
     def __init__(
         self,
-        plan: CrewPlan,
-        crew: Crew,
+        plan: ActorPlan,
+        actor_group: ActorGroup,
         cores: Sequence[int],
         num_gpus: int,
         say: Callable[[str], None],
     ) -> None:
         """`cores` and `num_gpus` are this machine's; on a cluster its nodes tell theirs."""
-        self._plan, self._crew = plan, crew
+        self._plan, self._actor_group = plan, actor_group
         self._machine_cores, self._num_gpus = cores, num_gpus
         self._say = say
         shares = (plan.placement.questioner_cores, plan.placement.roleplayer_cores)
@@ -57,7 +57,7 @@ class Scaler:
     @property
     def counts(self) -> dict[str, int]:
         """Engines of each role that get work."""
-        return {role: len(self._crew.engines(role)) for role in ROLES}
+        return {role: len(self._actor_group.engines(role)) for role in ROLES}
 
     async def scale(self, targets: Mapping[str, int]) -> str:
         """Returns what there is then. Raises MachineError or EngineError: those that came until
@@ -81,15 +81,15 @@ class Scaler:
 
     async def _take_out(self, role: str) -> None:
         name = f"{role}-{self.counts[role] - 1}"
-        crew = self._crew
-        retiring = self._keeper.retire(role, crew.leaving)
+        actor_group = self._actor_group
+        retiring = self._supervisor.retire(role, actor_group.leaving)
         await self._aloud(retiring, f"{name}: still ends what it has under way")
         done = ""
         with contextlib.suppress(EngineError):  # it died while it was leaving
-            stats = await remote(crew.leaving[0].stats.remote())
+            stats = await remote(actor_group.leaving[0].stats.remote())
             done = f", after {stats.num_requests} requests"
-        await end_actors(crew.leaving)  # only one leaves at a time
-        crew.leaving.clear()
+        await end_actors(actor_group.leaving)  # only one leaves at a time
+        actor_group.leaving.clear()
         self._forget(name)
         self._tell(f"{name} has left{done}")
 
@@ -99,8 +99,8 @@ class Scaler:
             places = await self._find_places(adding, wanted)
             self._cores.update(zip(names, places, strict=True))
             self._tell(f"starting {', '.join(names)}; the others go on")
-            posts = [self._post(*one, cores) for one, cores in zip(adding, places, strict=True)]
-            await self._aloud(self._keeper.add(posts), f"{', '.join(names)}: not all there yet")
+            slots = [self._slot(*one, cores) for one, cores in zip(adding, places, strict=True)]
+            await self._aloud(self._supervisor.add(slots), f"{', '.join(names)}: not all there yet")
         except BaseException:
             there = {f"{role}-{n}" for role, count in self.counts.items() for n in range(count)}
             for name in set(names) - there:
@@ -144,18 +144,18 @@ class Scaler:
         if self._plan.cluster is not None:
             self._plan.cluster.leave_seat(name)
 
-    def _post(self, role: str, number: int, cores: str | None) -> Post:
-        return engine_post(self._plan, self._crew, role, number, cores)
+    def _slot(self, role: str, number: int, cores: str | None) -> ActorSlot:
+        return engine_slot(self._plan, self._actor_group, role, number, cores)
 
     def _engine(self, role: str) -> EngineConfig:
         config = self._plan.config
         return config.questioner.engine if role == "questioner" else config.roleplayer.engine
 
     @property
-    def _keeper(self) -> Keeper:
-        if self._crew.keeper is None:
-            raise EngineError("the crew is not there yet")
-        return self._crew.keeper
+    def _supervisor(self) -> Supervisor:
+        if self._actor_group.supervisor is None:
+            raise EngineError("the actors is not there yet")
+        return self._actor_group.supervisor
 
     def _tell(self, text: str) -> None:
         _log.warning("%s", text)  # the run's log takes nothing below

@@ -1,6 +1,6 @@
 """Starts Ray and the actors, waits for them aloud, and ends them in order.
 
-    Placement + RunConfig -> Crew: Questioner engines, Roleplayer engines, scorers, trainer ranks
+    Placement + RunConfig -> ActorGroup: both roles' engines, scorers, trainer ranks
 
 Ray stays here and in clients.py: actors are plain classes, wrapped by `ray.remote` in this one
 place.
@@ -21,18 +21,18 @@ import ray
 from stargate.actors.engines.engine import Engine
 from stargate.actors.engines.spec import EngineSpec, engine_environment
 from stargate.actors.rpc.remote import ActorDied, remote
-from stargate.actors.runtime.actor_slots import WORKER, HeldWeights, Hire, Post
+from stargate.actors.runtime.actor_slots import WORKER, ActorSlot, HeldWeights, Hire
 from stargate.actors.runtime.cluster import Cluster
 from stargate.actors.runtime.dialogue_worker import DialogueWorker, WorkerSpec
 from stargate.actors.runtime.discovery import WORKER_ENVIRONMENT
-from stargate.actors.runtime.file_access import Carrier, SameFiles, Spot
-from stargate.actors.runtime.gpu_sharing import Dormitory
+from stargate.actors.runtime.file_access import FileAccess, SameFiles, Spot
+from stargate.actors.runtime.gpu_sharing import SleepController
 from stargate.actors.runtime.heap import ONE_HEAP, heap_environment
-from stargate.actors.runtime.supervisor import Keeper
+from stargate.actors.runtime.supervisor import Supervisor
 from stargate.actors.scoring.scorer import Scorer, ScorerSpec
 from stargate.actors.training.rank import TrainerRank, TrainerSpec
 from stargate.config.run import RunConfig
-from stargate.resources.gpu_phases import STARTS, Turns
+from stargate.resources.gpu_phases import STARTS, GpuPhases
 from stargate.resources.machine import free_port
 from stargate.resources.placement import Placement
 from stargate.resources.submission import JOB_VARIABLES
@@ -51,7 +51,7 @@ _LOOPBACK = "127.0.0.1"
 
 
 @dataclass
-class Crew:
+class ActorGroup:
     """All actors of a run."""
 
     questioners: list[Any] = field(default_factory=list)
@@ -60,9 +60,9 @@ class Crew:
     trainers: list[Any] = field(default_factory=list)
     workers: list[Any] = field(default_factory=list)
     leaving: list[Any] = field(default_factory=list)  # engines that end what they have to do
-    carrier: Carrier = field(default_factory=SameFiles)
-    turns: Turns | None = None  # who has the GPU, where all share one
-    keeper: Keeper | None = None  # from the moment on that everybody has started
+    file_access: FileAccess = field(default_factory=SameFiles)
+    turns: GpuPhases | None = None  # who has the GPU, where all share one
+    supervisor: Supervisor | None = None  # from the moment on that everybody has started
 
     def by_role(self) -> dict[str, list[Any]]:
         """The lists themselves, in the order in which actors are started one by one."""
@@ -79,7 +79,7 @@ class Crew:
         return [*self.workers, *engines, *self.scorers, *self.trainers]
 
     def engines(self, role: str) -> list[Any]:
-        """The crew's own list of a role's engines."""
+        """The actors' own list of a role's engines."""
         return self.questioners if role == "questioner" else self.roleplayers
 
 
@@ -104,7 +104,7 @@ def start_ray(num_gpus: int) -> None:
 
 
 @dataclass(frozen=True)
-class CrewPlan:
+class ActorPlan:
     """What to start: the run's config, where each actor goes, which models, where logs go."""
 
     config: RunConfig
@@ -126,104 +126,108 @@ class CrewPlan:
         return Spot(base, other, self.log_dir, cores, threads)
 
 
-async def start_crew(plan: CrewPlan, say: Callable[[str], None]) -> Crew:
+async def start_actors(plan: ActorPlan, say: Callable[[str], None]) -> ActorGroup:
     """Starts every actor, side by side. On failure all are ended before the error is raised."""
-    crew = Crew(carrier=plan.cluster or SameFiles())
-    posts = _posts(plan, crew)
+    actor_group = ActorGroup(file_access=plan.cluster or SameFiles())
+    slots = _slots(plan, actor_group)
     try:
-        await _hire_all([post for post in posts if post.role != WORKER])
-        await _hire_all([post for post in posts if post.role == WORKER])
-        dormitory = Dormitory(crew.by_role(), crew.carrier)
+        await _hire_all([slot for slot in slots if slot.role != WORKER])
+        await _hire_all([slot for slot in slots if slot.role == WORKER])
+        sleep_controller = SleepController(actor_group.by_role(), actor_group.file_access)
         if plan.placement.gpu_share:
-            crew.turns = await dormitory.start(partial(_start, say=say))
+            actor_group.turns = await sleep_controller.start(partial(_start, say=say))
         else:
-            await _start(_named(crew), say=say)
+            await _start(_named(actor_group), say=say)
     except BaseException:
-        await stop_crew(crew)
+        await stop_actors(actor_group)
         raise
-    crew.keeper = Keeper(
-        posts,
+    actor_group.supervisor = Supervisor(
+        slots,
         HeldWeights(str(plan.base_model_dir)),
         plan.config.schedule.max_restarts,
         ray.kill,
         say,
-        partial(_introduce, crew),
-        crew.carrier,
+        partial(_introduce, actor_group),
+        actor_group.file_access,
     )
-    if crew.turns is not None:
-        held = crew.keeper.weights
-        dormitory.weights = lambda: held.current
-        crew.keeper.room = partial(_room, crew.turns)
-    crew.keeper.watch()
-    return crew
+    if actor_group.turns is not None:
+        held = actor_group.supervisor.weights
+        sleep_controller.weights = lambda: held.current
+        actor_group.supervisor.room = partial(_room, actor_group.turns)
+    actor_group.supervisor.watch()
+    return actor_group
 
 
-def _room(turns: Turns, role: str) -> contextlib.AbstractAsyncContextManager[None]:
+def _room(turns: GpuPhases, role: str) -> contextlib.AbstractAsyncContextManager[None]:
     """While one of a role may be started: on a shared GPU not while others use it."""
     return turns.on(*STARTS[role]) if role in STARTS else contextlib.nullcontext()
 
 
-async def _hire_all(posts: Sequence[Post]) -> None:
-    """Fills posts with actors that are not started, side by side. Raises the first error."""
-    hired = await asyncio.gather(*(post.hired() for post in posts), return_exceptions=True)
-    for post, actors in zip(posts, hired, strict=True):
+async def _hire_all(slots: Sequence[ActorSlot]) -> None:
+    """Fills slots with actors that are not started, side by side. Raises the first error."""
+    hired = await asyncio.gather(*(slot.hired() for slot in slots), return_exceptions=True)
+    for slot, actors in zip(slots, hired, strict=True):
         if not isinstance(actors, BaseException):
-            post.places.extend(actors)
+            slot.places.extend(actors)
     for actors in hired:
         if isinstance(actors, BaseException):
             raise actors
 
 
-def _posts(plan: CrewPlan, crew: Crew) -> list[Post]:
-    """Who is wanted: everybody whom the keeper replaces."""
-    posts = []
+def _slots(plan: ActorPlan, actor_group: ActorGroup) -> list[ActorSlot]:
+    """Who is wanted: everybody whom the supervisor replaces."""
+    slots = []
     for role, shares in (
         ("questioner", plan.placement.questioner_cores),
         ("roleplayer", plan.placement.roleplayer_cores),
     ):
-        posts += [engine_post(plan, crew, role, n, cores) for n, cores in enumerate(shares)]
+        slots += [engine_slot(plan, actor_group, role, n, cores) for n, cores in enumerate(shares)]
     for number in range(plan.config.scorer.num_scorers if plan.scoring else 0):
         hire = _on_node(plan, "scorer", [number], partial(_one, _spawn_scorer, plan, number))
-        posts.append(Post("scorer", crew.scorers, (number,), hire, _stats))
+        slots.append(ActorSlot("scorer", actor_group.scorers, (number,), hire, _stats))
     if plan.training:
         ranks = range(plan.config.trainer.num_ranks)
         hire = _on_node(plan, "trainer", ranks, partial(_spawn_trainers, plan, ranks))
-        posts.append(Post("trainer", crew.trainers, ranks, hire, _progress))
+        slots.append(ActorSlot("trainer", actor_group.trainers, ranks, hire, _progress))
     if plan.worker is not None:  # last: they are given the engines
         for number in range(plan.config.rollout.num_workers):
             options = plan.cluster.driver_options if plan.cluster is not None else {}
-            hire = partial(_one, spawn_worker, plan.worker, number, crew, options)
-            posts.append(Post(WORKER, crew.workers, (number,), hire, _stats))
-    return posts
+            hire = partial(_one, spawn_worker, plan.worker, number, actor_group, options)
+            slots.append(ActorSlot(WORKER, actor_group.workers, (number,), hire, _stats))
+    return slots
 
 
-def engine_post(plan: CrewPlan, crew: Crew, role: str, number: int, cores: str | None) -> Post:
+def engine_slot(
+    plan: ActorPlan, actor_group: ActorGroup, role: str, number: int, cores: str | None
+) -> ActorSlot:
     """The place of one engine."""
     spawn = partial(_one, spawn_engine, plan, role, number, cores)
     hire = _on_node(plan, role, [number], spawn)
-    return Post(role, crew.engines(role), (number,), hire, _ping, role == "questioner")
+    return ActorSlot(role, actor_group.engines(role), (number,), hire, _ping, role == "questioner")
 
 
-async def _introduce(crew: Crew, post: Post) -> None:
+async def _introduce(actor_group: ActorGroup, slot: ActorSlot) -> None:
     """Tells dialogue workers which engines there are: they hold handles of their own.
 
     Returns when engines that are no longer among them owe nothing to any worker.
     """
     roles: tuple[str, ...] = ("questioner", "roleplayer")
-    if post.role in roles:
-        roles, workers = (post.role,), list(crew.workers)
-    elif post.role == WORKER:  # while it started, engines may have been replaced
-        workers = post.actors
+    if slot.role in roles:
+        roles, workers = (slot.role,), list(actor_group.workers)
+    elif slot.role == WORKER:  # while it started, engines may have been replaced
+        workers = slot.actors
     else:
         return
     # Every call leaves at once, in the order in which engines came and went.
-    calls = [worker.meet.remote(r, list(crew.engines(r))) for worker in workers for r in roles]
+    calls = [
+        worker.meet.remote(r, list(actor_group.engines(r))) for worker in workers for r in roles
+    ]
     for call in asyncio.as_completed([remote(call) for call in calls]):
         with contextlib.suppress(ActorDied):  # the next one there is told when it has started
             await call
 
 
-def _on_node(plan: CrewPlan, role: str, numbers: Sequence[int], spawn: Callable[[], Any]) -> Hire:
+def _on_node(plan: ActorPlan, role: str, numbers: Sequence[int], spawn: Callable[[], Any]) -> Hire:
     """`spawn`, on a cluster only after the actors' nodes were made ready."""
     if plan.cluster is None:
         return spawn
@@ -249,13 +253,13 @@ def _progress(actor: Any) -> Awaitable[object]:
     return call
 
 
-async def stop_crew(crew: Crew) -> None:
+async def stop_actors(actor_group: ActorGroup) -> None:
     """Ends every actor, and what brings them back."""
-    if crew.keeper is not None:
-        await crew.keeper.close()
-    if crew.turns is not None:
-        await crew.turns.close()
-    await end_actors(crew.all())
+    if actor_group.supervisor is not None:
+        await actor_group.supervisor.close()
+    if actor_group.turns is not None:
+        await actor_group.turns.close()
+    await end_actors(actor_group.all())
 
 
 async def end_actors(actors: Sequence[Any]) -> None:
@@ -274,10 +278,10 @@ async def _shutdown(actor: Any) -> None:
         logging.getLogger(__name__).warning("an actor did not shut down: %s", error)
 
 
-def _named(crew: Crew) -> dict[str, Any]:
+def _named(actor_group: ActorGroup) -> dict[str, Any]:
     return {
         f"{role}-{number}": actor
-        for role, actors in crew.by_role().items()
+        for role, actors in actor_group.by_role().items()
         for number, actor in enumerate(actors)
     }
 
@@ -302,7 +306,7 @@ async def _start(actors: Mapping[str, Any], say: Callable[[str], None]) -> None:
             task.cancel()
 
 
-def spawn_engine(plan: CrewPlan, role: str, number: int, cores: str | None) -> Any:
+def spawn_engine(plan: ActorPlan, role: str, number: int, cores: str | None) -> Any:
     """The actor of one engine, which is not started yet."""
     config = plan.config
     settings = config.questioner.engine if role == "questioner" else config.roleplayer.engine
@@ -325,18 +329,18 @@ def spawn_engine(plan: CrewPlan, role: str, number: int, cores: str | None) -> A
 
 
 def spawn_worker(
-    spec: WorkerSpec, number: int, crew: Crew, options: Mapping[str, Any] | None = None
+    spec: WorkerSpec, number: int, actor_group: ActorGroup, options: Mapping[str, Any] | None = None
 ) -> Any:
-    """The actor of one dialogue worker, which is not started yet. The crew's engines must be
+    """The actor of one dialogue worker, which is not started yet. The actors' engines must be
     there.
     """
     # One thread: workers share the cores among themselves, and with the engines on a small machine.
     one_thread = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     actor = actor_class(DialogueWorker, 0, one_thread, options)
-    return actor.remote(spec, number, crew.questioners, crew.roleplayers)
+    return actor.remote(spec, number, actor_group.questioners, actor_group.roleplayers)
 
 
-def _spawn_scorer(plan: CrewPlan, number: int) -> Any:
+def _spawn_scorer(plan: ActorPlan, number: int) -> Any:
     config, placement = plan.config.scorer, plan.placement
     num_gpus = placement.gpu_share or config.num_gpus
     spot = plan.spot("scorer", number, None, placement.scorer_threads)
@@ -356,13 +360,13 @@ def _device(placement: Placement, num_gpus: float) -> Literal["cpu", "cuda"]:
     return placement.device if num_gpus else "cpu"
 
 
-def _spawn_trainers(plan: CrewPlan, ranks: Sequence[int]) -> list[Any]:
+def _spawn_trainers(plan: ActorPlan, ranks: Sequence[int]) -> list[Any]:
     # Anew each time: the last port may still be taken.
     meeting = (_LOOPBACK, free_port(_LOOPBACK)) if plan.cluster is None else plan.cluster.meeting
     return [_spawn_trainer(plan, rank, *meeting) for rank in ranks]
 
 
-def _spawn_trainer(plan: CrewPlan, rank: int, address: str, port: int) -> Any:
+def _spawn_trainer(plan: ActorPlan, rank: int, address: str, port: int) -> Any:
     config, placement = plan.config.trainer, plan.placement
     num_gpus = placement.gpu_share or config.num_gpus_per_rank
     spot = plan.spot("trainer", rank, None, placement.trainer_threads)

@@ -4,13 +4,13 @@
                                         -> else: ended for good, hired anew from the same spec,
                                            started, given the current weights, put in its place
     watch: finds the dead that nobody calls, so that they are back before they are needed
-    add    -> posts more: started, given the current weights, then known to all who ask
-    retire -> a post less: asked no more, ends what it has, belongs to nobody
+    add    -> slots more: started, given the current weights, then known to all who ask
+    retire -> a slot less: asked no more, ends what it has, belongs to nobody
     too many restarts -> `failure`: the next call of any role raises it, and the run stops
                          (guarded.py: what the run calls)
 
-A post is one actor's place in the crew, or that of all trainer ranks: those live and die together,
-because the others hang in a collective once one is gone. The crew's lists are the only record of
+A slot is one actor's place in a run, or that of all trainer ranks: those live and die together,
+because the others hang in a collective once one is gone. The actors' lists are the only record of
 who stands where; a new actor appears there when it is ready, never before.
 """
 
@@ -25,10 +25,10 @@ from ray.exceptions import RayActorError
 
 from stargate.actors.rpc.remote import remote
 from stargate.actors.rpc.replica_pool import EnginePool, Replace
-from stargate.actors.runtime.actor_slots import HeldWeights, Post
-from stargate.actors.runtime.file_access import Carrier, SameFiles
+from stargate.actors.runtime.actor_slots import ActorSlot, HeldWeights
+from stargate.actors.runtime.file_access import FileAccess, SameFiles
 from stargate.errors import EngineError, MachineError, StargateError, one_line
-from stargate.records.counters import Tally
+from stargate.records.counters import Counters
 
 _log = logging.getLogger(__name__)
 
@@ -41,45 +41,45 @@ _RETRY_SECONDS = 5.0
 _SHOWN_CAUSE = 160
 
 
-class Keeper:
-    """Keeps every post of a crew filled. `dismiss` ends an actor at once, dead ones too."""
+class Supervisor:
+    """Keeps every slot of a run's actors filled. `dismiss` ends an actor at once, dead ones too."""
 
     def __init__(
         self,
-        posts: Sequence[Post],
+        slots: Sequence[ActorSlot],
         weights: HeldWeights,
         max_restarts: int,
         dismiss: Callable[[Any], None],
         say: Callable[[str], None],
-        introduce: Callable[[Post], Awaitable[None]] | None = None,
-        carrier: Carrier | None = None,
+        introduce: Callable[[ActorSlot], Awaitable[None]] | None = None,
+        file_access: FileAccess | None = None,
     ) -> None:
-        """`introduce` tells a post's new actors to those that hold handles of their own.
+        """`introduce` tells a slot's new actors to those that hold handles of their own.
 
-        `carrier` brings weights to where an actor is; None: it sees the driver's files.
+        `file_access` brings weights to where an actor is; None: it sees the driver's files.
         """
         self.weights = weights
-        self.tally = Tally()
+        self.counters = Counters()
         self.failure: StargateError | None = None
-        self._posts = list(posts)
+        self._slots = list(slots)
         self._pools: dict[str, list[EnginePool]] = {}  # those that follow who joins and leaves
         self._max_restarts = max_restarts
         self._dismiss = dismiss
         self._say = say
         self._introduce = introduce
-        self._carrier = carrier or SameFiles()
+        self._file_access = file_access or SameFiles()
         self._limits: set[asyncio.Timeout] = set()  # of what ends once `failure` is set
         self._hung: dict[Any, EngineError] = {}  # actors that live, and don't do their work
         # While an actor of a role may be started: not at any time where all share one GPU.
         self.room: Callable[[str], contextlib.AbstractAsyncContextManager[None]] = _always
         self._watching: asyncio.Task[None] | None = None
 
-    def begin(self, tally: Tally) -> None:
+    def begin(self, counters: Counters) -> None:
         """From here on everything counts for another run, which has pools of its own."""
-        self.tally = tally
+        self.counters = counters
         self._pools.clear()
-        for post in self._posts:
-            post.num_restarts = 0
+        for slot in self._slots:
+            slot.num_restarts = 0
 
     async def replace(self, role: str, number: int, error: Exception) -> Any:
         """The actor that stands at a place, alive: the present one if it answers, else a new one.
@@ -88,22 +88,22 @@ class Keeper:
         else kept a new one from starting; then `failure` is set. Cancelling a caller does not
         disturb the restart.
         """
-        post = self._post(role, number)
-        if post is not None:
-            await self._renewed(post, error)
-        if post is None or post not in self._posts:
+        slot = self._slot(role, number)
+        if slot is not None:
+            await self._renewed(slot, error)
+        if slot is None or slot not in self._slots:
             raise EngineError(f"{role}-{number} has left: {error}")
-        return post.places[number]
+        return slot.places[number]
 
     async def replace_hung(self, role: str, number: int, actor: Any, error: EngineError) -> Any:
         """As `replace`, for an actor that may still answer but no longer does its work."""
-        post = self._post(role, number)
-        if post is not None and actor in post.actors:
+        slot = self._slot(role, number)
+        if slot is not None and actor in slot.actors:
             self._hung[actor] = error
         return await self.replace(role, number, error)
 
-    def _post(self, role: str, number: int) -> Post | None:
-        return next((p for p in self._posts if p.role == role and number in p.numbers), None)
+    def _slot(self, role: str, number: int) -> ActorSlot | None:
+        return next((p for p in self._slots if p.role == role and number in p.numbers), None)
 
     def replacing(self, role: str) -> Replace:
         """`replace` for one role."""
@@ -117,23 +117,23 @@ class Keeper:
         """Tells a pool who joins and leaves, until the next `begin`."""
         self._pools.setdefault(role, []).append(pool)
 
-    async def add(self, posts: Sequence[Post]) -> None:
-        """New posts, started side by side; each is then given work, in the order of numbers.
+    async def add(self, slots: Sequence[ActorSlot]) -> None:
+        """New slots, started side by side; each is then given work, in the order of numbers.
 
         Raises EngineError or MachineError for the first that can't start; those after it are ended.
         """
         self.check()
         began = time.perf_counter()
-        starting = [asyncio.create_task(self._started(post)) for post in posts]
+        starting = [asyncio.create_task(self._started(slot)) for slot in slots]
         num_joined = 0
         try:
-            for post, task in zip(posts, starting, strict=True):
+            for slot, task in zip(slots, starting, strict=True):
                 actors = await task
-                await self._give_weights(post, actors)
-                self._join(post, actors, time.perf_counter() - began)
+                await self._give_weights(slot, actors)
+                self._join(slot, actors, time.perf_counter() - began)
                 num_joined += 1
                 if self._introduce is not None:
-                    await self._introduce(post)
+                    await self._introduce(slot)
         finally:
             for task in starting[num_joined:]:
                 task.cancel()
@@ -143,44 +143,44 @@ class Keeper:
                     for actor in task.result():
                         self._dismiss(actor)
 
-    def _join(self, post: Post, actors: Sequence[Any], seconds: float) -> None:
+    def _join(self, slot: ActorSlot, actors: Sequence[Any], seconds: float) -> None:
         """Nothing is awaited between the last look at the weights and this: a push that goes on
         finds the new ones in their place, and pushes into them too.
         """
-        post.put(actors)
-        self._posts.append(post)
-        for pool in self._pools.get(post.role, ()):
+        slot.put(actors)
+        self._slots.append(slot)
+        for pool in self._pools.get(slot.role, ()):
             for actor in actors:
                 pool.join(actor)
-        self.tally.joined[post.role] += 1
-        version = f", with weights version {self.weights.current[1]}" * post.takes_weights
-        self._tell(f"{post.name} has joined after {seconds:.1f} s{version}")
+        self.counters.joined[slot.role] += 1
+        version = f", with weights version {self.weights.current[1]}" * slot.takes_weights
+        self._tell(f"{slot.name} has joined after {seconds:.1f} s{version}")
 
     async def retire(self, role: str, leaving: list[Any]) -> str:
         """Takes out the last actor of a role; its name, when it has ended what it had to do.
 
         It is moved from its place to `leaving`, for the caller to end. At least one must stay.
         """
-        post = self._last(role)
-        while post.renewing is not None or self.weights.are_coming:
-            if post.renewing is not None:
-                await asyncio.wait({post.renewing})
+        slot = self._last(role)
+        while slot.renewing is not None or self.weights.are_coming:
+            if slot.renewing is not None:
+                await asyncio.wait({slot.renewing})
             await self.weights.settled()
             self.check()
-        self._posts.remove(post)
-        leaving.append(post.places.pop())
+        self._slots.remove(slot)
+        leaving.append(slot.places.pop())
         drained = [pool.leave() for pool in self._pools.get(role, ())]
-        self.tally.left[role] += 1
-        self._tell(f"{post.name} gets no new requests and ends those that it has")
-        introduced = [self._introduce(post)] if self._introduce is not None else []
+        self.counters.left[role] += 1
+        self._tell(f"{slot.name} gets no new requests and ends those that it has")
+        introduced = [self._introduce(slot)] if self._introduce is not None else []
         await asyncio.gather(*drained, *introduced)
-        return post.name
+        return slot.name
 
-    def _last(self, role: str) -> Post:
-        posts = [post for post in self._posts if post.role == role]
-        if len(posts) < 2:
+    def _last(self, role: str) -> ActorSlot:
+        slots = [slot for slot in self._slots if slot.role == role]
+        if len(slots) < 2:
             raise EngineError(f"the last {role} can't leave")
-        return max(posts, key=lambda post: max(post.numbers))
+        return max(slots, key=lambda slot: max(slot.numbers))
 
     def watch(self) -> None:
         """Looks after everybody from now on, until `close`."""
@@ -189,13 +189,13 @@ class Keeper:
     async def _watch(self) -> None:
         while self.failure is None:
             await asyncio.sleep(_WATCH_SECONDS)
-            for post in self._posts:
-                self._look_after(post)  # not awaited: one that hangs must not hide the others
+            for slot in self._slots:
+                self._look_after(slot)  # not awaited: one that hangs must not hide the others
 
     async def close(self) -> None:
-        """Ends watching, and restarts that are under way: the crew is about to be ended."""
-        self._fail(self.failure or EngineError("the crew is being ended"))
-        tasks = [post.renewing for post in self._posts if post.renewing is not None]
+        """Ends watching, and restarts that are under way: the actors is about to be ended."""
+        self._fail(self.failure or EngineError("the actors is being ended"))
+        tasks = [slot.renewing for slot in self._slots if slot.renewing is not None]
         if self._watching is not None:
             tasks.append(self._watching)
         for task in tasks:
@@ -231,61 +231,61 @@ class Keeper:
         for limit in limits:
             limit.reschedule(asyncio.get_running_loop().time())
 
-    async def _renewed(self, post: Post, error: Exception) -> None:
-        """Returns when a post is filled by actors that answer, asked after `error` was seen."""
+    async def _renewed(self, slot: ActorSlot, error: Exception) -> None:
+        """Returns when a slot is filled by actors that answer, asked after `error` was seen."""
         self.check()
-        before, joined = post.actors, post.renewing is not None
-        await asyncio.shield(self._look_after(post, error))
+        before, joined = slot.actors, slot.renewing is not None
+        await asyncio.shield(self._look_after(slot, error))
         # That look may have been just before the death.
-        if joined and post in self._posts and post.actors == before:
+        if joined and slot in self._slots and slot.actors == before:
             self.check()
-            await asyncio.shield(self._look_after(post, error))
+            await asyncio.shield(self._look_after(slot, error))
 
-    def _look_after(self, post: Post, error: Exception | None = None) -> "asyncio.Task[None]":
-        """The one task that asks a post's actors, and fills it anew if need be."""
-        if post.renewing is None:
-            post.renewing = asyncio.create_task(self._renew(post, error))
-            post.renewing.add_done_callback(_note)
-        return post.renewing
+    def _look_after(self, slot: ActorSlot, error: Exception | None = None) -> "asyncio.Task[None]":
+        """The one task that asks a slot's actors, and fills it anew if need be."""
+        if slot.renewing is None:
+            slot.renewing = asyncio.create_task(self._renew(slot, error))
+            slot.renewing.add_done_callback(_note)
+        return slot.renewing
 
-    async def _renew(self, post: Post, error: Exception | None) -> None:
+    async def _renew(self, slot: ActorSlot, error: Exception | None) -> None:
         try:
-            answer = await self._problem(post)
+            answer = await self._problem(slot)
             if answer is None:
                 return
             started = time.perf_counter()
             while True:
-                self._count(post, error or answer)
-                for actor in post.actors:
+                self._count(slot, error or answer)
+                for actor in slot.actors:
                     self._dismiss(actor)
                 try:
-                    async with self.room(post.role):
-                        await self._fill(post)
+                    async with self.room(slot.role):
+                        await self._fill(slot)
                     break
                 except (EngineError, MachineError) as problem:
                     error = problem
                     await asyncio.sleep(_RETRY_SECONDS)  # memory may only be late in coming
             seconds = time.perf_counter() - started
-            self.tally.restarted(post.role, seconds)
+            self.counters.restarted(slot.role, seconds)
             self._hung = {a: e for a, e in self._hung.items() if self._employs(a)}
-            version = f", with weights version {self.weights.current[1]}" * post.takes_weights
-            self._tell(f"{post.name} is back after {seconds:.1f} s{version}")
+            version = f", with weights version {self.weights.current[1]}" * slot.takes_weights
+            self._tell(f"{slot.name} is back after {seconds:.1f} s{version}")
         except StargateError as problem:
             self._fail(problem)
             raise
         finally:
-            post.renewing = None
+            slot.renewing = None
 
     def _employs(self, actor: Any) -> bool:
-        return any(actor in post.actors for post in self._posts)
+        return any(actor in slot.actors for slot in self._slots)
 
-    async def _problem(self, post: Post) -> EngineError | None:
-        """What a post's actors say when they are asked; None if they live."""
-        for actor in post.actors:
+    async def _problem(self, slot: ActorSlot) -> EngineError | None:
+        """What a slot's actors say when they are asked; None if they live."""
+        for actor in slot.actors:
             if actor in self._hung:
                 return self._hung[actor]
         answers = await asyncio.gather(
-            *(remote(post.check(actor)) for actor in post.actors), return_exceptions=True
+            *(remote(slot.check(actor)) for actor in slot.actors), return_exceptions=True
         )
         problems = [answer for answer in answers if isinstance(answer, BaseException)]
         for problem in problems:
@@ -293,46 +293,46 @@ class Keeper:
                 raise problem
         return problems[0] if problems else None  # type: ignore[return-value]  # checked above
 
-    def _count(self, post: Post, error: Exception) -> None:
+    def _count(self, slot: ActorSlot, error: Exception) -> None:
         """Counts a restart. Raises EngineError when there were too many."""
-        _log.warning("%s died: %s", post.name, one_line(error))
+        _log.warning("%s died: %s", slot.name, one_line(error))
         cause = _in_short(error)
-        if post.num_restarts >= self._max_restarts:
+        if slot.num_restarts >= self._max_restarts:
             raise EngineError(
-                f"{post.name} died once more than schedule.max_restarts = {self._max_restarts} "
+                f"{slot.name} died once more than schedule.max_restarts = {self._max_restarts} "
                 f"allows: {cause}"
             )
-        post.num_restarts += 1
+        slot.num_restarts += 1
         self._tell(
-            f"{post.name} died: {cause}; starting it again "
-            f"(restart {post.num_restarts} of {self._max_restarts})"
+            f"{slot.name} died: {cause}; starting it again "
+            f"(restart {slot.num_restarts} of {self._max_restarts})"
         )
 
-    async def _fill(self, post: Post) -> None:
+    async def _fill(self, slot: ActorSlot) -> None:
         """Hires new actors and puts them in their place once they can work, or else ends them."""
-        actors = await self._started(post)
-        await self._give_weights(post, actors)
-        post.put(actors)
+        actors = await self._started(slot)
+        await self._give_weights(slot, actors)
+        slot.put(actors)
         if self._introduce is not None:
-            await self._introduce(post)
+            await self._introduce(slot)
 
-    async def _started(self, post: Post) -> list[Any]:
+    async def _started(self, slot: ActorSlot) -> list[Any]:
         """New actors that hold the weights they begin with; ended if they can't start."""
-        actors = await post.hired()
+        actors = await slot.hired()
         async with self._or_dismissed(actors):
             await asyncio.gather(*(remote(actor.start.remote()) for actor in actors))
         return actors
 
-    async def _give_weights(self, post: Post, actors: Sequence[Any]) -> None:
+    async def _give_weights(self, slot: ActorSlot, actors: Sequence[Any]) -> None:
         """Returns when actors that have just started hold what is current at this very moment: a
         push to the others may end meanwhile. They are ended if they don't take it.
         """
         held = self.weights.at_start
         async with self._or_dismissed(actors):
-            while post.takes_weights and held != self.weights.current:
+            while slot.takes_weights and held != self.weights.current:
                 held = self.weights.current
-                pairs = zip(post.numbers, actors, strict=True)
-                await asyncio.gather(*(self._load(f"{post.role}-{n}", a, *held) for n, a in pairs))
+                pairs = zip(slot.numbers, actors, strict=True)
+                await asyncio.gather(*(self._load(f"{slot.role}-{n}", a, *held) for n, a in pairs))
 
     @contextlib.asynccontextmanager
     async def _or_dismissed(self, actors: Sequence[Any]) -> AsyncIterator[None]:
@@ -344,7 +344,7 @@ class Keeper:
             raise
 
     async def _load(self, name: str, actor: Any, model_dir: str, version: int) -> None:
-        async with self._carrier.bring(model_dir, name) as folder:
+        async with self._file_access.bring(model_dir, name) as folder:
             await remote(actor.load_weights.remote(folder, version))
 
     def _tell(self, text: str) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor
 from stargate.actors.runtime.heap import keep_freed_memory, release_freed_memory
 from stargate.actors.scoring.attention import restore
 from stargate.actors.scoring.prefix_tree import Item, Text, group_alike, group_by_length, lay_out
-from stargate.actors.scoring.tree_attention import Sight, make_shareable
+from stargate.actors.scoring.tree_attention import AttentionPlan, make_shareable
 from stargate.actors.training.modeling import (
     SelectedLogits,
     cached_rows,
@@ -184,7 +184,7 @@ class GoldModel:
         inputs = {
             "input_ids": self._tensor([row.ids]),
             "position_ids": self._tensor([row.positions]),
-            "sight": Sight(row.pieces, self._device),
+            "plan": AttentionPlan(row.pieces, self._device),
         }
         places = [(0, column) for columns in row.places for column in columns]
         return _Pass(inputs, self._tensor(places), texts, len(row.ids))

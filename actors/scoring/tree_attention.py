@@ -1,7 +1,7 @@
 """(torch) Attention within a row of texts that share their beginnings (prefix_tree.py).
 
     make_shareable(model): the model's attention becomes the one below
-    Sight(pieces, device) -> every attention layer, as the keyword `sight` of the model's forward
+    AttentionPlan(pieces, device) -> every attention layer, as the keyword `plan` of its forward
 
 All but the attention works on single tokens, so a row of 1,000 tokens costs what 1,000 tokens cost.
 A mask over the whole row would do the same, for all pairs of tokens in it.
@@ -31,7 +31,7 @@ _NAME = "stargate_tree"
 _MAX_ASKING = 256
 
 
-class Sight:
+class AttentionPlan:
     """Who sees whom in one row: made once per pass, used by every layer."""
 
     def __init__(self, pieces: Sequence[Piece], device: str) -> None:
@@ -75,7 +75,7 @@ class Sight:
 
 
 def make_shareable(model: Any) -> str | None:
-    """Makes the model take rows with a Sight. Says why it can't, and leaves it as it was.
+    """Makes the model take rows with a AttentionPlan. Says why it can't, and leaves it as it was.
 
     Whether it then computes what it should must be tried: gold_model.py does.
     """
@@ -91,7 +91,7 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    sight: Sight,
+    plan: AttentionPlan,
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
@@ -105,17 +105,19 @@ def _attention(
     # The value is what autocast made of it; rotary embeddings leave the other two in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
     if has_varlen(query, value):
-        return _varlen(query, key, value, sight, scale), None
-    return _by_pieces(query[0], key[0], value[0], sight, scale)[None], None
+        return _varlen(query, key, value, plan, scale), None
+    return _by_pieces(query[0], key[0], value[0], plan, scale)[None], None
 
 
-def _by_pieces(query: Tensor, key: Tensor, value: Tensor, sight: Sight, scale: float) -> Tensor:
+def _by_pieces(
+    query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float
+) -> Tensor:
     """(H, T, D), (K, T, D) twice -> (T, H, D)."""
     num_heads, num_tokens, _ = query.shape
     num_shared = key.shape[0]
     group = num_heads // num_shared
     found = value.new_empty(num_tokens, num_shared, group, value.shape[-1])
-    for piece in sight.pieces:
+    for piece in plan.pieces:
         keys = torch.cat([key[:, low:high] for low, high in piece.seen], 1)
         values = torch.cat([value[:, low:high] for low, high in piece.seen], 1)
         num_before = keys.shape[1] - (piece.stop - piece.start)
@@ -124,22 +126,22 @@ def _by_pieces(query: Tensor, key: Tensor, value: Tensor, sight: Sight, scale: f
             seen = num_before + stop - piece.start
             # The heads that share a key are so many more questions to it.
             asked = query[:, start:stop].reshape(num_shared, -1, query.shape[-1])
-            mask = sight.mask(group, stop - start, seen, value.dtype)
+            mask = plan.mask(group, stop - start, seen, value.dtype)
             scores = torch.baddbmm(mask, asked, keys[:, :seen].transpose(1, 2), alpha=scale)
             mixed = torch.bmm(scores.softmax(-1), values[:, :seen])
             found[start:stop] = mixed.view(num_shared, group, stop - start, -1).permute(2, 0, 1, 3)
     return found.view(num_tokens, num_heads, -1)
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, sight: Sight, scale: float) -> Tensor:
+def _varlen(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    asking, seen = sight.ends
-    most_asking, most_seen = sight.longest
+    asking, seen = plan.ends
+    most_asking, most_seen = plan.longest
     mixed: Any = varlen_attn(
         query[0].transpose(0, 1),
-        key[0].transpose(0, 1)[sight.seen],
-        value[0].transpose(0, 1)[sight.seen],
+        key[0].transpose(0, 1)[plan.seen],
+        value[0].transpose(0, 1)[plan.seen],
         asking,
         seen,
         most_asking,

@@ -15,7 +15,7 @@ from typing import Any
 from stargate.evaluation.controls import FIXED, ControlScore, score_all
 from stargate.evaluation.playing import EvaluationPairs, play_all, scope_of
 from stargate.evaluation.responding import respond_to_all
-from stargate.pair_steps import Roles, Workbench
+from stargate.pair_steps import Roles, RunContext
 from stargate.types import Dialogue
 
 
@@ -48,7 +48,7 @@ async def evaluate(
     version: int,
     pairs: EvaluationPairs,
     roles: Roles,
-    bench: Workbench,
+    context: RunContext,
     fixed: Sequence[ControlScore] = (),
 ) -> Evaluation:
     """Plays and scores the test pairs with m_`version`, and responds where a judge will ask.
@@ -56,14 +56,14 @@ async def evaluate(
     `fixed`: the controls without a dialogue of another checkpoint's evaluation of these pairs.
     """
     scope = scope_of(version)
-    with bench.tally.stage(f"eval_m{version}.rollout"):
-        played = await play_all(version, pairs, roles, bench)
-    with bench.tally.stage(f"eval_m{version}.score"):
-        scores = await score_all(version, pairs.scored, played, roles.score, bench, fixed)
-    if bench.config.evaluation.judge is not None:
-        with bench.tally.stage(f"eval_m{version}.respond"):
-            await respond_to_all(version, version, pairs.scored, played, roles.generate, bench)
-    bench.store.compact(scope)
+    with context.counters.stage(f"eval_m{version}.rollout"):
+        played = await play_all(version, pairs, roles, context)
+    with context.counters.stage(f"eval_m{version}.score"):
+        scores = await score_all(version, pairs.scored, played, roles.score, context, fixed)
+    if context.config.evaluation.judge is not None:
+        with context.counters.stage(f"eval_m{version}.respond"):
+            await respond_to_all(version, version, pairs.scored, played, roles.generate, context)
+    context.store.compact(scope)
     dialogues = [dialogue for pair in pairs.scored for dialogue in played[pair.id]]
     return Evaluation(summarise(dialogues, scores), tuple(scores))
 

@@ -18,7 +18,7 @@ from functools import partial
 
 from stargate.errors import RecordDropped
 from stargate.evaluation.playing import next_personas, scope_of
-from stargate.pair_steps import Workbench
+from stargate.pair_steps import RunContext
 from stargate.protocols import Score
 from stargate.records.store import Row
 from stargate.task_group import task_group
@@ -87,7 +87,7 @@ async def score_all(
     pairs: Sequence[Pair],
     played: dict[str, list[Dialogue]],
     score: Score,
-    bench: Workbench,
+    context: RunContext,
     fixed: Iterable[ControlScore] = (),
 ) -> list[ControlScore]:
     """All controls of a checkpoint's dialogues, on disk when this returns.
@@ -97,26 +97,26 @@ async def score_all(
     """
     scope = scope_of(version)
     found = {
-        entry.key: entry for entry in map(control_from_row, bench.store.read(scope, "controls"))
+        entry.key: entry for entry in map(control_from_row, context.store.read(scope, "controls"))
     }
     known = [entry for entry in fixed if entry.key not in found]
-    await bench.store.append(scope, "controls", [asdict(entry) for entry in known])
+    await context.store.append(scope, "controls", [asdict(entry) for entry in known])
     found |= {entry.key: entry for entry in known}
-    wanted = [item for pair in pairs for item in _wanted(pair, pairs, played, bench)]
+    wanted = [item for pair in pairs for item in _wanted(pair, pairs, played, context)]
     missing = [item for item in wanted if item.key not in found]
-    with bench.progress.stage(f"{scope} score", len(missing), "sequences") as stage:
+    with context.progress.stage(f"{scope} score", len(missing), "sequences") as stage:
         stage.begin()
 
         async def one(item: _Wanted) -> None:
             try:
                 request = item.build()
             except RecordDropped as problem:
-                bench.tally.drop(problem)
+                context.counters.drop(problem)
                 stage.advance()
                 return
             [result] = await score([request])
             entry = found[item.key] = item.scored(result)
-            await bench.store.append(scope, "controls", [asdict(entry)])
+            await context.store.append(scope, "controls", [asdict(entry)])
             stage.advance(tokens=len(request.context_ids) + len(request.golds[0]))
 
         async with task_group() as group:
@@ -140,10 +140,10 @@ def shuffled_partner(
 
 
 def _wanted(
-    pair: Pair, pairs: Sequence[Pair], played: dict[str, list[Dialogue]], bench: Workbench
+    pair: Pair, pairs: Sequence[Pair], played: dict[str, list[Dialogue]], context: RunContext
 ) -> list[_Wanted]:
     """Every control of one pair."""
-    after, with_persona = bench.scoring.after_dialogue, bench.scoring.with_persona
+    after, with_persona = context.scoring.after_dialogue, context.scoring.with_persona
     wanted = [
         _Wanted("no_dialogue", pair.id, None, None, None, partial(after, pair.id, pair, ())),
         _Wanted("persona_given", pair.id, None, None, None, partial(with_persona, pair.id, pair)),
@@ -154,20 +154,20 @@ def _wanted(
         other = shuffled_partner(pair, own.index, pairs, played)
         if other is None:
             problem = "no other persona for this task"
-            bench.tally.drop(RecordDropped("no_shuffle_partner", own.id, problem))
+            context.counters.drop(RecordDropped("no_shuffle_partner", own.id, problem))
         else:
             shuffled = partial(build, other.turns)
             wanted.append(_Wanted("shuffled", pair.id, own.id, other.id, None, shuffled))
-        if own.index < bench.config.evaluation.num_detailed_dialogues:
-            wanted += _detailed(pair, own, bench)
+        if own.index < context.config.evaluation.num_detailed_dialogues:
+            wanted += _detailed(pair, own, context)
     return wanted
 
 
-def _detailed(pair: Pair, own: Dialogue, bench: Workbench) -> list[_Wanted]:
+def _detailed(pair: Pair, own: Dialogue, context: RunContext) -> list[_Wanted]:
     """With the persona given too; and after each turn but the last: that is the matched control."""
-    build = partial(bench.scoring.with_persona, own.id, pair, own.turns)
+    build = partial(context.scoring.with_persona, own.id, pair, own.turns)
     wanted = [_Wanted("persona_and_dialogue", pair.id, own.id, None, None, build)]
     for number in range(1, len(own.turns)):
-        build = partial(bench.scoring.after_dialogue, own.id, pair, own.turns[:number])
+        build = partial(context.scoring.after_dialogue, own.id, pair, own.turns[:number])
         wanted.append(_Wanted("after_turn", pair.id, own.id, None, number, build))
     return wanted

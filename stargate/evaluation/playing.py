@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from stargate.config.run import RolloutConfig
 from stargate.errors import RecordDropped
 from stargate.monitoring.progress import Stage
-from stargate.pair_steps import Roles, Workbench
+from stargate.pair_steps import Roles, RunContext
 from stargate.records.store import dialogue_from_row, dialogue_row
 from stargate.rollout.dialogue import plan_dialogues
 from stargate.task_group import task_group
@@ -48,68 +48,68 @@ def next_personas(pair: Pair, pairs: Sequence[Pair]) -> list[Pair]:
 
 
 async def play_all(
-    version: int, pairs: EvaluationPairs, roles: Roles, bench: Workbench
+    version: int, pairs: EvaluationPairs, roles: Roles, context: RunContext
 ) -> dict[str, list[Dialogue]]:
     """Plays `evaluation.num_dialogues` dialogues per scored pair and one per other pair.
 
     Returns them by pair id, by index. A dialogue that can't be finished is dropped and counted.
     """
     scope = scope_of(version)
-    settings = bench.config.evaluation
-    plans = _plans(scope, pairs.scored, settings.num_dialogues, bench)
-    plans += _plans(scope, pairs.needless, 1, bench)
+    settings = context.config.evaluation
+    plans = _plans(scope, pairs.scored, settings.num_dialogues, context)
+    plans += _plans(scope, pairs.needless, 1, context)
     played: dict[str, list[Dialogue]] = {pair.id: [] for pair in pairs.all}
     finished = {
         dialogue.id: dialogue
-        for dialogue in map(dialogue_from_row, bench.store.read(scope, "dialogues"))
+        for dialogue in map(dialogue_from_row, context.store.read(scope, "dialogues"))
     }
-    play = bench.player(roles)
-    babble = bench.babble_watch(scope)
-    slots = asyncio.Semaphore(bench.config.rollout.max_concurrent_dialogues)
+    play = context.player(roles)
+    degeneration = context.degeneration_watch(scope)
+    slots = asyncio.Semaphore(context.config.rollout.max_concurrent_dialogues)
 
     async def one(plan: DialoguePlan, stage: Stage) -> None:
         try:
             dialogue = await play(plan)
         except RecordDropped as problem:
-            bench.tally.drop(problem)
-            babble.dropped(problem)
-            babble.check()
+            context.counters.drop(problem)
+            degeneration.dropped(problem)
+            degeneration.check()
             stage.advance()
             return
         finally:
             slots.release()
-        await bench.store.append(scope, "dialogues", [dialogue_row(plan.pair, dialogue)])
+        await context.store.append(scope, "dialogues", [dialogue_row(plan.pair, dialogue)])
         played[plan.pair.id].append(dialogue)
-        stage.advance(tokens=bench.tally.finished_dialogue(scope, dialogue))
-        babble.heard(dialogue)
-        babble.check()
+        stage.advance(tokens=context.counters.finished_dialogue(scope, dialogue))
+        degeneration.heard(dialogue)
+        degeneration.check()
 
-    with bench.progress.stage(f"{scope} rollout", len(plans), "dialogues") as stage:
+    with context.progress.stage(f"{scope} rollout", len(plans), "dialogues") as stage:
         stage.begin()
         async with task_group() as group:
             for plan in plans:
                 if plan.dialogue_id in finished:
                     dialogue = finished[plan.dialogue_id]
                     played[plan.pair.id].append(dialogue)
-                    babble.heard(dialogue)
+                    degeneration.heard(dialogue)
                     stage.advance()
                 else:
                     await slots.acquire()  # no more tasks than dialogues in flight
                     group.create_task(one(plan, stage))
-    babble.finish()
+    degeneration.finish()
     for dialogues in played.values():
         dialogues.sort(key=lambda dialogue: dialogue.index)
     return played
 
 
 def _plans(
-    scope: str, pairs: Sequence[Pair], num_dialogues: int, bench: Workbench
+    scope: str, pairs: Sequence[Pair], num_dialogues: int, context: RunContext
 ) -> list[DialoguePlan]:
-    settings = bench.config.evaluation
+    settings = context.config.evaluation
     rollout = RolloutConfig(num_dialogues=num_dialogues, turns=(settings.num_turns,))
     # One scope of seeds for all checkpoints: m_0 and m_1 meet the same draws, so their difference
     # is less noisy.
-    planned = plan_dialogues(pairs, "eval", bench.config.seed, rollout)
+    planned = plan_dialogues(pairs, "eval", context.config.seed, rollout)
     return [
         replace(plan, dialogue_id=f"{scope}/{plan.pair.id}/{plan.index}")
         for of_pair in planned

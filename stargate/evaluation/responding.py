@@ -12,7 +12,7 @@ from stargate.errors import RecordDropped
 from stargate.evaluation.comparisons import choose_pairs, with_next_personas
 from stargate.evaluation.playing import scope_of
 from stargate.evaluation.responses import Response, response_from_row
-from stargate.pair_steps import Workbench, write_response
+from stargate.pair_steps import RunContext, write_response
 from stargate.protocols import Generate
 from stargate.task_group import task_group
 from stargate.types import Dialogue, Generation, Pair
@@ -24,7 +24,7 @@ async def respond_to_all(
     pairs: Sequence[Pair],
     played: dict[str, list[Dialogue]],
     generate: Generate,
-    bench: Workbench,
+    context: RunContext,
 ) -> None:
     """m_`responder_version` responds to the dialogues of m_`version`; the engines must hold it.
 
@@ -33,18 +33,18 @@ async def respond_to_all(
     store has already is not made again. An empty response is kept: saying nothing should lose.
     """
     scope = scope_of(version)
-    judge = bench.config.evaluation.judge
+    judge = context.config.evaluation.judge
     if judge is None:
         raise ValueError("responses are made for a judge, and none is configured")
-    sampling = bench.config.response.sampling
+    sampling = context.config.response.sampling
     if judge.max_response_tokens is not None:
         sampling = sampling.model_copy(update={"max_new_tokens": judge.max_response_tokens})
-    chosen = choose_pairs(pairs, judge.max_pairs, bench.config.seed)
+    chosen = choose_pairs(pairs, judge.max_pairs, context.config.seed)
     if version == 0:
         chosen = with_next_personas(chosen, pairs)
     done = {
         (entry.dialogue_id, entry.responder_version)
-        for entry in map(response_from_row, bench.store.read(scope, "responses"))
+        for entry in map(response_from_row, context.store.read(scope, "responses"))
     }
     per_pair = 2 if version == 0 else 1
     missing = [
@@ -54,16 +54,16 @@ async def respond_to_all(
         if dialogue.index < per_pair and (dialogue.id, responder_version) not in done
     ]
     name = f"{scope} respond" + (" by m0" if responder_version != version else "")
-    slots = asyncio.Semaphore(bench.config.rollout.max_concurrent_dialogues)
-    with bench.progress.stage(name, len(missing), "responses") as stage:
+    slots = asyncio.Semaphore(context.config.rollout.max_concurrent_dialogues)
+    with context.progress.stage(name, len(missing), "responses") as stage:
         stage.begin()
 
         async def one(pair: Pair, dialogue: Dialogue) -> None:
             async with slots:
                 try:
-                    generation = await write_response(pair, dialogue, generate, bench, sampling)
+                    generation = await write_response(pair, dialogue, generate, context, sampling)
                 except RecordDropped as problem:
-                    bench.tally.drop(problem)
+                    context.counters.drop(problem)
                     stage.advance()
                     return
             _require_version(generation, responder_version, dialogue)
@@ -75,7 +75,7 @@ async def respond_to_all(
                 num_tokens=len(generation.token_ids),
                 stop=str(generation.stop),
             )
-            await bench.store.append(scope, "responses", [asdict(response)])
+            await context.store.append(scope, "responses", [asdict(response)])
             stage.advance(tokens=len(generation.token_ids))
 
         async with task_group() as group:

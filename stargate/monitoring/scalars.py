@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stargate.records.counters import Tally
+from stargate.records.counters import Counters
 from stargate.types import PushResult, TrainResult
 
 # Groups of scalars (the part of a name before the slash) by what their step counts.
@@ -43,8 +43,8 @@ class RunScalars:
     seconds are those since the last point, optimizer steps go on over iterations.
     """
 
-    def __init__(self, tally: Tally, num_optimizer_steps: int = 0) -> None:
-        self._tally = tally
+    def __init__(self, counters: Counters, num_optimizer_steps: int = 0) -> None:
+        self._counters = counters
         self._num_optimizer_steps = num_optimizer_steps
         self._seconds_logged: dict[str, float] = {}
 
@@ -53,9 +53,9 @@ class RunScalars:
         yield from optimizer_points(trained, self._num_optimizer_steps)
         self._num_optimizer_steps += len(trained.losses)
         seconds = self._new_seconds()
-        tokens = self._tally.generated_tokens[f"t{number}"]
+        tokens = self._counters.generated_tokens[f"t{number}"]
         yield Point(
-            iteration_scalars(pushed, seconds, tokens, self._tally.dropped), step=number + 1
+            iteration_scalars(pushed, seconds, tokens, self._counters.dropped), step=number + 1
         )
 
     def evaluation(self, version: int, measures: Mapping[str, Any]) -> Iterator[Point]:
@@ -67,7 +67,7 @@ class RunScalars:
         yield Point({**evaluation_scalars(measures), **_named("seconds", seconds)}, step=version)
 
     def _new_seconds(self) -> dict[str, float]:
-        total = self._tally.stage_seconds
+        total = self._counters.stage_seconds
         new = {name: value - self._seconds_logged.get(name, 0.0) for name, value in total.items()}
         self._seconds_logged = dict(total)
         return {name: value for name, value in new.items() if value > 0.0}

@@ -18,7 +18,7 @@ _EXAMPLES_PER_REASON = 3
 
 
 @dataclass
-class Tally:
+class Counters:
     """Counters of one run. Stages that run side by side each get their own wall time."""
 
     stage_seconds: dict[str, float] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """Puts a run directory in order that a killed process, or a bad disk, has left.
 
-    survey: which tables' files and which lines of metrics are damaged     (changes nothing)
+    discovery: which tables' files and which lines of metrics are damaged     (changes nothing)
     repair: temporary files go, parts of a killed `compact` go, damaged files are set aside as
             NAME.damaged-N, a torn last line of metrics.jsonl goes, and rows that were made from
             lost ones go too
@@ -50,7 +50,7 @@ class Repairs:
     num_outdated_rows: int = 0
 
 
-def survey(root: Path) -> list[Damage]:
+def discovery(root: Path) -> list[Damage]:
     """The damaged files among all tables, metrics.jsonl and what is kept as JSON."""
     found = []
     for scope in scopes_of(root):
@@ -69,7 +69,7 @@ def survey(root: Path) -> list[Damage]:
 
 
 def repair(root: Path, damaged: Iterable[Damage]) -> Repairs:
-    """Repairs what `survey` found, and what a killed process left."""
+    """Repairs what `discovery` found, and what a killed process left."""
     scopes = scopes_of(root)
     folders = [root, *scopes]
     folders += [table for scope in scopes for table in scope.iterdir() if table.is_dir()]

@@ -1,7 +1,7 @@
 """What earlier sittings of a run have left, for the one that goes on with it.
 
-    metrics.jsonl, t*/train.json, models/  -> History: what is done, and what came of it
-    sittings.json                          -> Sittings: what it took
+    metrics.jsonl, t*/train.json, models/  -> RunHistory: what is done, and what came of it
+    sittings.json                          -> RunTotals: what it took
 
 A sitting is one process's work on a run: `stargate run` is the first, each `stargate resume` is one
 more. sittings.json is written when a sitting begins, after each iteration and evaluation, and at
@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from stargate.errors import DataError, ModelError, one_line
 from stargate.pair_steps import IterationResult
-from stargate.records.counters import Tally, generated_tokens
+from stargate.records.counters import Counters, generated_tokens
 from stargate.records.repair import scopes_of
 from stargate.records.store import METRICS, RunStore, dialogue_from_row
 from stargate.resources.memory import MemoryPeak
@@ -34,7 +34,7 @@ _ADDED_LATER = ("restarts", "longest_restart", "resent", "joined", "left")
 
 
 @dataclass(frozen=True)
-class Sittings:
+class RunTotals:
     """What all sittings of a run took, up to some point. Seconds are those that were recorded."""
 
     count: int = 0
@@ -53,36 +53,36 @@ class Sittings:
     joined: Mapping[str, int] = field(default_factory=dict)
     left: Mapping[str, int] = field(default_factory=dict)
 
-    def new_tally(self) -> Tally:
+    def new_counters(self) -> Counters:
         """The counters of the next sitting. Drops are counted for the whole run."""
         examples = {reason: list(texts) for reason, texts in self.dropped_examples.items()}
-        return Tally(dropped=Counter(self.dropped), dropped_examples=examples)
+        return Counters(dropped=Counter(self.dropped), dropped_examples=examples)
 
     def plus(
-        self, tally: Tally, seconds: float, peak: MemoryPeak, lost: Mapping[str, int]
-    ) -> "Sittings":
-        """With what the sitting in progress has counted; its tally is from `new_tally`."""
+        self, counters: Counters, seconds: float, peak: MemoryPeak, lost: Mapping[str, int]
+    ) -> "RunTotals":
+        """With what the sitting in progress has counted; its counters is from `new_counters`."""
         return replace(
             self,
             seconds=self.seconds + seconds,
             peak_gb=max(self.peak_gb, peak.gb),
             peak_measure="rss" if "rss" in (self.peak_measure, peak.measure) else "pss",
-            stage_seconds=_sum(self.stage_seconds, tally.stage_seconds),
-            generated_tokens=_sum(self.generated_tokens, tally.generated_tokens),
-            dialogues=_sum(self.dialogues, tally.dialogues),
-            dropped=dict(tally.dropped),
-            dropped_examples={reason: list(t) for reason, t in tally.dropped_examples.items()},
+            stage_seconds=_sum(self.stage_seconds, counters.stage_seconds),
+            generated_tokens=_sum(self.generated_tokens, counters.generated_tokens),
+            dialogues=_sum(self.dialogues, counters.dialogues),
+            dropped=dict(counters.dropped),
+            dropped_examples={reason: list(t) for reason, t in counters.dropped_examples.items()},
             tracking_lost=_sum(self.tracking_lost, lost),
-            restarts=_sum(self.restarts, tally.restarts),
-            longest_restart=_largest(self.longest_restart, tally.longest_restart),
-            resent=_sum(self.resent, tally.resent),
-            joined=_sum(self.joined, tally.joined),
-            left=_sum(self.left, tally.left),
+            restarts=_sum(self.restarts, counters.restarts),
+            longest_restart=_largest(self.longest_restart, counters.longest_restart),
+            resent=_sum(self.resent, counters.resent),
+            joined=_sum(self.joined, counters.joined),
+            left=_sum(self.left, counters.left),
         )
 
-    def as_tally(self) -> Tally:
+    def as_counters(self) -> Counters:
         """All of it as the counters of one long sitting."""
-        return Tally(
+        return Counters(
             stage_seconds=dict(self.stage_seconds),
             generated_tokens=Counter(self.generated_tokens),
             dialogues=Counter(self.dialogues),
@@ -99,14 +99,14 @@ class Sittings:
         store.write_json(SITTINGS_FILE, asdict(self))
 
 
-def read_sittings(store: RunStore) -> Sittings:
+def read_totals(store: RunStore) -> RunTotals:
     """What sittings.json says; of a run of an earlier version, one sitting of unknown length."""
     values = store.read_json(SITTINGS_FILE)
     if values is None:
-        return Sittings(count=1)
+        return RunTotals(count=1)
     values = {**{name: {} for name in _ADDED_LATER}, **values}
     with _reading(store.root / SITTINGS_FILE):
-        return _typed(Sittings, {entry.name: values[entry.name] for entry in fields(Sittings)})
+        return _typed(RunTotals, {entry.name: values[entry.name] for entry in fields(RunTotals)})
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def _typed(record: type[_RecordT], values: Mapping[str, Any]) -> _RecordT:
     return TypeAdapter(record).validate_python(dict(values))
 
 
-def count_rollouts(store: RunStore, counted: Sittings) -> tuple[int, int]:
+def count_rollouts(store: RunStore, counted: RunTotals) -> tuple[int, int]:
     """(dialogues, sampled tokens) of all iterations, as their tables have them.
 
     What a killed sitting played was not counted by it. Only tables that have other numbers than
@@ -147,7 +147,7 @@ def count_rollouts(store: RunStore, counted: Sittings) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class History:
+class RunHistory:
     """What is done. The first `num_iterations` iterations have made their models.
 
     `results` has the iterations that metrics.jsonl tells about; None for a line of an earlier
@@ -162,7 +162,7 @@ class History:
     num_steps: int = 0
 
 
-def read_history(store: RunStore) -> History:
+def read_history(store: RunStore) -> RunHistory:
     """Reads what is done. Raises ModelError if a model is missing or damaged that a later one, or
     its tables, were made with.
     """
@@ -183,7 +183,7 @@ def read_history(store: RunStore) -> History:
     num_done = 0
     while is_done(store, num_done, known=num_done in results or num_done in trained):
         num_done += 1
-    return History(
+    return RunHistory(
         num_iterations=num_done,
         results={n: result for n, result in results.items() if n < num_done},
         trained={n: result for n, result in trained.items() if n < num_done},

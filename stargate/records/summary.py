@@ -18,13 +18,13 @@ from stargate.evaluation.measures import EVALUATION_FILE
 from stargate.evaluation.table import evaluation_lines
 from stargate.monitoring.progress import Progress, safe_text
 from stargate.pair_steps import IterationResult
-from stargate.records.counters import Tally
+from stargate.records.counters import Counters
 from stargate.records.store import RunStore, dialogue_from_row
 from stargate.resources.memory import MemoryPeak
 
 
 def summarise_run(
-    tally: Tally,
+    counters: Counters,
     evaluations: Mapping[str, Mapping[str, Any]],
     iterations: Sequence[IterationResult],
     status: str,
@@ -36,28 +36,28 @@ def summarise_run(
     summary: dict[str, Any] = {
         "status": status,
         "seconds": seconds,
-        "stages": {name: {"seconds": value} for name, value in tally.stage_seconds.items()},
+        "stages": {name: {"seconds": value} for name, value in counters.stage_seconds.items()},
         "eval": {name: dict(measures) for name, measures in evaluations.items()},
-        "dropped": dict(tally.dropped),
-        "dropped_examples": tally.dropped_examples,
+        "dropped": dict(counters.dropped),
+        "dropped_examples": counters.dropped_examples,
         "data_dropped": dict(data_dropped),
         "restarts": {
-            role: {"count": count, "longest_s": tally.longest_restart[role]}
-            for role, count in tally.restarts.items()
+            role: {"count": count, "longest_s": counters.longest_restart[role]}
+            for role, count in counters.restarts.items()
         },
-        "resent": dict(tally.resent),
+        "resent": dict(counters.resent),
         "repeated_steps": sum(one.trained.num_repeated_steps or 0 for one in iterations),
-        "joined": dict(tally.joined),
-        "left": dict(tally.left),
+        "joined": dict(counters.joined),
+        "left": dict(counters.left),
         "peak_rss_gb": peak.gb,
         "peak_rss_measure": peak.measure,
     }
-    scopes = [scope for scope in tally.dialogues if not scope.startswith("eval")]
-    rollout_seconds = tally.stage_seconds.get("rollout", 0.0)
+    scopes = [scope for scope in counters.dialogues if not scope.startswith("eval")]
+    rollout_seconds = counters.stage_seconds.get("rollout", 0.0)
     if scopes and rollout_seconds:
-        tokens = sum(tally.generated_tokens[scope] for scope in scopes)
+        tokens = sum(counters.generated_tokens[scope] for scope in scopes)
         summary["rollout"] = {
-            "num_dialogues": sum(tally.dialogues[scope] for scope in scopes),
+            "num_dialogues": sum(counters.dialogues[scope] for scope in scopes),
             "generated_tokens": tokens,
             "generated_tokens_per_s": tokens / rollout_seconds,
         }

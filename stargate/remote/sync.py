@@ -56,7 +56,7 @@ _NAMED = 3
 Say = Callable[[str], None]
 
 
-class Landing:
+class RemoteSync:
     """Copies one run directory. `begin`, then `finish` or `give_up`."""
 
     def __init__(

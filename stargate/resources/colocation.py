@@ -4,7 +4,7 @@
     score   scorers with m_0                                 + the same
     train   weights, gradients, optimizer                    + the same
 
-The shifts and who sleeps in them are in gpu_phases.py. Here it is only counted what they take.
+The phases and who sleeps in them are in gpu_phases.py. Here it is only counted what they take.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ _PARTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class ShiftNeed:
-    """What a shift takes of the GPU in GiB, and the keys to lower."""
+class PhaseNeed:
+    """What a phase takes of the GPU in GiB, and the keys to lower."""
 
-    shift: str
+    phase: str
     gib: float
     keys: str
 
@@ -88,36 +88,36 @@ def engine_share(config: RunConfig) -> float:
     return sum(engine.num_engines * engine.gpu_memory_utilization for engine in engines)
 
 
-def shift_needs(
+def phase_needs(
     config: RunConfig, gpu_gib: float, num_parameters: int, *, training: bool = True
-) -> list[ShiftNeed]:
-    """What each shift takes at least, for an m_0 of so many parameters."""
+) -> list[PhaseNeed]:
+    """What each phase takes at least, for an m_0 of so many parameters."""
     actors = num_actors(config, training=training)
     asleep = actors * PROCESS_GIB + WORK_GIB
     scorer, scorers = config.scorer, config.scorer.num_scorers
     m0_gib = num_parameters * _SCORING_BYTES[scorer.dtype] / _GIB
     found = [
-        ShiftNeed(
+        PhaseNeed(
             "play",
             engine_share(config) * gpu_gib + _others(config, training) * PROCESS_GIB,
             "questioner.engine.gpu_memory_utilization",
         ),
-        ShiftNeed("score", scorers * m0_gib + asleep, "scorer.num_scorers"),
+        PhaseNeed("score", scorers * m0_gib + asleep, "scorer.num_scorers"),
     ]
     if training:
         # Adapters train few weights; those of the model stay as they are, in two bytes or four.
         per = _SCORING_BYTES[config.trainer.dtype] if config.trainer.lora else _TRAINING_BYTES
         gib = num_parameters * per / _GIB + asleep
-        found.append(ShiftNeed("train", gib, "the model, or set trainer.lora"))
+        found.append(PhaseNeed("train", gib, "the model, or set trainer.lora"))
     return found
 
 
-def check_shifts(needs: Sequence[ShiftNeed], gpu_gib: float) -> None:
-    """Raises MachineError naming the first shift that can't fit on the GPU."""
+def check_shifts(needs: Sequence[PhaseNeed], gpu_gib: float) -> None:
+    """Raises MachineError naming the first phase that can't fit on the GPU."""
     for need in needs:
         if need.gib > gpu_gib + 1e-6:
             raise MachineError(
-                f"cluster.strategy is 'colocated': the {need.shift} shift needs at least "
+                f"cluster.strategy is 'colocated': the {need.phase} phase needs at least "
                 f"{need.gib:.1f} GiB of the GPU, it has {gpu_gib:.1f}: lower {need.keys}"
             )
 

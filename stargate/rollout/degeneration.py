@@ -2,7 +2,7 @@
 
 Empty and looping texts are counted:
 
-    questions and answers as they come -> Babble per role -> babble.json of the scope
+    questions and answers as they come -> Degeneration per role -> degeneration.json of the scope
     share over the limits of config.rollout.degeneration -> DivergenceError with the figures
 
 A text is empty when nothing but white space is left of it. It loops when it ran into its token
@@ -23,7 +23,7 @@ from stargate.records.store import RunStore
 from stargate.types import Dialogue, StopReason
 
 # Under the scope's folder: the counts, for the scopes that are compared with this one.
-BABBLE_FILE = "babble.json"
+BABBLE_FILE = "degeneration.json"
 _NGRAM = 4
 # Tokens below which a text is too short to call it a loop.
 _MIN_TOKENS = 16
@@ -49,7 +49,7 @@ def loops(token_ids: Sequence[int], stop: StopReason) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Babble:
+class Degeneration:
     """Sampled texts of one role, and how many of them were empty or looped."""
 
     num_texts: int = 0
@@ -68,7 +68,7 @@ class Babble:
         )
 
 
-class BabbleWatch:
+class DegenerationWatch:
     """Listens to the dialogues of one scope ("t1", "eval-m1"); m_0's are in t0 and eval-m0.
 
     `check` raises; it may be called as often as one likes.
@@ -78,7 +78,7 @@ class BabbleWatch:
         self._scope = scope
         self._store = store
         self._config = config
-        self._counts = dict.fromkeys(ROLES, Babble())
+        self._counts = dict.fromkeys(ROLES, Degeneration())
         base = "eval-m0" if scope.startswith("eval-") else "t0"
         self._base = {} if scope == base else _read(store, base)
 
@@ -105,19 +105,19 @@ class BabbleWatch:
 
     def check(self) -> None:
         """Raises DivergenceError when too many of a role's texts are empty or loop."""
-        for role, babble in self._counts.items():
-            if babble.num_texts < self._config.min_texts:
+        for role, degeneration in self._counts.items():
+            if degeneration.num_texts < self._config.min_texts:
                 continue
-            said = f"{self._scope}: the {role}'s texts are empty or endless: {babble}"
-            if babble.share > self._config.max_share:
+            said = f"{self._scope}: the {role}'s texts are empty or endless: {degeneration}"
+            if degeneration.share > self._config.max_share:
                 raise DivergenceError(
                     f"{said}, more than rollout.degeneration.max_share = "
                     f"{self._config.max_share:.0%}; {_ADVICE[role]}"
                 )
-            base = self._base.get(role, Babble())
+            base = self._base.get(role, Degeneration())
             if base.num_texts < self._config.min_texts:
                 continue
-            if babble.share > base.share + self._config.max_rise:
+            if degeneration.share > base.share + self._config.max_rise:
                 raise DivergenceError(
                     f"{said}; with m0 it was {base}, and rollout.degeneration.max_rise = "
                     f"{self._config.max_rise:.0%}; {_ADVICE[role]}"
@@ -126,7 +126,7 @@ class BabbleWatch:
     def finish(self) -> None:
         """Checks, and keeps the counts for the checkpoints to come."""
         self.check()
-        values = {role: asdict(babble) for role, babble in self._counts.items()}
+        values = {role: asdict(degeneration) for role, degeneration in self._counts.items()}
         make_folder(self._store.root / self._scope)  # there is none if every dialogue was dropped
         self._store.write_json(f"{self._scope}/{BABBLE_FILE}", values)
 
@@ -140,7 +140,7 @@ _ADVICE = {
 }
 
 
-def _read(store: RunStore, scope: str) -> Mapping[str, Babble]:
+def _read(store: RunStore, scope: str) -> Mapping[str, Degeneration]:
     """The counts of an earlier scope; none where it was played by an earlier version."""
     values: dict[str, Any] = store.read_json(f"{scope}/{BABBLE_FILE}") or {}
     names = ("num_texts", "num_empty", "num_looping")
@@ -148,5 +148,5 @@ def _read(store: RunStore, scope: str) -> Mapping[str, Babble]:
     for role in ROLES:
         counts = values.get(role)
         if isinstance(counts, dict) and all(isinstance(counts.get(n), int) for n in names):
-            found[role] = Babble(*(counts[name] for name in names))
+            found[role] = Degeneration(*(counts[name] for name in names))
     return found

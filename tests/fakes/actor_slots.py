@@ -1,4 +1,4 @@
-"""A keeper and its crew, with fakes in the place of Ray's actors."""
+"""A supervisor and its actor_group, with fakes in the place of Ray's actors."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,11 +7,11 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from stargate.actors.rpc.batched_calls import Delivery, Parcel
+from stargate.actors.rpc.batched_calls import CallBatch, Delivery
 from stargate.actors.rpc.remote import ActorDied
-from stargate.actors.runtime.actor_slots import HeldWeights, Post
-from stargate.actors.runtime.supervisor import Keeper
-from stargate.records.counters import Tally
+from stargate.actors.runtime.actor_slots import ActorSlot, HeldWeights
+from stargate.actors.runtime.supervisor import Supervisor
+from stargate.records.counters import Counters
 from stargate.types import (
     GenerateRequest,
     Generation,
@@ -61,9 +61,9 @@ class FakeActor:
     async def do_score(self, requests: list[ScoreRequest]) -> list[ScoreResult]:
         return [ScoreResult(request.key, ((-1.0,),)) for request in requests]
 
-    async def do_exchange(self, parcel: Parcel[GenerateRequest]) -> Delivery[Generation]:
+    async def do_exchange(self, batch: CallBatch[GenerateRequest]) -> Delivery[Generation]:
         text = Generation(self.name, (1,), StopReason.STOP, self.version, 1)
-        return Delivery([(key, text) for key, _ in parcel.requests])
+        return Delivery([(key, text) for key, _ in batch.requests])
 
     async def do_progress(self) -> Any:
         return SimpleNamespace(number=0, total_steps=0, notes=())
@@ -79,8 +79,8 @@ def ping(actor: Any) -> Awaitable[object]:
 
 
 @dataclass
-class Crew:
-    """A keeper of one role with fakes. `prepare` is told each new actor before it starts."""
+class ActorGroup:
+    """A supervisor of one role with fakes. `prepare` is told each new actor before it starts."""
 
     role: str = "questioner"
     count: int = 1
@@ -93,19 +93,21 @@ class Crew:
 
     def __post_init__(self) -> None:
         self.actors = [FakeActor(f"{self.role}-{n}") for n in range(self.count)]
-        posts = [range(self.count)] if self.together else [(n,) for n in range(self.count)]
-        self.keeper = Keeper(
+        slots = [range(self.count)] if self.together else [(n,) for n in range(self.count)]
+        self.supervisor = Supervisor(
             [
-                Post(self.role, self.actors, p, partial(self.hire, p), ping, self.takes_weights)
-                for p in posts
+                ActorSlot(
+                    self.role, self.actors, p, partial(self.hire, p), ping, self.takes_weights
+                )
+                for p in slots
             ],
             HeldWeights("base"),
             self.max_restarts,
             lambda actor: self.dismissed.append(actor.name),
             self.said.append,
         )
-        self.tally = Tally()
-        self.keeper.begin(self.tally)
+        self.counters = Counters()
+        self.supervisor.begin(self.counters)
 
     @property
     def takes_weights(self) -> bool:

@@ -15,7 +15,7 @@ def main(command: str, place: str, program: str) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     print(f"run directory: {place}", flush=True)
     scorers = {name: start(program, logs / f"{name}.log") for name in ("scorer-0", "scorer-1")}
-    print("setup: done in 0.1 s, 1/1 crew", flush=True)
+    print("setup: done in 0.1 s, 1/1 group of actors", flush=True)
     try:
         while not (run / "finish").exists():
             for name, process in scorers.items():

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from stargate.actors.rpc.remote import remote
-from stargate.actors.runtime.actor_slots import HeldWeights, Post
+from stargate.actors.runtime.actor_slots import ActorSlot, HeldWeights
 from stargate.actors.runtime.cluster import Cluster
-from stargate.actors.runtime.discovery import attach, survey_cluster
+from stargate.actors.runtime.discovery import attach, discover_cluster
 from stargate.actors.runtime.spawn import actor_class
-from stargate.actors.runtime.supervisor import Keeper
+from stargate.actors.runtime.supervisor import Supervisor
 from stargate.config.files import load_config
 from stargate.config.run import RunConfig
 from stargate.errors import EngineError, MachineError
@@ -56,11 +56,11 @@ def refused(address: str) -> None:
     import ray
 
     said: list[str] = []
-    survey = survey_cluster(config(address), address, said.append)  # waits for nodes to join
+    discovery = discover_cluster(config(address), address, said.append)  # waits for nodes to join
     assert [line.partition(":")[0] for line in said][-2:] == ["cluster", "cluster"], said
-    assert len(survey.seating.by_node()) == 2
-    assert survey.driver_node not in survey.seating.by_node()  # the head has no CPU
-    ray.shutdown()  # the survey stays attached
+    assert len(discovery.seating.by_node()) == 2
+    assert discovery.driver_node not in discovery.seating.by_node()  # the head has no CPU
+    ray.shutdown()  # the discovery stays attached
     large = config(address, "questioner.engine.num_engines=8", "cluster.wait_s=0")
     problem = problem_of(large, address)
     assert problem == "needs 9 CPUs, the cluster has 2: lower questioner.engine.num_engines"
@@ -70,7 +70,7 @@ def refused(address: str) -> None:
 
 
 def problem_of(settings: RunConfig, address: str) -> str:
-    return str(error_of(lambda: survey_cluster(settings, address, print)))
+    return str(error_of(lambda: discover_cluster(settings, address, print)))
 
 
 def error_of(action: Any) -> Exception:
@@ -87,18 +87,20 @@ def error_of(action: Any) -> Exception:
 def node_lost(address: str, processes: list[int], folder: Path) -> None:
     """The node of an engine is killed; it goes on on the other one."""
     settings = config(address, "cluster.shared_storage=never")
-    survey = survey_cluster(settings, address, print)
+    discovery = discover_cluster(settings, address, print)
     for name in ("logs", "models/m1", "base"):
         (folder / name).mkdir(parents=True)
     (folder / "models/m1/model.safetensors").write_text("weights of m1")
-    asyncio.run(_node_lost(processes, settings, survey, folder))  # the survey stays attached
+    asyncio.run(_node_lost(processes, settings, discovery, folder))  # the discovery stays attached
 
 
-async def _node_lost(processes: list[int], settings: RunConfig, survey: Any, folder: Path) -> None:
+async def _node_lost(
+    processes: list[int], settings: RunConfig, discovery: Any, folder: Path
+) -> None:
     import ray
 
     said: list[str] = []
-    cluster = Cluster(survey, settings.cluster, folder / "base", folder / "logs", said.append)
+    cluster = Cluster(discovery, settings.cluster, folder / "base", folder / "logs", said.append)
     await cluster.open()
     try:
 
@@ -107,12 +109,12 @@ async def _node_lost(processes: list[int], settings: RunConfig, survey: Any, fol
 
         handles = await cluster.hire(["questioner-0"], spawn)
         first, given, niceness = await handles[0].told.remote()
-        assert first in survey.seating.by_node()
+        assert first in discovery.seating.by_node()
         assert (given, niceness) == ([], 0)
         weights = HeldWeights(str(folder / "base"))
         with weights.pushing(str(folder / "models/m1"), 1):
             pass  # m_1 is what engines must hold from now on
-        post = Post(
+        slot = ActorSlot(
             "questioner",
             handles,
             (0,),
@@ -120,11 +122,11 @@ async def _node_lost(processes: list[int], settings: RunConfig, survey: Any, fol
             lambda actor: actor.ping.remote(),
             True,
         )
-        keeper = Keeper([post], weights, 3, ray.kill, said.append, None, cluster)
+        supervisor = Supervisor([slot], weights, 3, ray.kill, said.append, None, cluster)
         kill_node(processes, first)
         await ended(handles[0])
         started = time.monotonic()
-        renewed = await keeper.replace("questioner", 0, MachineError("its node was killed"))
+        renewed = await supervisor.replace("questioner", 0, MachineError("its node was killed"))
         print(f"back after {time.monotonic() - started:.1f} s", said)
         node, given, _ = await renewed.told.remote()
         assert node != first

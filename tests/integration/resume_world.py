@@ -14,13 +14,13 @@ import pytest
 from stargate.config.run import RunConfig
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.launch import session as session_module
-from stargate.launch import setup as crew_module
+from stargate.launch import setup as setup_module
 from stargate.launch.resume import resume
 from stargate.launch.session import fill_run_dir, sit
 from stargate.monitoring.progress import PlainProgress
-from stargate.pair_steps import Roles, Workbench
+from stargate.pair_steps import Roles, RunContext
 from stargate.records import store as store_module
-from stargate.records.counters import Tally
+from stargate.records.counters import Counters
 from stargate.records.store import RunStore
 from stargate.resources.memory import MemoryPeak
 from stargate.types import (
@@ -34,7 +34,7 @@ from stargate.types import (
     TrainResult,
 )
 from tests.fakes.scripted import FixedRoleplay, ScriptedGenerate, ScriptedScore, make_pair
-from tests.unit.test_pair_steps import favour_second, say, workbench
+from tests.unit.test_pair_steps import favour_second, run_context, say
 
 TRAIN_PAIRS = [make_pair(task="t1", persona=p) for p in ("p", "q")]
 TEST_PAIRS = [make_pair(task="t3", persona=p) for p in ("p", "q")]
@@ -76,7 +76,7 @@ def _killed(root: Path) -> Path:
 
 @dataclass(frozen=True)
 class FakePrepared:
-    """What a session takes from launch.crew.Prepared."""
+    """What a session takes from launch.actor_group.Prepared."""
 
     config: RunConfig
     base_model_dir: Path
@@ -93,10 +93,12 @@ class FakeWorkshop:
     world: World
     scaler: None = None  # its engines stay as they are
 
-    def open(self, config: RunConfig, store: RunStore, tally: Tally) -> tuple[Roles, Workbench]:
+    def open(
+        self, config: RunConfig, store: RunStore, counters: Counters
+    ) -> tuple[Roles, RunContext]:
         world = self.world
         world.started_from.append(self.prepared.base_model_dir.name)
-        bench = workbench(store.root, overlap=True)
+        context = run_context(store.root, overlap=True)
         roles = Roles(
             generate=_Generate(world),
             roleplay=FixedRoleplay(),
@@ -104,7 +106,7 @@ class FakeWorkshop:
             train=Train(world),
             push=_Push(world),
         )
-        return roles, replace(bench, config=config, store=store, tally=tally)
+        return roles, replace(context, config=config, store=store, counters=counters)
 
 
 class _NoMemory:
@@ -205,7 +207,7 @@ def play(world: World, monkeypatch: pytest.MonkeyPatch, **changes: object) -> No
 
     monkeypatch.setattr(session_module, "workshop", workshop)
     monkeypatch.setattr(
-        crew_module, "prepare", lambda config, say, training=True: FakePrepared(config, base)
+        setup_module, "prepare", lambda config, say, training=True: FakePrepared(config, base)
     )
     try:
         if world.root.exists():

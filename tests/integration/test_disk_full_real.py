@@ -34,9 +34,9 @@ import asyncio, subprocess, sys
 from pathlib import Path
 from stargate.errors import MachineError
 from stargate.pair_steps import run_iteration
-from stargate.records.repair import repair, survey
+from stargate.records.repair import repair, discovery
 from tests.fakes.scripted import make_pair
-from tests.unit.test_pair_steps import roles, workbench
+from tests.unit.test_pair_steps import roles, run_context
 
 root = Path(sys.argv[1])
 def mount(options):
@@ -46,17 +46,17 @@ mount("size=256k")
 pairs = [make_pair(task=f"t{i}") for i in range(150)]
 changes = {"schedule": {"wave_pairs": 10}}
 try:
-    asyncio.run(run_iteration(0, pairs, roles(), workbench(root, **changes)))
+    asyncio.run(run_iteration(0, pairs, roles(), run_context(root, **changes)))
 except MachineError as error:
     print("stopped:", error)
-assert survey(root) == [], survey(root)
-bench = workbench(root, **changes)
-before = bench.store.num_rows("t0", "dialogues")
+assert discovery(root) == [], discovery(root)
+context = run_context(root, **changes)
+before = context.store.num_rows("t0", "dialogues")
 mount("remount,size=64m")
 repair(root, [])
-asyncio.run(run_iteration(0, pairs, roles(), bench))
-ids = [row["id"] for row in bench.store.read("t0", "dialogues")]
-print("went on:", before, bench.tally.dialogues["t0"], len(ids), len(set(ids)))
+asyncio.run(run_iteration(0, pairs, roles(), context))
+ids = [row["id"] for row in context.store.read("t0", "dialogues")]
+print("went on:", before, context.counters.dialogues["t0"], len(ids), len(set(ids)))
 """
 
 

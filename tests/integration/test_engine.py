@@ -20,7 +20,7 @@ import pytest
 from stargate.actors.engines.core_process import child_processes
 from stargate.actors.engines.engine import Engine
 from stargate.actors.engines.spec import EngineSpec
-from stargate.actors.rpc.batched_calls import Mailbox
+from stargate.actors.rpc.batched_calls import BatchedCaller
 from stargate.config.run import EngineConfig
 from stargate.errors import EngineError, ModelError, RecordDropped
 from stargate.resources.machine import SHARED_MEMORY
@@ -293,7 +293,7 @@ def test_texts_in_flight_survive_a_push(run: Run[Any], engine: Started, prompt: 
 def test_a_cancelled_request_leaves_nothing_running(
     run: Run[Any], engine: Started, prompt: Prompt
 ) -> None:
-    """Neither when its caller gives up here, nor when it does so on the far side of a mailbox."""
+    """Neither when its caller gives up here, nor when it does so on the far side of a caller."""
     llm = engine.engine._llm
 
     async def num_here() -> int:
@@ -334,11 +334,11 @@ def test_a_cancelled_request_leaves_nothing_running(
     before = run(engine.engine.stats())
     run(give_up(engine.engine.generate, "direct"))
 
-    async def through_a_mailbox() -> None:
-        mailbox: Mailbox[GenerateRequest, Generation] = Mailbox(engine.engine.exchange)
-        await give_up(mailbox, "mailed")
+    async def through_a_caller() -> None:
+        caller: BatchedCaller[GenerateRequest, Generation] = BatchedCaller(engine.engine.exchange)
+        await give_up(caller, "mailed")
 
-    run(through_a_mailbox())
+    run(through_a_caller())
     after = run(engine.engine.stats())
     assert (after.num_requests, after.num_generated_tokens) == (
         before.num_requests,

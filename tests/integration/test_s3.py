@@ -15,12 +15,12 @@ from stargate.errors import ConfigError
 from stargate.records.schemas import record_row
 from stargate.records.store import RunStore
 from stargate.remote import lease as lease_module
-from stargate.remote import sync as landing_module
+from stargate.remote import sync as sync_module
 from stargate.remote.fetch import fetch
 from stargate.remote.identity import new_identity, read_identity
 from stargate.remote.lease import LEASE
 from stargate.remote.storage import Storage, StorageError, open_storage
-from stargate.remote.sync import Landing
+from stargate.remote.sync import RemoteSync
 from stargate.remote.uri import parse_uri
 from stargate.types import DialogueScore
 from tests.integration.s3_server import s3_server, server_command
@@ -50,8 +50,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "_SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(landing_module, "_FIRST_PAUSE", 0.1)
-    monkeypatch.setattr(landing_module, "_LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(sync_module, "_FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(sync_module, "_LONGEST_PAUSE", 0.2)
 
 
 def query(address: str) -> str:
@@ -77,10 +77,10 @@ def score_ids(root: Path) -> list[str]:
     return [row["dialogue_id"] for row in RunStore(root).read("t0", "scores")]
 
 
-def start(storage: Storage, root: Path, said: list[str], deadline_s: float = 60.0) -> Landing:
+def start(storage: Storage, root: Path, said: list[str], deadline_s: float = 60.0) -> RemoteSync:
     identity = read_identity(root) or new_identity(str(storage))
     identity.write(root)
-    work = Landing(
+    work = RemoteSync(
         storage, root, identity, said.append, models=True, interval_s=0.2, deadline_s=deadline_s
     )
     work.begin()

@@ -288,14 +288,14 @@ def test_a_model_that_fails_the_trial_of_sharing_is_found_out(
     """Its attention sees everything before it in the row: other texts' tokens too."""
     from stargate.actors.scoring import gold_model
     from stargate.actors.scoring.prefix_tree import Piece
-    from stargate.actors.scoring.tree_attention import Sight
+    from stargate.actors.scoring.tree_attention import AttentionPlan
 
-    def leaking(pieces: list[Piece], device: str) -> Sight:
-        return Sight(
+    def leaking(pieces: list[Piece], device: str) -> AttentionPlan:
+        return AttentionPlan(
             [Piece(p.start, p.stop, ((0, p.start),) * (p.start > 0)) for p in pieces], device
         )
 
-    monkeypatch.setattr(gold_model, "Sight", leaking)
+    monkeypatch.setattr(gold_model, "AttentionPlan", leaking)
     with caplog.at_level("WARNING"):
         scorer = started(tiny, "float32")
     assert "log-probs differ by" in caplog.text

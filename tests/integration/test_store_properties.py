@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from stargate.records import files as durable
 from stargate.records import store
-from stargate.records.repair import repair, survey
+from stargate.records.repair import discovery, repair
 from stargate.records.store import RunStore, table_files
 
 pytestmark = pytest.mark.integration
@@ -106,7 +106,7 @@ class Model:
 
 async def sit(root: Path, operations: Sequence[int], model: Model) -> None:
     """One process: repairs, then appends (n > 0 rows; n < 0: side by side) and compacts (0)."""
-    repair(root, survey(root))
+    repair(root, discovery(root))
     opened = RunStore(root)
 
     async def append(rows: list[store.Row]) -> None:
@@ -143,7 +143,7 @@ def test_no_acknowledged_row_is_lost_or_doubled(
                 except Crash:
                     assert crash_at is not None
             model.check(root)  # also before anything is repaired
-        assert survey(root) == []
+        assert discovery(root) == []
         repair(root, [])
         model.check(root)
         left = [file.name for file in root.glob("**/.*.tmp")]
@@ -193,7 +193,7 @@ def test_damage_is_found_and_costs_that_file_only(
         else:
             del content[0 if kind == "empty" else draw.randrange(len(content)) :]
         victim.write_bytes(content)
-        damaged = survey(root)
+        damaged = discovery(root)
         # A flipped bit in the mark before the digest makes a file look like one of an earlier
         # version: then every page is still checked, and all rows are there.
         if not damaged:

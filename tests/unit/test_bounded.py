@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from stargate.evaluation.playing import EvaluationPairs, play_all
-from stargate.pair_steps import Roles, Workbench, make_examples
+from stargate.pair_steps import Roles, RunContext, make_examples
 from stargate.records.store import Row, RunStore
 from stargate.types import Dialogue, GenerateRequest, Generation, Pair
 from tests.fakes.scripted import ScriptedGenerate, make_pair
-from tests.unit.test_pair_steps import roles, say, workbench
+from tests.unit.test_pair_steps import roles, run_context, say
 
 FEW, MANY = 20, 120
 
@@ -68,10 +68,10 @@ def pairs(count: int) -> list[Pair]:
     return [make_pair(task=f"t{i}") for i in range(count)]
 
 
-def bench_for(root: Path, overlap: bool) -> Workbench:
+def context_for(root: Path, overlap: bool) -> RunContext:
     rollout = {"num_dialogues": 4, "turns": [1, 2], "max_concurrent_dialogues": 8}
-    bench = workbench(root, overlap, rollout=rollout, schedule={"wave_pairs": 6})
-    return replace(bench, store=NoStore(root))
+    context = run_context(root, overlap, rollout=rollout, schedule={"wave_pairs": 6})
+    return replace(context, store=NoStore(root))
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -79,9 +79,9 @@ def test_what_an_iteration_holds_is_bounded(tmp_path: Path, overlap: bool) -> No
     seen = {}
     for count in (FEW, MANY):
         generate = Counting()
-        bench = bench_for(tmp_path / str(count), overlap)
-        asyncio.run(make_examples("t0", pairs(count), roles(generate=generate), bench))
-        assert bench.tally.dialogues["t0"] == 4 * count
+        context = context_for(tmp_path / str(count), overlap)
+        asyncio.run(make_examples("t0", pairs(count), roles(generate=generate), context))
+        assert context.counters.dialogues["t0"] == 4 * count
         seen[count] = generate
     for counted in seen.values():
         assert counted.most_at_once <= 8 + 4  # dialogues, and responses of the pairs under way
@@ -93,9 +93,9 @@ def test_what_an_iteration_holds_is_bounded(tmp_path: Path, overlap: bool) -> No
 
 def test_an_evaluation_has_no_more_tasks_than_dialogues_in_flight(tmp_path: Path) -> None:
     generate = Counting()
-    bench = bench_for(tmp_path, True)
+    context = context_for(tmp_path, True)
     parts: Roles = roles(generate=generate)
-    played = asyncio.run(play_all(0, EvaluationPairs(pairs(MANY)), parts, bench))
+    played = asyncio.run(play_all(0, EvaluationPairs(pairs(MANY)), parts, context))
     assert sum(map(len, played.values())) == 2 * MANY
     assert generate.most_at_once <= 8
     assert generate.most_tasks <= 3 * 8  # of 480; those that ended write their records

@@ -14,9 +14,9 @@ from stargate.launch.cli import main
 from stargate.launch.session import _logged
 from stargate.pair_steps import run_iteration
 from stargate.records import files as durable
-from stargate.records.repair import Repairs, repair, survey
+from stargate.records.repair import Repairs, discovery, repair
 from stargate.records.store import RunStore
-from tests.unit.test_pair_steps import PAIRS, roles, workbench
+from tests.unit.test_pair_steps import PAIRS, roles, run_context
 
 
 def fill_after(num_writes: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,20 +47,22 @@ def test_the_iteration_stops_and_goes_on_where_it_was(
     with monkeypatch.context() as patch:
         fill_after(num_writes, errno.ENOSPC, patch)
         with pytest.raises(MachineError) as caught:
-            asyncio.run(run_iteration(0, PAIRS, roles(), workbench(tmp_path, overlap)))
+            asyncio.run(run_iteration(0, PAIRS, roles(), run_context(tmp_path, overlap)))
     line = str(caught.value)
     assert line.startswith(f"{tmp_path}/t0")
     assert "the disk is full (" in line and "MiB are free)" in line and "stargate resume" in line
     assert "\n" not in line
     before = ids(RunStore(tmp_path), "dialogues", "id")
     assert (len(before) > 0) == (num_writes > 0)
-    assert survey(tmp_path) == []
+    assert discovery(tmp_path) == []
     assert repair(tmp_path, []) == Repairs()  # nothing half-written is left
-    bench = workbench(tmp_path, overlap)
-    asyncio.run(run_iteration(0, PAIRS, roles(), bench))
-    assert bench.tally.dialogues["t0"] == 12 - len(before)  # those that were missing, no others
+    context = run_context(tmp_path, overlap)
+    asyncio.run(run_iteration(0, PAIRS, roles(), context))
+    assert context.counters.dialogues["t0"] == 12 - len(
+        before
+    )  # those that were missing, no others
     for table, key, count in (("dialogues", "id", 12), ("scores", "dialogue_id", 12)):
-        found = ids(bench.store, table, key)
+        found = ids(context.store, table, key)
         assert (len(found), len(set(found))) == (count, count)
 
 
@@ -78,7 +80,7 @@ def test_other_ways_of_a_disk_to_say_no(
 ) -> None:
     fill_after(0, number, monkeypatch)
     with pytest.raises(MachineError, match=words):
-        asyncio.run(run_iteration(0, PAIRS, roles(), workbench(tmp_path)))
+        asyncio.run(run_iteration(0, PAIRS, roles(), run_context(tmp_path)))
 
 
 def test_other_errors_of_a_write_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stargate.config.files import load_config
 from stargate.errors import ModelError
 from stargate.launch import eval_session
-from stargate.launch import setup as crew
+from stargate.launch import setup as actor_group
 from tests.fakes.report_run import build_run
 from tests.unit.config import test_fuzz_config as fuzz
 from tests.unit.config.test_fuzz_config import outcome
@@ -57,7 +57,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def prepare(*args: object, **options: object) -> None:
         raise ModelError("nothing is started here")
 
-    monkeypatch.setattr(crew, "prepare", prepare)
+    monkeypatch.setattr(actor_group, "prepare", prepare)
     monkeypatch.setattr(eval_session, "prepare", prepare)
 
 

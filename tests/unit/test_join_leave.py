@@ -9,16 +9,16 @@ import pytest
 from stargate.actors.rpc.clients import WeightPusher
 from stargate.actors.rpc.guarded import GuardedPool
 from stargate.actors.rpc.remote import ActorDied
-from stargate.actors.runtime import supervisor as keeper_module
-from stargate.actors.runtime.actor_slots import Post
+from stargate.actors.runtime import supervisor as supervisor_module
+from stargate.actors.runtime.actor_slots import ActorSlot
 from stargate.errors import EngineError
-from stargate.records.counters import Tally
-from stargate.records.resume import SITTINGS_FILE, Sittings, read_sittings
+from stargate.records.counters import Counters
+from stargate.records.resume import SITTINGS_FILE, RunTotals, read_totals
 from stargate.records.store import RunStore
 from stargate.records.summary import summarise_run, summary_lines
 from stargate.resources.memory import MemoryPeak
 from stargate.types import GenerateRequest, Generation, Sampling
-from tests.fakes.actor_slots import GONE, Crew, FakeActor, ping
+from tests.fakes.actor_slots import GONE, ActorGroup, FakeActor, ping
 from tests.unit.actors.runtime import test_dialogue_worker
 from tests.unit.actors.runtime.test_dialogue_worker import (
     FakeEngine,
@@ -31,9 +31,11 @@ from tests.unit.actors.runtime.test_dialogue_worker import (
 bytes_as_tokens = test_dialogue_worker.bytes_as_tokens  # a fixture
 
 
-def post(crew: Crew, number: int) -> Post:
-    hire = partial(crew.hire, [number])
-    return Post(crew.role, crew.actors, (number,), hire, ping, crew.takes_weights)
+def slot(actor_group: ActorGroup, number: int) -> ActorSlot:
+    hire = partial(actor_group.hire, [number])
+    return ActorSlot(
+        actor_group.role, actor_group.actors, (number,), hire, ping, actor_group.takes_weights
+    )
 
 
 def request(session: str) -> GenerateRequest:
@@ -49,24 +51,24 @@ def texts(generations: list[Generation]) -> list[tuple[str, int]]:
 
 def test_one_that_joins_holds_the_current_weights_before_it_gets_work() -> None:
     hold = asyncio.Event()
-    crew = Crew(prepare=lambda actor: setattr(actor, "hold", hold))
-    crew.keeper.weights.current = ("models/m2", 2)
-    crew.actors[0].version = 2
+    actor_group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", hold))
+    actor_group.supervisor.weights.current = ("models/m2", 2)
+    actor_group.actors[0].version = 2
 
     async def run() -> None:
-        pool = GuardedPool("questioner", crew.actors, crew.keeper)
-        adding = asyncio.create_task(crew.keeper.add([post(crew, 1)]))
+        pool = GuardedPool("questioner", actor_group.actors, actor_group.supervisor)
+        adding = asyncio.create_task(actor_group.supervisor.add([slot(actor_group, 1)]))
         await asyncio.sleep(0.01)
-        [new] = crew.hired
+        [new] = actor_group.hired
         assert new.methods == ["start"]  # it starts, and the other one works
         assert texts([await pool(request("1")), await pool(request("2"))]) == [
             ("questioner-0", 2),
             ("questioner-0", 2),
         ]
-        assert len(crew.actors) == 1
+        assert len(actor_group.actors) == 1
         hold.set()
         await adding
-        assert crew.actors == [crew.actors[0], new]
+        assert actor_group.actors == [actor_group.actors[0], new]
         assert new.calls == [("start",), ("load_weights", "models/m2", 2)]
         assert texts([await pool(request("1")), await pool(request("3"))]) == [
             ("questioner-0", 2),  # a session stays where it is
@@ -76,165 +78,175 @@ def test_one_that_joins_holds_the_current_weights_before_it_gets_work() -> None:
         assert texts(list(both)) == [("questioner-0", 2), ("questioner-1'", 2)]
 
     asyncio.run(run())
-    assert crew.tally.joined == {"questioner": 1}
-    assert crew.said[0].startswith("questioner-1 has joined after 0.")
-    assert crew.said[0].endswith(" s, with weights version 2")
-    assert crew.tally.restarts == {}
+    assert actor_group.counters.joined == {"questioner": 1}
+    assert actor_group.said[0].startswith("questioner-1 has joined after 0.")
+    assert actor_group.said[0].endswith(" s, with weights version 2")
+    assert actor_group.counters.restarts == {}
 
 
 def test_one_that_joins_during_a_push_is_pushed_into_too() -> None:
     """It takes its place with the old weights, while another engine still loads the new ones."""
-    crew = Crew()
-    slow = crew.actors[0]
+    actor_group = ActorGroup()
+    slow = actor_group.actors[0]
     slow.hold = asyncio.Event()
 
     async def run() -> Any:
         assert slow.hold is not None
-        pushing = asyncio.create_task(WeightPusher(crew.actors, crew.keeper)("models/m1", 1))
+        pushing = asyncio.create_task(
+            WeightPusher(actor_group.actors, actor_group.supervisor)("models/m1", 1)
+        )
         await asyncio.sleep(0.01)
-        await crew.keeper.add([post(crew, 1)])
-        assert crew.hired[0].methods == ["start"]  # m_1 is not current before all have it
+        await actor_group.supervisor.add([slot(actor_group, 1)])
+        assert actor_group.hired[0].methods == ["start"]  # m_1 is not current before all have it
         slow.hold.set()
         return await pushing
 
     pushed = asyncio.run(run())
     assert (pushed.version, pushed.num_engines) == (1, 2)
-    assert [actor.version for actor in crew.actors] == [1, 1]
-    assert crew.hired[0].calls[1] == ("load_weights", "models/m1", 1)
+    assert [actor.version for actor in actor_group.actors] == [1, 1]
+    assert actor_group.hired[0].calls[1] == ("load_weights", "models/m1", 1)
 
 
 def test_one_that_starts_while_a_push_ends_loads_what_was_pushed() -> None:
     hold = asyncio.Event()
-    crew = Crew(prepare=lambda actor: setattr(actor, "hold", hold))
+    actor_group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", hold))
 
     async def run() -> None:
-        adding = asyncio.create_task(crew.keeper.add([post(crew, 1)]))
+        adding = asyncio.create_task(actor_group.supervisor.add([slot(actor_group, 1)]))
         await asyncio.sleep(0.01)
-        pushed = await WeightPusher(crew.actors, crew.keeper)("models/m1", 1)
+        pushed = await WeightPusher(actor_group.actors, actor_group.supervisor)("models/m1", 1)
         assert pushed.num_engines == 1
         hold.set()
         await adding
 
     asyncio.run(run())
-    assert [actor.version for actor in crew.actors] == [1, 1]
-    assert crew.hired[0].calls == [("start",), ("load_weights", "models/m1", 1)]
+    assert [actor.version for actor in actor_group.actors] == [1, 1]
+    assert actor_group.hired[0].calls == [("start",), ("load_weights", "models/m1", 1)]
 
 
 def test_several_start_side_by_side_and_take_their_places_in_order() -> None:
     holds = [asyncio.Event(), asyncio.Event()]
-    crew = Crew()
-    crew.prepare = lambda actor: setattr(actor, "hold", holds[len(crew.hired)])
+    actor_group = ActorGroup()
+    actor_group.prepare = lambda actor: setattr(actor, "hold", holds[len(actor_group.hired)])
 
     async def run() -> None:
-        adding = asyncio.create_task(crew.keeper.add([post(crew, 1), post(crew, 2)]))
+        adding = asyncio.create_task(
+            actor_group.supervisor.add([slot(actor_group, 1), slot(actor_group, 2)])
+        )
         await asyncio.sleep(0.01)
-        assert [actor.methods for actor in crew.hired] == [["start"], ["start"]]
+        assert [actor.methods for actor in actor_group.hired] == [["start"], ["start"]]
         holds[1].set()
         await asyncio.sleep(0.01)
-        assert len(crew.actors) == 1
+        assert len(actor_group.actors) == 1
         holds[0].set()
         await adding
 
     asyncio.run(run())
-    assert [a.name for a in crew.actors] == ["questioner-0", "questioner-1'", "questioner-2'"]
+    assert [a.name for a in actor_group.actors] == [
+        "questioner-0",
+        "questioner-1'",
+        "questioner-2'",
+    ]
 
 
 def test_one_that_can_not_start_is_ended_and_the_run_goes_on() -> None:
-    crew = Crew()
+    actor_group = ActorGroup()
 
     def prepare(actor: FakeActor) -> None:
         actor.dies_in = "start" if actor.name == "questioner-2'" else None
 
-    crew.prepare = prepare
+    actor_group.prepare = prepare
 
     async def run() -> None:
         with pytest.raises(EngineError, match="questioner-2' is gone"):
-            await crew.keeper.add([post(crew, n) for n in (1, 2, 3)])
-        crew.keeper.check()  # no failure of the run
+            await actor_group.supervisor.add([slot(actor_group, n) for n in (1, 2, 3)])
+        actor_group.supervisor.check()  # no failure of the run
 
     asyncio.run(run())
-    assert [actor.name for actor in crew.actors] == ["questioner-0", "questioner-1'"]
-    assert set(crew.dismissed) == {"questioner-2'", "questioner-3'"}
-    assert crew.tally.joined == {"questioner": 1}
+    assert [actor.name for actor in actor_group.actors] == ["questioner-0", "questioner-1'"]
+    assert set(actor_group.dismissed) == {"questioner-2'", "questioner-3'"}
+    assert actor_group.counters.joined == {"questioner": 1}
 
 
 def test_when_the_run_ends_one_that_starts_is_ended() -> None:
-    crew = Crew(prepare=lambda actor: setattr(actor, "hold", asyncio.Event()))
+    actor_group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", asyncio.Event()))
 
     async def run() -> None:
-        adding = asyncio.create_task(crew.keeper.add([post(crew, 1)]))
+        adding = asyncio.create_task(actor_group.supervisor.add([slot(actor_group, 1)]))
         await asyncio.sleep(0.01)
         adding.cancel()
         with pytest.raises(asyncio.CancelledError):
             await adding
 
     asyncio.run(run())
-    assert set(crew.dismissed) == {"questioner-1'"}
-    assert len(crew.actors) == 1
+    assert set(actor_group.dismissed) == {"questioner-1'"}
+    assert len(actor_group.actors) == 1
 
 
 def test_one_that_has_joined_is_replaced_when_it_dies() -> None:
-    crew = Crew()
+    actor_group = ActorGroup()
 
     async def run() -> None:
-        await crew.keeper.add([post(crew, 1)])
-        crew.actors[1].alive = False
-        await crew.keeper.replace("questioner", 1, GONE)
+        await actor_group.supervisor.add([slot(actor_group, 1)])
+        actor_group.actors[1].alive = False
+        await actor_group.supervisor.replace("questioner", 1, GONE)
 
     asyncio.run(run())
-    assert crew.actors[1] is crew.hired[1]
-    assert crew.tally.restarts == {"questioner": 1}
+    assert actor_group.actors[1] is actor_group.hired[1]
+    assert actor_group.counters.restarts == {"questioner": 1}
 
 
 # --- leaving
 
 
 def test_the_last_one_leaves_and_requests_go_on() -> None:
-    crew = Crew(role="roleplayer", count=3)
+    actor_group = ActorGroup(role="roleplayer", count=3)
     leaving: list[Any] = []
 
     async def run() -> None:
-        pool = GuardedPool("roleplayer", crew.actors, crew.keeper)
+        pool = GuardedPool("roleplayer", actor_group.actors, actor_group.supervisor)
         sessions = [str(n) for n in range(6)]
         before = texts(list(await asyncio.gather(*(pool(request(s)) for s in sessions))))
         assert {name for name, _ in before} == {"roleplayer-0", "roleplayer-1", "roleplayer-2"}
-        last = crew.actors[2]
-        assert await crew.keeper.retire("roleplayer", leaving) == "roleplayer-2"
+        last = actor_group.actors[2]
+        assert await actor_group.supervisor.retire("roleplayer", leaving) == "roleplayer-2"
         assert leaving == [last]
         after = texts(list(await asyncio.gather(*(pool(request(s)) for s in sessions))))
         assert {name for name, _ in after} == {"roleplayer-0", "roleplayer-1"}
         # It is nobody's any more: its death is not noticed, nor is it asked whether it lives.
         last.alive = False
         with pytest.raises(EngineError, match="roleplayer-2 has left: gone"):
-            await crew.keeper.replace("roleplayer", 2, GONE)
+            await actor_group.supervisor.replace("roleplayer", 2, GONE)
 
     asyncio.run(run())
-    assert [actor.name for actor in crew.actors] == ["roleplayer-0", "roleplayer-1"]
-    assert crew.tally.left == {"roleplayer": 1}
-    assert (crew.hired, crew.dismissed) == ([], [])
-    assert crew.said == ["roleplayer-2 gets no new requests and ends those that it has"]
+    assert [actor.name for actor in actor_group.actors] == ["roleplayer-0", "roleplayer-1"]
+    assert actor_group.counters.left == {"roleplayer": 1}
+    assert (actor_group.hired, actor_group.dismissed) == ([], [])
+    assert actor_group.said == ["roleplayer-2 gets no new requests and ends those that it has"]
 
 
 def test_one_of_each_role_stays() -> None:
-    crew = Crew()
+    actor_group = ActorGroup()
     with pytest.raises(EngineError, match="the last questioner can't leave"):
-        asyncio.run(crew.keeper.retire("questioner", []))
-    assert len(crew.actors) == 1
+        asyncio.run(actor_group.supervisor.retire("questioner", []))
+    assert len(actor_group.actors) == 1
 
 
 def test_nobody_leaves_in_the_middle_of_a_push() -> None:
-    crew = Crew(count=2)
-    slow = crew.actors[1]
+    actor_group = ActorGroup(count=2)
+    slow = actor_group.actors[1]
     slow.hold = asyncio.Event()
     leaving: list[Any] = []
 
     async def run() -> Any:
         assert slow.hold is not None
-        pushing = asyncio.create_task(WeightPusher(crew.actors, crew.keeper)("models/m1", 1))
+        pushing = asyncio.create_task(
+            WeightPusher(actor_group.actors, actor_group.supervisor)("models/m1", 1)
+        )
         await asyncio.sleep(0.01)
-        retiring = asyncio.create_task(crew.keeper.retire("questioner", leaving))
+        retiring = asyncio.create_task(actor_group.supervisor.retire("questioner", leaving))
         await asyncio.sleep(0.01)
-        assert len(crew.actors) == 2
+        assert len(actor_group.actors) == 2
         slow.hold.set()
         pushed = await pushing
         await retiring
@@ -242,46 +254,46 @@ def test_nobody_leaves_in_the_middle_of_a_push() -> None:
 
     assert asyncio.run(run()).num_engines == 2
     assert leaving == [slow]
-    assert len(crew.actors) == 1
+    assert len(actor_group.actors) == 1
 
 
 def test_one_that_is_being_started_again_leaves_when_it_is_back() -> None:
     hold = asyncio.Event()
-    crew = Crew(count=2, prepare=lambda actor: setattr(actor, "hold", hold))
-    crew.actors[1].alive = False
+    actor_group = ActorGroup(count=2, prepare=lambda actor: setattr(actor, "hold", hold))
+    actor_group.actors[1].alive = False
     leaving: list[Any] = []
 
     async def run() -> None:
-        asking = asyncio.create_task(crew.keeper.replace("questioner", 1, GONE))
+        asking = asyncio.create_task(actor_group.supervisor.replace("questioner", 1, GONE))
         await asyncio.sleep(0.01)
-        retiring = asyncio.create_task(crew.keeper.retire("questioner", leaving))
+        retiring = asyncio.create_task(actor_group.supervisor.retire("questioner", leaving))
         await asyncio.sleep(0.01)
-        assert len(crew.actors) == 2
+        assert len(actor_group.actors) == 2
         hold.set()
         await retiring
         assert [await asking] == leaving  # it was there for a moment
 
     asyncio.run(run())
-    assert leaving == crew.hired
-    assert [actor.name for actor in crew.actors] == ["questioner-0"]
+    assert leaving == actor_group.hired
+    assert [actor.name for actor in actor_group.actors] == ["questioner-0"]
 
 
 def test_the_watch_asks_only_who_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper_module, "_WATCH_SECONDS", 0.001)
-    crew = Crew(count=2)
+    monkeypatch.setattr(supervisor_module, "_WATCH_SECONDS", 0.001)
+    actor_group = ActorGroup(count=2)
 
     async def run() -> None:
-        crew.keeper.watch()
-        await crew.keeper.add([post(crew, 2)])
+        actor_group.supervisor.watch()
+        await actor_group.supervisor.add([slot(actor_group, 2)])
         leaving: list[Any] = []
-        await crew.keeper.retire("questioner", leaving)
-        await crew.keeper.retire("questioner", leaving)
+        await actor_group.supervisor.retire("questioner", leaving)
+        await actor_group.supervisor.retire("questioner", leaving)
         asked = [actor.methods.count("progress") for actor in leaving]
-        at_least = crew.actors[0].methods.count("progress") + 3
-        while crew.actors[0].methods.count("progress") < at_least:
+        at_least = actor_group.actors[0].methods.count("progress") + 3
+        while actor_group.actors[0].methods.count("progress") < at_least:
             await asyncio.sleep(0.001)
         assert [actor.methods.count("progress") for actor in leaving] == asked
-        await crew.keeper.close()
+        await actor_group.supervisor.close()
 
     asyncio.run(run())
 
@@ -335,7 +347,9 @@ def test_a_worker_says_that_an_engine_may_go_when_it_owes_it_nothing() -> None:
             await released.wait()
             return await generate(request)
 
-        asking[1].handle = test_dialogue_worker.Handle(test_dialogue_worker.Desk(slowly).exchange)
+        asking[1].handle = test_dialogue_worker.Handle(
+            test_dialogue_worker.BatchedServer(slowly).exchange
+        )
         [worker] = await make_workers(settings, asking, [FakeEngine("a")])
         pool, _ = pool_of([worker])
         playing = asyncio.gather(*(pool(plan) for plan in plans(settings)))
@@ -395,25 +409,25 @@ def test_a_place_that_is_given_up_has_no_successor() -> None:
 
 def test_who_joined_and_left_is_counted_over_all_sittings(tmp_path: Any) -> None:
     store = RunStore(tmp_path)
-    Sittings(count=1).write(store)
+    RunTotals(count=1).write(store)
     older = store.read_json(SITTINGS_FILE)
     assert older is not None
     for name in ("joined", "left"):
         del older[name]
     store.write_json(SITTINGS_FILE, older)
-    total = read_sittings(store)  # of a run that an earlier version began
+    total = read_totals(store)  # of a run that an earlier version began
     for joined in (2, 1):
-        tally = total.new_tally()
-        tally.joined["questioner"] += joined
-        tally.left["roleplayer"] += 1
-        total = total.plus(tally, 1.0, MemoryPeak(1.0, "pss", 1), {})
+        counters = total.new_counters()
+        counters.joined["questioner"] += joined
+        counters.left["roleplayer"] += 1
+        total = total.plus(counters, 1.0, MemoryPeak(1.0, "pss", 1), {})
     total.write(store)
     summary = summarise_run(
-        read_sittings(store).as_tally(), {}, [], "finished", 2.0, MemoryPeak(1.0, "pss", 1), {}
+        read_totals(store).as_counters(), {}, [], "finished", 2.0, MemoryPeak(1.0, "pss", 1), {}
     )
     assert (summary["joined"], summary["left"]) == ({"questioner": 3}, {"roleplayer": 2})
     lines = summary_lines(summary)
     assert "engines that joined meanwhile: 3 questioner" in lines
     assert "engines that left meanwhile: 2 roleplayer" in lines
-    quiet = summarise_run(Tally(), {}, [], "finished", 2.0, MemoryPeak(1.0, "pss", 1), {})
+    quiet = summarise_run(Counters(), {}, [], "finished", 2.0, MemoryPeak(1.0, "pss", 1), {})
     assert not any("meanwhile" in line for line in summary_lines(quiet))

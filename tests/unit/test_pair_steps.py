@@ -10,8 +10,8 @@ from stargate.algorithm.scoring import GoldScoring
 from stargate.config.run import RunConfig
 from stargate.errors import DataError, DivergenceError, EngineError
 from stargate.monitoring.progress import PlainProgress
-from stargate.pair_steps import Roles, Workbench, run_iteration
-from stargate.records.counters import Tally
+from stargate.pair_steps import Roles, RunContext, run_iteration
+from stargate.records.counters import Counters
 from stargate.records.store import RunStore
 from stargate.types import (
     GenerateRequest,
@@ -61,15 +61,15 @@ def config(**changes: object) -> RunConfig:
     )
 
 
-def workbench(root: Path, overlap: bool = False, **changes: object) -> Workbench:
+def run_context(root: Path, overlap: bool = False, **changes: object) -> RunContext:
     chat = byte_chat()
-    return Workbench(
+    return RunContext(
         config=config(**changes),
         views=VIEWS,
         chat=chat,
         scoring=GoldScoring(VIEWS, chat, 10_000),
         store=RunStore(root),
-        tally=Tally(),
+        counters=Counters(),
         progress=PlainProgress(),
         overlap=overlap,
     )
@@ -99,10 +99,10 @@ PAIRS: list[Pair] = [make_pair(task=t, persona=p) for t in ("t1", "t2") for p in
 
 @pytest.mark.parametrize("overlap", [True, False])
 def test_an_iteration_records_every_step(tmp_path: Path, overlap: bool) -> None:
-    bench, parts = workbench(tmp_path, overlap), roles()
-    asyncio.run(run_iteration(0, PAIRS, parts, bench))
+    context, parts = run_context(tmp_path, overlap), roles()
+    asyncio.run(run_iteration(0, PAIRS, parts, context))
     tables = {
-        name: list(bench.store.read("t0", name))
+        name: list(context.store.read("t0", name))
         for name in ("dialogues", "scores", "selections", "examples")
     }
     assert {name: len(rows) for name, rows in tables.items()} == {
@@ -120,10 +120,10 @@ def test_an_iteration_records_every_step(tmp_path: Path, overlap: bool) -> None:
     push = parts.push
     assert isinstance(push, RecordingPush)
     assert push.pushed == [("m1", 1)]
-    assert bench.tally.dialogues["t0"] == 12
+    assert context.counters.dialogues["t0"] == 12
     # Two questions of "q0?" plus end token each; the fixed answers were not sampled.
-    assert bench.tally.generated_tokens["t0"] == 12 * 2 * 4
-    assert bench.tally.dropped == {}
+    assert context.counters.generated_tokens["t0"] == 12 * 2 * 4
+    assert context.counters.dropped == {}
 
 
 def test_without_overlap_scoring_begins_when_all_dialogues_have_ended(tmp_path: Path) -> None:
@@ -138,44 +138,44 @@ def test_without_overlap_scoring_begins_when_all_dialogues_have_ended(tmp_path: 
         return favour_second(request)
 
     parts = roles(generate=ScriptedGenerate(generate), score=ScriptedScore(score))
-    asyncio.run(run_iteration(0, PAIRS, parts, workbench(tmp_path)))
+    asyncio.run(run_iteration(0, PAIRS, parts, run_context(tmp_path)))
     steps = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
     assert steps == ["play", "score", "respond"]
 
 
 def test_waves_bound_what_is_in_memory(tmp_path: Path) -> None:
     score = ScriptedScore(favour_second)
-    bench = workbench(tmp_path, schedule={"wave_pairs": 3})
-    asyncio.run(run_iteration(0, PAIRS, roles(score=score), bench))
-    assert len(list(bench.store.read("t0", "examples"))) == 4
+    context = run_context(tmp_path, schedule={"wave_pairs": 3})
+    asyncio.run(run_iteration(0, PAIRS, roles(score=score), context))
+    assert len(list(context.store.read("t0", "examples"))) == 4
 
 
 def test_dropped_dialogues_are_counted_and_the_pair_goes_on(tmp_path: Path) -> None:
     def generate(request: GenerateRequest) -> str:
         return "" if request.session.endswith("/1") else say(request)
 
-    bench = workbench(tmp_path)
-    asyncio.run(run_iteration(0, PAIRS, roles(generate=ScriptedGenerate(generate)), bench))
-    assert bench.tally.dropped == {"empty_question": 4}
-    assert bench.tally.dropped_examples["empty_question"][0].startswith("t0/t1:p/1 question 1")
-    assert len(list(bench.store.read("t0", "scores"))) == 8
-    assert len(list(bench.store.read("t0", "examples"))) == 4
+    context = run_context(tmp_path)
+    asyncio.run(run_iteration(0, PAIRS, roles(generate=ScriptedGenerate(generate)), context))
+    assert context.counters.dropped == {"empty_question": 4}
+    assert context.counters.dropped_examples["empty_question"][0].startswith("t0/t1:p/1 question 1")
+    assert len(list(context.store.read("t0", "scores"))) == 8
+    assert len(list(context.store.read("t0", "examples"))) == 4
 
 
 def test_a_pair_that_loses_all_dialogues_does_not_hold_up_the_others(tmp_path: Path) -> None:
     def generate(request: GenerateRequest) -> str:
         return "" if "t1:p" in request.session else say(request)
 
-    bench = workbench(tmp_path)
-    asyncio.run(run_iteration(0, PAIRS, roles(generate=ScriptedGenerate(generate)), bench))
-    assert bench.tally.dropped == {"empty_question": 3, "pair_without_dialogue": 1}
-    assert len(list(bench.store.read("t0", "examples"))) == 3
+    context = run_context(tmp_path)
+    asyncio.run(run_iteration(0, PAIRS, roles(generate=ScriptedGenerate(generate)), context))
+    assert context.counters.dropped == {"empty_question": 3, "pair_without_dialogue": 1}
+    assert len(list(context.store.read("t0", "examples"))) == 3
 
 
 def test_nothing_left_to_train_on_is_an_error_that_says_why(tmp_path: Path) -> None:
     parts = roles(generate=ScriptedGenerate(lambda request: ""))
     with pytest.raises(DataError, match=r"no training example is left of 4 pairs.*empty_question"):
-        asyncio.run(run_iteration(0, PAIRS, parts, workbench(tmp_path)))
+        asyncio.run(run_iteration(0, PAIRS, parts, run_context(tmp_path)))
 
 
 def test_an_engine_error_stops_the_iteration_and_keeps_what_was_finished(tmp_path: Path) -> None:
@@ -186,9 +186,9 @@ def test_an_engine_error_stops_the_iteration_and_keeps_what_was_finished(tmp_pat
                 raise EngineError("the engine died")
             return await super().__call__(request)
 
-    bench = workbench(tmp_path)
+    context = run_context(tmp_path)
     with pytest.raises(EngineError, match="the engine died"):
-        asyncio.run(run_iteration(0, PAIRS, roles(generate=Fails(say)), bench))
+        asyncio.run(run_iteration(0, PAIRS, roles(generate=Fails(say)), context))
     assert len(list(RunStore(tmp_path).read("t0", "dialogues"))) == 9
 
 
@@ -199,22 +199,22 @@ def test_divergence_pushes_nothing(tmp_path: Path) -> None:
 
     parts = roles(train=Diverges())
     with pytest.raises(DivergenceError):
-        asyncio.run(run_iteration(0, PAIRS, parts, workbench(tmp_path)))
+        asyncio.run(run_iteration(0, PAIRS, parts, run_context(tmp_path)))
     assert isinstance(parts.push, RecordingPush)
     assert parts.push.pushed == []
 
 
 def test_questions_only_needs_no_response(tmp_path: Path) -> None:
     generate = ScriptedGenerate(say)
-    bench = workbench(tmp_path, trainer={"target": "questions_only"})
-    asyncio.run(run_iteration(0, PAIRS, roles(generate=generate), bench))
+    context = run_context(tmp_path, trainer={"target": "questions_only"})
+    asyncio.run(run_iteration(0, PAIRS, roles(generate=generate), context))
     assert not [r for r in generate.requests if r.request_id.endswith("response")]
 
 
 def test_two_runs_with_one_seed_ask_for_the_same(tmp_path: Path) -> None:
     def requests(root: Path) -> list[tuple[str, int]]:
         generate = ScriptedGenerate(say)
-        asyncio.run(run_iteration(0, PAIRS, roles(generate=generate), workbench(root)))
+        asyncio.run(run_iteration(0, PAIRS, roles(generate=generate), run_context(root)))
         return sorted((r.request_id, r.sampling.seed) for r in generate.requests)
 
     assert requests(tmp_path / "a") == requests(tmp_path / "b")
@@ -222,7 +222,7 @@ def test_two_runs_with_one_seed_ask_for_the_same(tmp_path: Path) -> None:
 
 def test_what_is_on_disk_is_not_made_again(tmp_path: Path) -> None:
     """Two dialogues, two selections and three examples were lost; only those are made."""
-    asyncio.run(run_iteration(0, PAIRS, roles(), workbench(tmp_path / "whole")))
+    asyncio.run(run_iteration(0, PAIRS, roles(), run_context(tmp_path / "whole")))
     whole, torn = RunStore(tmp_path / "whole"), RunStore(tmp_path / "torn")
 
     async def copy() -> None:
@@ -239,7 +239,7 @@ def test_what_is_on_disk_is_not_made_again(tmp_path: Path) -> None:
     asyncio.run(copy())
     generate, score = ScriptedGenerate(say), ScriptedScore(favour_second)
     parts = roles(generate=generate, score=score)
-    asyncio.run(run_iteration(0, PAIRS, parts, workbench(tmp_path / "torn")))
+    asyncio.run(run_iteration(0, PAIRS, parts, run_context(tmp_path / "torn")))
     assert {request.session for request in generate.requests} == {
         "t0/t1:p/0",
         "t0/t2:q/2",
@@ -263,32 +263,32 @@ def test_contrastive_selection_prefers_what_is_about_the_person(tmp_path: Path) 
             return [ScoreResult(r.key, tuple((v,) for v in values[r.key[-2:]])) for r in requests]
 
     score = Score(lambda request: 0.0)
-    bench = workbench(tmp_path, selection={"type": "contrastive"})
-    asyncio.run(run_iteration(0, PAIRS, roles(score=score), bench))
+    context = run_context(tmp_path, selection={"type": "contrastive"})
+    asyncio.run(run_iteration(0, PAIRS, roles(score=score), context))
     assert {len(request.golds) for request in score.requests} == {2}
-    selections = list(bench.store.read("t0", "selections"))
+    selections = list(context.store.read("t0", "selections"))
     assert {row["dialogue_id"][-2:] for row in selections} == {"/2"}
     assert {tuple(row["candidate_scores"]) for row in selections} == {(0.0, 0.0, 6.0)}
-    scores = list(bench.store.read("t0", "scores"))
+    scores = list(context.store.read("t0", "scores"))
     assert {row["num_other_golds"] for row in scores} == {1}
 
 
 def test_without_another_persona_contrastive_selection_drops_the_pair(tmp_path: Path) -> None:
-    bench = workbench(tmp_path, selection={"type": "contrastive"})
+    context = run_context(tmp_path, selection={"type": "contrastive"})
     lonely = make_pair(task="t9", persona="p")
     score = ScriptedScore(favour_second)
-    asyncio.run(run_iteration(0, [*PAIRS, lonely], roles(score=score), bench))
-    assert bench.tally.dropped == {"pair_without_contrast": 1}
-    assert len(list(bench.store.read("t0", "examples"))) == 4
+    asyncio.run(run_iteration(0, [*PAIRS, lonely], roles(score=score), context))
+    assert context.counters.dropped == {"pair_without_contrast": 1}
+    assert len(list(context.store.read("t0", "examples"))) == 4
 
 
 @pytest.mark.parametrize(("examples", "learned"), [("iteration", ["t1"]), ("all", ["t0", "t1"])])
 def test_an_iteration_learns_from_its_own_examples_or_from_all_so_far(
     tmp_path: Path, examples: str, learned: list[str]
 ) -> None:
-    bench, parts = workbench(tmp_path, trainer={"examples": examples}), roles()
+    context, parts = run_context(tmp_path, trainer={"examples": examples}), roles()
     for number in (0, 1):
-        asyncio.run(run_iteration(number, PAIRS, parts, bench))
+        asyncio.run(run_iteration(number, PAIRS, parts, context))
     train = parts.train
     assert isinstance(train, RecordingTrain)
     ids = [example.dialogue_id for example in train.examples]

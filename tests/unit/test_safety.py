@@ -22,7 +22,7 @@ from stargate.launch.eval_session import EvaluationRequest, evaluation_root
 from stargate.launch.session import _logged, fill_run_dir
 from stargate.launch.setup import REMOTE_CODE, prepare
 from stargate.monitoring.progress import LiveProgress, PlainProgress, safe_text
-from stargate.records.counters import Tally
+from stargate.records.counters import Counters
 from stargate.records.store import RunStore
 from stargate.records.summary import print_summary, summarise_run
 from stargate.resources.memory import MemoryPeak
@@ -99,11 +99,11 @@ def test_summaries_reports_and_data_on_the_screen_escape(
     row["turns"][0]["answer"] = "\x1b[31mred\r"
     store = RunStore(root)
     asyncio.run(store.append("eval-m0", "dialogues", [{**row, "id": f"{row['id']}-again"}]))
-    tally = Tally()
-    tally.drop(RecordDropped("empty_question", "d", NASTY))
+    counters = Counters()
+    counters.drop(RecordDropped("empty_question", "d", NASTY))
     evaluations = {"m0": {"question_rate": 1.0}}
     memory = MemoryPeak(1.0, "pss", 1)
-    summary = summarise_run(tally, evaluations, (), "finished", 1.0, memory, {})
+    summary = summarise_run(counters, evaluations, (), "finished", 1.0, memory, {})
     print_summary(summary, store, 100, PlainProgress())
     assert main(["report", str(root), "--text"]) == 0
     data = tmp_path / "data"

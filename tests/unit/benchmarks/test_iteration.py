@@ -23,8 +23,8 @@ from stargate.benchmarks.iteration_timeline import (
     stage_seconds,
 )
 from stargate.config.run import RunConfig
-from stargate.pair_steps import Roles, Workbench, run_iteration
-from stargate.records.counters import Tally
+from stargate.pair_steps import Roles, RunContext, run_iteration
+from stargate.records.counters import Counters
 from stargate.records.store import RunStore
 from stargate.types import GenerateRequest, Generation
 from tests.fakes.scripted import ScriptedGenerate, ScriptedScore
@@ -34,8 +34,8 @@ from tests.unit.test_pair_steps import (
     config,
     favour_second,
     roles,
+    run_context,
     say,
-    workbench,
 )
 
 SPANS = [
@@ -63,7 +63,7 @@ def test_idle_is_what_busy_leaves() -> None:
     assert idle_shares(before, after, 4.0) == {"a": 0.25, "b": 0.0}
 
 
-def test_a_timeline_counts_like_a_tally_and_keeps_the_times() -> None:
+def test_a_timeline_counts_as_the_counters_do_and_keeps_the_times() -> None:
     timeline = Timeline()
     with timeline.span("score"), timeline.span("rollout"):
         pass
@@ -123,7 +123,7 @@ class FakeWorkshop:
     """Hands out the loop with fakes, as launch/setup.py does with actors."""
 
     def __init__(self) -> None:
-        self.crew = SimpleNamespace(
+        self.actor_group = SimpleNamespace(
             questioners=[FakeActor()], roleplayers=[FakeActor()], scorers=[FakeActor(), FakeActor()]
         )
         self.prepared = SimpleNamespace(
@@ -131,20 +131,22 @@ class FakeWorkshop:
         )
         self.push = RecordingPush()
 
-    def open(self, config: RunConfig, store: RunStore, tally: Tally) -> tuple[Roles, Workbench]:
-        bench = replace(workbench(store.root), store=store, tally=tally)
-        return roles(push=self.push), bench
+    def open(
+        self, config: RunConfig, store: RunStore, counters: Counters
+    ) -> tuple[Roles, RunContext]:
+        context = replace(run_context(store.root), store=store, counters=counters)
+        return roles(push=self.push), context
 
 
 def test_each_side_is_played_in_a_folder_of_its_own_after_a_push(tmp_path: Path) -> None:
     running = FakeWorkshop()
-    bench = _Bench(running, tmp_path)  # type: ignore[arg-type]
+    context = _Bench(running, tmp_path)  # type: ignore[arg-type]
 
     async def play() -> list[Played]:
         return [
-            await bench.play("warm", 1),
-            await bench.play(SEQUENTIAL, None),
-            await bench.play(STREAMED, None, train=True),
+            await context.play("warm", 1),
+            await context.play(SEQUENTIAL, None),
+            await context.play(STREAMED, None, train=True),
         ]
 
     warm, in_turn, streamed = asyncio.run(play())
@@ -177,13 +179,13 @@ def test_streamed_or_in_turn_the_records_are_the_same(
     trained: list[list[str]] = []
     orders: list[list[str]] = []
     for overlap in (False, True):
-        bench = workbench(tmp_path / str(overlap), overlap, selection=selection)
+        context = run_context(tmp_path / str(overlap), overlap, selection=selection)
         parts = roles(generate=Uneven(say), score=ScriptedScore(favour_second))
-        asyncio.run(run_iteration(0, PAIRS, parts, bench))
-        orders.append([row["pair_id"] for row in bench.store.read("t0", "selections")])
+        asyncio.run(run_iteration(0, PAIRS, parts, context))
+        orders.append([row["pair_id"] for row in context.store.read("t0", "selections")])
         trained.append([example.dialogue_id for example in parts.train.examples])  # type: ignore[attr-defined]
         for table in ("dialogues", "scores", "selections", "examples"):
-            kept = [{**row, "seconds": 0.0} for row in bench.store.read("t0", table)]
+            kept = [{**row, "seconds": 0.0} for row in context.store.read("t0", table)]
             rows.setdefault(table, []).append(sorted(map(str, kept)))
     for table, (in_turn, streamed) in rows.items():
         assert in_turn, table

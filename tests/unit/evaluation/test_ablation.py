@@ -25,10 +25,10 @@ from stargate.evaluation.ablation import (
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.launch import ablation as launched
 from stargate.launch.ablation import Ablation, AblationRequest, plan_ablation, run_ablation
-from stargate.launch.setup import Prepared, Workshop
+from stargate.launch.setup import Prepared, RunningSystem
 from stargate.monitoring.progress import PlainProgress
-from stargate.pair_steps import Roles, Workbench
-from stargate.records.counters import Tally
+from stargate.pair_steps import Roles, RunContext
+from stargate.records.counters import Counters
 from stargate.records.store import RunStore
 from stargate.types import (
     GenerateRequest,
@@ -177,7 +177,7 @@ def test_scores_are_shared_where_they_hold_what_selection_needs(
 
 
 # ---------------------------------------------------------------------------------------------
-# One crew for all
+# One set of actors for all
 
 
 class DivergesWithoutResponse(RecordingTrain):
@@ -197,7 +197,9 @@ class FakeWorkshop:
         self.push = RecordingPush()
         self.asked: dict[str, list[str]] = {}  # by run: what the Questioner was asked
 
-    def open(self, config: RunConfig, store: RunStore, tally: Tally) -> tuple[Roles, Workbench]:
+    def open(
+        self, config: RunConfig, store: RunStore, counters: Counters
+    ) -> tuple[Roles, RunContext]:
         asked = self.asked[store.root.name] = []
 
         def script(request: GenerateRequest) -> str:
@@ -208,17 +210,17 @@ class FakeWorkshop:
         roles = Roles(
             ScriptedGenerate(script), FixedRoleplay(), self.score, self.train, self.push, None
         )
-        bench = Workbench(
+        context = RunContext(
             config=config,
             views=VIEWS,
             chat=chat,
             scoring=GoldScoring(VIEWS, chat, 10_000),
             store=store,
-            tally=tally,
+            counters=counters,
             progress=PlainProgress(),
             overlap=False,
         )
-        return roles, bench
+        return roles, context
 
 
 def prepared(base: RunConfig) -> Prepared:
@@ -251,7 +253,7 @@ def ablation(root: Path, names: Sequence[str], **changes: object) -> Ablation:
 
 
 def play(running: FakeWorkshop, made: Ablation, names: Sequence[str]) -> None:
-    asyncio.run(made.train_in(cast(Workshop, running), names))
+    asyncio.run(made.train_in(cast(RunningSystem, running), names))
 
 
 def rows(root: Path, scope: str, table: str) -> list[str]:
@@ -380,11 +382,11 @@ def test_the_weaker_roleplayer_needs_a_finished_reference(
 def test_the_command_from_start_to_end_and_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    crews = [FakeWorkshop(DivergesWithoutResponse()), FakeWorkshop()]
+    actor_groups = [FakeWorkshop(DivergesWithoutResponse()), FakeWorkshop()]
 
     @asynccontextmanager
     async def workshop(*_: object) -> AsyncIterator[FakeWorkshop]:
-        yield crews.pop(0)
+        yield actor_groups.pop(0)
 
     monkeypatch.setattr(launched, "workshop", workshop)
     monkeypatch.setattr(launched, "prepare", lambda base, say, training=True: prepared(base))
@@ -397,7 +399,7 @@ def test_the_command_from_start_to_end_and_on(
     [root] = (tmp_path / "runs").iterdir()
     assert root.name.startswith("small-ablation-")
     assert "questions_only: failed: DivergenceError: step 2" in capsys.readouterr().out
-    # The second crew trains what failed and what is new, and keeps what has finished.
+    # The second set of actors trains what failed and what is new, and keeps what has finished.
     assert run_ablation(AblationRequest(None, conditions=("random",), resume=root)) == 0
     found = json.loads((root / "ablation.json").read_text())
     assert {name: entry["status"] for name, entry in found["conditions"].items()} == {

@@ -12,7 +12,7 @@ from stargate.evaluation.controls import ControlScore, shuffled_partner
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.types import Dialogue, Pair, ScoreRequest
 from tests.fakes.scripted import ScriptedGenerate, ScriptedScore, make_pair, make_turn
-from tests.unit.test_pair_steps import roles, workbench
+from tests.unit.test_pair_steps import roles, run_context
 
 PAIRS: list[Pair] = [make_pair(task=t, persona=p) for t in ("t1", "t2") for p in ("a", "b", "c")]
 
@@ -75,14 +75,14 @@ def test_estimate_by_hand() -> None:
 
 def test_evaluate_scores_every_control_of_every_pair(tmp_path: Path) -> None:
     score = ScriptedScore(lambda request: -1.0)
-    bench = workbench(tmp_path, evaluation={"num_dialogues": 2, "num_turns": 3})
-    evaluation = asyncio.run(evaluate(0, EvaluationPairs(PAIRS), roles(score=score), bench))
+    context = run_context(tmp_path, evaluation={"num_dialogues": 2, "num_turns": 3})
+    evaluation = asyncio.run(evaluate(0, EvaluationPairs(PAIRS), roles(score=score), context))
     got = evaluation.measures
     assert got["num_dialogues"] == 12
     assert got["gold_logprob"] == -4.0  # "gold" has four characters
     assert [got[f"{name}_n"] for name in ("gold_logprob", "shuffled", "no_dialogue")] == [12, 12, 6]
     # The first dialogue of each pair is scored after turns 1 and 2, and with the persona given.
-    assert Counter(row["control"] for row in bench.store.read("eval-m0", "controls")) == {
+    assert Counter(row["control"] for row in context.store.read("eval-m0", "controls")) == {
         "matched": 12,
         "shuffled": 12,
         "no_dialogue": 6,
@@ -94,36 +94,36 @@ def test_evaluate_scores_every_control_of_every_pair(tmp_path: Path) -> None:
     # The next checkpoint reuses the controls without a dialogue; its table is complete too.
     num_requests = len(score.requests)
     again = asyncio.run(
-        evaluate(1, EvaluationPairs(PAIRS), roles(score=score), bench, evaluation.fixed)
+        evaluate(1, EvaluationPairs(PAIRS), roles(score=score), context, evaluation.fixed)
     )
     assert len(score.requests) - num_requests == 12 + 12 + 6 + 12
     assert again.measures["no_dialogue_n"] == 6
-    assert len(list(bench.store.read("eval-m1", "controls"))) == 54
+    assert len(list(context.store.read("eval-m1", "controls"))) == 54
 
 
 def test_after_turn_holds_the_first_turns_only(tmp_path: Path) -> None:
     score = ScriptedScore(lambda request: -1.0)
-    bench = workbench(tmp_path, evaluation={"num_dialogues": 1, "num_turns": 3})
+    context = run_context(tmp_path, evaluation={"num_dialogues": 1, "num_turns": 3})
     parts = roles(
         generate=ScriptedGenerate(lambda request: f"q{request.request_id[-1]}?"), score=score
     )
-    asyncio.run(evaluate(0, EvaluationPairs(PAIRS[:2]), parts, bench))
+    asyncio.run(evaluate(0, EvaluationPairs(PAIRS[:2]), parts, context))
     asked = {
         tuple(q for q in ("q0?", "q1?", "q2?") if q in "".join(map(chr, request.context_ids)))
         for request in score.requests
         if request.key == "eval-m0/t1:a/0"
     }
     assert asked == {("q0?",), ("q0?", "q1?"), ("q0?", "q1?", "q2?")}
-    turns = [row["num_turns"] for row in bench.store.read("eval-m0", "controls")]
+    turns = [row["num_turns"] for row in context.store.read("eval-m0", "controls")]
     assert sorted(turn for turn in turns if turn is not None) == [1, 1, 2, 2]
 
 
 def test_an_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
     """More dialogues per pair: only the new ones are played and scored."""
     first, second = roles(), roles()
-    small = workbench(tmp_path, evaluation={"num_dialogues": 1, "num_turns": 1})
+    small = run_context(tmp_path, evaluation={"num_dialogues": 1, "num_turns": 1})
     asyncio.run(evaluate(0, EvaluationPairs(PAIRS), first, small))
-    larger = workbench(tmp_path, evaluation={"num_dialogues": 3, "num_turns": 1})
+    larger = run_context(tmp_path, evaluation={"num_dialogues": 3, "num_turns": 1})
     got = asyncio.run(evaluate(0, EvaluationPairs(PAIRS), second, larger)).measures
     assert (len(first.generate.requests), len(second.generate.requests)) == (6, 12)  # type: ignore[attr-defined]
     assert (len(first.score.requests), len(second.score.requests)) == (30, 24)  # type: ignore[attr-defined]
@@ -135,22 +135,22 @@ def test_an_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_tasks_that_need_no_question_are_played_once_and_never_scored(tmp_path: Path) -> None:
     needless = [make_pair(task="sum", persona=p, gold=None) for p in ("a", "b")]
     parts = roles()
-    bench = workbench(tmp_path, evaluation={"num_dialogues": 2, "num_turns": 1})
-    got = asyncio.run(evaluate(0, EvaluationPairs(PAIRS, needless), parts, bench)).measures
-    played = [row["id"] for row in bench.store.read("eval-m0", "dialogues")]
+    context = run_context(tmp_path, evaluation={"num_dialogues": 2, "num_turns": 1})
+    got = asyncio.run(evaluate(0, EvaluationPairs(PAIRS, needless), parts, context)).measures
+    played = [row["id"] for row in context.store.read("eval-m0", "dialogues")]
     assert [name for name in sorted(played) if "sum" in name] == [
         "eval-m0/sum:a/0",
         "eval-m0/sum:b/0",
     ]
     assert got["num_dialogues"] == 12
-    assert not [row for row in bench.store.read("eval-m0", "controls") if "sum" in row["pair_id"]]
+    assert not [row for row in context.store.read("eval-m0", "controls") if "sum" in row["pair_id"]]
 
 
 def test_responses_are_made_when_a_judge_will_ask(tmp_path: Path) -> None:
     parts = roles()
-    bench = workbench(tmp_path, evaluation={"num_dialogues": 3, "num_turns": 1, "judge": {}})
-    asyncio.run(evaluate(0, EvaluationPairs(PAIRS), parts, bench))
-    rows = list(bench.store.read("eval-m0", "responses"))
+    context = run_context(tmp_path, evaluation={"num_dialogues": 3, "num_turns": 1, "judge": {}})
+    asyncio.run(evaluate(0, EvaluationPairs(PAIRS), parts, context))
+    rows = list(context.store.read("eval-m0", "responses"))
     # Two of m_0's per pair: the judge compares them with each other.
     assert Counter(row["dialogue_id"][-1] for row in rows) == {"0": 6, "1": 6}
     assert {row["responder_version"] for row in rows} == {0}
@@ -158,9 +158,9 @@ def test_responses_are_made_when_a_judge_will_ask(tmp_path: Path) -> None:
 
 def test_a_response_by_other_weights_is_refused(tmp_path: Path) -> None:
     stale = roles(generate=ScriptedGenerate(lambda request: "q?", version=0))
-    bench = workbench(tmp_path, evaluation={"num_dialogues": 1, "num_turns": 1, "judge": {}})
+    context = run_context(tmp_path, evaluation={"num_dialogues": 1, "num_turns": 1, "judge": {}})
     with pytest.raises(ValueError, match="should be m_1's, the engine holds version 0"):
-        asyncio.run(evaluate(1, EvaluationPairs(PAIRS), stale, bench))
+        asyncio.run(evaluate(1, EvaluationPairs(PAIRS), stale, context))
 
 
 def test_the_shuffled_control_keeps_the_pairs_own_name(tmp_path: Path) -> None:
@@ -171,9 +171,9 @@ def test_the_shuffled_control_keeps_the_pairs_own_name(tmp_path: Path) -> None:
         requests.setdefault(request.key, []).append(request)
         return -1.0
 
-    bench = workbench(tmp_path, evaluation={"num_dialogues": 1, "num_turns": 1})
+    context = run_context(tmp_path, evaluation={"num_dialogues": 1, "num_turns": 1})
     parts = roles(score=ScriptedScore(logprob))
-    asyncio.run(evaluate(0, EvaluationPairs(PAIRS[:2]), parts, bench))
+    asyncio.run(evaluate(0, EvaluationPairs(PAIRS[:2]), parts, context))
     openings = {
         "".join(map(chr, request.context_ids)).split("\n")[0]
         for request in requests["eval-m0/t1:a/0"]
@@ -184,8 +184,8 @@ def test_the_shuffled_control_keeps_the_pairs_own_name(tmp_path: Path) -> None:
 def test_checkpoints_meet_the_same_seeds(tmp_path: Path) -> None:
     def seeds(version: int) -> list[int]:
         parts = roles()
-        bench = workbench(tmp_path / str(version), evaluation={"num_turns": 2})
-        asyncio.run(evaluate(version, EvaluationPairs(PAIRS), parts, bench))
+        context = run_context(tmp_path / str(version), evaluation={"num_turns": 2})
+        asyncio.run(evaluate(version, EvaluationPairs(PAIRS), parts, context))
         return sorted(request.sampling.seed for request in parts.generate.requests)  # type: ignore[attr-defined]
 
     assert seeds(0) == seeds(1)

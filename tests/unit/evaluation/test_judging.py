@@ -38,7 +38,7 @@ from stargate.evaluation.statistics import BootstrapConfig
 from stargate.evaluation.verdicts import VERDICT_SCHEMA, Verdict
 from stargate.evaluation.win_rate import WinRate, win_rate
 from stargate.oracle import AnswerStatus, ChatRequest, ChatResult, JsonSchema, OracleError
-from stargate.records.counters import Tally
+from stargate.records.counters import Counters
 from stargate.records.store import SCHEMAS, Row, RunStore
 from stargate.types import Sampling
 from tests.fakes.scripted import ScriptedGenerate, byte_chat, make_pair
@@ -156,8 +156,8 @@ def test_win_rate_bouts() -> None:
     pair = make_pair("t", "p")
     candidates = [response(1, "t:p", 0), response(1, "t:p", 0, responder=0)]
     baselines = [response(0, "t:p", 1), response(0, "t:p", 0)]
-    tally = Tally()
-    assert win_rate_bouts(1, [pair], candidates, baselines, tally.drop) == [
+    counters = Counters()
+    assert win_rate_bouts(1, [pair], candidates, baselines, counters.drop) == [
         Bout(
             "own",
             pair,
@@ -171,14 +171,14 @@ def test_win_rate_bouts() -> None:
             Contestant("m0 eval-m0/t:p/0", "m0 after m0 t:p 0", 17),
         ),
     ]
-    assert not tally.dropped
+    assert not counters.dropped
 
 
 def test_trial_bouts() -> None:
     pairs = [make_pair("t", "p", "gold p"), make_pair("u", "p"), make_pair("t", "q", "gold q")]
     responses = [response(0, "t:p", 0), response(0, "t:p", 1), response(0, "t:q", 0)]
-    tally = Tally()
-    bouts = trial_bouts(pairs[:1], pairs, responses, "Great!", len, tally.drop)
+    counters = Counters()
+    bouts = trial_bouts(pairs[:1], pairs, responses, "Great!", len, counters.drop)
     own = Contestant("m0 eval-m0/t:p/0", "m0 after m0 t:p 0", 17)
     assert [(b.comparison, b.candidate, b.baseline) for b in bouts] == [
         ("gold", Contestant("gold", "gold p", 6), own),
@@ -186,32 +186,32 @@ def test_trial_bouts() -> None:
         ("praise", own, Contestant("praise", "Great!", 6)),
         ("shuffled", own, Contestant("m0 eval-m0/t:q/0", "m0 after m0 t:q 0", 17)),
     ]
-    assert not tally.dropped
+    assert not counters.dropped
 
 
 def test_the_next_persona_is_found_cyclically_and_beyond_the_chosen() -> None:
     pairs = [make_pair("t", name) for name in "pqr"]
     responses = [response(0, f"t:{name}") for name in "pr"]
-    [*_, last] = trial_bouts(pairs[2:], pairs, responses, "Great!", len, Tally().drop)
+    [*_, last] = trial_bouts(pairs[2:], pairs, responses, "Great!", len, Counters().drop)
     assert (last.comparison, last.baseline.label) == ("shuffled", "m0 eval-m0/t:p/0")
     # q has no response, so p's neighbour is r.
-    [*_, last] = trial_bouts(pairs[:1], pairs, responses, "Great!", len, Tally().drop)
+    [*_, last] = trial_bouts(pairs[:1], pairs, responses, "Great!", len, Counters().drop)
     assert last.baseline.label == "m0 eval-m0/t:r/0"
     assert [pair.id for pair in with_next_personas(pairs[1:], pairs)] == ["t:q", "t:r", "t:p"]
 
 
 def test_pairs_without_responses_are_counted() -> None:
     pair = make_pair("t", "p")
-    tally = Tally()
-    assert win_rate_bouts(1, [pair], [response(1, "t:p")], [], tally.drop) == []
-    assert tally.dropped == {"no_bout": 2}
-    assert tally.dropped_examples["no_bout"] == [
+    counters = Counters()
+    assert win_rate_bouts(1, [pair], [response(1, "t:p")], [], counters.drop) == []
+    assert counters.dropped == {"no_bout": 2}
+    assert counters.dropped_examples["no_bout"] == [
         "own t:p: no_bout: 0 of 1 responses",
         "fixed t:p: no_bout: 0 of 1 responses",
     ]
-    bouts = trial_bouts([pair], [pair], [response(0, "t:p")], "Great!", len, tally.drop)
+    bouts = trial_bouts([pair], [pair], [response(0, "t:p")], "Great!", len, counters.drop)
     assert [b.comparison for b in bouts] == ["gold", "praise"]
-    assert tally.dropped == {"no_bout": 4}  # self: 1 of 2; shuffled: nobody else
+    assert counters.dropped == {"no_bout": 4}  # self: 1 of 2; shuffled: nobody else
 
 
 def test_both_orders_swap_the_responses_and_nothing_else() -> None:

@@ -2,7 +2,7 @@
 
 from stargate.errors import RecordDropped
 from stargate.monitoring.scalars import Point, RunScalars, evaluation_scalars
-from stargate.records.counters import Tally
+from stargate.records.counters import Counters
 from stargate.types import PushResult, TrainResult
 
 
@@ -25,19 +25,19 @@ def pushed(version: int, seconds: float) -> PushResult:
 
 
 def test_the_scalars_of_a_run() -> None:
-    tally = Tally()
-    scalars = RunScalars(tally)
-    tally.stage_seconds.update({"setup": 9.0, "eval_m0.rollout": 4.0, "eval_m0.score": 2.0})
+    counters = Counters()
+    scalars = RunScalars(counters)
+    counters.stage_seconds.update({"setup": 9.0, "eval_m0.rollout": 4.0, "eval_m0.score": 2.0})
     first = list(scalars.evaluation(0, {"gold_logprob": -43.5, "gold_logprob_n": 8}))
 
-    tally.stage_seconds.update({"rollout": 10.0, "score": 5.0, "train": 3.0})
-    tally.generated_tokens["t0"] = 200
-    tally.drop(RecordDropped("too_long", "a:b", "x"))
+    counters.stage_seconds.update({"rollout": 10.0, "score": 5.0, "train": 3.0})
+    counters.generated_tokens["t0"] = 200
+    counters.drop(RecordDropped("too_long", "a:b", "x"))
     second = list(scalars.iteration(0, trained((4.0, 2.0), 1.5), pushed(1, 0.25)))
 
-    tally.stage_seconds.update({"rollout": 18.0, "score": 5.0, "train": 7.0})
-    tally.generated_tokens["t1"] = 400
-    tally.drop(RecordDropped("too_long", "a:c", "x"))
+    counters.stage_seconds.update({"rollout": 18.0, "score": 5.0, "train": 7.0})
+    counters.generated_tokens["t1"] = 400
+    counters.drop(RecordDropped("too_long", "a:c", "x"))
     third = list(scalars.iteration(1, trained((1.0,), None), pushed(2, 0.5)))
 
     assert first == [

@@ -13,7 +13,7 @@ import pytest
 
 from stargate.errors import DataError
 from stargate.records.lock import hold
-from stargate.records.repair import Repairs, repair, set_aside_files, survey
+from stargate.records.repair import Repairs, discovery, repair, set_aside_files
 from stargate.records.store import (
     SCHEMAS,
     RunStore,
@@ -154,7 +154,7 @@ def test_a_part_that_a_killed_compact_left_is_not_read_twice(tmp_path: Path) -> 
         assert [row["dialogue_id"] for row in again.read("t0", "scores")] == ["d0", "d1"]
         await again.append("t0", "scores", [score(2)])
         assert [r["dialogue_id"] for r in again.read("t0", "scores")] == ["d0", "d1", "d2"]
-        assert repair(tmp_path, survey(tmp_path)).num_merged_parts == 1
+        assert repair(tmp_path, discovery(tmp_path)).num_merged_parts == 1
         assert [r["dialogue_id"] for r in again.read("t0", "scores")] == ["d0", "d1", "d2"]
 
     asyncio.run(scenario())
@@ -181,7 +181,7 @@ def test_tables_of_earlier_versions_are_whole_if_they_can_be_read(tmp_path: Path
     old = pa.schema([f for f in SCHEMAS["scores"] if "other" not in f.name])
     row = {"dialogue_id": "d0", "pair_id": "p", "gold_logprob": -1.0, "num_gold_tokens": 2}
     pq.write_table(pa.Table.from_pylist([row], schema=old), file)
-    assert survey(tmp_path) == []
+    assert discovery(tmp_path) == []
     store = RunStore(tmp_path)
     asyncio.run(store.append("t0", "scores", [score(1)]))
     store.compact("t0")
@@ -191,7 +191,7 @@ def test_tables_of_earlier_versions_are_whole_if_they_can_be_read(tmp_path: Path
         ("d1", None),
     ]
     file.write_bytes(file.read_bytes()[:-20])
-    assert [damage.file for damage in survey(tmp_path)] == [file]
+    assert [damage.file for damage in discovery(tmp_path)] == [file]
 
 
 def test_rows_made_from_lost_ones_go_too(tmp_path: Path) -> None:
@@ -208,13 +208,13 @@ def test_rows_made_from_lost_ones_go_too(tmp_path: Path) -> None:
     asyncio.run(fill(store))
     part = table_files(tmp_path / "t0" / "dialogues")[0]
     part.write_bytes(b"PAR1")
-    repairs = repair(tmp_path, survey(tmp_path))
+    repairs = repair(tmp_path, discovery(tmp_path))
     assert [place.name for _, place in repairs.set_aside] == ["part-000000.parquet.damaged-1"]
     assert repairs.num_outdated_rows == 3
     for table in ("dialogues", "scores", "selections", "examples"):
         assert [row["pair_id"] for row in store.read("t0", table)] == ["q"]
     assert set_aside_files(tmp_path) == ["t0/dialogues/part-000000.parquet.damaged-1"]
-    assert repair(tmp_path, survey(tmp_path)) == Repairs()
+    assert repair(tmp_path, discovery(tmp_path)) == Repairs()
 
 
 def test_metrics_lose_torn_and_damaged_lines_only(tmp_path: Path) -> None:
@@ -223,11 +223,11 @@ def test_metrics_lose_torn_and_damaged_lines_only(tmp_path: Path) -> None:
     store.append_metrics({"event": "evaluation", "version": 0})
     with file.open("a") as stream:
         stream.write('{"event": "itera')
-    repairs = repair(tmp_path, survey(tmp_path))
+    repairs = repair(tmp_path, discovery(tmp_path))
     assert (repairs.num_torn_lines, repairs.set_aside) == (1, ())
     store.append_metrics({"event": "evaluation", "version": 1})
     file.write_text(file.read_text().replace('"version": 0', '"version": 0]'))
-    repairs = repair(tmp_path, survey(tmp_path))
+    repairs = repair(tmp_path, discovery(tmp_path))
     assert [place.name for _, place in repairs.set_aside] == ["metrics.jsonl.damaged-1"]
     assert [event["version"] for event in store.read_metrics()] == [1]
 

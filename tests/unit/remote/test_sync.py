@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stargate.errors import DataError
-from stargate.records.repair import repair, survey
+from stargate.records.repair import discovery, repair
 from stargate.records.schemas import record_row
 from stargate.records.store import RunStore
 from stargate.remote import lease as lease_module
-from stargate.remote import sync as landing_module
+from stargate.remote import sync as sync_module
 from stargate.remote.fetch import fetch, note_working
 from stargate.remote.identity import Identity, new_identity, read_identity
 from stargate.remote.lease import LEASE, Lease, LeaseHeld
@@ -35,7 +35,7 @@ from stargate.remote.manifest import (
 )
 from stargate.remote.scan import scan
 from stargate.remote.storage import Storage, StorageError, open_storage
-from stargate.remote.sync import Landing, newest_manifest
+from stargate.remote.sync import RemoteSync, newest_manifest
 from stargate.remote.uri import parse_uri
 from stargate.types import DialogueScore, Selection
 from tests.fakes.flaky_storage import FlakyHandler, Killed, KilledStorage, memory_storage
@@ -46,8 +46,8 @@ _NUMBERS = itertools.count()
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "_SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(landing_module, "_FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(landing_module, "_LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(sync_module, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(sync_module, "_LONGEST_PAUSE", 0.02)
     monkeypatch.setattr("stargate.remote.fetch._PAUSE", 0.0)
 
 
@@ -85,11 +85,11 @@ def start(
     deadline_s: float = 20.0,
     take_over: bool = False,
     models: bool = True,
-) -> Landing:
+) -> RemoteSync:
     identity = identity or read_identity(root) or new_identity(str(storage))
     identity.write(root)
     note_working(root)
-    work = Landing(
+    work = RemoteSync(
         storage, root, identity, say, models=models, interval_s=0.05, deadline_s=deadline_s
     )
     work.begin(take_over=take_over)
@@ -253,7 +253,9 @@ def test_damage_on_the_storage_is_named_and_its_rows_made_again(tmp_path: Path) 
     summary = RunStore(there).read_json("summary.json")
     assert summary == {"status": "stopped: damaged files"}
     assert score_ids(there) == ["d1"]
-    repair(there, survey(there))  # there are no dialogues here, so d1 counts as made from lost ones
+    repair(
+        there, discovery(there)
+    )  # there are no dialogues here, so d1 counts as made from lost ones
     assert list(RunStore(there).read("t0", "selections")) == []
     # What is missing now goes there, too, before anything new is made.
     work = start(storage, there)
@@ -304,7 +306,7 @@ def test_a_second_driver_is_refused_until_it_takes_over(
         if answer == "no":
             assert f"another driver works on this run (pid {os.getpid()} on " in done.stderr
     # The one that was taken over from notices before it announces anything, and ends the run.
-    monkeypatch.setattr(landing_module._thread, "interrupt_main", lambda number: None)
+    monkeypatch.setattr(sync_module._thread, "interrupt_main", lambda number: None)
     number = newest_manifest(storage)
     add_scores(store, 0)
     with pytest.raises(LeaseHeld, match="has taken over this run; this driver stops"):
@@ -319,7 +321,7 @@ def test_an_idle_driver_notices_with_its_heartbeat(
 ) -> None:
     monkeypatch.setattr(lease_module, "_BEAT_SECONDS", 0.05)
     interrupted: list[int] = []
-    monkeypatch.setattr(landing_module._thread, "interrupt_main", interrupted.append)
+    monkeypatch.setattr(sync_module._thread, "interrupt_main", interrupted.append)
     storage, said = memory_storage(new_name()), []
     work = start(storage, new_run(tmp_path / "run").root, said.append)
     time.sleep(0.2)
@@ -470,13 +472,13 @@ class World:
         self.settled: set[str] = set()  # scores that must be there whatever happens
         self.root = folder / "first"
         self.store = new_run(self.root)
-        self.landing = self.new_landing()
+        self.landing = self.new_sync()
 
-    def new_landing(self) -> Landing:
+    def new_sync(self) -> RemoteSync:
         identity = read_identity(self.root) or new_identity(str(self.storage))
         identity.write(self.root)
         note_working(self.root)
-        work = Landing(
+        work = RemoteSync(
             self.storage, self.root, identity, quiet, models=True, interval_s=1, deadline_s=1
         )
         work._lease._write()
@@ -537,7 +539,7 @@ class World:
             self.move(there)
         else:
             self.store = RunStore(self.root)
-            self.landing = self.new_landing()
+            self.landing = self.new_sync()
             self.rounds()
 
     def fetch(self) -> Path:
@@ -553,11 +555,11 @@ class World:
         assert set(selected) <= set(ids)  # nothing without what it was made from
 
     def move(self, there: Path) -> None:
-        repair(there, survey(there))
+        repair(there, discovery(there))
         ids, selected = score_ids(there), self.selected(there)
         assert len(ids) == len(set(ids)) and set(selected) <= set(ids)
         self.root, self.store = there, RunStore(there)
-        self.landing = self.new_landing()
+        self.landing = self.new_sync()
         self.rounds()
 
     @staticmethod

@@ -7,7 +7,7 @@ import pytest
 from stargate.config.run import RunConfig
 from stargate.errors import MachineError
 from stargate.resources.cluster import Node, needs, place_on_cluster
-from stargate.resources.colocation import check_shifts, engine_share, gpu_share, shift_needs
+from stargate.resources.colocation import check_shifts, engine_share, gpu_share, phase_needs
 from stargate.resources.placement import place
 from stargate.resources.seating import NodeFacts, bundles_for, seat
 
@@ -86,14 +86,14 @@ def test_every_shift_has_a_budget() -> None:
     settings = config()
     assert engine_share(settings) == pytest.approx(0.8)
     params = 2**30  # so that bytes per parameter are GiB
-    found = {need.shift: need.gib for need in shift_needs(settings, 24.0, params)}
+    found = {need.phase: need.gib for need in phase_needs(settings, 24.0, params)}
     # play: 0.8 x 24 + 2 x 0.75; score: 2 + 4 x 0.75 + 1; train: 16 + 4 x 0.75 + 1
     assert found == pytest.approx({"play": 20.7, "score": 6.0, "train": 20.0})
-    check_shifts(shift_needs(settings, 24.0, params), 24.0)
-    with pytest.raises(MachineError, match=r"the train shift needs at least 36\.0 GiB.*has 24\.0"):
-        check_shifts(shift_needs(settings, 24.0, 2 * params), 24.0)
+    check_shifts(phase_needs(settings, 24.0, params), 24.0)
+    with pytest.raises(MachineError, match=r"the train phase needs at least 36\.0 GiB.*has 24\.0"):
+        check_shifts(phase_needs(settings, 24.0, 2 * params), 24.0)
     adapters = config(trainer={"lora": {}})
-    check_shifts(shift_needs(adapters, 24.0, 2 * params), 24.0)
+    check_shifts(phase_needs(adapters, 24.0, 2 * params), 24.0)
 
 
 def test_on_a_cluster_all_go_to_one_node() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from stargate.errors import EngineError
-from stargate.resources.gpu_phases import Order, Shift, Start, Turns, opening, orders
+from stargate.resources.gpu_phases import GpuPhase, GpuPhases, SleepOrder, Start, opening, orders
 
 AWAKE = {"questioner": 0, "roleplayer": 0, "scorer": 1}
 
@@ -14,8 +14,8 @@ AWAKE = {"questioner": 0, "roleplayer": 0, "scorer": 1}
 def test_orders_of_one_iteration_first_to_bed_then_up() -> None:
     asleep = {"questioner": 1, "roleplayer": 1, "scorer": 1}
     given = []
-    for shift in (Shift.PLAY, Shift.SCORE, Shift.PLAY, Shift.TRAIN):
-        now = orders(asleep, shift)
+    for phase in (GpuPhase.PLAY, GpuPhase.SCORE, GpuPhase.PLAY, GpuPhase.TRAIN):
+        now = orders(asleep, phase)
         asleep |= {order.role: order.level for order in now}
         given.append([(order.role, order.level) for order in now])
     assert given == [
@@ -25,20 +25,20 @@ def test_orders_of_one_iteration_first_to_bed_then_up() -> None:
         # New weights come after training: the Questioner's old ones are not kept.
         [("questioner", 2), ("roleplayer", 1)],
     ]
-    assert orders(asleep, Shift.PUSH) == []
-    assert orders({**asleep, "scorer": 0}, Shift.PUSH) == [Order("scorer", 1)]
+    assert orders(asleep, GpuPhase.PUSH) == []
+    assert orders({**asleep, "scorer": 0}, GpuPhase.PUSH) == [SleepOrder("scorer", 1)]
     # One that sleeps lightly is not woken to sleep deeper; a role that is not there gets no order.
-    assert orders({"questioner": 1, "scorer": 0}, Shift.TRAIN) == [Order("scorer", 1)]
+    assert orders({"questioner": 1, "scorer": 0}, GpuPhase.TRAIN) == [SleepOrder("scorer", 1)]
 
 
-def test_a_crew_is_started_one_by_one() -> None:
+def test_actors_are_started_one_by_one() -> None:
     assert opening(["questioner", "roleplayer", "scorer", "trainer", "dialogue-worker"]) == [
         *(Start("questioner"), Start("roleplayer")),
-        *(Order("questioner", 1), Order("roleplayer", 1)),
-        *(Start("scorer"), Order("scorer", 1)),
+        *(SleepOrder("questioner", 1), SleepOrder("roleplayer", 1)),
+        *(Start("scorer"), SleepOrder("scorer", 1)),
         *(Start("trainer"), Start("dialogue-worker")),
     ]
-    assert opening(["questioner"]) == [Start("questioner"), Order("questioner", 1)]
+    assert opening(["questioner"]) == [Start("questioner"), SleepOrder("questioner", 1)]
 
 
 class Diary:
@@ -46,16 +46,16 @@ class Diary:
 
     def __init__(self, asleep: dict[str, int] | None = None) -> None:
         self.lines: list[str] = []
-        self.turns = Turns(asleep or AWAKE, self.carry_out)
+        self.turns = GpuPhases(asleep or AWAKE, self.carry_out)
         self.problem: Exception | None = None
 
-    async def carry_out(self, order: Order) -> None:
+    async def carry_out(self, order: SleepOrder) -> None:
         await asyncio.sleep(0)
         if self.problem is not None:
             raise self.problem
         self.lines.append(f"{order.role} -> {order.level}")
 
-    def call(self, shift: Shift, steps: int = 3) -> Callable[[str], Awaitable[str]]:
+    def call(self, phase: GpuPhase, steps: int = 3) -> Callable[[str], Awaitable[str]]:
         async def work(name: str) -> str:
             self.lines.append(f"{name} begins")
             for _ in range(steps):
@@ -63,19 +63,19 @@ class Diary:
             self.lines.append(f"{name} ends")
             return name
 
-        return self.turns.during(shift, work)
+        return self.turns.during(phase, work)
 
 
 def test_an_iteration_in_turns() -> None:
     diary = Diary({"questioner": 1, "roleplayer": 1, "scorer": 1})
 
     async def run() -> None:
-        play, score = diary.call(Shift.PLAY), diary.call(Shift.SCORE)
+        play, score = diary.call(GpuPhase.PLAY), diary.call(GpuPhase.SCORE)
         await asyncio.gather(play("d0"), play("d1"))
         assert await score("s0") == "s0"
         await play("response")
-        await diary.call(Shift.TRAIN)("train")
-        await diary.call(Shift.PUSH)("push")
+        await diary.call(GpuPhase.TRAIN)("train")
+        await diary.call(GpuPhase.PUSH)("push")
         diary.turns.woken("questioner")
         await play("d2")
 
@@ -95,7 +95,7 @@ def test_a_shift_ends_only_when_nobody_works_and_who_comes_meanwhile_joins_it() 
     diary = Diary()
 
     async def run() -> None:
-        play, score = diary.call(Shift.PLAY), diary.call(Shift.SCORE, 1)
+        play, score = diary.call(GpuPhase.PLAY), diary.call(GpuPhase.SCORE, 1)
         first = asyncio.ensure_future(play("d0"))
         await asyncio.sleep(0)
         waiting = asyncio.ensure_future(score("s0"))
@@ -116,7 +116,7 @@ def test_a_waiter_that_gives_up_changes_nothing_and_blocks_nobody() -> None:
     diary = Diary()
 
     async def run() -> None:
-        play, score = diary.call(Shift.PLAY, 20), diary.call(Shift.SCORE)
+        play, score = diary.call(GpuPhase.PLAY, 20), diary.call(GpuPhase.SCORE)
         playing = asyncio.ensure_future(play("d0"))
         await asyncio.sleep(0)
         waiting = asyncio.ensure_future(score("s0"))
@@ -141,13 +141,13 @@ def test_an_actor_that_is_started_anew_waits_for_room_and_never_locks_a_shift() 
     diary = Diary()
 
     async def run() -> None:
-        replacing = diary.turns.on(Shift.PLAY, Shift.PUSH)
+        replacing = diary.turns.on(GpuPhase.PLAY, GpuPhase.PUSH)
         # An engine that died of the push is replaced within it.
-        async with asyncio.timeout(5), diary.turns.on(Shift.PUSH), replacing:
+        async with asyncio.timeout(5), diary.turns.on(GpuPhase.PUSH), replacing:
             diary.lines.append("replaced")
-        training = asyncio.ensure_future(diary.call(Shift.TRAIN, 10)("train"))
+        training = asyncio.ensure_future(diary.call(GpuPhase.TRAIN, 10)("train"))
         await asyncio.sleep(0.01)
-        async with asyncio.timeout(5), diary.turns.on(Shift.PLAY, Shift.PUSH):
+        async with asyncio.timeout(5), diary.turns.on(GpuPhase.PLAY, GpuPhase.PUSH):
             diary.lines.append("room")
         await training
 
@@ -161,7 +161,7 @@ def test_what_keeps_a_shift_from_beginning_reaches_all_who_wait() -> None:
     diary.problem = EngineError("questioner-0 does not sleep")
 
     async def run() -> list[object]:
-        score = diary.call(Shift.SCORE)
+        score = diary.call(GpuPhase.SCORE)
         failed = await asyncio.gather(score("s0"), score("s1"), return_exceptions=True)
         diary.problem = None
         assert await score("s2") == "s2"  # the next one tries again
@@ -179,7 +179,7 @@ def test_work_that_fails_ends_its_shift_too() -> None:
 
     async def run() -> None:
         with pytest.raises(EngineError, match="no"):
-            await diary.turns.during(Shift.PLAY, fail)()
-        await asyncio.wait_for(diary.call(Shift.SCORE)("s0"), 5)
+            await diary.turns.during(GpuPhase.PLAY, fail)()
+        await asyncio.wait_for(diary.call(GpuPhase.SCORE)("s0"), 5)
 
     asyncio.run(run())

@@ -8,14 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from stargate.actors.rpc.remote import ActorDied
-from stargate.actors.runtime.actor_slots import HeldWeights, Post
+from stargate.actors.runtime.actor_slots import ActorSlot, HeldWeights
 from stargate.actors.runtime.file_access import SameFiles
-from stargate.actors.runtime.gpu_sharing import Dormitory
+from stargate.actors.runtime.gpu_sharing import SleepController
 from stargate.actors.runtime.spawn import _room
-from stargate.actors.runtime.supervisor import Keeper
+from stargate.actors.runtime.supervisor import Supervisor
 from stargate.launch.setup import take_turns
 from stargate.pair_steps import Roles
-from stargate.resources.gpu_phases import Order, Shift
+from stargate.resources.gpu_phases import GpuPhase, SleepOrder
 
 
 class Actor:
@@ -65,13 +65,13 @@ async def start(actors: Any) -> None:
         await actor.start.remote()
 
 
-def roles_of(diary: list[str], crew: dict[str, list[Any]]) -> Roles:
+def roles_of(diary: list[str], actor_group: dict[str, list[Any]]) -> Roles:
     def part(name: str) -> Any:
         async def call(*arguments: Any) -> str:
-            awake = [a.name for actors in crew.values() for a in actors if a.level == 0]
+            awake = [a.name for actors in actor_group.values() for a in actors if a.level == 0]
             diary.append(f"{name}: awake are {', '.join(awake)}")
             if name == "push":
-                for engine in crew["questioner"]:
+                for engine in actor_group["questioner"]:
                     await engine.load_weights.remote(*arguments)
             return name
 
@@ -88,12 +88,12 @@ def roles_of(diary: list[str], crew: dict[str, list[Any]]) -> Roles:
 
 def test_a_whole_iteration_on_one_gpu() -> None:
     diary: list[str] = []
-    crew = places(diary)
+    actor_group = places(diary)
 
     async def run() -> None:
-        turns = await Dormitory(crew, SameFiles()).start(start)
+        turns = await SleepController(actor_group, SameFiles()).start(start)
         diary.append("--- started")
-        roles = take_turns(roles_of(diary, crew), turns)
+        roles = take_turns(roles_of(diary, actor_group), turns)
         await roles.generate("request")  # type: ignore[arg-type]
         await roles.score([])
         await roles.generate("response")  # type: ignore[arg-type]
@@ -125,47 +125,51 @@ def test_a_whole_iteration_on_one_gpu() -> None:
 
 def test_an_engine_without_weights_gets_the_current_ones_and_the_dead_are_left_alone() -> None:
     diary: list[str] = []
-    crew = places(diary)
-    crew["questioner"][0].level = 2
-    crew["questioner"][1].alive = False
+    actor_group = places(diary)
+    actor_group["questioner"][0].level = 2
+    actor_group["questioner"][1].alive = False
     brought: list[tuple[str, str]] = []
 
-    class Carrier(SameFiles):
+    class FileAccess(SameFiles):
         @asynccontextmanager
         async def bring(self, folder: str, actor: str) -> Any:
             brought.append((folder, actor))
             yield f"/there/{folder}"
 
-    dormitory = Dormitory(crew, Carrier())
-    dormitory.weights = lambda: ("models/m3", 3)
-    asyncio.run(dormitory.carry_out(Order("questioner", 0)))
+    sleep_controller = SleepController(actor_group, FileAccess())
+    sleep_controller.weights = lambda: ("models/m3", 3)
+    asyncio.run(sleep_controller.carry_out(SleepOrder("questioner", 0)))
     assert diary == ["questioner-0 wake_up", "questioner-0 load_weights /there/models/m3 3"]
     assert brought == [("models/m3", "questioner-0")]
 
 
 def test_a_dead_engine_comes_back_when_the_trainer_has_left_the_gpu(tmp_path: Path) -> None:
     diary: list[str] = []
-    crew = places(diary)
-    posts: list[Post] = []
+    actor_group = places(diary)
+    slots: list[ActorSlot] = []
 
     def hire() -> list[Any]:
         return [Actor("questioner-0'", diary)]
 
     async def run() -> None:
-        turns = await Dormitory(crew, SameFiles()).start(start)
-        posts.append(Post("questioner", crew["questioner"], (0,), hire, lambda a: a.ping.remote()))
-        keeper = Keeper(posts, HeldWeights("base"), 3, lambda actor: None, diary.append)
-        keeper.room = partial(_room, turns)
+        turns = await SleepController(actor_group, SameFiles()).start(start)
+        slots.append(
+            ActorSlot(
+                "questioner", actor_group["questioner"], (0,), hire, lambda a: a.ping.remote()
+            )
+        )
+        supervisor = Supervisor(slots, HeldWeights("base"), 3, lambda actor: None, diary.append)
+        supervisor.room = partial(_room, turns)
         training = asyncio.Event()
 
         async def train() -> None:
             await training.wait()
             diary.append("training ends")
 
-        stage = asyncio.ensure_future(turns.during(Shift.TRAIN, train)())
+        stage = asyncio.ensure_future(turns.during(GpuPhase.TRAIN, train)())
         await asyncio.sleep(0.01)
-        crew["questioner"][0].alive = False
-        back = asyncio.ensure_future(keeper.replace("questioner", 0, ActorDied("gone")))
+        actor_group["questioner"][0].alive = False
+        back = asyncio.ensure_future(supervisor.replace("questioner", 0, ActorDied("gone")))
         await asyncio.sleep(0.02)
         assert "questioner-0' start" not in diary
         training.set()

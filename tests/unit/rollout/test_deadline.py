@@ -13,7 +13,7 @@ from stargate.rollout.dialogue import play
 from stargate.types import DialoguePlan, GenerateRequest, Generation
 from tests.fakes.scripted import FixedRoleplay, ScriptedGenerate, make_pair
 from tests.unit.rollout.test_dialogue import questioner
-from tests.unit.test_pair_steps import PAIRS, roles, say, workbench
+from tests.unit.test_pair_steps import PAIRS, roles, run_context, say
 
 DEADLINE_S = 0.15
 
@@ -67,37 +67,37 @@ def test_a_repeated_turn_asks_for_the_same_text() -> None:
 
 
 def test_a_turn_that_is_late_twice_drops_its_dialogue_only(tmp_path: Path) -> None:
-    bench = workbench(tmp_path, rollout=HASTY)
+    context = run_context(tmp_path, rollout=HASTY)
     generate = Hangs("t1:p/1/q0", "t1:p/1#2/q0")
-    asyncio.run(run_iteration(0, PAIRS, roles(generate=generate), bench))
-    assert bench.tally.dropped == {"turn_timeout": 1}
-    [example] = bench.tally.dropped_examples["turn_timeout"]
+    asyncio.run(run_iteration(0, PAIRS, roles(generate=generate), context))
+    assert context.counters.dropped == {"turn_timeout": 1}
+    [example] = context.counters.dropped_examples["turn_timeout"]
     assert example == "t0/t1:p/1 turn 1: turn_timeout: no end within 0.15 s, 2 times"
-    assert len(list(bench.store.read("t0", "dialogues"))) == 11
-    assert len(list(bench.store.read("t0", "examples"))) == 4
+    assert len(list(context.store.read("t0", "dialogues"))) == 11
+    assert len(list(context.store.read("t0", "examples"))) == 4
 
 
 def test_a_response_has_the_deadline_too(tmp_path: Path) -> None:
-    bench = workbench(tmp_path, rollout=HASTY)
+    context = run_context(tmp_path, rollout=HASTY)
     generate = Hangs("t0/t1:p/1/response", "t0/t1:p/1#2/response")
-    asyncio.run(run_iteration(0, PAIRS, roles(generate=generate), bench))
-    assert bench.tally.dropped == {"turn_timeout": 1}
-    assert len(list(bench.store.read("t0", "examples"))) == 3
+    asyncio.run(run_iteration(0, PAIRS, roles(generate=generate), context))
+    assert context.counters.dropped == {"turn_timeout": 1}
+    assert len(list(context.store.read("t0", "examples"))) == 3
 
 
 def test_when_every_turn_hangs_the_run_stops_and_says_so(tmp_path: Path) -> None:
-    bench = workbench(tmp_path, rollout=HASTY)
+    context = run_context(tmp_path, rollout=HASTY)
     with pytest.raises(EngineError, match=r"no turn ends any more: 8 in a row .* 2 x 0\.15 s"):
-        asyncio.run(run_iteration(0, PAIRS, roles(generate=Hangs("t0/")), bench))
+        asyncio.run(run_iteration(0, PAIRS, roles(generate=Hangs("t0/")), context))
 
 
 def test_an_evaluation_has_the_deadline_too(tmp_path: Path) -> None:
-    bench = workbench(tmp_path, rollout=HASTY)
+    context = run_context(tmp_path, rollout=HASTY)
     generate = Hangs("t1:p/1/q2", "t1:p/1#2/q2")
     pairs = EvaluationPairs(PAIRS)
-    played = asyncio.run(play_all(0, pairs, roles(generate=generate), bench))
+    played = asyncio.run(play_all(0, pairs, roles(generate=generate), context))
     assert sum(map(len, played.values())) == 7
-    assert bench.tally.dropped == {"turn_timeout": 1}
+    assert context.counters.dropped == {"turn_timeout": 1}
 
 
 def test_slow_turns_in_between_show_that_not_all_hang() -> None:

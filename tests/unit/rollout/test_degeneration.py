@@ -10,12 +10,12 @@ from stargate.config.run import DegenerationConfig
 from stargate.errors import DivergenceError, RecordDropped
 from stargate.evaluation.playing import EvaluationPairs, play_all
 from stargate.pair_steps import run_iteration
-from stargate.records.repair import repair, survey
+from stargate.records.repair import discovery, repair
 from stargate.records.store import RunStore
-from stargate.rollout.degeneration import Babble, BabbleWatch, loops
+from stargate.rollout.degeneration import Degeneration, DegenerationWatch, loops
 from stargate.types import Dialogue, GenerateRequest, StopReason, Turn
 from tests.fakes.scripted import ScriptedGenerate, make_pair
-from tests.unit.test_pair_steps import RecordingPush, RecordingTrain, roles, say, workbench
+from tests.unit.test_pair_steps import RecordingPush, RecordingTrain, roles, run_context, say
 
 LENGTH, STOP, FIXED = StopReason.LENGTH, StopReason.STOP, StopReason.FIXED
 LOOP = tuple([5, 6, 7] * 10)
@@ -63,12 +63,12 @@ BAD = dialogue(turn(LOOP, LENGTH))
 SILENT = RecordDropped("empty_question", "d", "said nothing")
 
 
-def watch(root: Path, scope: str = "t0", **limits: object) -> BabbleWatch:
+def watch(root: Path, scope: str = "t0", **limits: object) -> DegenerationWatch:
     config = LIMITS.model_copy(update=limits)
-    return BabbleWatch(scope, RunStore(root), config)
+    return DegenerationWatch(scope, RunStore(root), config)
 
 
-def hear(watched: BabbleWatch, good: int, bad: int, silent: int = 0) -> BabbleWatch:
+def hear(watched: DegenerationWatch, good: int, bad: int, silent: int = 0) -> DegenerationWatch:
     for _ in range(good):
         watched.heard(GOOD)
     for _ in range(bad):
@@ -124,15 +124,15 @@ def test_other_drops_do_not_count(tmp_path: Path) -> None:
 
 def test_damaged_counts_are_set_aside_and_do_without(tmp_path: Path) -> None:
     hear(watch(tmp_path, "t0"), good=20, bad=0).finish()
-    file = tmp_path / "t0" / "babble.json"
+    file = tmp_path / "t0" / "degeneration.json"
     file.write_text('{"questioner"')
-    assert [damage.file for damage in survey(tmp_path)] == [file]
-    repair(tmp_path, survey(tmp_path))
+    assert [damage.file for damage in discovery(tmp_path)] == [file]
+    repair(tmp_path, discovery(tmp_path))
     hear(watch(tmp_path, "t1"), good=12, bad=8).check()
 
 
 def test_shares_of_nothing_are_zero() -> None:
-    assert Babble().share == 0.0
+    assert Degeneration().share == 0.0
 
 
 PAIRS = [make_pair(task=f"t{i}", persona=p) for i in range(12) for p in ("p", "q")]
@@ -151,36 +151,36 @@ def babbling(version: int) -> ScriptedGenerate:
 
 @pytest.mark.parametrize("overlap", [True, False])
 def test_nothing_is_trained_on_a_checkpoint_that_babbles(tmp_path: Path, overlap: bool) -> None:
-    bench = workbench(tmp_path, overlap)
+    context = run_context(tmp_path, overlap)
     generate, train, push = babbling(1), RecordingTrain(), RecordingPush()
     parts = roles(generate=generate, train=train, push=push)
-    asyncio.run(run_iteration(0, PAIRS, parts, bench))
+    asyncio.run(run_iteration(0, PAIRS, parts, context))
     assert [version for _, version in push.pushed] == [1]
     train.examples = []
     with pytest.raises(DivergenceError, match="t1: the questioner's texts are empty or endless"):
-        asyncio.run(run_iteration(1, PAIRS, parts, bench))
+        asyncio.run(run_iteration(1, PAIRS, parts, context))
     assert train.examples == []
     assert [version for _, version in push.pushed] == [1]
     # It does not wait for the last pair, and finished dialogues stay.
-    assert 64 <= 2 * len(list(bench.store.read("t1", "dialogues"))) <= 2 * 3 * len(PAIRS)
+    assert 64 <= 2 * len(list(context.store.read("t1", "dialogues"))) <= 2 * 3 * len(PAIRS)
 
 
 def test_a_resumed_iteration_counts_what_was_played_before(tmp_path: Path) -> None:
-    bench = workbench(tmp_path)
+    context = run_context(tmp_path)
     with pytest.raises(DivergenceError):
-        asyncio.run(run_iteration(0, PAIRS, roles(generate=babbling(0)), bench))
-    bench.store.compact("t0")
+        asyncio.run(run_iteration(0, PAIRS, roles(generate=babbling(0)), context))
+    context.store.compact("t0")
     with pytest.raises(DivergenceError, match="100%"):
-        asyncio.run(run_iteration(0, PAIRS, roles(), workbench(tmp_path)))
+        asyncio.run(run_iteration(0, PAIRS, roles(), run_context(tmp_path)))
 
 
 def test_an_evaluation_notices_too(tmp_path: Path) -> None:
-    bench = workbench(tmp_path)
+    context = run_context(tmp_path)
     silent = roles(generate=ScriptedGenerate(lambda request: "\n "))
     with pytest.raises(
         DivergenceError, match=r"eval-m1: the questioner's .* 100% of 64 \(64 empty"
     ):
-        asyncio.run(play_all(1, EvaluationPairs([*PAIRS, *MORE]), silent, bench))
+        asyncio.run(play_all(1, EvaluationPairs([*PAIRS, *MORE]), silent, context))
 
 
 MORE = [make_pair(task=f"u{i}") for i in range(20)]

@@ -1,4 +1,4 @@
-"""Requests that travel together and end apart: Mailbox and Desk without Ray."""
+"""Requests that travel together and end apart: BatchedCaller and BatchedServer without Ray."""
 
 import asyncio
 import pickle
@@ -6,25 +6,25 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from stargate.actors.rpc.batched_calls import Delivery, Desk, Mailbox, Parcel
+from stargate.actors.rpc.batched_calls import BatchedCaller, BatchedServer, CallBatch, Delivery
 from stargate.actors.rpc.remote import ActorDied
 from stargate.errors import EngineError, RecordDropped
 from tests.fakes.clock import run_at_once
 
-Post = Callable[[Parcel[str]], Awaitable[Delivery[str]]]
+ActorSlot = Callable[[CallBatch[str]], Awaitable[Delivery[str]]]
 
 
 class Actor:
     """Ends a request "x" when `end("x")` is called; pickles what travels, as Ray does."""
 
     def __init__(self) -> None:
-        self.parcels: list[Parcel[str]] = []
+        self.batches: list[CallBatch[str]] = []
         self.started: list[str] = []
         self.cancelled: list[str] = []
         self.fatal: str | None = None
         self.dead = asyncio.Event()
         self._ends: dict[str, asyncio.Future[str]] = {}
-        self._desk: Desk[str, str] = Desk(self._work, lambda: self.fatal)
+        self._server: BatchedServer[str, str] = BatchedServer(self._work, lambda: self.fatal)
 
     async def _work(self, request: str) -> str:
         self.started.append(request)
@@ -41,9 +41,9 @@ class Actor:
     def fail(self, request: str, error: Exception) -> None:
         self._ends[request].set_exception(error)
 
-    async def exchange(self, parcel: Parcel[str]) -> Delivery[str]:
-        self.parcels.append(parcel)
-        call = asyncio.ensure_future(self._desk.exchange(pickle.loads(pickle.dumps(parcel))))
+    async def exchange(self, batch: CallBatch[str]) -> Delivery[str]:
+        self.batches.append(batch)
+        call = asyncio.ensure_future(self._server.exchange(pickle.loads(pickle.dumps(batch))))
         death = asyncio.ensure_future(self.dead.wait())
         await asyncio.wait({call, death}, return_when=asyncio.FIRST_COMPLETED)
         if self.dead.is_set():
@@ -60,14 +60,14 @@ async def settle() -> None:
 
 
 def sent(actor: Actor) -> list[list[str]]:
-    return [[request for _, request in parcel.requests] for parcel in actor.parcels]
+    return [[request for _, request in batch.requests] for batch in actor.batches]
 
 
 def test_requests_of_one_moment_travel_in_one_call_and_end_apart() -> None:
     async def scenario() -> None:
         actor = Actor()
-        mailbox: Mailbox[str, str] = Mailbox(actor.exchange)
-        a, b, c = (asyncio.ensure_future(mailbox(name)) for name in "abc")
+        caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
+        a, b, c = (asyncio.ensure_future(caller(name)) for name in "abc")
         await settle()
         assert sent(actor) == [["a", "b", "c"]]
         actor.end("b")
@@ -88,9 +88,9 @@ def test_requests_of_one_moment_travel_in_one_call_and_end_apart() -> None:
 def test_a_lone_request_is_one_call() -> None:
     async def scenario() -> None:
         actor = Actor()
-        mailbox: Mailbox[str, str] = Mailbox(actor.exchange)
+        caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
         for name in "abc":
-            request = asyncio.ensure_future(mailbox(name))
+            request = asyncio.ensure_future(caller(name))
             await settle()
             actor.end(name)
             assert await request == name.upper()
@@ -103,10 +103,10 @@ def test_a_lone_request_is_one_call() -> None:
 def test_a_new_request_does_not_wait_for_the_open_call() -> None:
     async def scenario() -> None:
         actor = Actor()
-        mailbox: Mailbox[str, str] = Mailbox(actor.exchange)
-        slow = asyncio.ensure_future(mailbox("slow"))
+        caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
+        slow = asyncio.ensure_future(caller("slow"))
         await settle()
-        quick = asyncio.ensure_future(mailbox("quick"))
+        quick = asyncio.ensure_future(caller("quick"))
         await settle()
         assert actor.started == ["slow", "quick"]
         actor.end("quick")
@@ -125,15 +125,15 @@ def test_many_requests_under_way_share_calls() -> None:
             await asyncio.sleep(0.2025)
             return request
 
-        desk: Desk[str, str] = Desk(work)
-        mailbox: Mailbox[str, str] = Mailbox(desk.exchange)
+        server: BatchedServer[str, str] = BatchedServer(work)
+        caller: BatchedCaller[str, str] = BatchedCaller(server.exchange)
         requests = []
         for number in range(200):
-            requests.append(asyncio.ensure_future(mailbox(str(number))))
+            requests.append(asyncio.ensure_future(caller(str(number))))
             await asyncio.sleep(0.005)
         assert await asyncio.gather(*requests) == [str(number) for number in range(200)]
-        assert mailbox.num_requests == 200
-        assert mailbox.num_calls < 200 * 1.4  # unpaced: up to two calls a request
+        assert caller.num_requests == 200
+        assert caller.num_calls < 200 * 1.4  # unpaced: up to two calls a request
 
     run_at_once(scenario())
 
@@ -141,8 +141,8 @@ def test_many_requests_under_way_share_calls() -> None:
 def test_an_error_is_that_of_its_request_alone() -> None:
     async def scenario() -> None:
         actor = Actor()
-        mailbox: Mailbox[str, str] = Mailbox(actor.exchange)
-        a, b, c, d = (asyncio.ensure_future(mailbox(name)) for name in "abcd")
+        caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
+        a, b, c, d = (asyncio.ensure_future(caller(name)) for name in "abcd")
         await settle()
         actor.fail("a", RecordDropped("prompt_too_long", "a", "9 tokens"))
         actor.fail("b", EngineError("ended by 'abort'"))
@@ -162,8 +162,8 @@ def test_an_error_is_that_of_its_request_alone() -> None:
 def test_a_cancelled_request_is_cancelled_there() -> None:
     async def scenario() -> None:
         actor = Actor()
-        mailbox: Mailbox[str, str] = Mailbox(actor.exchange)
-        a, b = (asyncio.ensure_future(mailbox(name)) for name in "ab")
+        caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
+        a, b = (asyncio.ensure_future(caller(name)) for name in "ab")
         await settle()
         a.cancel()
         await settle()
@@ -179,11 +179,11 @@ def test_a_cancelled_request_is_cancelled_there() -> None:
 def test_a_request_that_is_cancelled_before_it_was_sent_never_is() -> None:
     async def scenario() -> None:
         actor = Actor()
-        mailbox: Mailbox[str, str] = Mailbox(actor.exchange)
-        many = [asyncio.ensure_future(mailbox(str(number))) for number in range(8)]
+        caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
+        many = [asyncio.ensure_future(caller(str(number))) for number in range(8)]
         await settle()
-        mailbox._mean_seconds = 1.0  # so long that what comes now is held back for a moment
-        late = asyncio.ensure_future(mailbox("late"))
+        caller._mean_seconds = 1.0  # so long that what comes now is held back for a moment
+        late = asyncio.ensure_future(caller("late"))
         await settle()
         late.cancel()
         await asyncio.sleep(0.06)
@@ -199,9 +199,9 @@ def test_a_request_that_is_cancelled_before_it_was_sent_never_is() -> None:
 def test_a_request_that_is_cancelled_as_it_arrives_does_not_keep_the_call_open() -> None:
     async def scenario() -> None:
         actor = Actor()
-        desk: Desk[str, str] = Desk(actor._work)
-        first = asyncio.ensure_future(desk.exchange(Parcel("me", 1, [(0, "a")])))
-        second = asyncio.ensure_future(desk.exchange(Parcel("me", 2, [], [0])))
+        server: BatchedServer[str, str] = BatchedServer(actor._work)
+        first = asyncio.ensure_future(server.exchange(CallBatch("me", 1, [(0, "a")])))
+        second = asyncio.ensure_future(server.exchange(CallBatch("me", 2, [], [0])))
         assert (await asyncio.wait_for(first, 1.0)).ended == []
         assert (await asyncio.wait_for(second, 1.0)).ended == []
         assert actor.started == []
@@ -212,8 +212,8 @@ def test_a_request_that_is_cancelled_as_it_arrives_does_not_keep_the_call_open()
 def test_clients_do_not_get_each_others_results() -> None:
     async def scenario() -> None:
         actor = Actor()
-        mine: Mailbox[str, str] = Mailbox(actor.exchange)
-        other: Mailbox[str, str] = Mailbox(actor.exchange)
+        mine: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
+        other: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
         a, b = asyncio.ensure_future(mine("a")), asyncio.ensure_future(other("b"))
         await settle()
         actor.end("b")
@@ -228,16 +228,16 @@ def test_clients_do_not_get_each_others_results() -> None:
 def test_what_a_dead_owner_asked_for_ends_when_it_is_back() -> None:
     async def scenario() -> None:
         actor = Actor()
-        other: Mailbox[str, str] = Mailbox(actor.exchange, "dialogue-worker-1")
-        driver: Mailbox[str, str] = Mailbox(actor.exchange)
+        other: BatchedCaller[str, str] = BatchedCaller(actor.exchange, "dialogue-worker-1")
+        driver: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
         # The last call of a process that dies then: nobody asks any more.
-        last = Parcel("dialogue-worker-0/mailbox", 1, [(0, "lost")])
+        last = CallBatch("dialogue-worker-0/caller", 1, [(0, "lost")])
         lost = asyncio.ensure_future(actor.exchange(last))
         kept = asyncio.ensure_future(other("kept"))
         own = asyncio.ensure_future(driver("own"))
         await settle()
         assert actor.cancelled == []
-        again: Mailbox[str, str] = Mailbox(actor.exchange, "dialogue-worker-0")
+        again: BatchedCaller[str, str] = BatchedCaller(actor.exchange, "dialogue-worker-0")
         new = asyncio.ensure_future(again("new"))
         await settle()
         assert actor.cancelled == ["lost"]
@@ -252,11 +252,11 @@ def test_what_a_dead_owner_asked_for_ends_when_it_is_back() -> None:
 def test_a_dead_actor_fails_what_is_under_way_and_what_comes_later() -> None:
     async def scenario() -> None:
         actor = Actor()
-        mailbox: Mailbox[str, str] = Mailbox(actor.exchange)
-        a, b = (asyncio.ensure_future(mailbox(name)) for name in "ab")
+        caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
+        a, b = (asyncio.ensure_future(caller(name)) for name in "ab")
         await settle()
         actor.dead.set()
-        for request in (a, b, asyncio.ensure_future(mailbox("c"))):
+        for request in (a, b, asyncio.ensure_future(caller("c"))):
             with pytest.raises(ActorDied, match="an actor died: killed"):
                 await request
         assert actor.started == ["a", "b"]
@@ -267,8 +267,8 @@ def test_a_dead_actor_fails_what_is_under_way_and_what_comes_later() -> None:
 def test_a_living_actor_that_can_work_no_more_is_as_good_as_dead() -> None:
     async def scenario() -> None:
         actor = Actor()
-        mailbox: Mailbox[str, str] = Mailbox(actor.exchange)
-        a, b, c = (asyncio.ensure_future(mailbox(name)) for name in "abc")
+        caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
+        a, b, c = (asyncio.ensure_future(caller(name)) for name in "abc")
         await settle()
         actor.fatal = "vLLM's core died: KeyError"
         actor.end("a")  # had ended before
@@ -283,11 +283,11 @@ def test_a_living_actor_that_can_work_no_more_is_as_good_as_dead() -> None:
 
 def test_a_broken_call_is_heard_by_all() -> None:
     async def scenario() -> None:
-        async def broken(parcel: Parcel[str]) -> Delivery[str]:
+        async def broken(batch: CallBatch[str]) -> Delivery[str]:
             raise ZeroDivisionError("a defect")
 
-        mailbox: Mailbox[str, str] = Mailbox(broken)
-        for result in await asyncio.gather(mailbox("a"), mailbox("b"), return_exceptions=True):
+        caller: BatchedCaller[str, str] = BatchedCaller(broken)
+        for result in await asyncio.gather(caller("a"), caller("b"), return_exceptions=True):
             assert isinstance(result, ZeroDivisionError)
 
     asyncio.run(scenario())
@@ -303,13 +303,13 @@ def test_a_broken_call_is_heard_by_all() -> None:
         (60.0, 1, 0.1),  # ... nor than a tenth of a second
     ],
 )
-def test_many_busy_mailboxes_pause_for_longer(seconds: float, num_busy: int, pause: float) -> None:
+def test_many_busy_callers_pause_for_longer(seconds: float, num_busy: int, pause: float) -> None:
     async def scenario() -> float:
-        mailbox: Mailbox[str, str] = Mailbox(Actor().exchange)
-        mailbox._mean_seconds = seconds
-        mailbox.num_busy = lambda: num_busy
+        caller: BatchedCaller[str, str] = BatchedCaller(Actor().exchange)
+        caller._mean_seconds = seconds
+        caller.num_busy = lambda: num_busy
         loop = asyncio.get_running_loop()
-        mailbox._waiting = {key: loop.create_future() for key in range(8)}
-        return mailbox._pace()
+        caller._waiting = {key: loop.create_future() for key in range(8)}
+        return caller._pace()
 
     assert asyncio.run(scenario()) == pytest.approx(pause)

@@ -9,7 +9,7 @@ import pytest
 from stargate.actors.engines import engine as engine_module
 from stargate.actors.engines.engine import Engine
 from stargate.actors.engines.spec import EngineSpec, engine_arguments
-from stargate.actors.rpc.batched_calls import Mailbox
+from stargate.actors.rpc.batched_calls import BatchedCaller
 from stargate.config.run import EngineConfig
 from stargate.errors import EngineError
 from stargate.types import GenerateRequest, Generation, Sampling
@@ -100,10 +100,10 @@ def request(name: str) -> GenerateRequest:
 def test_a_request_that_is_given_up_is_aborted_in_the_engine(llm: FakeLlm) -> None:
     async def run() -> None:
         engine = running(llm)
-        mailbox: Mailbox[GenerateRequest, Generation] = Mailbox(engine.exchange)
-        asking = [asyncio.ensure_future(mailbox(request(name))) for name in "ab"]
+        caller: BatchedCaller[GenerateRequest, Generation] = BatchedCaller(engine.exchange)
+        asking = [asyncio.ensure_future(caller(request(name))) for name in "ab"]
         direct = asyncio.ensure_future(engine.generate(request("c")))
-        late = asyncio.ensure_future(asyncio.wait_for(mailbox(request("d")), 0.05))
+        late = asyncio.ensure_future(asyncio.wait_for(caller(request("d")), 0.05))
         await asyncio.sleep(0.02)
         asking[0].cancel()
         direct.cancel()

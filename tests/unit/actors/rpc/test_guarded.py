@@ -1,4 +1,4 @@
-"""What a run calls its crew by: only texts that it believes in, and nobody waits for ever."""
+"""What a run calls its actors by: only texts that it believes in, and nobody waits for ever."""
 
 import asyncio
 from typing import Any
@@ -13,14 +13,14 @@ from stargate.types import (
     Generation,
     Sampling,
 )
-from tests.fakes.actor_slots import Crew
+from tests.fakes.actor_slots import ActorGroup
 from tests.fakes.scripted import make_pair
 
 
 def test_a_text_by_other_weights_than_believed_is_refused() -> None:
-    crew = Crew()
-    crew.keeper.weights.current = ("models/m2", 2)
-    pool = GuardedPool("questioner", crew.actors, crew.keeper)
+    actor_group = ActorGroup()
+    actor_group.supervisor.weights.current = ("models/m2", 2)
+    pool = GuardedPool("questioner", actor_group.actors, actor_group.supervisor)
     request = GenerateRequest("t2/a:b/0/q0", "s", (1,), Sampling(0.0, 1.0, 1, 0))
 
     async def run() -> None:
@@ -29,8 +29,8 @@ def test_a_text_by_other_weights_than_believed_is_refused() -> None:
         assert str(caught.value) == (
             "t2/a:b/0/q0: written by weights version 0, but the questioner's engines should hold 2"
         )
-        crew.actors[0].version = 3
-        with crew.keeper.weights.pushing("models/m3", 3):
+        actor_group.actors[0].version = 3
+        with actor_group.supervisor.weights.pushing("models/m3", 3):
             assert (await pool(request)).policy_version == 3
         assert (await pool(request)).policy_version == 3
 
@@ -38,30 +38,30 @@ def test_a_text_by_other_weights_than_believed_is_refused() -> None:
 
 
 def test_requests_to_a_dead_engine_are_sent_again_and_counted() -> None:
-    crew = Crew(role="roleplayer")
-    crew.actors[0].dies_in = "exchange"
-    pool = GuardedPool("roleplayer", crew.actors, crew.keeper)
+    actor_group = ActorGroup(role="roleplayer")
+    actor_group.actors[0].dies_in = "exchange"
+    pool = GuardedPool("roleplayer", actor_group.actors, actor_group.supervisor)
     requests = [GenerateRequest(f"r{n}", f"s{n}", (1,), Sampling(0.0, 1.0, 1, 0)) for n in range(3)]
 
     async def run() -> list[Generation]:
         return await asyncio.gather(*map(pool, requests))
 
     assert [g.text for g in asyncio.run(run())] == ["roleplayer-0'"] * 3
-    assert crew.tally.resent == {"roleplayer": 3}
-    assert "load_weights" not in crew.hired[0].methods
+    assert actor_group.counters.resent == {"roleplayer": 3}
+    assert "load_weights" not in actor_group.hired[0].methods
 
 
 def test_dialogues_in_workers_end_when_somebody_died_too_often() -> None:
     """A worker waits for a dead engine's successor; when there will be none, the driver must not
     wait with it.
     """
-    crew = Crew(role="dialogue-worker")
+    actor_group = ActorGroup(role="dialogue-worker")
 
-    async def never(parcel: Any) -> None:
+    async def never(batch: Any) -> None:
         await asyncio.Event().wait()
 
-    crew.actors[0].do_exchange = never  # type: ignore[method-assign]
-    play = GuardedWorkers(crew.actors, crew.keeper)
+    actor_group.actors[0].do_exchange = never  # type: ignore[method-assign]
+    play = GuardedWorkers(actor_group.actors, actor_group.supervisor)
 
     async def run() -> None:
         plans = [DialoguePlan(f"t0/a:b/{n}", make_pair(), n, 1, 0) for n in range(3)]
@@ -70,28 +70,28 @@ def test_dialogues_in_workers_end_when_somebody_died_too_often() -> None:
         playing[2].cancel()  # that is no failure
         with pytest.raises(asyncio.CancelledError):
             await playing[2]
-        await crew.keeper.close()  # sets a failure, as too many deaths do
+        await actor_group.supervisor.close()  # sets a failure, as too many deaths do
         for one in playing[:2]:
-            with pytest.raises(EngineError, match="the crew is being ended"):
+            with pytest.raises(EngineError, match="the actors is being ended"):
                 await one
             assert not one.cancelling()
-        with pytest.raises(EngineError, match="the crew is being ended"):
+        with pytest.raises(EngineError, match="the actors is being ended"):
             await play(plans[2])
-        await crew.keeper.close()  # once more: nobody is left to be ended
+        await actor_group.supervisor.close()  # once more: nobody is left to be ended
 
     asyncio.run(run())
 
 
 def test_a_limit_of_the_work_itself_is_no_failure() -> None:
-    crew = Crew(role="dialogue-worker")
+    actor_group = ActorGroup(role="dialogue-worker")
 
     async def run() -> None:
         with pytest.raises(TimeoutError):
-            async with crew.keeper.or_failure():
+            async with actor_group.supervisor.or_failure():
                 await asyncio.wait_for(asyncio.Event().wait(), 0.001)
-        async with crew.keeper.or_failure():
+        async with actor_group.supervisor.or_failure():
             await asyncio.sleep(0)
 
     asyncio.run(run())
-    assert crew.keeper.failure is None
-    assert not crew.keeper._limits
+    assert actor_group.supervisor.failure is None
+    assert not actor_group.supervisor._limits

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stargate.actors.rpc.batched_calls import Delivery, Desk, Parcel
+from stargate.actors.rpc.batched_calls import BatchedServer, CallBatch, Delivery
 from stargate.actors.rpc.remote import ActorDied
 from stargate.actors.rpc.replica_pool import EnginePool, share_of
 from stargate.errors import EngineError, MachineError, RecordDropped
@@ -30,14 +30,14 @@ class FakeEngine:
         if not hold:
             self.released.set()
         self._dead = asyncio.Event()
-        self._desk = Desk(self._generate)
-        self.exchange = self  # handle.exchange.remote(parcel)
+        self._server = BatchedServer(self._generate)
+        self.exchange = self  # handle.exchange.remote(batch)
 
     def kill(self) -> None:
         self._dead.set()
 
-    async def remote(self, parcel: Parcel[GenerateRequest]) -> Delivery[Generation]:
-        call = asyncio.ensure_future(self._desk.exchange(parcel))
+    async def remote(self, batch: CallBatch[GenerateRequest]) -> Delivery[Generation]:
+        call = asyncio.ensure_future(self._server.exchange(batch))
         death = asyncio.ensure_future(self._dead.wait())
         await asyncio.wait({call, death}, return_when=asyncio.FIRST_COMPLETED)
         if self._dead.is_set():

@@ -9,7 +9,7 @@ from stargate.actors.rpc.clients import ScoreDeadline, ScorerHangs, ScorerPool
 from stargate.config.run import ScorerConfig
 from stargate.errors import EngineError
 from stargate.types import ScoreRequest, ScoreResult
-from tests.fakes.actor_slots import Crew, FakeActor
+from tests.fakes.actor_slots import ActorGroup, FakeActor
 
 
 class Clock:
@@ -53,16 +53,18 @@ def request(key: str, num_tokens: int) -> ScoreRequest:
     return ScoreRequest(key, (1,) * (num_tokens - 1), ((2,),))
 
 
-def pool_with(crew: Crew, clock: Clock) -> ScorerPool:
-    return ScorerPool(crew.actors, crew.keeper, ScoreDeadline(100.0, 10.0, clock.sleep))
+def pool_with(actor_group: ActorGroup, clock: Clock) -> ScorerPool:
+    return ScorerPool(
+        actor_group.actors, actor_group.supervisor, ScoreDeadline(100.0, 10.0, clock.sleep)
+    )
 
 
 def test_the_deadline_grows_with_what_the_scorer_was_sent() -> None:
-    crew, clock = Crew(role="scorer"), Clock()
-    crew.actors[0] = HangingScorer("scorer-0")
+    actor_group, clock = ActorGroup(role="scorer"), Clock()
+    actor_group.actors[0] = HangingScorer("scorer-0")
 
     async def run() -> None:
-        pool = pool_with(crew, clock)
+        pool = pool_with(actor_group, clock)
         calls = [asyncio.ensure_future(pool([request("a", 50)]))]
         await clock.move(1)
         calls.append(asyncio.ensure_future(pool([request("b", 100), request("c", 50)])))
@@ -77,35 +79,35 @@ def test_the_deadline_grows_with_what_the_scorer_was_sent() -> None:
 
 
 def test_a_scorer_that_hangs_is_replaced_and_its_requests_are_sent_again() -> None:
-    crew, clock = Crew(role="scorer"), Clock()
-    hanging = crew.actors[0] = HangingScorer("scorer-0")
+    actor_group, clock = ActorGroup(role="scorer"), Clock()
+    hanging = actor_group.actors[0] = HangingScorer("scorer-0")
 
     async def run() -> list[ScoreResult]:
-        pool = pool_with(crew, clock)
+        pool = pool_with(actor_group, clock)
         scoring = asyncio.ensure_future(pool([request("a", 50), request("b", 50)]))
         await clock.move(109.0)
-        assert crew.dismissed == [] and not scoring.done()
+        assert actor_group.dismissed == [] and not scoring.done()
         await clock.move(2.0)
         return await asyncio.wait_for(scoring, 5)
 
     assert [result.key for result in asyncio.run(run())] == ["a", "b"]
     assert hanging.alive  # it would have gone on answering the watch
-    assert crew.dismissed == ["scorer-0"]
-    assert [actor.name for actor in crew.hired] == ["scorer-0'"]
-    assert dict(crew.tally.restarts) == {"scorer": 1}
-    assert crew.tally.resent == {"scorer": 2}
-    assert crew.said[0] == (
+    assert actor_group.dismissed == ["scorer-0"]
+    assert [actor.name for actor in actor_group.hired] == ["scorer-0'"]
+    assert dict(actor_group.counters.restarts) == {"scorer": 1}
+    assert actor_group.counters.resent == {"scorer": 2}
+    assert actor_group.said[0] == (
         "scorer-0 died: scorer-0: no answer after 110 s, with 100 tokens to score "
         "(scorer.timeout_s, scorer.min_tokens_per_s); starting it again (restart 1 of 3)"
     )
 
 
 def test_the_others_go_on_meanwhile() -> None:
-    crew, clock = Crew(role="scorer", count=2), Clock()
-    crew.actors[0] = HangingScorer("scorer-0")
+    actor_group, clock = ActorGroup(role="scorer", count=2), Clock()
+    actor_group.actors[0] = HangingScorer("scorer-0")
 
     async def run() -> list[list[ScoreResult]]:
-        pool = pool_with(crew, clock)
+        pool = pool_with(actor_group, clock)
         calls = [asyncio.ensure_future(pool([request(key, 100)])) for key in "ab"]
         await clock.move(1)
         assert [call.done() for call in calls] == [False, True]
@@ -113,18 +115,18 @@ def test_the_others_go_on_meanwhile() -> None:
         return await asyncio.wait_for(asyncio.gather(*calls), 5)
 
     asyncio.run(run())
-    assert dict(crew.tally.restarts) == {"scorer": 1}
+    assert dict(actor_group.counters.restarts) == {"scorer": 1}
 
 
 def test_one_that_hangs_too_often_stops_the_run() -> None:
     def prepare(actor: FakeActor) -> None:
         actor.do_score = HangingScorer("again").do_score  # type: ignore[attr-defined]
 
-    crew, clock = Crew(role="scorer", max_restarts=1, prepare=prepare), Clock()
-    crew.actors[0] = HangingScorer("scorer-0")
+    actor_group, clock = ActorGroup(role="scorer", max_restarts=1, prepare=prepare), Clock()
+    actor_group.actors[0] = HangingScorer("scorer-0")
 
     async def run() -> None:
-        scoring = asyncio.ensure_future(pool_with(crew, clock)([request("a", 50)]))
+        scoring = asyncio.ensure_future(pool_with(actor_group, clock)([request("a", 50)]))
         for _ in range(4):
             await clock.move(200)
         await asyncio.wait_for(scoring, 5)

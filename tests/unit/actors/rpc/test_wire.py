@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stargate.actors.rpc.batched_calls import Delivery, Parcel
+from stargate.actors.rpc.batched_calls import CallBatch, Delivery
 from stargate.actors.rpc.wire import Records, pack, unpack
 from stargate.errors import EngineError, RecordDropped
 from stargate.types import (
@@ -53,9 +53,9 @@ RECORDS = st.one_of(
 @given(st.lists(st.tuples(st.integers(), RECORDS), max_size=4))
 def test_what_is_packed_comes_back(records: list[tuple[int, Any]]) -> None:
     assert unpack(pack(records)) == records
-    parcel = pickle.loads(pickle.dumps(Parcel("me", 3, records, [1, 2])))
-    assert (parcel.client, parcel.number, list(parcel.requests)) == ("me", 3, records)
-    assert list(parcel.cancelled) == [1, 2]
+    batch = pickle.loads(pickle.dumps(CallBatch("me", 3, records, [1, 2])))
+    assert (batch.client, batch.number, list(batch.requests)) == ("me", 3, records)
+    assert list(batch.cancelled) == [1, 2]
     delivery = pickle.loads(pickle.dumps(Delivery(records, "dead")))
     assert (list(delivery.ended), delivery.fatal) == (records, "dead")
 

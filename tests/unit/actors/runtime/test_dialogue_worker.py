@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stargate.actors.rpc.batched_calls import Delivery, Desk, Parcel
+from stargate.actors.rpc.batched_calls import BatchedServer, CallBatch, Delivery
 from stargate.actors.rpc.remote import ActorDied
 from stargate.actors.runtime import dialogue_worker
 from stargate.actors.runtime.dialogue_worker import DialogueWorker, WorkerPool, WorkerSpec
@@ -20,7 +20,7 @@ from stargate.rollout.dialogue import plan_dialogues
 from stargate.text.prompts import load_prompts
 from stargate.types import Dialogue, DialoguePlan, GenerateRequest, Generation, StopReason
 from tests.fakes.scripted import byte_chat, make_pair, text_ids
-from tests.unit.test_pair_steps import PAIRS, roles, workbench
+from tests.unit.test_pair_steps import PAIRS, roles, run_context
 
 PROMPTS = load_prompts("paper").model_dump()
 
@@ -28,15 +28,15 @@ PROMPTS = load_prompts("paper").model_dump()
 class Handle:
     """An actor handle with `exchange.remote`; what travels is pickled."""
 
-    def __init__(self, exchange: Callable[[Parcel[Any]], Any]) -> None:
+    def __init__(self, exchange: Callable[[CallBatch[Any]], Any]) -> None:
         self._exchange = exchange
         self.exchange = self
         self.dead = False
 
-    async def remote(self, parcel: Parcel[Any]) -> Delivery[Any]:
+    async def remote(self, batch: CallBatch[Any]) -> Delivery[Any]:
         if self.dead:
             raise ActorDied("an actor died: killed")
-        delivery = await self._exchange(pickle.loads(pickle.dumps(parcel)))
+        delivery = await self._exchange(pickle.loads(pickle.dumps(batch)))
         if self.dead:
             raise ActorDied("an actor died: killed")
         received: Delivery[Any] = pickle.loads(pickle.dumps(delivery))
@@ -49,7 +49,7 @@ class FakeEngine:
     def __init__(self, name: str) -> None:
         self.name = name
         self.requests: list[GenerateRequest] = []
-        self.handle = Handle(Desk(self._generate).exchange)
+        self.handle = Handle(BatchedServer(self._generate).exchange)
 
     async def _generate(self, request: GenerateRequest) -> Generation:
         self.requests.append(request)
@@ -214,10 +214,10 @@ def test_an_iteration_plays_through_the_seam(tmp_path: Path) -> None:
             self.ids.append(plan.dialogue_id)
             return await here(plan)
 
-    bench = workbench(tmp_path / "workers")
-    here, play = bench.player(roles()), Play()
-    asyncio.run(run_iteration(0, PAIRS, roles(play=play), bench))
-    asyncio.run(make_examples("t0", PAIRS, roles(), workbench(tmp_path / "driver")))
+    context = run_context(tmp_path / "workers")
+    here, play = context.player(roles()), Play()
+    asyncio.run(run_iteration(0, PAIRS, roles(play=play), context))
+    asyncio.run(make_examples("t0", PAIRS, roles(), run_context(tmp_path / "driver")))
     assert len(set(play.ids)) == 12
 
     def rows(root: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import RayActorError
 
 from stargate.actors.runtime import node_agent
-from stargate.actors.runtime.file_transfer import Courier
+from stargate.actors.runtime.file_transfer import FileTransfer
 from stargate.actors.runtime.node_agent import NodeAgent, file_sizes, sources_digest
 from stargate.errors import DataError, EngineError, MachineError
 
@@ -75,11 +75,11 @@ def test_a_folder_is_sent_once_per_node_however_many_ask(shm: Path, model: Path)
         puts.append(len(chunk))
         return chunk
 
-    courier = Courier(handles, put, chunk_bytes=4000)
+    file_transfer = FileTransfer(handles, put, chunk_bytes=4000)
     places: list[str] = []
 
     async def use(node: str) -> None:
-        async with courier.lend(str(model), node) as place:
+        async with file_transfer.lend(str(model), node) as place:
             sent = contents(place)
             assert sent == {k: v for k, v in contents(model).items() if k != ".hidden"}
             places.append(place)
@@ -92,7 +92,7 @@ def test_a_folder_is_sent_once_per_node_however_many_ask(shm: Path, model: Path)
     assert sorted(puts) == [2, 2000, 4000, 4000]  # read once for both nodes
     assert len(set(places)) == 2
     assert handles["a"].calls.count("write") == 4
-    assert courier.num_sent == 2
+    assert file_transfer.num_sent == 2
     assert not any(Path(place).exists() for place in places)
     for handle in handles.values():
         handle.agent.shutdown()
@@ -101,12 +101,12 @@ def test_a_folder_is_sent_once_per_node_however_many_ask(shm: Path, model: Path)
 
 def test_a_node_that_dies_does_not_hold_the_others(shm: Path, model: Path) -> None:
     handles = {"a": Handle(dies_in="write"), "b": Handle()}
-    courier = Courier(handles, lambda chunk: chunk, chunk_bytes=4000)
+    file_transfer = FileTransfer(handles, lambda chunk: chunk, chunk_bytes=4000)
     said: list[str] = []
 
     async def use(node: str) -> None:
         try:
-            async with courier.lend(str(model), node) as place:
+            async with file_transfer.lend(str(model), node) as place:
                 said.append(f"{node} has {len(contents(place))}")
         except EngineError as error:
             said.append(f"{node}: {str(error)[:13]}")
@@ -126,22 +126,22 @@ def test_a_folder_that_does_not_fit_is_refused(
 ) -> None:
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr(node_agent.shutil, "disk_usage", lambda path: usage)
-    courier = Courier({"a": Handle()}, lambda chunk: chunk)
+    file_transfer = FileTransfer({"a": Handle()}, lambda chunk: chunk)
 
     async def story() -> None:
         with pytest.raises(MachineError, match="don't fit"):
-            async with courier.lend(str(model), "a"):
+            async with file_transfer.lend(str(model), "a"):
                 pass
 
     play(story)
 
 
 def test_a_folder_that_is_not_there_reaches_nobody(shm: Path, tmp_path: Path) -> None:
-    courier = Courier({"a": Handle()}, lambda chunk: chunk)
+    file_transfer = FileTransfer({"a": Handle()}, lambda chunk: chunk)
 
     async def story() -> None:
         with pytest.raises(FileNotFoundError):
-            async with courier.lend(str(tmp_path / "none"), "a"):
+            async with file_transfer.lend(str(tmp_path / "none"), "a"):
                 pass
 
     play(story)
@@ -151,7 +151,7 @@ def test_what_was_saved_there_is_fetched_whole_or_not_at_all(
     shm: Path, model: Path, tmp_path: Path
 ) -> None:
     handle = Handle()
-    courier = Courier({"a": handle}, lambda chunk: chunk, chunk_bytes=4000)
+    file_transfer = FileTransfer({"a": handle}, lambda chunk: chunk, chunk_bytes=4000)
     target = tmp_path / "models" / "m1"
 
     async def story() -> None:
@@ -161,10 +161,10 @@ def test_what_was_saved_there_is_fetched_whole_or_not_at_all(
             (place / name).write_bytes(data)
         handle.dies_in = "read"
         with pytest.raises(EngineError):
-            await courier.fetch("a", str(place), target)
+            await file_transfer.fetch("a", str(place), target)
         assert list(target.parent.iterdir()) == []
         handle.dies_in = None
-        await courier.fetch("a", str(place), target)
+        await file_transfer.fetch("a", str(place), target)
         assert not place.exists()
 
     play(story)

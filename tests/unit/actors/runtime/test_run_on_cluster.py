@@ -10,7 +10,7 @@ import pytest
 from stargate.actors.runtime import cluster as cluster_module
 from stargate.actors.runtime import node_agent
 from stargate.actors.runtime.cluster import Cluster, _Home
-from stargate.actors.runtime.discovery import Survey
+from stargate.actors.runtime.discovery import Discovery
 from stargate.actors.runtime.node_agent import ModelNames, NodeAgent, NodeReport
 from stargate.config.run import RunConfig
 from stargate.errors import EngineError, MachineError
@@ -63,7 +63,7 @@ class World:
         bundles = bundles_for(config, nodes)
         wanted = needs(config, device=cluster_device(config, nodes))
         reports = {"a": report("a"), "b": report("b")}
-        survey = Survey(
+        discovery = Discovery(
             address="x:1",
             driver_node="b",
             facts=(A, B),
@@ -73,7 +73,7 @@ class World:
             names=NAMES,
         )
         self.cluster = Cluster(
-            survey, config.cluster, Path("/b/base"), self.run_dir / "logs", self.said.append
+            discovery, config.cluster, Path("/b/base"), self.run_dir / "logs", self.said.append
         )
         for fact in (A, B):
             self.open(fact)
@@ -115,7 +115,7 @@ def test_a_node_that_sees_the_folder_reads_it_there(
     world = World(tmp_path, monkeypatch)
     folder = world.run_dir / "models/m1"
     assert asyncio.run(world.brought(folder, "questioner-0")) == str(folder)
-    assert world.cluster._courier.num_sent == 0
+    assert world.cluster._file_transfer.num_sent == 0
     assert [path.name for path in folder.parent.iterdir()] == ["m1"]  # no trace of the question
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from stargate.actors.runtime import scaler as scaler_module
 from stargate.actors.runtime import spawn
-from stargate.actors.runtime.actor_slots import HeldWeights, Post
+from stargate.actors.runtime.actor_slots import ActorSlot, HeldWeights
 from stargate.actors.runtime.scaler import Scaler
-from stargate.actors.runtime.spawn import Crew, CrewPlan
+from stargate.actors.runtime.spawn import ActorGroup, ActorPlan
 from stargate.config.run import RunConfig
 from stargate.errors import EngineError, MachineError
 from stargate.resources.cluster import Bundle, Node
@@ -63,15 +63,15 @@ class Engine(FakeActor):
 
 
 class World:
-    """A crew of fakes on a machine with literal cores."""
+    """Fake actors on a machine with literal cores."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, num_cores: int, **changes: Any) -> None:
         config = RunConfig.model_validate(changes)
         num_gpus = num_cores if config.device == "cuda" else 0
         cores = list(range(num_cores))
         placement = place(config, cores, num_gpus)
-        self.plan = CrewPlan(config, placement, Path("m0"), Path("m0"), Path("logs"))
-        self.crew = Crew(
+        self.plan = ActorPlan(config, placement, Path("m0"), Path("m0"), Path("logs"))
+        self.actor_group = ActorGroup(
             questioners=[Engine(f"questioner-{n}") for n in range(len(placement.questioner_cores))],
             roleplayers=[Engine(f"roleplayer-{n}") for n in range(len(placement.roleplayer_cores))],
         )
@@ -79,38 +79,44 @@ class World:
         self.killed: list[str] = []
         self.hired: dict[str, str | None] = {}  # the cores of each
         monkeypatch.setattr(spawn.ray, "kill", lambda actor: self.killed.append(actor.name))
-        monkeypatch.setattr(scaler_module, "engine_post", self.post)
-        posts = [
-            Post(role, self.crew.engines(role), (n,), list, ping, role == "questioner")
+        monkeypatch.setattr(scaler_module, "engine_slot", self.slot)
+        slots = [
+            ActorSlot(role, self.actor_group.engines(role), (n,), list, ping, role == "questioner")
             for role in ("questioner", "roleplayer")
-            for n in range(len(self.crew.engines(role)))
+            for n in range(len(self.actor_group.engines(role)))
         ]
-        self.crew.keeper = spawn.Keeper(
-            posts,
+        self.actor_group.supervisor = spawn.Supervisor(
+            slots,
             HeldWeights("m0"),
             3,
             lambda actor: self.killed.append(actor.name),
             self.said.append,
         )
-        self.keeper = self.crew.keeper
-        self.scaler = Scaler(self.plan, self.crew, cores, num_gpus, self.said.append)
+        self.supervisor = self.actor_group.supervisor
+        self.scaler = Scaler(self.plan, self.actor_group, cores, num_gpus, self.said.append)
         self.prepare: Callable[[FakeActor], None] = lambda actor: None
 
-    def post(self, plan: Any, crew: Crew, role: str, number: int, cores: str | None) -> Post:
+    def slot(
+        self, plan: Any, actor_group: ActorGroup, role: str, number: int, cores: str | None
+    ) -> ActorSlot:
         def hire() -> list[Any]:
             actor = Engine(f"{role}-{number}")
             self.prepare(actor)
             self.hired[actor.name] = cores
             return [actor]
 
-        return Post(role, crew.engines(role), (number,), hire, ping, role == "questioner")
+        return ActorSlot(
+            role, actor_group.engines(role), (number,), hire, ping, role == "questioner"
+        )
 
     def scale(self, **targets: int) -> str:
         return asyncio.run(self.scaler.scale(targets))
 
     @property
     def names(self) -> list[str]:
-        return [actor.name for actor in (*self.crew.questioners, *self.crew.roleplayers)]
+        return [
+            actor.name for actor in (*self.actor_group.questioners, *self.actor_group.roleplayers)
+        ]
 
 
 SHARED = {
@@ -121,25 +127,25 @@ SHARED = {
 
 def test_up_and_down_again(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, 2, **SHARED)
-    world.keeper.weights.current = ("models/m1", 1)
+    world.supervisor.weights.current = ("models/m1", 1)
     assert world.scale(questioner=3) == "now questioner=3 roleplayer=1"
     assert world.names == ["questioner-0", "questioner-1", "questioner-2", "roleplayer-0"]
     assert world.hired == {"questioner-1": "0", "questioner-2": "0"}
-    assert world.crew.questioners[2].calls == [("start",), ("load_weights", "models/m1", 1)]
+    assert world.actor_group.questioners[2].calls == [("start",), ("load_weights", "models/m1", 1)]
     assert world.said[0] == "starting questioner-1, questioner-2; the others go on"
-    last = world.crew.questioners[2]
+    last = world.actor_group.questioners[2]
     assert world.scale(questioner=1, roleplayer=1) == "now questioner=1 roleplayer=1"
     assert world.names == ["questioner-0", "roleplayer-0"]
     assert last.methods[-1] == "shutdown"  # in order, then its process
     assert world.killed == ["questioner-2", "questioner-1"]
-    assert world.crew.leaving == []
+    assert world.actor_group.leaving == []
     assert world.said[-3:] == [
         "questioner-2 has left, after 7 requests",
         "questioner-1 gets no new requests and ends those that it has",
         "questioner-1 has left, after 7 requests",
     ]
     assert world.scale(questioner=1) == "now questioner=1 roleplayer=1"
-    assert (world.keeper.tally.joined, world.keeper.tally.left) == (
+    assert (world.supervisor.counters.joined, world.supervisor.counters.left) == (
         {"questioner": 2},
         {"questioner": 2},
     )
@@ -175,7 +181,7 @@ def test_one_that_can_not_start_leaves_its_place_free(monkeypatch: pytest.Monkey
     world.prepare = lambda actor: None
     assert world.scale(roleplayer=2) == "now questioner=2 roleplayer=2"
     assert world.hired == {"roleplayer-1": "2"}
-    world.keeper.check()
+    world.supervisor.check()
 
 
 def test_waiting_speaks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from stargate.actors.rpc.guarded import GuardedPool
-from stargate.actors.runtime import supervisor as keeper_module
+from stargate.actors.runtime import supervisor as supervisor_module
 from stargate.actors.runtime.dialogue_worker import _Staff
 from stargate.errors import EngineError
-from stargate.records.counters import Tally
-from stargate.records.resume import SITTINGS_FILE, Sittings, read_sittings
+from stargate.records.counters import Counters
+from stargate.records.resume import SITTINGS_FILE, RunTotals, read_totals
 from stargate.records.store import RunStore
 from stargate.records.summary import summarise_run, summary_lines
 from stargate.resources.memory import MemoryPeak
@@ -19,66 +19,66 @@ from stargate.types import (
     GenerateRequest,
     Sampling,
 )
-from tests.fakes.actor_slots import GONE, Crew, FakeActor
+from tests.fakes.actor_slots import GONE, ActorGroup, FakeActor
 
 
 def test_a_dead_engine_is_replaced_once_and_holds_the_current_weights() -> None:
-    crew = Crew()
-    crew.keeper.weights.current = ("models/m2", 2)
-    dead = crew.actors[0]
+    actor_group = ActorGroup()
+    actor_group.supervisor.weights.current = ("models/m2", 2)
+    dead = actor_group.actors[0]
     dead.alive = False
 
     async def run() -> list[Any]:
-        asking = [crew.keeper.replace("questioner", 0, GONE) for _ in range(3)]
+        asking = [actor_group.supervisor.replace("questioner", 0, GONE) for _ in range(3)]
         return await asyncio.gather(*asking)
 
     got = asyncio.run(run())
-    [new] = crew.hired
+    [new] = actor_group.hired
     assert got == [new] * 3
-    assert crew.actors == [new]
+    assert actor_group.actors == [new]
     assert new.methods == ["start", "load_weights"]
     assert new.calls[1] == ("load_weights", "models/m2", 2)
-    assert crew.dismissed == ["questioner-0"]
-    assert crew.tally.restarts == {"questioner": 1}
-    assert crew.said[0] == "questioner-0 died: gone; starting it again (restart 1 of 3)"
-    assert crew.said[1].startswith("questioner-0 is back after 0.")
-    assert crew.said[1].endswith(" s, with weights version 2")
+    assert actor_group.dismissed == ["questioner-0"]
+    assert actor_group.counters.restarts == {"questioner": 1}
+    assert actor_group.said[0] == "questioner-0 died: gone; starting it again (restart 1 of 3)"
+    assert actor_group.said[1].startswith("questioner-0 is back after 0.")
+    assert actor_group.said[1].endswith(" s, with weights version 2")
 
 
 def test_it_appears_only_when_it_is_ready() -> None:
     hold = asyncio.Event()
-    crew = Crew(prepare=lambda actor: setattr(actor, "hold", hold))
-    dead = crew.actors[0]
+    actor_group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", hold))
+    dead = actor_group.actors[0]
     dead.alive = False
 
     async def run() -> None:
-        asking = asyncio.create_task(crew.keeper.replace("questioner", 0, GONE))
+        asking = asyncio.create_task(actor_group.supervisor.replace("questioner", 0, GONE))
         await asyncio.sleep(0.01)
-        assert crew.hired[0].methods == ["start"]
-        assert crew.actors == [dead]
+        assert actor_group.hired[0].methods == ["start"]
+        assert actor_group.actors == [dead]
         asking.cancel()  # who asked no longer waits; the restart goes on
         await asyncio.sleep(0.01)
         hold.set()
         await asyncio.sleep(0.01)
-        assert crew.actors == crew.hired
+        assert actor_group.actors == actor_group.hired
 
     asyncio.run(run())
 
 
 def test_one_that_answers_is_not_replaced() -> None:
-    crew = Crew()
-    got = asyncio.run(crew.keeper.replace("questioner", 0, GONE))
-    assert got is crew.actors[0]
-    assert (crew.hired, crew.said, crew.tally.restarts) == ([], [], {})
+    actor_group = ActorGroup()
+    got = asyncio.run(actor_group.supervisor.replace("questioner", 0, GONE))
+    assert got is actor_group.actors[0]
+    assert (actor_group.hired, actor_group.said, actor_group.counters.restarts) == ([], [], {})
 
 
 def test_a_death_just_after_a_look_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper_module, "_WATCH_SECONDS", 0.0)
-    crew = Crew()
-    first = crew.actors[0]
+    monkeypatch.setattr(supervisor_module, "_WATCH_SECONDS", 0.0)
+    actor_group = ActorGroup()
+    first = actor_group.actors[0]
 
     async def run() -> None:
-        crew.keeper.watch()
+        actor_group.supervisor.watch()
         answered, going_on = asyncio.Event(), asyncio.Event()
 
         async def answer_and_die() -> None:
@@ -88,47 +88,47 @@ def test_a_death_just_after_a_look_is_not_missed(monkeypatch: pytest.MonkeyPatch
 
         first.do_progress = answer_and_die  # type: ignore[method-assign]
         await answered.wait()
-        asking = asyncio.create_task(crew.keeper.replace("questioner", 0, GONE))
+        asking = asyncio.create_task(actor_group.supervisor.replace("questioner", 0, GONE))
         await asyncio.sleep(0)
         going_on.set()
-        assert await asking is crew.hired[0]
-        await crew.keeper.close()
+        assert await asking is actor_group.hired[0]
+        await actor_group.supervisor.close()
 
     asyncio.run(run())
 
 
 def test_a_push_that_ends_during_a_restart_reaches_the_new_engine() -> None:
     hold = asyncio.Event()
-    crew = Crew(prepare=lambda actor: setattr(actor, "hold", hold))
-    crew.keeper.weights.current = ("models/m1", 1)
-    crew.actors[0].alive = False
+    actor_group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", hold))
+    actor_group.supervisor.weights.current = ("models/m1", 1)
+    actor_group.actors[0].alive = False
 
     async def run() -> None:
-        asking = asyncio.create_task(crew.keeper.replace("questioner", 0, GONE))
+        asking = asyncio.create_task(actor_group.supervisor.replace("questioner", 0, GONE))
         await asyncio.sleep(0.01)
         hold.set()
-        while "load_weights" not in crew.hired[0].methods:
+        while "load_weights" not in actor_group.hired[0].methods:
             await asyncio.sleep(0)
-        crew.keeper.weights.current = ("models/m2", 2)
+        actor_group.supervisor.weights.current = ("models/m2", 2)
         await asking
 
     asyncio.run(run())
-    assert [call for call in crew.hired[0].calls if call[0] == "load_weights"] == [
+    assert [call for call in actor_group.hired[0].calls if call[0] == "load_weights"] == [
         ("load_weights", "models/m1", 1),
         ("load_weights", "models/m2", 2),
     ]
 
 
 def test_too_many_restarts_stop_the_run_with_one_line() -> None:
-    crew = Crew(max_restarts=2)
+    actor_group = ActorGroup(max_restarts=2)
     request = GenerateRequest("r", "s", (1,), Sampling(0.0, 1.0, 1, 0))
 
     async def run() -> None:
         for _ in range(2):
-            crew.actors[0].alive = False
-            await crew.keeper.replace("questioner", 0, GONE)
-        crew.actors[0].alive = False
-        pool = GuardedPool("questioner", crew.actors, crew.keeper)
+            actor_group.actors[0].alive = False
+            await actor_group.supervisor.replace("questioner", 0, GONE)
+        actor_group.actors[0].alive = False
+        pool = GuardedPool("questioner", actor_group.actors, actor_group.supervisor)
         with pytest.raises(EngineError) as caught:
             await pool(request)
         assert str(caught.value) == (
@@ -136,73 +136,73 @@ def test_too_many_restarts_stop_the_run_with_one_line() -> None:
             "questioner-0' is gone"
         )
         with pytest.raises(EngineError, match="once more than"):
-            await crew.keeper.replace("questioner", 0, GONE)
+            await actor_group.supervisor.replace("questioner", 0, GONE)
 
     asyncio.run(run())
-    assert crew.tally.restarts == {"questioner": 2}
-    assert len(crew.hired) == 2
+    assert actor_group.counters.restarts == {"questioner": 2}
+    assert len(actor_group.hired) == 2
 
 
 def test_one_that_does_not_start_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper_module, "_RETRY_SECONDS", 0.0)
-    crew = Crew()
+    monkeypatch.setattr(supervisor_module, "_RETRY_SECONDS", 0.0)
+    actor_group = ActorGroup()
 
     def dies_first(actor: FakeActor) -> None:
-        actor.alive = bool(crew.hired)
+        actor.alive = bool(actor_group.hired)
 
-    crew.prepare = dies_first
-    crew.actors[0].alive = False
-    got = asyncio.run(crew.keeper.replace("questioner", 0, GONE))
-    assert got is crew.hired[1]
-    assert crew.dismissed == ["questioner-0", "questioner-0'", "questioner-0"]
-    assert "starting it again (restart 2 of 3)" in crew.said[1]
-    assert crew.tally.restarts == {"questioner": 1}  # one death, one that took its place
+    actor_group.prepare = dies_first
+    actor_group.actors[0].alive = False
+    got = asyncio.run(actor_group.supervisor.replace("questioner", 0, GONE))
+    assert got is actor_group.hired[1]
+    assert actor_group.dismissed == ["questioner-0", "questioner-0'", "questioner-0"]
+    assert "starting it again (restart 2 of 3)" in actor_group.said[1]
+    assert actor_group.counters.restarts == {"questioner": 1}  # one death, one that took its place
 
 
 def test_restarts_count_within_a_run() -> None:
-    crew = Crew(max_restarts=1)
+    actor_group = ActorGroup(max_restarts=1)
 
     async def run() -> None:
         for _ in range(3):
-            crew.keeper.begin(Tally())
-            crew.actors[0].alive = False
-            await crew.keeper.replace("questioner", 0, GONE)
+            actor_group.supervisor.begin(Counters())
+            actor_group.actors[0].alive = False
+            await actor_group.supervisor.replace("questioner", 0, GONE)
 
     asyncio.run(run())
-    assert len(crew.hired) == 3
+    assert len(actor_group.hired) == 3
 
 
 def test_the_watch_finds_who_died_unnoticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper_module, "_WATCH_SECONDS", 0.001)
-    crew = Crew(count=2)
+    monkeypatch.setattr(supervisor_module, "_WATCH_SECONDS", 0.001)
+    actor_group = ActorGroup(count=2)
 
     async def run() -> None:
-        crew.keeper.watch()
-        crew.actors[1].alive = False
-        while not crew.tally.restarts:
+        actor_group.supervisor.watch()
+        actor_group.actors[1].alive = False
+        while not actor_group.counters.restarts:
             await asyncio.sleep(0.001)
-        await crew.keeper.close()
+        await actor_group.supervisor.close()
 
     asyncio.run(run())
-    assert [actor.name for actor in crew.actors] == ["questioner-0", "questioner-1'"]
+    assert [actor.name for actor in actor_group.actors] == ["questioner-0", "questioner-1'"]
 
 
 def test_after_the_end_nobody_is_hired() -> None:
     hold = asyncio.Event()
-    crew = Crew(prepare=lambda actor: setattr(actor, "hold", hold))
-    crew.actors[0].alive = False
+    actor_group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", hold))
+    actor_group.actors[0].alive = False
 
     async def run() -> None:
-        asking = asyncio.create_task(crew.keeper.replace("questioner", 0, GONE))
+        asking = asyncio.create_task(actor_group.supervisor.replace("questioner", 0, GONE))
         await asyncio.sleep(0.01)
-        await crew.keeper.close()
+        await actor_group.supervisor.close()
         with pytest.raises(asyncio.CancelledError):
             await asking
         with pytest.raises(EngineError, match="is being ended"):
-            await crew.keeper.replace("questioner", 0, GONE)
+            await actor_group.supervisor.replace("questioner", 0, GONE)
 
     asyncio.run(run())
-    assert crew.dismissed == ["questioner-0", "questioner-0'"]  # the half-started one too
+    assert actor_group.dismissed == ["questioner-0", "questioner-0'"]  # the half-started one too
 
 
 def test_a_worker_goes_on_with_the_engine_that_it_is_told_of() -> None:
@@ -223,21 +223,21 @@ def test_a_worker_goes_on_with_the_engine_that_it_is_told_of() -> None:
 
 def test_restarts_are_counted_over_all_sittings_and_shown(tmp_path: Path) -> None:
     store = RunStore(tmp_path)
-    Sittings(count=1).write(store)
+    RunTotals(count=1).write(store)
     older = store.read_json(SITTINGS_FILE)
     assert older is not None
     for name in ("restarts", "longest_restart", "resent"):
         del older[name]
     store.write_json(SITTINGS_FILE, older)
-    total = read_sittings(store)  # of a run that an earlier version began
+    total = read_totals(store)  # of a run that an earlier version began
     for seconds in (31.0, 12.0):
-        tally = total.new_tally()
-        tally.restarted("questioner", seconds)
-        tally.resent["questioner"] += 4
-        total = total.plus(tally, 1.0, MemoryPeak(1.0, "pss", 1), {})
+        counters = total.new_counters()
+        counters.restarted("questioner", seconds)
+        counters.resent["questioner"] += 4
+        total = total.plus(counters, 1.0, MemoryPeak(1.0, "pss", 1), {})
     total.write(store)
     summary = summarise_run(
-        read_sittings(store).as_tally(), {}, [], "finished", 2.0, MemoryPeak(1.0, "pss", 1), {}
+        read_totals(store).as_counters(), {}, [], "finished", 2.0, MemoryPeak(1.0, "pss", 1), {}
     )
     assert summary["restarts"] == {"questioner": {"count": 2, "longest_s": 31.0}}
     assert summary["resent"] == {"questioner": 8}

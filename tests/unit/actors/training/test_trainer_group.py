@@ -14,10 +14,10 @@ from stargate.actors.training.rank import TrainProgress
 from stargate.launch.session import iteration_event
 from stargate.monitoring.progress import PlainProgress
 from stargate.pair_steps import IterationResult
-from stargate.records.counters import Tally
+from stargate.records.counters import Counters
 from stargate.records.resume import _result
 from stargate.types import PushResult, TrainResult
-from tests.fakes.actor_slots import Crew
+from tests.fakes.actor_slots import ActorGroup
 
 
 class Apart(SameFiles):
@@ -28,18 +28,18 @@ class Apart(SameFiles):
 
 
 def keeping_trainer(
-    crew: Crew, monkeypatch: pytest.MonkeyPatch, run_dir: Path, carrier: SameFiles
+    actor_group: ActorGroup, monkeypatch: pytest.MonkeyPatch, run_dir: Path, file_access: SameFiles
 ) -> TrainerGroup:
     monkeypatch.setattr(pool_module, "ray", SimpleNamespace(put=lambda value: value))
     monkeypatch.setattr(pool_module, "_POLL_SECONDS", 0.001)
     return TrainerGroup(
-        crew.actors,
+        actor_group.actors,
         base_model_dir=Path("base"),
         models_dir=Path("models"),
         continue_training=False,
         progress=PlainProgress(),
-        keeper=crew.keeper,
-        carrier=carrier,
+        supervisor=actor_group.supervisor,
+        file_access=file_access,
         run_dir=run_dir,
     )
 
@@ -54,11 +54,11 @@ def test_new_ranks_are_told_where_the_checkpoints_are(
     folder = tmp_path / "t2" / "training"
     if has_checkpoint:
         (folder / "step-40").mkdir(parents=True)
-    crew = Crew(role="trainer", count=2, together=True)
-    for actor in crew.actors:
+    actor_group = ActorGroup(role="trainer", count=2, together=True)
+    for actor in actor_group.actors:
         actor.dies_in = "train"
-    asyncio.run(keeping_trainer(crew, monkeypatch, tmp_path, SameFiles())([], 3))
-    calls = [call for actor in crew.actors for call in actor.calls if call[0] == "train"]
+    asyncio.run(keeping_trainer(actor_group, monkeypatch, tmp_path, SameFiles())([], 3))
+    calls = [call for actor in actor_group.actors for call in actor.calls if call[0] == "train"]
     assert calls == [("train", [], "base", "models/m3", 3, str(folder))] * 2
     # With a checkpoint the ranks say from which step they go on.
     assert ("training m3 begins again" in capsys.readouterr().out) is not has_checkpoint
@@ -67,9 +67,9 @@ def test_new_ranks_are_told_where_the_checkpoints_are(
 def test_ranks_that_do_not_share_the_folder_keep_no_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    crew = Crew(role="trainer", count=2, together=True)
-    asyncio.run(keeping_trainer(crew, monkeypatch, tmp_path, Apart())([], 1))
-    assert crew.actors[0].calls[-2] == ("train", [], "base", "models/m1", 1)
+    actor_group = ActorGroup(role="trainer", count=2, together=True)
+    asyncio.run(keeping_trainer(actor_group, monkeypatch, tmp_path, Apart())([], 1))
+    assert actor_group.actors[0].calls[-2] == ("train", [], "base", "models/m1", 1)
     said = capsys.readouterr().out
     assert "no checkpoints while m1 is trained: the node of trainer-1 does not share" in said
 
@@ -78,7 +78,7 @@ def test_the_screen_shows_where_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What rank 0 notes is said once, and steps of an earlier attempt are not shown as done now."""
-    crew = Crew(role="trainer", count=1)
+    actor_group = ActorGroup(role="trainer", count=1)
     note = "training goes on from step 40 of 72"
     states = [
         TrainProgress(number=0),
@@ -98,9 +98,9 @@ def test_the_screen_shows_where_training_goes_on(
         while len(looks) < 5:  # one before training, then until all steps were seen to be done
             await asyncio.sleep(0.001)
 
-    crew.actors[0].do_progress = progress  # type: ignore[method-assign]
-    crew.actors[0].do_train = train
-    asyncio.run(keeping_trainer(crew, monkeypatch, tmp_path, SameFiles())([], 1))
+    actor_group.actors[0].do_progress = progress  # type: ignore[method-assign]
+    actor_group.actors[0].do_train = train
+    asyncio.run(keeping_trainer(actor_group, monkeypatch, tmp_path, SameFiles())([], 1))
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [note, "train: 32 steps"]
     assert lines.count(note) == lines.count("at the end") == 1
@@ -110,7 +110,7 @@ def test_the_screen_shows_where_training_goes_on(
 
 def test_repeated_steps_are_on_record_and_runs_of_earlier_versions_have_none() -> None:
     trained = TrainResult((2.0,), (1.0,), (0.1,), None, 1, 2, 3, 1.0, "models/m1", 0, 5)
-    event = iteration_event(0, IterationResult(trained, PushResult(1, 1, 1.0, {})), Tally())
+    event = iteration_event(0, IterationResult(trained, PushResult(1, 1, 1.0, {})), Counters())
     again = _result(event, Path("models"))
     assert again is not None and again.trained == trained
     del event["num_repeated_steps"]
