@@ -370,7 +370,7 @@ class SimulatedTrainer:
             validation_loss=None,
             num_examples=len(examples),
             num_tokens=sum(len(example.input_ids) for example in examples),
-            num_loss_tokens=sum(sum(example.loss_mask) for example in examples),
+            num_loss_tokens=sum(example.num_loss_tokens for example in examples),
             seconds=0.0,
             model_dir=output,
         )

@@ -225,7 +225,7 @@ def summarize(
                 "steps": len(steps),
                 "tokens": tokens,
                 "loss_tokens": sum(
-                    sum(job.examples[i].loss_mask) for step in steps for i in step.examples
+                    job.examples[i].num_loss_tokens for step in steps for i in step.examples
                 ),
                 "shortest_example": min(lengths),
                 "mean_example": statistics.mean(lengths),

@@ -40,7 +40,7 @@ def play(job: Job, turns: Turns) -> None:
     for step in job.steps:
         turns.wait()
         start = turns.now()
-        num_loss_tokens = sum(sum(job.examples[i].loss_mask) for i in step.examples)
+        num_loss_tokens = sum(job.examples[i].num_loss_tokens for i in step.examples)
         nats = 0.0
         for micro in step.ranks[0]:
             batch = make_batch([job.examples[i] for i in micro], packed, device)

@@ -27,7 +27,7 @@ def play(job: Job, turns: Turns) -> None:
         for step in job.steps:
             turns.wait()
             start = turns.now()
-            num_loss_tokens = sum(sum(job.examples[i].loss_mask) for i in step.examples)
+            num_loss_tokens = sum(job.examples[i].num_loss_tokens for i in step.examples)
             losses = stage.accumulate(step, num_loss_tokens)
             stage.update(job.config.learning_rate, lambda norm: None)
             turns.stepped(turns.now() - start, sum(losses.values()) / num_loss_tokens)

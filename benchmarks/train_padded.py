@@ -112,7 +112,7 @@ class _Rows(Dataset[dict[str, list[int]]]):
         example = self._examples[index]
         labels = [
             token if learned else _IGNORED
-            for token, learned in zip(example.input_ids, example.loss_mask, strict=True)
+            for token, learned in zip(example.input_ids, example.weights, strict=True)
         ]
         ids = list(example.input_ids)
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}

@@ -35,7 +35,7 @@ from stargate.launch.shared import check_records, landing
 from stargate.monitoring.progress import Progress, make_progress, safe_text
 from stargate.monitoring.scalars import RunScalars
 from stargate.monitoring.tracking import Trackers, open_trackers
-from stargate.pair_steps import IterationResult, Roles, RunContext, make_examples, run_iteration
+from stargate.pair_steps import Roles, RunContext, make_examples, run_iteration
 from stargate.protocols import Train
 from stargate.records.counters import Counters
 from stargate.records.lock import hold
@@ -46,7 +46,7 @@ from stargate.records.summary import print_summary, summarise_run
 from stargate.records.training_checkpoints import remove_training, training_folder
 from stargate.resources.machine import environment
 from stargate.resources.memory import MemoryPeak, PeakMemory
-from stargate.types import PushResult, TrainingExample, TrainResult
+from stargate.types import IterationResult, PushResult, TrainingExample, TrainResult
 
 
 def run_session(config: RunConfig) -> int:

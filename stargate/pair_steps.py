@@ -39,11 +39,10 @@ from stargate.types import (
     DialogueScore,
     GenerateRequest,
     Generation,
+    IterationResult,
     Pair,
-    PushResult,
     Selection,
     TrainingExample,
-    TrainResult,
 )
 
 
@@ -107,14 +106,6 @@ class RunContext:
     def degeneration_watch(self, scope: str) -> DegenerationWatch:
         """Notices when what a scope plays is empty or endless."""
         return DegenerationWatch(scope, self.store, self.config.rollout.degeneration)
-
-
-@dataclass(frozen=True)
-class IterationResult:
-    """What one iteration did."""
-
-    trained: TrainResult
-    pushed: PushResult
 
 
 async def run_iteration(

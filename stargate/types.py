@@ -10,6 +10,7 @@ write to Parquet.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 
 class StopReason(StrEnum):
@@ -61,12 +62,17 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample one text. `temperature` 0 is greedy."""
+    """How to sample one text. `temperature` 0 is greedy.
+
+    `logprobs` asks for the log-prob of each sampled token under the distribution that it was drawn
+    from: after temperature and top-p.
+    """
 
     temperature: float
     top_p: float
     max_new_tokens: int
     seed: int
+    logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,8 @@ class GenerateRequest:
 class Generation:
     """One generated text.
 
-    `token_ids` are exactly the sampled ids, with the end token if it was sampled.
+    `token_ids` are exactly the sampled ids, with the end token if it was sampled. `logprobs` has
+    one value per token, in nats, if they were asked for.
     """
 
     text: str
@@ -92,6 +99,7 @@ class Generation:
     policy_version: int
     num_prompt_tokens: int
     num_cached_tokens: int = 0
+    logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +117,8 @@ class Turn:
     """One question of the Questioner and the Roleplayer's answer.
 
     `question_ids` are what the policy sampled: the trainer learns exactly these.
+    `question_logprobs` are their log-probs under the sampling distribution, in nats, one per id;
+    None where nobody asked for them.
     """
 
     question: str
@@ -118,6 +128,7 @@ class Turn:
     answer_ids: tuple[int, ...]
     answer_stop: StopReason
     elicited: tuple[int, ...] = ()
+    question_logprobs: tuple[float, ...] | None = None
 
     @property
     def is_question(self) -> bool:
@@ -198,6 +209,19 @@ class DialogueScore:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnScore:
+    """Log-probs after the first `turn` turns of a dialogue (0: before any), sums in nats:
+
+    of the pair's own gold, and of other personas' golds for the same task, in the order asked.
+    """
+
+    dialogue_id: str
+    turn: int
+    own: float
+    others: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
     """Which of a pair's N dialogues is trained on, and the scores that it was chosen by:
 
@@ -213,22 +237,40 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class TrainingExample:
-    """Token ids of one selected dialogue with its response.
+    """Token ids of one text to learn from, and how much each token counts.
 
-    `loss_mask[i]` is 1 where `input_ids[i]` is a token to learn: it was sampled by the policy (or
-    is the gold). Position i is predicted from positions < i; the first token never has loss. Both
-    are (T,).
+    `weights[i]` is the weight of token `input_ids[i]` in the loss: 1 where it was sampled by the
+    policy (or is the gold), 0 where it is not learned, negative where it shall become less likely.
+    Position i is predicted from positions < i; the first token never has loss. `behaviour_logprobs`
+    and `reference_logprobs` are log p of each token under the sampling policy and under a reference
+    model, in nats, where the objective needs them. All are (T,).
+
+    Examples of one `group` meet in one optimizer step; "" is a group of its own. `side` is this
+    example's place in a preference pair.
+
+        input_ids  7 8 9 4 5 2      opening, question, end of turn
+        weights    0 0 0 1 1 1
     """
 
     pair_id: str
     dialogue_id: str
     input_ids: tuple[int, ...]
-    loss_mask: tuple[int, ...]
+    weights: tuple[float, ...]
     response: str
+    behaviour_logprobs: tuple[float, ...] | None = None
+    reference_logprobs: tuple[float, ...] | None = None
+    group: str = ""
+    side: Literal["chosen", "rejected"] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.input_ids) != len(self.loss_mask):
-            raise ValueError(f"{len(self.input_ids)} ids but {len(self.loss_mask)} mask entries")
+        for name in ("weights", "behaviour_logprobs", "reference_logprobs"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.input_ids):
+                raise ValueError(f"{len(self.input_ids)} ids but {len(values)} {name}")
+
+    @property
+    def num_loss_tokens(self) -> int:
+        return sum(weight != 0 for weight in self.weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,3 +305,11 @@ class PushResult:
     num_engines: int
     seconds: float
     phases: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class IterationResult:
+    """What one iteration did: its training, and the push of what was trained."""
+
+    trained: TrainResult
+    pushed: PushResult

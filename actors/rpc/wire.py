@@ -34,7 +34,7 @@ _STOPS = {reason: reason.value for reason in StopReason}
 
 def _generate_request(record: GenerateRequest) -> _Reduced:
     s = record.sampling
-    sampling = (s.temperature, s.top_p, s.max_new_tokens, s.seed)
+    sampling = (s.temperature, s.top_p, s.max_new_tokens, s.seed, s.logprobs)
     return _read_request, (record.request_id, record.session, record.prompt_ids, *sampling)
 
 
@@ -52,11 +52,12 @@ def _generation(record: Generation) -> _Reduced:
         record.policy_version,
         record.num_prompt_tokens,
         record.num_cached_tokens,
+        record.logprobs,
     )
 
 
-def _read_generation(text: str, token_ids: tuple[int, ...], stop: str, *numbers: int) -> Generation:
-    return Generation(text, token_ids, StopReason(stop), *numbers)
+def _read_generation(text: str, token_ids: tuple[int, ...], stop: str, *others: Any) -> Generation:
+    return Generation(text, token_ids, StopReason(stop), *others)
 
 
 def _turn(record: Turn) -> _Reduced:
@@ -68,6 +69,7 @@ def _turn(record: Turn) -> _Reduced:
         record.answer_ids,
         _STOPS[record.answer_stop],
         record.elicited,
+        record.question_logprobs,
     )
 
 
@@ -78,7 +80,7 @@ def _read_turn(
     answer: str,
     answer_ids: tuple[int, ...],
     answer_stop: str,
-    elicited: tuple[int, ...],
+    *others: Any,
 ) -> Turn:
     return Turn(
         question,
@@ -87,7 +89,7 @@ def _read_turn(
         answer,
         answer_ids,
         StopReason(answer_stop),
-        elicited,
+        *others,
     )
 
 

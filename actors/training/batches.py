@@ -40,8 +40,8 @@ def make_batch(examples: Sequence[TrainingExample], packed: bool, device: torch.
     learned = [
         (number, column, ids[number][column])
         for number, example in enumerate(examples)
-        for column, mask in enumerate(example.loss_mask)
-        if mask
+        for column, weight in enumerate(example.weights)
+        if weight
     ] or [(0, 1, 0)]
     owners, columns, targets = torch.tensor(learned).to(device).unbind(1)
     predicting = columns - 1

@@ -227,7 +227,7 @@ class TrainerRank:
         started = time.perf_counter()
         for number, step in enumerate(steps[first:], first):
             where = f"training {name}, step {number + 1} of {len(steps)}"
-            num_loss_tokens = sum(sum(examples[i].loss_mask) for i in step.examples)
+            num_loss_tokens = sum(examples[i].num_loss_tokens for i in step.examples)
             losses = stage.accumulate(step, num_loss_tokens)
             _check_losses(losses, examples, where)
             rate = learning_rate(number, len(steps), config.learning_rate, config.warmup_fraction)
@@ -313,7 +313,7 @@ def _validate(
     lengths = [len(example.input_ids) for example in examples]
     losses = stage.evaluate(share_out(split.validation, lengths, layout))
     _check_losses(losses, examples, "validation after training")
-    return sum(losses.values()) / sum(sum(examples[i].loss_mask) for i in split.validation)
+    return sum(losses.values()) / sum(examples[i].num_loss_tokens for i in split.validation)
 
 
 def check_examples(examples: Sequence[TrainingExample], max_length: int) -> None:
@@ -329,9 +329,9 @@ def check_examples(examples: Sequence[TrainingExample], max_length: int) -> None
             raise DataError(
                 f"{where}: {len(example.input_ids)} tokens, trainer.max_length is {max_length}"
             )
-        if not any(example.loss_mask):
-            raise DataError(f"{where}: its loss mask has no token to learn")
-        if example.loss_mask[0]:
+        if not example.num_loss_tokens:
+            raise DataError(f"{where}: no token has a weight, so there is nothing to learn")
+        if example.weights[0]:
             raise DataError(f"{where}: nothing predicts the first token, so it can't be learned")
 
 

@@ -18,13 +18,12 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from stargate.errors import DataError, ModelError, one_line
-from stargate.pair_steps import IterationResult
 from stargate.records.counters import Counters, generated_tokens
 from stargate.records.repair import scopes_of
 from stargate.records.store import METRICS, RunStore, dialogue_from_row
 from stargate.resources.memory import MemoryPeak
 from stargate.resources.models import check_model_folder
-from stargate.types import PushResult, TrainResult
+from stargate.types import IterationResult, PushResult, TrainResult
 
 _RecordT = TypeVar("_RecordT")
 

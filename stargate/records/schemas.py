@@ -1,11 +1,12 @@
 """The tables of a run directory: their columns, and the rows of the records.
 
-    dialogues, scores, selections, examples           of an iteration
-    dialogues, controls, responses, verdicts          of an evaluation
+    dialogues, scores, turn_scores, selections, examples    of an iteration
+    dialogues, controls, responses, verdicts                of an evaluation
 
 New columns go to the end of a schema and must be optional: tables of earlier versions lack them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -18,11 +19,13 @@ from stargate.types import (
     StopReason,
     TrainingExample,
     Turn,
+    TurnScore,
 )
 
 Row = dict[str, Any]
 
 _IDS = pa.list_(pa.int32())
+_LOGPROBS = pa.list_(pa.float32())
 _TURN = pa.struct(
     [
         ("question", pa.string()),
@@ -32,6 +35,7 @@ _TURN = pa.struct(
         ("answer_ids", _IDS),
         ("answer_stop", pa.string()),
         ("elicited", _IDS),
+        ("question_logprobs", _LOGPROBS),
     ]
 )
 SCHEMAS: dict[str, pa.Schema] = {
@@ -62,6 +66,14 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("num_other_golds", pa.int32()),
         ]
     ),
+    "turn_scores": pa.schema(
+        [
+            ("dialogue_id", pa.string()),
+            ("turn", pa.int32()),
+            ("own", pa.float64()),
+            ("others", pa.list_(pa.float64())),
+        ]
+    ),
     "selections": pa.schema(
         [
             ("pair_id", pa.string()),
@@ -76,8 +88,12 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("pair_id", pa.string()),
             ("dialogue_id", pa.string()),
             ("input_ids", _IDS),
-            ("loss_mask", pa.list_(pa.int8())),
+            ("weights", pa.list_(pa.float32())),
             ("response", pa.string()),
+            ("behaviour_logprobs", _LOGPROBS),
+            ("reference_logprobs", _LOGPROBS),
+            ("group", pa.string()),
+            ("side", pa.string()),
         ]
     ),
     "controls": pa.schema(
@@ -154,6 +170,7 @@ def dialogue_from_row(row: Row) -> Dialogue:
                 answer_ids=tuple(turn["answer_ids"]),
                 answer_stop=StopReason(turn["answer_stop"]),
                 elicited=tuple(turn["elicited"]),
+                question_logprobs=_tuple(turn.get("question_logprobs")),
             )
             for turn in row["turns"]
         ),
@@ -177,12 +194,20 @@ def example_from_row(row: Row) -> TrainingExample:
         pair_id=row["pair_id"],
         dialogue_id=row["dialogue_id"],
         input_ids=tuple(row["input_ids"]),
-        loss_mask=tuple(row["loss_mask"]),
+        weights=tuple(row["weights"]),
         response=row["response"],
+        behaviour_logprobs=_tuple(row["behaviour_logprobs"]),
+        reference_logprobs=_tuple(row["reference_logprobs"]),
+        group=row["group"],
+        side=row["side"],
     )
 
 
-def record_row(record: DialogueScore | Selection | TrainingExample) -> Row:
+def _tuple(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values)
+
+
+def record_row(record: DialogueScore | TurnScore | Selection | TrainingExample) -> Row:
     """The row of a record whose fields are the table's columns."""
     return _shallow(record)
 

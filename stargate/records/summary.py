@@ -17,10 +17,10 @@ from typing import Any
 from stargate.evaluation.measures import EVALUATION_FILE
 from stargate.evaluation.table import evaluation_lines
 from stargate.monitoring.progress import Progress, safe_text
-from stargate.pair_steps import IterationResult
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore, dialogue_from_row
 from stargate.resources.memory import MemoryPeak
+from stargate.types import IterationResult
 
 
 def summarise_run(

@@ -239,7 +239,8 @@ def examples_digest(examples: Sequence[TrainingExample]) -> str:
     """Of the examples in the order in which the plan counts them."""
     sha256 = hashlib.sha256()
     for example in examples:
-        row = (example.pair_id, example.dialogue_id, example.input_ids, example.loss_mask)
+        # The response's tokens are among the ids. Not asdict, which copies every id.
+        row = [getattr(example, name) for name in example.__match_args__ if name != "response"]
         sha256.update(json.dumps(row).encode() + b"\n")
     return sha256.hexdigest()
 

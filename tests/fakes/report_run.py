@@ -274,7 +274,7 @@ def _write_iteration(store: RunStore, iteration: int, num_tasks: int) -> None:
             "pair_id": row["pair_id"],
             "dialogue_id": row["dialogue_id"],
             "input_ids": [1, 2],
-            "loss_mask": [0, 1],
+            "weights": [0, 1],
             "response": "Trained response: rice & beans.",
         }
         for row in selections

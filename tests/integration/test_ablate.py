@@ -32,7 +32,7 @@ def test_conditions_share_m0_and_stand_in_one_report(tmp_path: Path) -> None:
     for scope, table in (("eval-m0", "dialogues"), ("t0", "dialogues"), ("t0", "scores")):
         assert list(own.read(scope, table)) == list(other.read(scope, table))
     learned = [
-        [sum(row["loss_mask"]) for row in sorted(store.read("t0", "examples"), key=str)]
+        [sum(row["weights"]) for row in sorted(store.read("t0", "examples"), key=str)]
         for store in (own, other)
     ]
     assert all(a > b for a, b in zip(*learned, strict=True)), "own_response adds its response"

@@ -59,7 +59,7 @@ def test_records_hold_what_was_sampled(finished: tuple[Run, str]) -> None:
         assert len(row["candidates"]) == 2
     by_id = {d.id: d for d in dialogues}
     for example in examples.values():
-        learned = [i for i, m in zip(example.input_ids, example.loss_mask, strict=True) if m]
+        learned = [i for i, m in zip(example.input_ids, example.weights, strict=True) if m]
         sampled = [i for turn in by_id[example.dialogue_id].turns for i in turn.question_ids]
         # Exactly the sampled questions come first, then the sampled response.
         assert learned[: len(sampled)] == sampled

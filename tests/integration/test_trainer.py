@@ -68,10 +68,10 @@ def naive_training(
         for example in chosen:
             ids = torch.tensor([example.input_ids])
             logprobs = model(ids).logits[0].log_softmax(-1)
-            for k, learned in enumerate(example.loss_mask):
+            for k, learned in enumerate(example.weights):
                 if learned:
                     total = total - logprobs[k - 1, example.input_ids[k]]
-        loss = total / sum(sum(example.loss_mask) for example in chosen)
+        loss = total / sum(example.num_loss_tokens for example in chosen)
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
         for group in optimizer.param_groups:
@@ -190,7 +190,7 @@ def test_loss_falls_on_few_examples_and_the_result_says_what_was_done(
     trained = [examples[i] for i in split.train]
     assert result.num_examples == 10
     assert result.num_tokens == 8 * sum(len(e.input_ids) for e in trained)
-    assert result.num_loss_tokens == 8 * sum(sum(e.loss_mask) for e in trained)
+    assert result.num_loss_tokens == 8 * sum(e.num_loss_tokens for e in trained)
     assert result.validation_loss is not None and math.isfinite(result.validation_loss)
     # Random texts teach nothing about other random texts.
     assert result.validation_loss > result.losses[-1]
@@ -250,7 +250,7 @@ def test_nan_stops_training_by_name_and_saves_nothing(
 ) -> None:
     examples = make_examples(6, vocabulary=4000)
     poisoned = (*examples[4].input_ids[:-1], 4000)
-    mask = (*examples[4].loss_mask[:-1], 1)
+    mask = (*examples[4].weights[:-1], 1)
     examples[4] = TrainingExample("p04", "d04", poisoned, mask, "")
     start = save_tiny_model(tmp_path / "damaged", embedded, tied=True)
     damage(start, token=4000)
@@ -322,7 +322,7 @@ def test_embedded_model_first_loss_equals_the_reference(
     with torch.no_grad():
         for example in examples:
             logprobs = model(torch.tensor([example.input_ids])).logits[0].log_softmax(-1)
-            for k, learned in enumerate(example.loss_mask):
+            for k, learned in enumerate(example.weights):
                 nats -= float(logprobs[k - 1, example.input_ids[k]]) * learned
                 count += learned
     del model

@@ -56,10 +56,10 @@ def naive_lora(
         total = torch.zeros(())
         for example in chosen:
             logprobs = model(torch.tensor([example.input_ids])).logits[0].log_softmax(-1)
-            for k, learned in enumerate(example.loss_mask):
+            for k, learned in enumerate(example.weights):
                 if learned:
                     total = total - logprobs[k - 1, example.input_ids[k]]
-        loss = total / sum(sum(example.loss_mask) for example in chosen)
+        loss = total / sum(example.num_loss_tokens for example in chosen)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learning, settings.max_grad_norm)
         for group in optimizer.param_groups:
@@ -191,7 +191,7 @@ def test_a_model_that_can_not_be_packed_is_padded(
     with torch.no_grad():
         for example in examples:
             logprobs = reference(torch.tensor([example.input_ids])).logits[0].log_softmax(-1)
-            for k, learned in enumerate(example.loss_mask):
+            for k, learned in enumerate(example.weights):
                 nats -= float(logprobs[k - 1, example.input_ids[k]]) * learned
                 count += learned
     assert result.losses[0] == pytest.approx(nats / count, abs=1e-5)
@@ -309,7 +309,7 @@ def _refused_update(spec: TrainerSpec, pipe: Connection) -> None:
 
     before = masters()
     step = share_out([0], [len(examples[0].input_ids)], make_layout(spec, stage.packed))
-    losses = stage.accumulate(step, sum(examples[0].loss_mask))
+    losses = stage.accumulate(step, examples[0].num_loss_tokens)
 
     def check(norm: float) -> None:
         if (problem := norm_problem(norm, [], spec.config)) is not None:

@@ -82,20 +82,20 @@ def test_own_response_learns_question_and_response() -> None:
         *(NL, USER, *map(ord, "a | t?"), END, NL),
         *(ASSISTANT, ord("r"), END),
     )
-    learned = [token for token, mask in zip(got.input_ids, got.loss_mask, strict=True) if mask]
+    learned = [token for token, mask in zip(got.input_ids, got.weights, strict=True) if mask]
     assert learned == [*map(ord, "q?"), END, ord("r"), END]
-    assert got.loss_mask[0] == 0
+    assert got.weights[0] == 0
 
 
 def test_questions_only_learns_the_question_and_ends_there() -> None:
     got = example("questions_only")
     assert got.input_ids[-3:] == (*map(ord, "q?"), END)
-    assert sum(got.loss_mask) == 3
+    assert got.num_loss_tokens == 3
 
 
 def test_gold_response_learns_question_and_gold() -> None:
     got = example("gold_response")
-    learned = [token for token, mask in zip(got.input_ids, got.loss_mask, strict=True) if mask]
+    learned = [token for token, mask in zip(got.input_ids, got.weights, strict=True) if mask]
     assert learned == [*map(ord, "q?"), END, ord("G"), END]
 
 
@@ -123,7 +123,7 @@ def test_only_answered_questions_have_loss_when_asked_for() -> None:
     def learned(dialogue: Dialogue, **changes: object) -> tuple[str, int]:
         config = TrainerConfig(**changes)  # type: ignore[arg-type]
         made = build_example(PAIR, dialogue, RESPONSE, VIEWS, byte_chat(), config)
-        ids = [i for i, m in zip(made.input_ids, made.loss_mask, strict=True) if m and i != END]
+        ids = [i for i, m in zip(made.input_ids, made.weights, strict=True) if m and i != END]
         return "".join(map(chr, ids)), len(made.input_ids)
 
     opening = 1 + len("P: t?") + 2

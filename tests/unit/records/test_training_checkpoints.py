@@ -145,7 +145,7 @@ def test_another_training_is_known_by_its_identity(
 
 def test_digests_see_every_token_and_the_weights_but_not_the_tokenizer(tmp_path: Path) -> None:
     example = TrainingExample("p", "d", (1, 2, 3), (0, 1, 1), "")
-    other = replace(example, loss_mask=(0, 0, 1))
+    other = replace(example, weights=(0, 0, 1))
     assert examples_digest([example]) != examples_digest([other])
     assert examples_digest([example, other]) != examples_digest([other, example])
     for name in ("model.safetensors", "config.json", "tokenizer.json"):

@@ -13,10 +13,9 @@ from stargate.actors.runtime.file_access import SameFiles
 from stargate.actors.training.rank import TrainProgress
 from stargate.launch.session import iteration_event
 from stargate.monitoring.progress import PlainProgress
-from stargate.pair_steps import IterationResult
 from stargate.records.counters import Counters
 from stargate.records.resume import _result
-from stargate.types import PushResult, TrainResult
+from stargate.types import IterationResult, PushResult, TrainResult
 from tests.fakes.actor_slots import ActorGroup
 
 
