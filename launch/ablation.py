@@ -40,8 +40,7 @@ from stargate.launch.setup import Prepared, RunningSystem, prepare, workshop
 from stargate.monitoring.progress import Progress, make_progress
 from stargate.monitoring.tracking import open_trackers
 from stargate.records.counters import Counters
-from stargate.records.files import read_json
-from stargate.records.lock import hold
+from stargate.records.files import hold, read_json
 from stargate.records.store import RunStore
 from stargate.report.ablation import ablation_lines, render_ablation
 

@@ -19,7 +19,7 @@ from stargate.launch.setup import Prepared, prepare, workshop
 from stargate.launch.shared import landing
 from stargate.monitoring.progress import Progress, make_progress
 from stargate.records.counters import Counters
-from stargate.records.lock import hold
+from stargate.records.files import hold
 from stargate.records.repair import discovery
 from stargate.records.store import EVALUATION_DROPS, RunStore
 

@@ -52,7 +52,7 @@ def resume(root: Path, *, take_over: bool = False) -> int:
     from stargate.launch.setup import prepare
     from stargate.launch.shared import landing
     from stargate.monitoring.progress import make_progress
-    from stargate.records.lock import hold
+    from stargate.records.files import hold
     from stargate.records.repair import discovery
     from stargate.records.resume import read_history, read_totals
     from stargate.records.store import RunStore

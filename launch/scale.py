@@ -64,8 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_goes_on(root: Path) -> None:
     """Raises DataError unless a process works on the run."""
-    from stargate.records.files import read_json
-    from stargate.records.lock import is_held
+    from stargate.records.files import is_held, read_json
 
     if (root / "ablation.json").is_file():
         raise DataError(f"{root}: is an ablation; its engines can't be changed while it goes on")
@@ -85,7 +84,7 @@ def await_taken(root: Path, request: "ScaleRequest") -> "ScaleAnswer":
 
     Raises MachineError if it takes no request, or refuses this one.
     """
-    from stargate.records.lock import is_held
+    from stargate.records.files import is_held
     from stargate.resources.scale_request import read_answer, withdraw_request
 
     deadline = time.monotonic() + TAKE_SECONDS
@@ -111,7 +110,7 @@ def await_taken(root: Path, request: "ScaleRequest") -> "ScaleAnswer":
 
 def await_done(root: Path, request: "ScaleRequest") -> str:
     """What the run says last. Raises MachineError if it could not do it, or has ended."""
-    from stargate.records.lock import is_held
+    from stargate.records.files import is_held
     from stargate.resources.scale_request import read_answer
 
     while True:

@@ -38,7 +38,7 @@ from stargate.monitoring.tracking import Trackers, open_trackers
 from stargate.pair_steps import Roles, RunContext, make_examples, run_iteration
 from stargate.protocols import Train
 from stargate.records.counters import Counters
-from stargate.records.lock import hold
+from stargate.records.files import hold
 from stargate.records.repair import set_aside_files
 from stargate.records.resume import RunHistory, RunTotals, count_rollouts, train_file
 from stargate.records.store import RunStore

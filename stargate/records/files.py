@@ -1,7 +1,9 @@
 """Files that survive a kill: written whole or not at all, and known when they are damaged.
 
     write(temporary) -> fsync -> rename -> fsync of the folder      write_atomically
+    the same for a folder of files                                  whole_folder, publish_folder
     Parquet: every page has its CRC, and the file its sha256        write_parquet, file_problem
+    one process at a time writes a run directory                    hold, is_held
 
 The sha256 is over the whole file and stands in the file, in the footer's key-value metadata, with
 64 zeros in its own place while it is computed. So it needs no second file, which would cost another
@@ -16,11 +18,14 @@ what is on disk stays whole, and a resumed run goes on from there.
 """
 
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +36,7 @@ import pyarrow.parquet as pq
 
 from stargate.errors import DataError, MachineError
 
+LOCK_FILE = ".lock"
 _CHECKSUM = "stargate.checksum"
 # Before the digest. Model text can't pass for it: statistics, which hold some, come before the
 # key-value metadata in the footer, and the last mark counts.
@@ -43,12 +49,13 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 # What the system says when a disk, a quota or a limit on file sizes is full, and what it says when
 # a disk is not to be written.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 _UNWRITABLE = frozenset({errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE})
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Calls `write(temporary path)`, syncs and renames: readers see the whole file or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     with disk_errors(path):
         try:
             write(temporary)
@@ -62,6 +69,50 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, UTF-8, as `write_atomically` does."""
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yields an empty folder that becomes `target` when the block ends well; else it is removed.
+
+    Readers see the whole folder, or what was there before. What killed writers of `target` left is
+    removed first. Raises OSError.
+    """
+    remove_temporaries(target.parent, of=target.name)
+    partial = _temporary(target)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        publish_folder(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def publish_folder(partial: Path, target: Path) -> None:
+    """Syncs a finished folder and gives it the name `target`, in place of what stood there.
+
+    Raises OSError; then what stood there has its name again.
+    """
+    for path in [*partial.rglob("*"), partial]:
+        if not path.is_symlink():
+            sync(path)
+    old = _temporary(target.with_name(f"{target.name}.old"))
+    had_one = target.exists()
+    if had_one:
+        target.rename(old)
+    try:
+        partial.rename(target)
+    except OSError:
+        if had_one:
+            old.rename(target)
+        raise
+    sync(target.parent)
+    if had_one:
+        shutil.rmtree(old)
 
 
 @contextmanager
@@ -219,17 +270,21 @@ def set_aside(path: Path) -> Path:
     return place
 
 
-def remove_temporaries(folder: Path) -> int:
-    """Removes what killed writers left in a folder; those of living processes stay."""
+def remove_temporaries(folder: Path, of: str | None = None) -> int:
+    """Removes what killed writers left in a folder, or left there of one name.
+
+    What living processes write stays. Returns how many were removed.
+    """
     count = 0
-    for file in folder.glob(".*.tmp"):
-        match = _TEMPORARY.fullmatch(file.name)
-        if match is None or not file.is_file():
+    for path in folder.glob(f".{glob.escape(of)}.*.tmp" if of else ".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or (int(match[1]) != os.getpid() and is_alive(int(match[1]))):
             continue
-        pid = int(match[1])
-        if pid == os.getpid() or not is_alive(pid):
-            file.unlink(missing_ok=True)
-            count += 1
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)  # a child of the killed may still write there
+        else:
+            path.unlink(missing_ok=True)
+        count += 1
     return count
 
 
@@ -242,6 +297,64 @@ def is_alive(pid: int) -> bool:
     except PermissionError:  # somebody else's
         return True
     return True
+
+
+@contextmanager
+def hold(root: Path) -> Iterator[None]:
+    """Holds the lock of the run directory `root`. Raises DataError at once if another has it.
+
+    The kernel drops the lock when its process dies, however it dies, so nothing stale is left; the
+    file stays, with the last holder's pid and host in it. Programs that are started meanwhile (Ray,
+    engines) do not inherit it: Python's file handles are closed on exec. On NFS it holds between
+    hosts, too, if the server has locks.
+    """
+    from filelock import FileLock, Timeout  # 50 ms
+
+    file = root / LOCK_FILE
+    # What filelock else falls back to, the mere existence of a file, would outlive its holder.
+    lock = FileLock(file, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise DataError(
+            f"{root}: another process works on it right now ({_holder(file)}); wait until it "
+            "has ended, or end it"
+        ) from None
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            raise DataError(
+                f"{file}: this file system has no locks: {error.strerror}; put runs_dir elsewhere"
+            ) from error
+        raise DataError(f"{root}: can't be written: {error.strerror}") from error
+    try:
+        file.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), "utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(root: Path) -> bool:
+    """Whether a process works on the run directory `root` at this moment.
+
+    For that moment it takes the lock itself if nobody has it: shared, which filelock has not, so
+    that two who ask at once don't take each other for the holder.
+    """
+    try:
+        with (root / LOCK_FILE).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock, or a file system without them: no run works there
+        return False
+    return False
+
+
+def _holder(file: Path) -> str:
+    try:
+        holder = json.loads(file.read_text(encoding="utf-8"))
+        return f"pid {holder['pid']} on {holder['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it has not written its pid yet"
 
 
 def read_exactly(source: BinaryIO, size: int) -> Iterator[bytes]:

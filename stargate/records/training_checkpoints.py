@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 from stargate.algorithm.step_plan import Step
 from stargate.config.run import TrainerConfig
 from stargate.errors import DataError
-from stargate.records.files import read_json, set_aside, sync
+from stargate.records.files import publish_folder, read_json, set_aside
 from stargate.resources.embedded import file_sha256
 from stargate.types import TrainingExample
 
@@ -159,14 +159,8 @@ class CheckpointFolder:
         Others than it and the one before go away, those of another training too.
         """
         partial, place = self.partial(manifest.step), self.place(manifest.step)
-        file = partial / MANIFEST
-        file.write_text(_encode(manifest), encoding="utf-8")
-        sync(file)
-        sync(partial)
-        if place.exists():
-            shutil.rmtree(place)
-        partial.rename(place)
-        sync(self.folder)
+        (partial / MANIFEST).write_text(_encode(manifest), encoding="utf-8")
+        publish_folder(partial, place)
         self.use(manifest.step)
         for step in self.steps():
             if step not in self._ours:

@@ -20,7 +20,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from stargate.errors import DataError
-from stargate.records.files import disk_errors, make_folder, read_json, set_aside, sync, write_text
+from stargate.records.files import (
+    disk_errors,
+    make_folder,
+    read_json,
+    set_aside,
+    whole_folder,
+    write_text,
+)
 from stargate.records.store import METRICS
 from stargate.remote.identity import new_identity, read_identity
 from stargate.remote.manifest import FETCHED_FILE, Content, Manifest, States, is_model_file
@@ -69,18 +76,11 @@ def fetch(storage: Storage, root: Path, say: Say, *, models: bool) -> Fetched:
     manifest = newest_manifest(storage, say)
     if manifest is None or "config.yaml" not in manifest.files:
         raise DataError(f"{storage}: holds no run that landed its records there")
-    folder = root.with_name(f".{root.name}.fetching-{os.getpid()}")
-    try:
-        with disk_errors(folder):
-            make_folder(root.parent)
-            folder.mkdir()
-            work = _Fetch(storage, folder, say, models)
-            manifest, damaged = _fetch_all(work, manifest)
-            result = _settle(work, manifest, root, damaged)
-            _take_place(folder, root)
-            return result
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    make_folder(root.parent)
+    with disk_errors(root), whole_folder(root) as folder:
+        work = _Fetch(storage, folder, say, models)
+        manifest, damaged = _fetch_all(work, manifest)
+        return _settle(work, manifest, root, damaged)
 
 
 def note_working(root: Path) -> None:
@@ -181,8 +181,6 @@ def _read_file(work: _Fetch, name: str) -> Content | None:
                         work.say(
                             f"fetching: {len(work.got)} files, {work.num_bytes / 2**20:,.0f} MiB"
                         )
-                file.flush()
-                os.fsync(file.fileno())
     return Content(sha256.hexdigest(), size)
 
 
@@ -218,9 +216,6 @@ def _settle(
     (work.folder / "models").mkdir(exist_ok=True)
     new_identity(str(work.storage), (manifest.owner, manifest.number)).write(work.folder)
     (work.folder / FETCHED_FILE).write_text(json.dumps({"models": work.models}) + "\n", "utf-8")
-    for path in [*work.folder.rglob("*"), work.folder]:
-        if path.is_dir():
-            sync(path)
     found = Fetched(root, len(listed), work.num_bytes, manifest.is_complete)
     return replace(found, damaged=tuple(aside))
 
@@ -230,13 +225,3 @@ def _object(file: Path) -> dict[str, object] | None:
         return read_json(file)
     except DataError:
         return None
-
-
-def _take_place(folder: Path, root: Path) -> None:
-    """The folder gets its name; an older fetch of the same goes."""
-    old = root.with_name(f".{root.name}.fetched-before-{os.getpid()}")
-    if root.exists():
-        root.rename(old)
-    folder.rename(root)
-    sync(root.parent)
-    shutil.rmtree(old, ignore_errors=True)

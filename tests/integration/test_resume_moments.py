@@ -8,7 +8,7 @@ import pytest
 
 from stargate.errors import DataError, ModelError
 from stargate.launch.resume import resume
-from stargate.records.lock import hold
+from stargate.records.files import hold
 from stargate.records.resume import is_done, read_history
 from stargate.records.store import RunStore
 from stargate.types import TrainingExample, TrainResult

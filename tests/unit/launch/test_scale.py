@@ -16,7 +16,7 @@ from stargate.launch import scale, scaling
 from stargate.launch.cli import main
 from stargate.launch.scaling import following
 from stargate.monitoring.progress import PlainProgress
-from stargate.records.lock import hold, is_held
+from stargate.records.files import hold, is_held
 from stargate.resources.scale_request import (
     ANSWER_FILE,
     REQUEST_FILE,

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stargate.errors import DataError
-from stargate.records.lock import hold
+from stargate.records.files import hold
 from stargate.records.repair import Repairs, discovery, repair, set_aside_files
 from stargate.records.store import (
     SCHEMAS,
@@ -244,7 +244,8 @@ def test_temporary_files_of_living_processes_stay(tmp_path: Path) -> None:
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
     """The lock dies with its process (kill -9), and programs started meanwhile don't keep it."""
     code = (
-        "import subprocess, sys; from pathlib import Path; from stargate.records.lock import hold\n"
+        "import subprocess, sys; from pathlib import Path\n"
+        "from stargate.records.files import hold\n"
         "with hold(Path(sys.argv[1])):\n"
         "    code = 'import sys; sys.stdin.read()'\n"
         "    subprocess.Popen([sys.executable, '-c', code], close_fds=False)\n"
