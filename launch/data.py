@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stargate.errors import DataError
+from stargate.errors import DataError, ExitCode
 from stargate.launch import data_build
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 HAS_SUBCOMMANDS = True
 HELP = "build, import, export, check and show tasks, personas and golds"
 
-# Exit code of `data check` when there are errors (with --strict) or a limit is exceeded.
-EXIT_BAD_DATA = 10
 # Cases per kind that are shown on the screen; the reports list more.
 _SHOWN = 5
 
@@ -205,7 +203,7 @@ stargate/data/quality_golds.py, similarity.py and plain_tasks.py.
 
 exit codes:
   0  checked: whatever was found
-  {EXIT_BAD_DATA}  with --strict: there are errors; always: a limit of --max is exceeded
+  {ExitCode.FAULTY_DATA}  with --strict: there are errors; always: a limit of --max is exceeded
   3  the data can't be read
 
 examples:
@@ -219,7 +217,7 @@ def _configure_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", help="a dataset folder, or starter")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
     parser.add_argument(
-        "--strict", action="store_true", help=f"exit {EXIT_BAD_DATA} when there are errors"
+        "--strict", action="store_true", help=f"exit {ExitCode.FAULTY_DATA} when there are errors"
     )
     parser.add_argument(
         "--max",
@@ -278,7 +276,7 @@ def _run_check(args: argparse.Namespace) -> int:
         except OSError as error:
             raise DataError(f"{args.json}: can't be written: {error.strerror}") from error
     bad = report.limits_exceeded or (args.strict and report.num_errors > 0)
-    return EXIT_BAD_DATA if bad else 0
+    return ExitCode.FAULTY_DATA if bad else 0
 
 
 # --- show

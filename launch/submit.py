@@ -8,7 +8,7 @@ many of the cluster's nodes as it needs: docs/clusters.md.
 Ctrl-C stops the job, too. With --detach the command returns once the job is accepted, and the job
 goes on; --follow shows its log, and Ctrl-C then ends only the following.
 
-exit code: that of `stargate run` on the cluster; 130 if the job was stopped; 9 if it never began.
+exit code: that of `stargate run` on the cluster; 130 if the job was stopped; 11 if it never began.
 
 The job server's token is read by Ray: export RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH).
 

@@ -5,47 +5,67 @@ them as one line and exits with their `exit_code`; anything else is a defect and
 traceback.
 """
 
+from enum import IntEnum, unique
+
+
+@unique
+class ExitCode(IntEnum):
+    """What each exit code of a command means. 130 is Ctrl-C or SIGTERM, as a shell has it."""
+
+    ERROR = 1
+    CONFIG = 2
+    DATA = 3
+    MODEL = 4
+    MACHINE = 5
+    DIVERGENCE = 6
+    ENGINE = 7
+    ORACLE = 8  # it rejects us, or does not answer
+    BUDGET = 9  # max_cost is reached
+    STORAGE = 10  # shared storage did not take what it had to, or another machine holds the run
+    SUBMISSION = 11  # a job never began
+    FAULTY_DATA = 12  # `stargate data check` found more than it may
+
 
 class StargateError(Exception):
     """Base of all errors with a message for the user."""
 
-    exit_code = 1
+    exit_code = ExitCode.ERROR
 
 
 class ConfigError(StargateError):
     """A configuration file or an override is wrong."""
 
-    exit_code = 2
+    exit_code = ExitCode.CONFIG
 
 
 class DataError(StargateError):
     """A data file is missing, empty or malformed."""
 
-    exit_code = 3
+    exit_code = ExitCode.DATA
 
 
 class ModelError(StargateError):
     """A model folder, tokenizer or chat template can't be used."""
 
-    exit_code = 4
+    exit_code = ExitCode.MODEL
 
 
 class MachineError(StargateError):
     """The machine lacks something that the run needs: memory, disk, a compiler, a GPU."""
 
-    exit_code = 5
+    exit_code = ExitCode.MACHINE
 
 
 class DivergenceError(StargateError):
     """A loss or gradient that must not become a checkpoint, or a checkpoint that can't speak."""
 
-    exit_code = 6
+    exit_code = ExitCode.DIVERGENCE
 
 
 class EngineError(StargateError):
     """An inference engine failed or answered what it must not."""
 
-    exit_code = 7
+    exit_code = ExitCode.ENGINE
 
 
 class RecordDropped(StargateError):

@@ -2,16 +2,16 @@
 exceptions.
 """
 
-from stargate.errors import StargateError
+from stargate.errors import ExitCode, StargateError
 
 
 class OracleError(StargateError):
     """The server rejects what we send (key, model, parameters), or does not answer at all."""
 
-    exit_code = 8
+    exit_code = ExitCode.ORACLE
 
 
 class BudgetError(StargateError):
     """The next call could cost more than `max_cost` allows. What was answered so far is kept."""
 
-    exit_code = 9
+    exit_code = ExitCode.BUDGET

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from stargate.errors import ConfigError, MachineError, StargateError, one_line
+from stargate.errors import ConfigError, ExitCode, MachineError, StargateError, one_line
 from stargate.records.files import make_folder, read_exactly, write_atomically
 from stargate.remote.uri import StorageUri
 
@@ -47,7 +47,7 @@ _PROBE = ".stargate-probe"
 class StorageError(StargateError):
     """Shared storage does not answer, or did not do what it was asked for."""
 
-    exit_code = 10
+    exit_code = ExitCode.STORAGE
 
 
 class Storage:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from stargate.config.run import RunConfig
-from stargate.errors import ConfigError, StargateError
+from stargate.errors import ConfigError, ExitCode, StargateError
 from stargate.monitoring.progress import safe_text
 from stargate.remote.uri import is_uri, parse_uri, run_name
 
@@ -49,7 +49,7 @@ _MAX_MESSAGE = 400
 class SubmissionError(StargateError):
     """A job could not be submitted, followed or stopped, or failed before it started."""
 
-    exit_code = 9
+    exit_code = ExitCode.SUBMISSION
 
 
 @dataclass(frozen=True)

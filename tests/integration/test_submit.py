@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from stargate.errors import ExitCode
 from tests.integration.ray_cluster import RayCluster, ray_cluster
 from tests.integration.run_process import Command
 
@@ -125,7 +126,7 @@ def test_without_the_token_nothing_is_answered(
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     command = Command("submit", "--status", "sleeper", "--address", cluster.dashboard)
     output = command.finish()
-    assert command.process.returncode == 9
+    assert command.process.returncode == ExitCode.SUBMISSION
     assert output.count("\n") == 1
     assert "it wants a token and got none or a wrong one" in output
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stargate.data.showing import Screen
+from stargate.errors import ExitCode
 from stargate.launch.cli import main
 
 
@@ -74,10 +75,12 @@ def test_errors_fail_only_when_strict_and_limits_always(
     tasks = [TASK, {"id": "u", "text": "EAT", "split": "test"}]
     folder = str(folder_with(tmp_path / "d", tasks=tasks))
     assert main(["data", "check", folder]) == 0
-    assert main(["data", "check", folder, "--strict"]) == 10
+    assert main(["data", "check", folder, "--strict"]) == ExitCode.FAULTY_DATA
     assert main(["data", "check", "starter", "--max", "ignores_persona=1"]) == 0
-    assert main(["data", "check", "starter", "--max", "ignores_persona=0"]) == 10
-    assert main(["data", "check", "starter", "--max", "ignores_persona=0.004"]) == 10
+    assert main(["data", "check", "starter", "--max", "ignores_persona=0"]) == ExitCode.FAULTY_DATA
+    assert (
+        main(["data", "check", "starter", "--max", "ignores_persona=0.004"]) == ExitCode.FAULTY_DATA
+    )
     assert "limit exceeded: ignores_persona: 1 (0.4%), at most 0.004" in capsys.readouterr().out
 
 
