@@ -1,6 +1,6 @@
 """Attaching to a cluster, and deciding on it before anything starts.
 
-    ray.init(address) -> the nodes it has -> seating.bundles_for: room for everybody, or one line
+    ray.init(address) -> the nodes it has -> cluster.nodes_for: room for everybody, or one line
                       -> a task on each node to be used: its cores, models, version of our code
                       -> Discovery: plain values, for actors/runtime/cluster.py
 
@@ -12,22 +12,23 @@ import logging
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import AuthenticationError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stargate.actors.runtime.node_agent import ModelNames, NodeReport, node_report, sources_digest
 from stargate.config.run import FactsGrounding, RunConfig
 from stargate.errors import MachineError, StargateError, one_line
-from stargate.resources.cluster import Bundle, Need, Node, cluster_device, needs
-from stargate.resources.seating import NodeFacts, Seating, bundles_for, seat
+from stargate.monitoring.waiting import SPEAK_SECONDS, Waiting
+from stargate.resources.cluster import Need, Node, cluster_device, needs, nodes_for
+from stargate.resources.placement import Placement, seat
 
-# Seconds between lines that say what is awaited.
-SPEAK_SECONDS = 30.0
 # Seconds between looks at the cluster.
 _LOOK_SECONDS = 2.0
 # Seconds that a run which has just ended has to give back what it held.
@@ -36,7 +37,6 @@ _BUSY_SECONDS = 10.0
 _ANSWER_SECONDS = 10.0
 # Ray runs workers at nice 15: anything else on the machine would starve the engines.
 WORKER_ENVIRONMENT = {"RAY_worker_niceness": "0"}
-_GIB = 2**30
 
 Say = Callable[[str], None]
 
@@ -47,10 +47,10 @@ class Discovery:
 
     address: str
     driver_node: str
-    facts: tuple[NodeFacts, ...]
+    nodes: tuple[Node, ...]
     reports: Mapping[str, NodeReport]
     needed: Mapping[str, Need]
-    seating: Seating
+    placement: Placement
     names: ModelNames
 
 
@@ -103,27 +103,27 @@ def discover_cluster(
     grounded = isinstance(config.roleplayer.grounding, FactsGrounding)
     names = ModelNames(config.model, config.roleplayer.model, grounded, config.trust_remote_code)
     with attached_from_here(address):
-        bundles = find_room(config, say, training=training)
-        used = {bundle.node for bundle in bundles}
-        present = {facts.node.name: facts for facts in living_nodes() if facts.node.name in used}
-        if missing := used - present.keys():
-            raise MachineError(f"{len(missing)} nodes have left the cluster just now; try again")
-        reports = ask_nodes(list(present.values()), names, say)
-        facts = tuple(known(fact, reports[name]) for name, fact in present.items())
-        seating = seat(config, bundles, facts)
-        device = seating.placement.device
-        needed = {need.name: need for need in needs(config, device=device, training=training)}
-        labels = {fact.node.name: fact.label for fact in facts}
-        for node, actors in seating.by_node().items():
+        assigned = find_room(config, say, training=training)
+        used = set(assigned.values())
+        present = [node for node in living_nodes() if node.name in used]
+        if missing := len(used) - len(present):
+            raise MachineError(f"{missing} nodes have left the cluster just now; try again")
+        reports = ask_nodes(present, names, say)
+        nodes = tuple(known(node, reports[node.name]) for node in present)
+        placement = seat(config, assigned, nodes, training=training)
+        wanted = needs(config, device=placement.device, training=training)
+        labels = {node.name: node.label for node in nodes}
+        for node, actors in placement.by_node().items():
             say(f"cluster: node {labels[node]}: {', '.join(actors)}")
         driver_node = ray.get_runtime_context().get_node_id()
-    return Discovery(address, driver_node, facts, reports, needed, seating, names)
+    needed = {need.name: need for need in wanted}
+    return Discovery(address, driver_node, nodes, reports, needed, placement, names)
 
 
-def living_nodes(*, free: bool = False) -> list[NodeFacts]:
+def living_nodes(*, free: bool = False) -> list[Node]:
     """The cluster's nodes with all that they have, or with what nobody holds. No cores yet."""
     left = ray._private.state.available_resources_per_node() if free else {}
-    alike: dict[str, int] = {}
+    alike: Counter[str] = Counter()
     found = []
     for entry in ray.nodes():
         if not entry["Alive"]:
@@ -131,66 +131,57 @@ def living_nodes(*, free: bool = False) -> list[NodeFacts]:
         name, address = entry["NodeID"], entry["NodeManagerAddress"]
         # What a node lacks at the moment is not listed.
         has = left.get(name, {}) if free else entry["Resources"]
-        node = Node(
-            name,
-            int(has.get("GPU", 0.0) + 1e-6),
-            round(has.get("CPU", 0.0), 4),
-            round(has.get("memory", 0.0) / _GIB, 2),
-        )
         label = str(entry.get("NodeManagerHostname") or address)
-        alike[label] = alike.get(label, 0) + 1
+        alike[label] += 1
         if alike[label] > 1:
             label = f"{label} ({alike[label]})"
-        found.append(NodeFacts(node, label, address, name, ()))
+        gpus, cpus = int(has.get("GPU", 0.0) + 1e-6), round(has.get("CPU", 0.0), 4)
+        found.append(Node(name, gpus, cpus, label, address, machine=name))
     return found
 
 
-def known(fact: NodeFacts, report: NodeReport) -> NodeFacts:
+def known(node: Node, report: NodeReport) -> Node:
     """A node with what it has said of itself."""
-    return NodeFacts(fact.node, fact.label, fact.address, report.machine, report.cores)
+    return replace(node, machine=report.machine, cores=report.cores)
 
 
-def find_room(config: RunConfig, say: Say, *, training: bool) -> tuple[Bundle, ...]:
+def find_room(config: RunConfig, say: Say, *, training: bool) -> dict[str, str]:
     """A node for every actor, from what is free now; waits up to cluster.wait_s for it.
 
     Raises MachineError with what is missing. An autoscaler is told what is wanted.
     """
-    started = spoken = time.monotonic()
+    waiting = Waiting(say)
     asked = False
-    problem: MachineError
     try:
         while True:
             try:
                 return _room(config, training=training)
-            except _Busy as error:
-                problem, limit = error, max(config.cluster.wait_s, _BUSY_SECONDS)
             except MachineError as error:
-                problem, limit = error, config.cluster.wait_s
-            now = time.monotonic()
-            if now - started >= limit:
-                raise problem
-            if not asked:
-                asked = True
-                _ask_autoscaler(config, training)
-                say(f"waiting up to {limit:.0f} s for the cluster: {problem}")
-            elif now - spoken >= SPEAK_SECONDS:
-                spoken = now
-                say(f"still waiting for the cluster, {now - started:.0f} s so far: {problem}")
+                wait_s, busy = config.cluster.wait_s, isinstance(error, _Busy)
+                limit = max(wait_s, _BUSY_SECONDS) if busy else wait_s
+                if waiting.seconds >= limit:
+                    raise
+                if not asked:
+                    asked = True
+                    _ask_autoscaler(config, training)
+                    say(f"waiting up to {limit:.0f} s for the cluster: {error}")
+                waiting.speak(
+                    f"still waiting for the cluster, {waiting.seconds:.0f} s so far: {error}"
+                )
             time.sleep(_LOOK_SECONDS)
     finally:
         if asked:
-            _request([])
+            request_resources(bundles=[])
 
 
 class _Busy(MachineError):
     """The cluster is large enough, but others use it."""
 
 
-def _room(config: RunConfig, *, training: bool) -> tuple[Bundle, ...]:
-    bundles_for(config, [facts.node for facts in living_nodes()], training=training)
+def _room(config: RunConfig, *, training: bool) -> dict[str, str]:
+    nodes_for(config, living_nodes(), training=training)
     try:
-        free = [facts.node for facts in living_nodes(free=True)]
-        return bundles_for(config, free, training=training)
+        return nodes_for(config, living_nodes(free=True), training=training)
     except MachineError as error:
         raise _Busy(
             f"others use a part of the cluster; of what is free: {error}, or raise cluster.wait_s"
@@ -198,41 +189,39 @@ def _room(config: RunConfig, *, training: bool) -> tuple[Bundle, ...]:
 
 
 def _ask_autoscaler(config: RunConfig, training: bool) -> None:
-    nodes = [facts.node for facts in living_nodes()]
+    nodes = living_nodes()
     # A cluster that has no node yet can still be asked for some.
     gpus = config.device == "cuda" or (bool(nodes) and cluster_device(config, nodes) == "cuda")
     wanted = needs(config, device="cuda" if gpus else "cpu", training=training)
     shapes = ({"CPU": need.num_cpus, "GPU": need.num_gpus} for need in wanted)
-    _request([{k: v for k, v in shape.items() if v} for shape in shapes if any(shape.values())])
+    request_resources(
+        bundles=[{k: v for k, v in shape.items() if v} for shape in shapes if any(shape.values())]
+    )
 
 
-def _request(bundles: list[dict[str, float]]) -> None:
-    from ray.autoscaler.sdk import request_resources
-
-    request_resources(bundles=bundles)
-
-
-def ask_nodes(nodes: Sequence[NodeFacts], names: ModelNames, say: Say) -> dict[str, NodeReport]:
+def ask_nodes(nodes: Sequence[Node], names: ModelNames, say: Say) -> dict[str, NodeReport]:
     """Every node's report, side by side; models that are not there yet are fetched now.
 
     Raises what went wrong on a node, with its name; MachineError if it has other code than we have.
     """
     calls = {
-        ray.remote(node_report).options(**task_options(facts.node.name)).remote(names): facts
-        for facts in nodes
+        ray.remote(node_report).options(**task_options(node.name)).remote(names): node
+        for node in nodes
     }
     reports = {}
-    waiting, started = list(calls), time.monotonic()
-    while waiting:
-        done, waiting = ray.wait(waiting, timeout=SPEAK_SECONDS)
+    left, waiting = list(calls), Waiting(say)
+    while left:
+        done, left = ray.wait(left, timeout=SPEAK_SECONDS)
         for call in done:
-            reports[calls[call].node.name] = _report(call, calls[call].label)
-        if waiting and not done:
-            labels = ", ".join(sorted(calls[call].label for call in waiting))
-            say(f"still waiting for models on {labels}, {time.monotonic() - started:.0f} s so far")
+            reports[calls[call].name] = _report(call, calls[call].label)
+        labels = ", ".join(sorted(calls[call].label for call in left))
+        if left:
+            waiting.speak(
+                f"still waiting for models on {labels}, {waiting.seconds:.0f} s so far"
+            )
     ours = sources_digest()
-    for facts in nodes:
-        check_sources(reports[facts.node.name], facts.label, ours)
+    for node in nodes:
+        check_sources(reports[node.name], node.label, ours)
     return reports
 
 

@@ -1,4 +1,4 @@
-"""Who has the GPU when all actors share one (`cluster.strategy: colocated`). Pure, but for waiting.
+"""One GPU for all actors (`cluster.strategy: colocated`): who has it when, and whether all fit.
 
     phase    questioner    roleplayer    scorer       in it
     play     awake         awake         asleep       dialogues, responses
@@ -19,7 +19,24 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from stargate.config.run import RunConfig
+from stargate.errors import MachineError
+
+# GiB that a process holds on a GPU as long as it lives, asleep or not: CUDA's context, libraries.
+PROCESS_GIB = 0.75
+# GiB that scoring and training take at least besides weights: activations, logits.
+WORK_GIB = 1.0
+# The share of a GPU that engines may have where the size of the GPU is not known.
+MAX_SHARE = 0.95
+# Bytes per parameter in training, in bfloat16 and in float32: weights, gradients, master weights
+# and two moments of AdamW.
+_TRAINING_BYTES = 16
+_SCORING_BYTES = {"bfloat16": 2, "float32": 4}
+_GIB = 2**30
+# Ray counts shares of a GPU in these parts: sums of 0.1 come out even.
+GPU_PARTS = 10_000
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -190,3 +207,94 @@ class GpuPhases:
         if self._changing is not None:
             self._changing.cancel()
             await asyncio.wait({self._changing})
+
+
+def is_colocated(config: RunConfig) -> bool:
+    """Whether the config asks for one GPU for all."""
+    return config.cluster.strategy == "colocated"
+
+
+def require_gpu(config: RunConfig, device: Literal["cpu", "cuda"]) -> None:
+    """Raises MachineError for a colocated run on CPUs: vLLM can't sleep there."""
+    if is_colocated(config) and device == "cpu":
+        raise MachineError(
+            "cluster.strategy is 'colocated': its actors take turns on one GPU by vLLM's sleep "
+            "mode, and this run is on CPUs: set cluster.strategy=packed"
+        )
+
+
+def gpu_share(config: RunConfig, *, training: bool = True) -> float:
+    """What each actor asks Ray for. Worked example: 4 actors 0.25, 3 actors 0.3333.
+
+    Ray gives shares of one GPU as long as one has room for them; it does not watch the memory.
+    """
+    return GPU_PARTS // _num_actors(config, training) / GPU_PARTS
+
+
+def engine_share(config: RunConfig) -> float:
+    """The part of the GPU's memory that all engines have together when they are awake."""
+    engines = (config.questioner.engine, config.roleplayer.engine)
+    return sum(engine.num_engines * engine.gpu_memory_utilization for engine in engines)
+
+
+def check_engines(config: RunConfig, gpu_gib: float | None, *, training: bool = True) -> None:
+    """Raises MachineError when the engines, all awake, leave no room for the others' contexts.
+
+    `gpu_gib` is the GPU's memory; None: it is not known yet.
+    """
+    share = engine_share(config)
+    others_gib = _num_others(config, training) * PROCESS_GIB
+    most = MAX_SHARE if gpu_gib is None else 1.0 - others_gib / gpu_gib
+    if share > most + 1e-9:
+        raise MachineError(
+            f"cluster.strategy is 'colocated': the engines take {share:.0%} of the GPU's memory "
+            f"when they are awake, {max(0.0, most):.0%} can be had: lower "
+            "questioner.engine.gpu_memory_utilization or roleplayer.engine.gpu_memory_utilization"
+        )
+
+
+def phase_memory(
+    config: RunConfig, gpu_gib: float, num_parameters: int, *, training: bool = True
+) -> dict[GpuPhase, float]:
+    """GiB of the GPU that each phase takes at least, for an m_0 of so many parameters."""
+    asleep = _num_actors(config, training) * PROCESS_GIB + WORK_GIB
+    m0_gib = num_parameters * _SCORING_BYTES[config.scorer.dtype] / _GIB
+    others_gib = _num_others(config, training) * PROCESS_GIB
+    found = {
+        GpuPhase.PLAY: engine_share(config) * gpu_gib + others_gib,
+        GpuPhase.SCORE: config.scorer.num_scorers * m0_gib + asleep,
+    }
+    if training:
+        # Adapters train few weights; those of the model stay as they are, in two bytes or four.
+        per = _SCORING_BYTES[config.trainer.dtype] if config.trainer.lora else _TRAINING_BYTES
+        found[GpuPhase.TRAIN] = num_parameters * per / _GIB + asleep
+    return found
+
+
+def check_phases(
+    config: RunConfig, gpu_gib: float, num_parameters: int, *, training: bool = True
+) -> None:
+    """Raises MachineError naming the first phase that can't fit on the GPU, and what to lower."""
+    keys = {
+        GpuPhase.PLAY: "questioner.engine.gpu_memory_utilization",
+        GpuPhase.SCORE: "scorer.num_scorers",
+        GpuPhase.TRAIN: "the model, or set trainer.lora",
+    }
+    needed = phase_memory(config, gpu_gib, num_parameters, training=training)
+    for phase, gib in needed.items():
+        if gib > gpu_gib + 1e-6:
+            raise MachineError(
+                f"cluster.strategy is 'colocated': the {phase} phase needs at least {gib:.1f} GiB "
+                f"of the GPU, it has {gpu_gib:.1f}: lower {keys[phase]}"
+            )
+
+
+def _num_actors(config: RunConfig, training: bool) -> int:
+    """Processes that use the GPU."""
+    engines = config.questioner.engine.num_engines + config.roleplayer.engine.num_engines
+    return engines + _num_others(config, training)
+
+
+def _num_others(config: RunConfig, training: bool) -> int:
+    """Processes that sleep, or hold nothing, while the engines are awake."""
+    return config.scorer.num_scorers + (config.trainer.num_ranks if training else 0)

@@ -1,11 +1,14 @@
-"""Which cores and threads each actor gets on one machine. Pure: plain numbers in, plain numbers
-out.
+"""Where each actor lives, on which cores and with how many threads. Pure: plain values in and out.
+
+    one machine: RunConfig, its cores and GPUs             -> place -> Placement: a Seat per actor
+    a cluster:   RunConfig, nodes_for (cluster.py), nodes  -> seat  -> the same
 
 On a machine without a GPU all engines share out the cores among themselves, the scorers get all of
-them once more, and so does the trainer. Every thread count here is explicit, because what may run
-at the same time depends on it: a team of several threads waits for its slowest one at each step,
-and two such teams on one core make each other 10 times slower. Single threads only share, and gain
-1 % from overlap (`stargate bench iteration`), so they take turns as well.
+them once more, and so does the trainer; on a cluster each node is shared out by itself. Every
+thread count here is explicit, because what may run at the same time depends on it: a team of
+several threads waits for its slowest one at each step, and two such teams on one core make each
+other 10 times slower. Single threads only share, and gain 1 % from overlap (`stargate bench
+iteration`), so they take turns as well.
 
     auto on CPU:  all teams fit side by side  -> scoring overlaps with the rollouts
                   else                        -> stages take turns
@@ -13,39 +16,70 @@ and two such teams on one core make each other 10 times slower. Single threads o
 """
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from stargate.config.run import RunConfig
 from stargate.errors import MachineError
-from stargate.resources.colocation import check_engines, gpu_share, is_colocated, require_gpu
+from stargate.resources.cluster import ENGINES, Device, Node, cluster_device, device_of, needs
+from stargate.resources.gpu_phases import check_engines, is_colocated, require_gpu
 
-# Why stages of a colocated run take turns.
-ONE_GPU = "all actors share one GPU, and engines sleep while others use it"
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where an actor lives and what it takes of Ray there. `cores`: a core list, None: not pinned.
+
+    `node` is Ray's id of it, "" on the run's own machine, where Ray counts no CPUs.
+    """
+
+    actor: str
+    node: str
+    num_gpus: float
+    num_cpus: float
+    cores: str | None
+    threads: int
+
+    @property
+    def role(self) -> str:
+        return role_of(self.actor)
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Cores of each engine (None:
+    """The seats of all actors by name, whether rollouts, scoring and responses overlap, and why."""
 
-    not pinned), threads of the others, whether rollouts, scoring and responses overlap, and why.
-    """
-
-    device: Literal["cpu", "cuda"]
-    questioner_cores: tuple[str | None, ...]
-    roleplayer_cores: tuple[str | None, ...]
-    scorer_threads: int
-    trainer_threads: int
+    device: Device
+    seats: Mapping[str, Seat]
     overlap: bool
     overlap_reason: str
     gpu_share: float = 0.0  # colocated: what each actor has of the one GPU; 0: GPUs of their own
+
+    def of(self, role: str) -> list[Seat]:
+        """The seats of one role, in the order of numbers."""
+        return [seat for seat in self.seats.values() if seat.role == role]
+
+    def by_node(self) -> dict[str, list[str]]:
+        """Names of the actors on each node that is used."""
+        found: dict[str, list[str]] = {}
+        for seat in self.seats.values():
+            found.setdefault(seat.node, []).append(seat.actor)
+        return found
 
     @property
     def schedule(self) -> str:
         """What was decided, for the screen."""
         how = "overlap" if self.overlap else "take turns"
         return f"schedule: rollouts, scoring and responses {how}: {self.overlap_reason}"
+
+
+def role_of(actor: str) -> str:
+    """The role in an actor's name: "questioner" of "questioner-0"."""
+    return actor.rpartition("-")[0]
+
+
+def own_machine(cores: Sequence[int], num_gpus: int) -> Node:
+    """The machine of a run that starts its own Ray, as a node."""
+    return Node("", num_gpus, len(cores), cores=tuple(cores))
 
 
 def place(
@@ -60,68 +94,170 @@ def place(
 
     `gpu_gib` is the memory of its first GPU, where it is known.
     """
-    device = _device(config, num_gpus)
+    device = device_of(config, num_gpus, "this machine has no usable GPU")
     require_gpu(config, device)
-    scorer_threads = config.scorer.num_threads or max(1, len(cores) // config.scorer.num_scorers)
-    trainer_threads = config.trainer.num_threads or max(1, len(cores) // config.trainer.num_ranks)
-    num_questioners = config.questioner.engine.num_engines
-    num_roleplayers = config.roleplayer.engine.num_engines
-    if device == "cuda":
-        share = 0.0
-        if is_colocated(config):
-            check_engines(config, gpu_gib, training=training)
-            share = gpu_share(config, training=training)
-            overlap, reason = False, ONE_GPU
-        else:
-            require_gpus(config, num_gpus)
-            overlap, reason = _by_config(config) or (True, "the engines run on GPUs")
-        return Placement(
-            device=device,
-            questioner_cores=(None,) * num_questioners,
-            roleplayer_cores=(None,) * num_roleplayers,
-            scorer_threads=scorer_threads,
-            trainer_threads=trainer_threads,
-            overlap=overlap,
-            overlap_reason=reason,
-            gpu_share=share,
+    if is_colocated(config):
+        check_engines(config, gpu_gib, training=training)
+    everybody = {need.name: "" for need in needs(config, device=device, training=training)}
+    machine = own_machine(cores, num_gpus)
+    placement = _seat(config, device, everybody, [machine], training)
+    require_gpus(placement.seats.values(), num_gpus)
+    seats = {name: replace(seat, num_cpus=0.0) for name, seat in placement.seats.items()}
+    return replace(placement, seats=seats)
+
+
+def seat(
+    config: RunConfig, assigned: Mapping[str, str], nodes: Sequence[Node], *, training: bool = True
+) -> Placement:
+    """Cores and threads for actors whose nodes are known, by name. Raises MachineError."""
+    return _seat(config, cluster_device(config, nodes), assigned, nodes, training)
+
+
+def _seat(
+    config: RunConfig,
+    device: Device,
+    assigned: Mapping[str, str],
+    nodes: Sequence[Node],
+    training: bool,
+) -> Placement:
+    shares = node_cores(nodes)
+    wanted = needs(config, device=device, training=training)
+    taken = {need.name: (need.num_gpus, need.num_cpus) for need in wanted}
+    found: dict[str, Seat] = {}
+    overlaps: list[tuple[bool, str]] = []
+    for node in nodes:
+        cores = shares[node.name]
+        here = [actor for actor, its_node in assigned.items() if its_node == node.name]
+        pinned = dict(_pinned(config, here, cores, node)) if device == "cpu" else {}
+        for actor in here:
+            own = pinned.get(actor)
+            threads = len(listed_cores(own)) if own else _threads(config, actor, here, cores)
+            found[actor] = Seat(actor, node.name, *taken[actor], own, threads)
+        teams = [found[actor].threads for actor in here if role_of(actor) != "trainer"]
+        if device == "cpu" and teams:
+            overlaps.append(decide_overlap(teams, len(cores)))
+    # Stages overlap only if they may on every node.
+    overlap, reason = min(overlaps or [(True, "the engines run on GPUs")], key=lambda one: one[0])
+    share = 0.0
+    if is_colocated(config):
+        share = max((seat.num_gpus for seat in found.values()), default=0.0)
+        overlap, reason = False, "all actors share one GPU, and engines sleep while others use it"
+    elif config.schedule.overlap != "auto":
+        overlap = config.schedule.overlap == "always"
+        reason = f"schedule.overlap is {config.schedule.overlap!r}"
+    return Placement(device, {actor: found[actor] for actor in assigned}, overlap, reason, share)
+
+
+def _pinned(
+    config: RunConfig, actors: Sequence[str], cores: Sequence[int], node: Node
+) -> Iterator[tuple[str, str]]:
+    """Equal shares of a node's cores for its engines; an engine's own setting wins."""
+    engines = [actor for actor in actors if role_of(actor) in ENGINES]
+    if len(engines) > len(cores):
+        where = f"node {node.label}" if node.name else "this machine"
+        raise MachineError(
+            f"{len(engines)} engines need a core each, {where} has {len(cores)}: lower "
+            "questioner.engine.num_engines or roleplayer.engine.num_engines"
         )
-    shares = _share_cores(config, cores)
-    scorers = [scorer_threads] * config.scorer.num_scorers
-    overlap, reason = _by_config(config) or decide_overlap(
-        [num_listed(share) for share in shares], scorers, len(cores)
-    )
-    return Placement(
-        device=device,
-        questioner_cores=tuple(shares[:num_questioners]),
-        roleplayer_cores=tuple(shares[num_questioners:]),
-        scorer_threads=scorer_threads,
-        trainer_threads=trainer_threads,
-        overlap=overlap,
-        overlap_reason=reason,
-    )
+    own = {
+        "questioner": config.questioner.engine.cpu_cores,
+        "roleplayer": config.roleplayer.engine.cpu_cores,
+    }
+    for actor, share in zip(engines, split_cores(cores, len(engines)), strict=True):
+        yield actor, own[role_of(actor)] or core_list(share)
 
 
-def decide_overlap(
-    engine_threads: Sequence[int], scorer_threads: Sequence[int], num_cores: int
-) -> tuple[bool, str]:
-    """Whether scorers may work while engines do, by the threads of each process; and why."""
-    threads = [*engine_threads, *scorer_threads]
-    if sum(threads) <= num_cores:
-        return True, f"all {sum(threads)} threads have a core of their own"
-    return False, f"{sum(threads)} threads would share {num_cores} cores"
+def _threads(
+    config: RunConfig, actor: str, actors: Sequence[str], cores: Sequence[int]
+) -> int:
+    """Of an actor that is not pinned: as its config says, else an equal part among its role."""
+    role = role_of(actor)
+    own = {"scorer": config.scorer.num_threads, "trainer": config.trainer.num_threads}
+    return own.get(role) or max(1, len(cores) // [role_of(one) for one in actors].count(role))
+
+
+def node_cores(nodes: Sequence[Node]) -> dict[str, tuple[int, ...]]:
+    """The cores of each node: as many as it has CPUs, apart from those of its machine's others.
+
+    Worked example: two nodes with one CPU each on a machine with cores 0 and 1 -> (0,) and (1,).
+    """
+    taken: dict[tuple[str, tuple[int, ...]], int] = {}
+    shares = {}
+    for node in nodes:
+        count = max(1, min(int(node.num_cpus), len(node.cores)))
+        start = taken.get((node.machine, node.cores), 0)
+        # A machine whose nodes claim more CPUs than it has: they share its cores.
+        order = [node.cores[(start + i) % len(node.cores)] for i in range(count)]
+        shares[node.name] = tuple(sorted(order))
+        taken[node.machine, node.cores] = start + count
+    return shares
+
+
+def seat_again(
+    lost: Sequence[Seat],
+    assigned: Mapping[str, str],
+    nodes: Sequence[Node],
+    others: Iterable[Seat],
+) -> list[Seat]:
+    """New seats for actors whose node is gone, on the nodes that they are `assigned` to.
+
+    `others` keep their seats; pinned actors get cores that none of them has, if there are any.
+    """
+    shares = node_cores(nodes)
+    present = list(others)
+    for old in lost:
+        node, cores = assigned[old.actor], old.cores
+        if cores is not None:
+            held = _held(present, node)
+            cores = core_list([c for c in shares[node] if c not in held] or shares[node])
+        present.append(replace(old, node=node, cores=cores))
+    return present[-len(lost) :]
+
+
+def seat_more(
+    wanted: Mapping[str, str | None],
+    assigned: Mapping[str, str],
+    nodes: Sequence[Node],
+    present: Mapping[str, Seat],
+) -> list[Seat]:
+    """Seats for engines that join, on the nodes that they are `assigned` to; those present stay.
+
+    `wanted` has the `cpu_cores` setting of each. Pinned ones, as the first one of the role, get
+    cores that no engine has; raises MachineError without.
+    """
+    shares = node_cores(nodes)
+    first = {actor: present[f"{role_of(actor)}-0"] for actor in wanted}
+    seats = {a: replace(first[a], actor=a, node=assigned[a]) for a in wanted}
+    for node in set(assigned.values()):
+        here = [a for a in wanted if assigned[a] == node and first[a].cores is not None]
+        held = _held(present.values(), node)
+        given = cores_for_more([wanted[actor] for actor in here], shares[node], held)
+        for actor, cores in zip(here, given, strict=True):
+            seats[actor] = replace(seats[actor], cores=cores, threads=len(listed_cores(cores)))
+    return list(seats.values())
+
+
+def full_nodes(nodes: Sequence[Node], seats: Iterable[Seat]) -> set[str]:
+    """Nodes where engines have all cores."""
+    there = list(seats)
+    return {node for node, cores in node_cores(nodes).items() if set(cores) <= _held(there, node)}
+
+
+def _held(seats: Iterable[Seat], node: str) -> set[int]:
+    return {core for s in seats if s.node == node and s.cores for core in listed_cores(s.cores)}
 
 
 def cores_for_more(
-    wanted: Sequence[str | None], cores: Sequence[int], held: Sequence[str]
+    wanted: Sequence[str | None], cores: Sequence[int], held: set[int]
 ) -> list[str]:
     """Cores for engines that join a machine with these cores, of which others hold some.
 
     `wanted` has an entry per engine: its `cpu_cores` setting, which all engines of a role share, or
     None: then an equal part of what nobody holds. Raises MachineError when nothing is left.
 
-    Worked example: [None, None] on cores 0 to 5, of which "0,1" and "2" are held -> "3,4", "5".
+    Worked example: [None, None] on cores 0 to 5, of which 0, 1 and 2 are held -> "3,4", "5".
     """
-    used = {core for one in (*held, *filter(None, wanted)) for core in listed_cores(one)}
+    used = held.union(*(listed_cores(one) for one in wanted if one))
     left = [core for core in cores if core not in used]
     num_more = sum(setting is None for setting in wanted)
     if num_more > len(left):
@@ -133,6 +269,23 @@ def cores_for_more(
         )
     shares = iter(split_cores(left, num_more))
     return [core_list(next(shares)) if setting is None else setting for setting in wanted]
+
+
+def decide_overlap(threads: Sequence[int], num_cores: int) -> tuple[bool, str]:
+    """Whether scorers may work while engines do, by the threads of each process; and why."""
+    if sum(threads) <= num_cores:
+        return True, f"all {sum(threads)} threads have a core of their own"
+    return False, f"{sum(threads)} threads would share {num_cores} cores"
+
+
+def require_gpus(seats: Iterable[Seat], num_gpus: int) -> None:
+    """Raises MachineError when actors need more GPUs than a machine has."""
+    needed = sum(seat.num_gpus for seat in seats)
+    if needed > num_gpus:
+        raise MachineError(
+            f"needs {needed:g} GPUs, this machine has {num_gpus}: lower num_engines, "
+            "tensor_parallel_size, scorer.num_gpus or trainer.num_ranks"
+        )
 
 
 def split_cores(cores: Sequence[int], count: int) -> list[Sequence[int]]:
@@ -154,54 +307,3 @@ def listed_cores(cores: str) -> list[int]:
         first, _, last = part.partition("-")
         found += range(int(first), int(last or first) + 1)
     return found
-
-
-def require_gpus(config: RunConfig, num_gpus: int) -> None:
-    """Raises MachineError when all actors of a config need more GPUs than a machine has."""
-    needed = float(config.scorer.num_scorers * config.scorer.num_gpus)
-    needed += config.trainer.num_ranks * config.trainer.num_gpus_per_rank
-    for role in (config.questioner, config.roleplayer):
-        needed += role.engine.num_engines * role.engine.tensor_parallel_size
-    if needed > num_gpus:
-        raise MachineError(
-            f"needs {needed:g} GPUs, this machine has {num_gpus}: lower num_engines, "
-            "tensor_parallel_size, scorer.num_gpus or trainer.num_ranks"
-        )
-
-
-def num_listed(cores: str) -> int:
-    """How many cores a core list names: "0,2-4" has 4, "0-1|2-3" (one list per rank) has 4."""
-    return len(listed_cores(cores))
-
-
-def _by_config(config: RunConfig) -> tuple[bool, str] | None:
-    """What the config itself decides; None where it leaves that to the machine."""
-    if config.schedule.overlap == "auto":
-        return None
-    return config.schedule.overlap == "always", f"schedule.overlap is {config.schedule.overlap!r}"
-
-
-def _device(config: RunConfig, num_gpus: int) -> Literal["cpu", "cuda"]:
-    if config.device == "cuda" and num_gpus == 0:
-        raise MachineError("device is 'cuda', but this machine has no usable GPU: set device=cpu")
-    if config.device == "auto":
-        return "cuda" if num_gpus else "cpu"
-    return config.device
-
-
-def _share_cores(config: RunConfig, cores: Sequence[int]) -> list[str]:
-    """Equal shares of the cores for all engines, as vLLM's core lists.
-
-    An engine's own setting wins.
-    """
-    engines = [config.questioner.engine] * config.questioner.engine.num_engines
-    engines += [config.roleplayer.engine] * config.roleplayer.engine.num_engines
-    if len(engines) > len(cores):
-        raise MachineError(
-            f"{len(engines)} engines need a core each, this machine has {len(cores)}: lower "
-            "questioner.engine.num_engines or roleplayer.engine.num_engines"
-        )
-    shares = split_cores(cores, len(engines))
-    return [
-        engine.cpu_cores or core_list(share) for engine, share in zip(engines, shares, strict=True)
-    ]
