@@ -173,9 +173,7 @@ class Stand:
     async def _restart(self, role: str) -> None:
         engines = self._engines(role)
         await stop_actors(ActorGroup(questioners=list(engines)))
-        placement = self._plan.placement
-        cores = placement.questioner_cores if role == QUESTIONER else placement.roleplayer_cores
-        engines[:] = [spawn_engine(self._plan, role, i, own) for i, own in enumerate(cores)]
+        engines[:] = [spawn_engine(self._plan, role, number) for number in range(len(engines))]
         await asyncio.gather(*(remote(engine.start.remote()) for engine in engines))
 
     def _engines(self, role: str) -> list[Any]:

@@ -25,8 +25,7 @@ from stargate.pair_steps import Roles, RunContext
 from stargate.protocols import Generate
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore
-from stargate.resources.colocation import check_shifts, phase_needs
-from stargate.resources.gpu_phases import GpuPhase, GpuPhases
+from stargate.resources.gpu_phases import GpuPhase, GpuPhases, check_phases
 from stargate.resources.machine import describe_machine, usable_cores
 from stargate.resources.models import context_length, resolve_embedder, resolve_model
 from stargate.resources.placement import Placement, place
@@ -90,7 +89,7 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
     machine = describe_machine()
     discovery = _discovery(config, say, training)
     if discovery is not None:
-        placement = discovery.seating.placement
+        placement = discovery.placement
     else:
         cores = sorted(os.sched_getaffinity(0))[: machine.cores]
         gpu_gib = machine.gpus[0].memory_gb if machine.gpus else None
@@ -136,7 +135,7 @@ def _check_shared_gpu(prepared: Prepared, gpu_gib: float, training: bool) -> Non
     from stargate.actors.engines.weight_files import num_parameters, read_headers
 
     parameters = num_parameters(read_headers(str(prepared.base_model_dir)))
-    check_shifts(phase_needs(prepared.config, gpu_gib, parameters, training=training), gpu_gib)
+    check_phases(prepared.config, gpu_gib, parameters, training=training)
 
 
 def _discovery(config: RunConfig, say: Callable[[str], None], training: bool) -> Any:

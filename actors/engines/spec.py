@@ -123,15 +123,6 @@ def engine_environment(spec: EngineSpec) -> dict[str, str]:
     return environment
 
 
-def core_ids(cpu_cores: str) -> list[int]:
-    """The cores of a list such as "0-2,5" or, with one list per rank, "0-1|2-3"."""
-    ids: list[int] = []
-    for part in cpu_cores.replace("|", ",").split(","):
-        first, _, last = part.partition("-")
-        ids += range(int(first), int(last or first) + 1)
-    return ids
-
-
 def sampling_arguments(sampling: Sampling, device: Device) -> dict[str, Any]:
     """The keyword arguments of vLLM's SamplingParams.
 

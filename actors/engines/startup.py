@@ -14,11 +14,11 @@ import psutil
 from stargate.actors.engines.core_process import NoiseLog, is_about_memory
 from stargate.actors.engines.spec import (
     EngineSpec,
-    core_ids,
     engine_arguments,
     engine_environment,
 )
 from stargate.errors import EngineError, MachineError, ModelError, StargateError, one_line
+from stargate.resources.placement import listed_cores
 
 T = TypeVar("T")
 
@@ -112,7 +112,7 @@ def pin_processes(processes: Iterable[psutil.Process], spec: EngineSpec) -> None
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             if set(process.cpu_affinity()) == free:  # vLLM itself has bound its workers
-                process.cpu_affinity(core_ids(spec.cpu_cores))
+                process.cpu_affinity(listed_cores(spec.cpu_cores))
 
 
 def see_log(log: NoiseLog | None) -> str:

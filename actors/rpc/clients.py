@@ -24,7 +24,7 @@ from ray.exceptions import RayTaskError
 from stargate.actors.rpc.remote import ActorDied, remote
 from stargate.actors.rpc.replica_pool import EnginePool
 from stargate.actors.rpc.wire import Records
-from stargate.actors.runtime.file_access import FileAccess, SameFiles
+from stargate.actors.runtime.file_transfer import FileAccess, SameFiles
 from stargate.actors.runtime.supervisor import Supervisor
 from stargate.config.run import ScorerConfig
 from stargate.errors import EngineError

@@ -1,10 +1,10 @@
 """A run's side of the cluster that it uses: agents on its nodes, seats, and ways between files.
 
     Discovery -> open: an agent on every node that is used; who sees the run's folder
-           -> spot(actor): what spawn.py needs to hire an actor there
+           -> seats, site(node), options(actor): what spawn.py needs to hire an actor there
            -> hire: waits for the actors' processes, aloud, with a deadline; an actor whose node
                     has left gets a seat on another one first
-           -> bring / collect (file_access.py): a node that sees a folder uses it, others get it
+           -> bring / collect (FileAccess): a node that sees a folder uses it, others get it
 
 All of it ends with the run; the cluster goes on.
 """
@@ -13,8 +13,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,6 @@ from ray.exceptions import RayError
 
 from stargate.actors.rpc.remote import remote
 from stargate.actors.runtime.discovery import (
-    SPEAK_SECONDS,
     WORKER_ENVIRONMENT,
     Discovery,
     check_sources,
@@ -33,20 +31,13 @@ from stargate.actors.runtime.discovery import (
     living_nodes,
     on_node,
 )
-from stargate.actors.runtime.file_access import Spot
 from stargate.actors.runtime.file_transfer import FileTransfer
 from stargate.actors.runtime.node_agent import NodeAgent, NodeReport, sources_digest
 from stargate.config.run import ClusterConfig
 from stargate.errors import EngineError, MachineError, one_line
-from stargate.resources.cluster import Bundle, Need, place_needs
-from stargate.resources.seating import (
-    NodeFacts,
-    Seat,
-    full_nodes,
-    seat_again,
-    seat_more,
-    usable_nodes,
-)
+from stargate.monitoring.waiting import Waiting, await_aloud
+from stargate.resources.cluster import Node, assign, usable_nodes
+from stargate.resources.placement import full_nodes, role_of, seat_again, seat_more
 
 _log = logging.getLogger(__name__)
 
@@ -64,16 +55,16 @@ _LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
-class _Home:
-    """A node that is in use."""
+class Site:
+    """A machine where actors live, with the folders that they use there."""
 
-    facts: NodeFacts
-    report: NodeReport
+    base_model_dir: str
+    roleplayer_dir: str
     log_dir: Path
 
 
 class Cluster:
-    """The nodes of one run. A FileAccess."""
+    """The nodes of one run. A FileAccess. `seats` are those of all actors, by name."""
 
     def __init__(
         self,
@@ -88,8 +79,10 @@ class Cluster:
         self._base_model_dir = str(base_model_dir)
         self._log_dir = log_dir
         self._say = say
-        self._seats = {seat.actor: seat for seat in discovery.seating.seats}
-        self._homes: dict[str, _Home] = {}
+        self.seats = dict(discovery.placement.seats)
+        # Of nodes that were made ready:
+        self._nodes: dict[str, Node] = {}
+        self._sites: dict[str, Site] = {}
         self._agents: dict[str, Any] = {}
         self._file_transfer = FileTransfer(self._agents, ray.put, self._tell)
         self._shared: dict[tuple[str, Path], bool] = {}
@@ -98,17 +91,15 @@ class Cluster:
 
     async def open(self) -> None:
         """Starts the agents. Raises MachineError when a node does not answer in time."""
-        facts = {fact.node.name: fact for fact in self._discovery.facts}
+        reports = self._discovery.reports
+        nodes = self._discovery.nodes
         await self._await_all(
-            {
-                f"node {fact.label}": self._move_in(fact, self._discovery.reports[name])
-                for name, fact in facts.items()
-            }
+            {f"node {node.label}": self._move_in(node, reports[node.name]) for node in nodes}
         )
 
-    async def _move_in(self, facts: NodeFacts, report: NodeReport | None) -> None:
+    async def _move_in(self, node: Node, report: NodeReport | None) -> None:
         """Makes a node ready for actors."""
-        name = facts.node.name
+        name = node.name
         agent = ray.remote(NodeAgent).options(
             num_cpus=0,
             max_concurrency=_AGENT_THREADS,
@@ -119,33 +110,21 @@ class Cluster:
         self._agents[name] = agent = agent.remote()
         niceness: int = await remote(agent.start.remote())
         if niceness > 0:
-            self._tell(f"note: Ray's workers run at nice {niceness} on node {facts.label}")
+            self._tell(f"note: Ray's workers run at nice {niceness} on node {node.label}")
         if report is None:
             asked: NodeReport = await remote(agent.report.remote(self._discovery.names))
-            check_sources(asked, facts.label, sources_digest())
+            check_sources(asked, node.label, sources_digest())
             report = asked
         log_dir = self._log_dir
         if not await self._sees(name, log_dir):
             log_dir = Path(await remote(agent.log_dir.remote(log_dir.parent.name)))
-            self._tell(f"node {facts.label} does not share {self._log_dir.parent}: logs: {log_dir}")
-        self._homes[name] = _Home(known(facts, report), report, log_dir)
+            self._tell(f"node {node.label} does not share {self._log_dir.parent}: logs: {log_dir}")
+        self._sites[name] = Site(report.base_model_dir, report.roleplayer_dir, log_dir)
+        self._nodes[name] = known(node, report)
 
-    def spot(self, actor: str) -> Spot:
-        """Where an actor is hired. Its node must be ready: `hire` sees to that."""
-        seat = self._seats[actor]
-        home = self._homes[seat.node]
-        return Spot(
-            base_model_dir=home.report.base_model_dir,
-            roleplayer_dir=home.report.roleplayer_dir,
-            log_dir=home.log_dir,
-            cores=seat.cores,
-            threads=seat.threads,
-            options={
-                "num_cpus": seat.num_cpus,
-                "num_gpus": seat.num_gpus,
-                "scheduling_strategy": on_node(seat.node),
-            },
-        )
+    def site(self, node: str) -> Site:
+        """The folders on a node that is ready: `hire` sees to that."""
+        return self._sites[node]
 
     @property
     def driver_options(self) -> Mapping[str, Any]:
@@ -181,33 +160,30 @@ class Cluster:
 
     async def _meet(self, ranks: Sequence[str]) -> tuple[str, int]:
         """Loopback if all ranks are on one node, else the address of the first one's."""
-        first = self._seats[ranks[0]].node
-        alone = all(self._seats[rank].node == first for rank in ranks)
-        address = _LOOPBACK if alone else self._homes[first].facts.address
+        first = self.seats[ranks[0]].node
+        alone = all(self.seats[rank].node == first for rank in ranks)
+        address = _LOOPBACK if alone else self._nodes[first].address
         port: int = await remote(self._agents[first].free_port.remote(address))
         return address, port
 
     async def _leave_lost_nodes(self, actors: Sequence[str]) -> None:
         """Gives actors whose node has left the cluster a seat on another one."""
-        living = {facts.node.name for facts in await asyncio.to_thread(living_nodes)}
-        lost = [self._seats[name] for name in actors if self._seats[name].node not in living]
+        living = {node.name for node in await asyncio.to_thread(living_nodes)}
+        lost = [self.seats[name] for name in actors if self.seats[name].node not in living]
         if not lost:
             return
-        names = ", ".join(seat.actor for seat in lost)
-        self._tell(f"{names}: node {self._label(lost[0].actor)} has left the cluster")
+        names = [seat.actor for seat in lost]
+        self._tell(f"{', '.join(names)}: node {self._label(names[0])} has left the cluster")
         if self._config.strategy == "colocated":
             raise MachineError(
                 "the node of a colocated run has left the cluster; stargate resume goes on with it"
             )
         limit = max(self._config.wait_s, _ROOM_SECONDS)
-        bundles = await self._find_room([seat.actor for seat in lost], limit, "other node")
-        free = {facts.node.name: facts for facts in await asyncio.to_thread(living_nodes)}
-        for node in {bundle.node for bundle in bundles} - self._homes.keys():
-            await self._move_in(free[node], None)
-        others = [seat for seat in self._seats.values() if seat not in lost]
-        facts = [home.facts for home in self._homes.values()]
-        for seat in seat_again(lost, bundles, facts, others):
-            self._seats[seat.actor] = seat
+        assigned = await self._find_room(names, limit, "other node")
+        await self._make_ready(assigned.values())
+        others = [seat for seat in self.seats.values() if seat not in lost]
+        for seat in seat_again(lost, assigned, list(self._nodes.values()), others):
+            self.seats[seat.actor] = seat
             self._tell(f"{seat.actor} moves to node {self._label(seat.actor)}")
 
     async def seat_more(self, wanted: Mapping[str, str | None]) -> None:
@@ -216,70 +192,59 @@ class Cluster:
         `wanted` has the `cpu_cores` setting of each. Raises MachineError when there are none.
         """
         # Not under the lock: whoever must be started again does not wait for new nodes.
-        pinned = any(self._first(name).cores and not own for name, own in wanted.items())
+        first = {name: self.seats[f"{role_of(name)}-0"] for name in wanted}
+        pinned = any(first[name].cores and not own for name, own in wanted.items())
         limit = self._config.wait_s
-        bundles = await self._find_room(list(wanted), limit, "node", avoid_full=pinned)
+        assigned = await self._find_room(list(wanted), limit, "node", avoid_full=pinned)
         async with self._moving:
-            living = {facts.node.name: facts for facts in await asyncio.to_thread(living_nodes)}
-            for node in {bundle.node for bundle in bundles} - self._homes.keys():
-                if node not in living:
-                    raise MachineError("a node has left the cluster just now; try again")
-                await self._move_in(living[node], None)
-            like = [replace(self._first(name), actor=name) for name in wanted]
-            facts = [home.facts for home in self._homes.values()]
-            present = list(self._seats.values())
-            for seat in seat_more(like, list(wanted.values()), bundles, facts, present):
-                self._seats[seat.actor] = seat
+            await self._make_ready(assigned.values())
+            for seat in seat_more(wanted, assigned, list(self._nodes.values()), self.seats):
+                self.seats[seat.actor] = seat
                 self._tell(f"{seat.actor} gets a place on node {self._label(seat.actor)}")
 
-    def leave_seat(self, actor: str) -> None:
-        """An engine that has left, or did not come, needs its seat no more."""
-        self._seats.pop(actor, None)
-
-    def _first(self, actor: str) -> Seat:
-        """The seat of the first actor of the same role."""
-        return self._seats[f"{actor.rpartition('-')[0]}-0"]
-
-    def _need(self, actor: str) -> Need:
-        role, _, number = actor.rpartition("-")
-        return replace(self._discovery.needed[f"{role}-0"], number=int(number))
+    async def _make_ready(self, names: Iterable[str]) -> None:
+        """Moves in on nodes that are new to this run."""
+        living = {node.name: node for node in await asyncio.to_thread(living_nodes)}
+        for name in set(names) - self._sites.keys():
+            if name not in living:
+                raise MachineError("a node has left the cluster just now; try again")
+            await self._move_in(living[name], None)
 
     async def _find_room(
         self, actors: Sequence[str], limit: float, what: str, *, avoid_full: bool = False
-    ) -> tuple[Bundle, ...]:
+    ) -> dict[str, str]:
         """Nodes for these actors, from what is free. Waits for that up to `limit` seconds.
 
         `avoid_full`: none where engines of this run have all cores.
         """
-        wanted = [self._need(name) for name in actors]
-        started = spoken = time.monotonic()
+        waiting = Waiting(self._tell)
+        names = ", ".join(actors)
+        needed = self._discovery.needed
+        wanted = [
+            replace(needed[f"{role_of(name)}-0"], number=int(name.rpartition("-")[2]))
+            for name in actors
+        ]
         while True:
-            free = await asyncio.to_thread(living_nodes, free=True)
+            free = usable_nodes(await asyncio.to_thread(living_nodes, free=True))
             full: set[str] = set()
             if avoid_full:
-                homes = [home.facts for home in self._homes.values()]
-                full = full_nodes(homes, list(self._seats.values()))
-            nodes = usable_nodes([facts.node for facts in free if facts.node.name not in full])
+                full = full_nodes(list(self._nodes.values()), self.seats.values())
             try:
-                return place_needs(wanted, nodes, self._config.strategy)
+                nodes = [node for node in free if node.name not in full]
+                return assign(wanted, nodes, self._config.strategy)
             except MachineError as error:
-                now = time.monotonic()
-                if now - started >= limit:
+                if waiting.seconds >= limit:
                     note = f"; its engines have all cores of {len(full)} nodes" if full else ""
-                    raise MachineError(
-                        f"no {what} has room for {', '.join(actors)}: {error}{note}"
-                    ) from error
-                if now - spoken >= SPEAK_SECONDS:
-                    spoken = now
-                    self._tell(f"still waiting for a node with room for {', '.join(actors)}")
+                    raise MachineError(f"no {what} has room for {names}: {error}{note}") from error
+                waiting.speak(f"still waiting for a node with room for {names}")
             await asyncio.sleep(_LOOK_SECONDS)
 
     @asynccontextmanager
     async def bring(self, folder: str, actor: str) -> AsyncIterator[str]:
         """See FileAccess. m_0 is on every node already."""
-        node = self._seats[actor].node
+        node = self.seats[actor].node
         if folder == self._base_model_dir:
-            yield self._homes[node].report.base_model_dir
+            yield self._sites[node].base_model_dir
         elif await self._sees(node, Path(folder).parent):
             yield folder
         else:
@@ -289,7 +254,7 @@ class Cluster:
     @asynccontextmanager
     async def collect(self, folder: Path, actor: str) -> AsyncIterator[str]:
         """See FileAccess."""
-        node = self._seats[actor].node
+        node = self.seats[actor].node
         if await self._sees(node, folder.parent):
             yield str(folder)
             return
@@ -304,7 +269,7 @@ class Cluster:
 
     async def shares(self, folder: Path, actor: str) -> bool:
         """See FileAccess."""
-        return await self._sees(self._seats[actor].node, folder)
+        return await self._sees(self.seats[actor].node, folder)
 
     async def close(self) -> None:
         """Removes what was put on the nodes, and ends the agents."""
@@ -339,33 +304,13 @@ class Cluster:
 
     async def _await_all(self, awaited: Mapping[str, Awaitable[Any]]) -> None:
         """Waits for all, aloud. Raises the first error, or MachineError when time is over."""
-        tasks = {asyncio.ensure_future(_plain(call)): what for what, call in awaited.items()}
         limit = max(self._config.wait_s, _PROCESS_SECONDS)
-        started = time.monotonic()
-        waiting = set(tasks)
-        try:
-            while waiting:
-                left = started + limit - time.monotonic()
-                done, waiting = await asyncio.wait(
-                    waiting,
-                    timeout=max(0.0, min(SPEAK_SECONDS, left)),
-                    return_when=asyncio.FIRST_EXCEPTION,
-                )
-                for task in done:
-                    task.result()
-                names = ", ".join(sorted(tasks[task] for task in waiting))
-                if waiting and left <= 0:
-                    raise MachineError(f"not there after {limit:.0f} s: {names}")
-                if waiting:
-                    self._tell(f"setup: still waiting for {names}")
-        finally:
-            for task in waiting:
-                task.cancel()
+        calls = {what: _plain(call) for what, call in awaited.items()}
+        await await_aloud(calls, lambda late: self._tell(f"setup: still waiting for {late}"), limit)
 
     def _label(self, actor: str) -> str:
-        node = self._seats[actor].node
-        home = self._homes.get(node)
-        return home.facts.label if home else node
+        node = self.seats[actor].node
+        return self._nodes[node].label if node in self._nodes else node
 
     def _tell(self, text: str) -> None:
         _log.warning("%s", text)  # the run's log takes nothing below

@@ -216,9 +216,7 @@ def ask_nodes(nodes: Sequence[Node], names: ModelNames, say: Say) -> dict[str, N
             reports[calls[call].name] = _report(call, calls[call].label)
         labels = ", ".join(sorted(calls[call].label for call in left))
         if left:
-            waiting.speak(
-                f"still waiting for models on {labels}, {waiting.seconds:.0f} s so far"
-            )
+            waiting.speak(f"still waiting for models on {labels}, {waiting.seconds:.0f} s so far")
     ours = sources_digest()
     for node in nodes:
         check_sources(reports[node.name], node.label, ours)

@@ -1,6 +1,9 @@
-"""Folders of weights between the driver's machine and nodes that don't see its files.
+"""How folders get between the driver and its actors: all on one machine, or on nodes of a cluster.
 
-    lend(folder, node)   driver reads a chunk -> Ray's object store -> the node's agent -> /dev/shm
+    FileAccess           what asks for a folder: SameFiles on one machine, else Cluster
+
+    lend(folder, node)   to a node that does not see the driver's files: driver reads a chunk ->
+                         Ray's object store -> the node's agent -> /dev/shm
                          once per node and folder, however many engines there ask for it; removed
                          when the last of them is done
     fetch(node, folder)  the other way: what the trainer saved there -> the run's models folder
@@ -10,23 +13,53 @@ A few chunks are under way at a time, so that weights of any size pass through a
 
 import asyncio
 import contextlib
-import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from stargate.actors.rpc.remote import remote
 from stargate.actors.runtime.node_agent import file_sizes
 from stargate.errors import DataError
-from stargate.records.files import disk_errors, sync, write_at
+from stargate.records.files import disk_errors, sync, whole_folder, write_at
 
 # Bytes of one chunk, and how many are under way: together a part of the smallest object store.
 CHUNK_BYTES = 16 << 20
 _WINDOW = 3
 # Seconds in which nodes may join one reading of a folder.
 _GATHER_SECONDS = 0.05
+
+
+class FileAccess(Protocol):
+    """Actors are named as in logs: "questioner-0". Paths hold as long as the block lasts."""
+
+    def bring(self, folder: str, actor: str) -> contextlib.AbstractAsyncContextManager[str]:
+        """A folder of the driver's, as the actor sees it. Raises EngineError, MachineError."""
+        ...
+
+    def collect(self, folder: Path, actor: str) -> contextlib.AbstractAsyncContextManager[str]:
+        """Where the actor writes a folder; when the block has ended well, `folder` is it."""
+        ...
+
+    async def shares(self, folder: Path, actor: str) -> bool:
+        """Whether the actor sees a folder of the driver's under the same name."""
+        ...
+
+
+class SameFiles:
+    """A FileAccess for actors that see the files of the driver."""
+
+    @contextlib.asynccontextmanager
+    async def bring(self, folder: str, actor: str) -> AsyncIterator[str]:
+        yield folder
+
+    @contextlib.asynccontextmanager
+    async def collect(self, folder: Path, actor: str) -> AsyncIterator[str]:
+        yield str(folder)
+
+    async def shares(self, folder: Path, actor: str) -> bool:
+        return True
 
 
 @dataclass
@@ -140,17 +173,14 @@ class FileTransfer:
         """Brings a folder of a node's here, as `target`: whole or not at all."""
         agent, started = self.agents[node], time.perf_counter()
         sizes: dict[str, int] = await remote(agent.list_files.remote(folder))
-        partial = target.parent / f".{target.name}.partial"
-        with disk_errors(target):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            try:
-                for name in sizes:
-                    (partial / name).touch()
-                await self._receive(agent, folder, sizes, partial)
-                await asyncio.to_thread(_settle, partial, sizes, target)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+        with disk_errors(target), whole_folder(target) as partial:
+            for name in sizes:
+                (partial / name).touch()
+            await self._receive(agent, folder, sizes, partial)
+            if file_sizes(partial) != dict(sizes):
+                raise DataError(f"{target}: not all of it arrived")
+            for name in sizes:  # what takes long is not to hold the event loop
+                await asyncio.to_thread(sync, partial / name)
         self._tell("fetched", target, sizes, started, "")
         await remote(agent.remove.remote(folder))
 
@@ -236,15 +266,3 @@ def _chunks(sizes: Mapping[str, int], chunk_bytes: int) -> Iterator[tuple[str, i
     for name, size in sizes.items():
         for offset in range(0, size, chunk_bytes):
             yield name, offset, min(chunk_bytes, size - offset)
-
-
-def _settle(partial: Path, sizes: Mapping[str, int], target: Path) -> None:
-    """Makes a complete folder durable under its own name."""
-    if file_sizes(partial) != dict(sizes):
-        raise DataError(f"{target}: not all of it arrived")
-    for path in [*partial.iterdir(), partial]:
-        sync(path)
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
-    sync(target.parent)

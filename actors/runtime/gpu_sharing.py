@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from stargate.actors.rpc.remote import ActorDied, remote
-from stargate.actors.runtime.file_access import FileAccess
+from stargate.actors.runtime.file_transfer import FileAccess
 from stargate.resources.gpu_phases import GpuPhases, SleepOrder, Start, opening
 
 # Starts actors, given by name, side by side; raises the first failure.

@@ -8,28 +8,21 @@
 Who joins and leaves is the supervisor's (supervisor.py); here it is where they go, and their end.
 """
 
-import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
 
 from stargate.actors.rpc.remote import remote
-from stargate.actors.runtime.actor_slots import ActorSlot
 from stargate.actors.runtime.spawn import ActorGroup, ActorPlan, end_actors, engine_slot
 from stargate.actors.runtime.supervisor import Supervisor
-from stargate.config.run import EngineConfig
 from stargate.errors import EngineError, MachineError
-from stargate.resources.colocation import is_colocated
-from stargate.resources.placement import cores_for_more, require_gpus
-from stargate.resources.scale_request import ROLES, shown
+from stargate.monitoring.waiting import await_aloud
+from stargate.resources.cluster import ENGINES
+from stargate.resources.gpu_phases import is_colocated
+from stargate.resources.placement import Seat, own_machine, require_gpus, seat_more
+from stargate.resources.scale_request import shown
 
 _log = logging.getLogger(__name__)
-
-# Seconds between lines that say what is awaited.
-_SPEAK_SECONDS = 30.0
-
-_Result = TypeVar("_Result")
 
 
 class Scaler:
@@ -45,19 +38,13 @@ class Scaler:
     ) -> None:
         """`cores` and `num_gpus` are this machine's; on a cluster its nodes tell theirs."""
         self._plan, self._actor_group = plan, actor_group
-        self._machine_cores, self._num_gpus = cores, num_gpus
+        self._machine = own_machine(cores, num_gpus)
         self._say = say
-        shares = (plan.placement.questioner_cores, plan.placement.roleplayer_cores)
-        self._cores = {  # of the engines on this machine that are there, by name
-            f"{role}-{number}": share
-            for role, of_role in zip(ROLES, shares, strict=True)
-            for number, share in enumerate(of_role)
-        }
 
     @property
     def counts(self) -> dict[str, int]:
         """Engines of each role that get work."""
-        return {role: len(self._actor_group.engines(role)) for role in ROLES}
+        return {role: len(self._actor_group.engines(role)) for role in ENGINES}
 
     async def scale(self, targets: Mapping[str, int]) -> str:
         """Returns what there is then. Raises MachineError or EngineError: those that came until
@@ -69,10 +56,10 @@ class Scaler:
                 "cluster.strategy is 'colocated': its engines share one GPU, none can be added"
             )
         wanted = {**before, **targets}
-        adding = [(r, n) for r in ROLES for n in range(before[r], wanted[r])]
-        leaving = [r for r in ROLES for _ in range(wanted[r], before[r])]
-        if self._plan.cluster is None:  # before anything is taken away
-            self._places_here(adding, wanted)
+        adding = [(role, n) for role in ENGINES for n in range(before[role], wanted[role])]
+        leaving = [role for role in ENGINES for _ in range(wanted[role], before[role])]
+        if adding and self._plan.cluster is None:  # before anything is taken away
+            self._seats_here(adding, wanted)
         for role in leaving:
             await self._take_out(role)
         if adding:
@@ -81,75 +68,60 @@ class Scaler:
 
     async def _take_out(self, role: str) -> None:
         name = f"{role}-{self.counts[role] - 1}"
-        actor_group = self._actor_group
-        retiring = self._supervisor.retire(role, actor_group.leaving)
-        await self._aloud(retiring, f"{name}: still ends what it has under way")
+        leaving = self._actor_group.leaving
+        late = f"{name}: still ends what it has under way"
+        retiring = self._supervisor.retire(role, leaving)
+        await await_aloud({name: retiring}, lambda _: self._say(late))
         done = ""
         with contextlib.suppress(EngineError):  # it died while it was leaving
-            stats = await remote(actor_group.leaving[0].stats.remote())
+            stats = await remote(leaving[0].stats.remote())
             done = f", after {stats.num_requests} requests"
-        await end_actors(actor_group.leaving)  # only one leaves at a time
-        actor_group.leaving.clear()
-        self._forget(name)
+        await end_actors(leaving)  # only one leaves at a time
+        leaving.clear()
+        self._plan.seats.pop(name)
         self._tell(f"{name} has left{done}")
 
     async def _add(self, adding: Sequence[tuple[str, int]], wanted: Mapping[str, int]) -> None:
-        names = [f"{role}-{number}" for role, number in adding]
+        settings = self._settings(adding)
+        names = ", ".join(settings)
         try:
-            places = await self._find_places(adding, wanted)
-            self._cores.update(zip(names, places, strict=True))
-            self._tell(f"starting {', '.join(names)}; the others go on")
-            slots = [self._slot(*one, cores) for one, cores in zip(adding, places, strict=True)]
-            await self._aloud(self._supervisor.add(slots), f"{', '.join(names)}: not all there yet")
+            if self._plan.cluster is None:
+                for seat in self._seats_here(adding, wanted):
+                    self._plan.seats[seat.actor] = seat
+            else:
+                late = f"{names}: still waiting for a node"
+                finding = self._plan.cluster.seat_more(settings)
+                await await_aloud({names: finding}, lambda _: self._say(late))
+            self._tell(f"starting {names}; the others go on")
+            slots = [engine_slot(self._plan, self._actor_group, *one) for one in adding]
+            late = f"{names}: not all there yet"
+            await await_aloud({names: self._supervisor.add(slots)}, lambda _: self._say(late))
         except BaseException:
             there = {f"{role}-{n}" for role, count in self.counts.items() for n in range(count)}
-            for name in set(names) - there:
-                self._forget(name)
+            for name in settings.keys() - there:
+                self._plan.seats.pop(name, None)
             raise
 
-    async def _find_places(
+    def _seats_here(
         self, adding: Sequence[tuple[str, int]], wanted: Mapping[str, int]
-    ) -> list[str | None]:
-        """The cores of each, if they are on this machine and pinned. Raises MachineError."""
-        cluster = self._plan.cluster
-        if cluster is None:
-            return self._places_here(adding, wanted)
-        settings = {f"{role}-{n}": self._engine(role).cpu_cores for role, n in adding}
-        what = f"{', '.join(settings)}: still waiting for a node"
-        await self._aloud(cluster.seat_more(settings), what)
-        return [None] * len(adding)
+    ) -> list[Seat]:
+        """Seats on this machine, as if those that are to leave had left. Raises MachineError."""
+        staying = {f"{role}-{n}" for role in ENGINES for n in range(wanted[role])}
+        seats = self._plan.seats
+        present = {n: s for n, s in seats.items() if n in staying or s.role not in ENGINES}
+        settings = self._settings(adding)
+        new = seat_more(settings, dict.fromkeys(settings, ""), [self._machine], present)
+        require_gpus([*present.values(), *new], self._machine.num_gpus)
+        return new
 
-    def _places_here(
-        self, adding: Sequence[tuple[str, int]], wanted: Mapping[str, int]
-    ) -> list[str | None]:
-        """As if those that are to leave had left."""
-        if not adding:
-            return []
-        if self._plan.placement.device == "cuda":
-            config = self._plan.config
-            changes = {}
-            for role in ROLES:
-                part = getattr(config, role)
-                engine = part.engine.model_copy(update={"num_engines": wanted[role]})
-                changes[role] = part.model_copy(update={"engine": engine})
-            require_gpus(config.model_copy(update=changes), self._num_gpus)
-            return [None] * len(adding)
-        staying = {f"{role}-{n}" for role in ROLES for n in range(wanted[role])}
-        held = [cores for name, cores in self._cores.items() if cores and name in staying]
-        settings = [self._engine(role).cpu_cores for role, _ in adding]
-        return list(cores_for_more(settings, self._machine_cores, held))
-
-    def _forget(self, name: str) -> None:
-        self._cores.pop(name, None)
-        if self._plan.cluster is not None:
-            self._plan.cluster.leave_seat(name)
-
-    def _slot(self, role: str, number: int, cores: str | None) -> ActorSlot:
-        return engine_slot(self._plan, self._actor_group, role, number, cores)
-
-    def _engine(self, role: str) -> EngineConfig:
+    def _settings(self, adding: Sequence[tuple[str, int]]) -> dict[str, str | None]:
+        """`cpu_cores` of each engine that joins."""
         config = self._plan.config
-        return config.questioner.engine if role == "questioner" else config.roleplayer.engine
+        own = {
+            "questioner": config.questioner.engine.cpu_cores,
+            "roleplayer": config.roleplayer.engine.cpu_cores,
+        }
+        return {f"{role}-{number}": own[role] for role, number in adding}
 
     @property
     def _supervisor(self) -> Supervisor:
@@ -160,15 +132,3 @@ class Scaler:
     def _tell(self, text: str) -> None:
         _log.warning("%s", text)  # the run's log takes nothing below
         self._say(text)
-
-    async def _aloud(self, work: Awaitable[_Result], text: str) -> _Result:
-        """Awaits something, and says so now and then."""
-        task = asyncio.ensure_future(work)
-        try:
-            while not (await asyncio.wait({task}, timeout=_SPEAK_SECONDS))[0]:
-                self._say(text)
-            return task.result()
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})

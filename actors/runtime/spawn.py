@@ -1,6 +1,6 @@
 """Starts Ray and the actors, waits for them aloud, and ends them in order.
 
-    Placement + RunConfig -> ActorGroup: both roles' engines, scorers, trainer ranks
+    Seats + RunConfig -> ActorGroup: both roles' engines, scorers, trainer ranks, dialogue workers
 
 Ray stays here and in clients.py: actors are plain classes, wrapped by `ray.remote` in this one
 place.
@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 
@@ -22,26 +22,26 @@ from stargate.actors.engines.engine import Engine
 from stargate.actors.engines.spec import EngineSpec, engine_environment
 from stargate.actors.rpc.remote import ActorDied, remote
 from stargate.actors.runtime.actor_slots import WORKER, ActorSlot, HeldWeights, Hire
-from stargate.actors.runtime.cluster import Cluster
+from stargate.actors.runtime.cluster import Cluster, Site
 from stargate.actors.runtime.dialogue_worker import DialogueWorker, WorkerSpec
-from stargate.actors.runtime.discovery import WORKER_ENVIRONMENT
-from stargate.actors.runtime.file_access import FileAccess, SameFiles, Spot
+from stargate.actors.runtime.discovery import WORKER_ENVIRONMENT, on_node
+from stargate.actors.runtime.file_transfer import FileAccess, SameFiles
 from stargate.actors.runtime.gpu_sharing import SleepController
 from stargate.actors.runtime.heap import ONE_HEAP, heap_environment
 from stargate.actors.runtime.supervisor import Supervisor
 from stargate.actors.scoring.scorer import Scorer, ScorerSpec
 from stargate.actors.training.rank import TrainerRank, TrainerSpec
 from stargate.config.run import RunConfig
+from stargate.monitoring.waiting import await_aloud
+from stargate.resources.cluster import ENGINES, Device
 from stargate.resources.gpu_phases import STARTS, GpuPhases
 from stargate.resources.machine import free_port
-from stargate.resources.placement import Placement
+from stargate.resources.placement import Placement, Seat
 from stargate.resources.submission import JOB_VARIABLES
 from stargate.seeds import derive_seed
 
 # Requests that one async actor takes at once: more than any run has in flight.
 _MAX_CONCURRENCY = 10_000
-# Seconds between lines that say what is still awaited.
-_SPEAK_SECONDS = 30.0
 # Seconds that an actor has to end by itself before it is killed. vLLM takes 7 to end in order, more
 # when several end on one core; killed, it leaks shared memory.
 _SHUTDOWN_SECONDS = 40.0
@@ -103,9 +103,12 @@ def start_ray(num_gpus: int) -> None:
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class ActorPlan:
-    """What to start: the run's config, where each actor goes, which models, where logs go."""
+    """What to start: the run's config, where each actor goes, which models, where logs go.
+
+    `seats` are those of all actors, by name: engines join and leave, and actors move.
+    """
 
     config: RunConfig
     placement: Placement
@@ -117,13 +120,16 @@ class ActorPlan:
     engine_class: type[Engine] = Engine  # a benchmark's engine also keeps records
     worker: WorkerSpec | None = None  # None: no dialogue worker is started
     cluster: Cluster | None = None  # None: everybody is on this machine
+    seats: dict[str, Seat] = field(init=False)
 
-    def spot(self, role: str, number: int, cores: str | None, threads: int) -> Spot:
-        """Where an actor is hired; `cores` and `threads` are those that it has on this machine."""
+    def __post_init__(self) -> None:
+        self.seats = self.cluster.seats if self.cluster else dict(self.placement.seats)
+
+    def site(self, seat: Seat) -> Site:
+        """The folders where an actor lives."""
         if self.cluster is not None:
-            return self.cluster.spot(f"{role}-{number}")
-        base, other = str(self.base_model_dir), str(self.roleplayer_dir)
-        return Spot(base, other, self.log_dir, cores, threads)
+            return self.cluster.site(seat.node)
+        return Site(str(self.base_model_dir), str(self.roleplayer_dir), self.log_dir)
 
 
 async def start_actors(plan: ActorPlan, say: Callable[[str], None]) -> ActorGroup:
@@ -176,12 +182,11 @@ async def _hire_all(slots: Sequence[ActorSlot]) -> None:
 
 def _slots(plan: ActorPlan, actor_group: ActorGroup) -> list[ActorSlot]:
     """Who is wanted: everybody whom the supervisor replaces."""
-    slots = []
-    for role, shares in (
-        ("questioner", plan.placement.questioner_cores),
-        ("roleplayer", plan.placement.roleplayer_cores),
-    ):
-        slots += [engine_slot(plan, actor_group, role, n, cores) for n, cores in enumerate(shares)]
+    slots = [
+        engine_slot(plan, actor_group, role, number)
+        for role in ENGINES
+        for number in range(len(plan.placement.of(role)))
+    ]
     for number in range(plan.config.scorer.num_scorers if plan.scoring else 0):
         hire = _on_node(plan, "scorer", [number], partial(_one, _spawn_scorer, plan, number))
         slots.append(ActorSlot("scorer", actor_group.scorers, (number,), hire, _stats))
@@ -197,12 +202,9 @@ def _slots(plan: ActorPlan, actor_group: ActorGroup) -> list[ActorSlot]:
     return slots
 
 
-def engine_slot(
-    plan: ActorPlan, actor_group: ActorGroup, role: str, number: int, cores: str | None
-) -> ActorSlot:
+def engine_slot(plan: ActorPlan, actor_group: ActorGroup, role: str, number: int) -> ActorSlot:
     """The place of one engine."""
-    spawn = partial(_one, spawn_engine, plan, role, number, cores)
-    hire = _on_node(plan, role, [number], spawn)
+    hire = _on_node(plan, role, [number], partial(_one, spawn_engine, plan, role, number))
     return ActorSlot(role, actor_group.engines(role), (number,), hire, _ping, role == "questioner")
 
 
@@ -211,8 +213,8 @@ async def _introduce(actor_group: ActorGroup, slot: ActorSlot) -> None:
 
     Returns when engines that are no longer among them owe nothing to any worker.
     """
-    roles: tuple[str, ...] = ("questioner", "roleplayer")
-    if slot.role in roles:
+    roles: tuple[str, ...] = ENGINES
+    if slot.role in ENGINES:
         roles, workers = (slot.role,), list(actor_group.workers)
     elif slot.role == WORKER:  # while it started, engines may have been replaced
         workers = slot.actors
@@ -238,19 +240,16 @@ def _one(spawn: Callable[..., Any], *arguments: Any) -> list[Any]:
     return [spawn(*arguments)]
 
 
-def _ping(actor: Any) -> Awaitable[object]:
-    call: Awaitable[object] = actor.ping.remote()
-    return call
+async def _ping(actor: Any) -> None:
+    await actor.ping.remote()
 
 
-def _stats(actor: Any) -> Awaitable[object]:
-    call: Awaitable[object] = actor.stats.remote()
-    return call
+async def _stats(actor: Any) -> None:
+    await actor.stats.remote()
 
 
-def _progress(actor: Any) -> Awaitable[object]:
-    call: Awaitable[object] = actor.progress.remote()
-    return call
+async def _progress(actor: Any) -> None:
+    await actor.progress.remote()
 
 
 async def stop_actors(actor_group: ActorGroup) -> None:
@@ -287,45 +286,28 @@ def _named(actor_group: ActorGroup) -> dict[str, Any]:
 
 
 async def _start(actors: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Waits for all to start; every 30 s says which are awaited. The first failure is raised."""
-    names = {
-        asyncio.ensure_future(remote(actor.start.remote())): name for name, actor in actors.items()
-    }
-    waiting = set(names)
-    try:
-        while waiting:
-            done, waiting = await asyncio.wait(
-                waiting, timeout=_SPEAK_SECONDS, return_when=asyncio.FIRST_EXCEPTION
-            )
-            for task in done:
-                task.result()
-            if waiting:
-                say(f"setup: still waiting for {', '.join(sorted(names[t] for t in waiting))}")
-    finally:
-        for task in waiting:
-            task.cancel()
+    """Waits for all to start, aloud. The first failure is raised."""
+    calls = {name: remote(actor.start.remote()) for name, actor in actors.items()}
+    await await_aloud(calls, lambda names: say(f"setup: still waiting for {names}"))
 
 
-def spawn_engine(plan: ActorPlan, role: str, number: int, cores: str | None) -> Any:
+def spawn_engine(plan: ActorPlan, role: str, number: int) -> Any:
     """The actor of one engine, which is not started yet."""
-    config = plan.config
-    settings = config.questioner.engine if role == "questioner" else config.roleplayer.engine
-    spot = plan.spot(role, number, cores, threads=1)
+    name, config = f"{role}-{number}", plan.config
+    seat = plan.seats[name]
+    site = plan.site(seat)
     spec = EngineSpec(
         role=role,
-        model_dir=spot.base_model_dir if role == "questioner" else spot.roleplayer_dir,
-        config=settings,
+        model_dir=site.base_model_dir if role == "questioner" else site.roleplayer_dir,
+        config=(config.questioner if role == "questioner" else config.roleplayer).engine,
         seed=derive_seed(config.seed, role, number),
         device=plan.placement.device,
-        cpu_cores=spot.cores,
+        cpu_cores=seat.cores,
         trust_remote_code=config.trust_remote_code,
-        log_file=str(spot.log_dir / f"{role}-{number}.log"),
+        log_file=str(site.log_dir / f"{name}.log"),
         sleeps=plan.placement.gpu_share > 0,
     )
-    whole = settings.tensor_parallel_size if plan.placement.device == "cuda" else 0
-    num_gpus = plan.placement.gpu_share or whole
-    environment = engine_environment(spec)
-    return actor_class(plan.engine_class, num_gpus, environment, spot.options).remote(spec)
+    return seated_class(plan.engine_class, seat, engine_environment(spec)).remote(spec)
 
 
 def spawn_worker(
@@ -341,23 +323,23 @@ def spawn_worker(
 
 
 def _spawn_scorer(plan: ActorPlan, number: int) -> Any:
-    config, placement = plan.config.scorer, plan.placement
-    num_gpus = placement.gpu_share or config.num_gpus
-    spot = plan.spot("scorer", number, None, placement.scorer_threads)
+    name, config = f"scorer-{number}", plan.config
+    seat = plan.seats[name]
+    site = plan.site(seat)
     spec = ScorerSpec(
-        model_dir=spot.base_model_dir,
-        config=config,
-        num_threads=spot.threads,
-        device=_device(placement, num_gpus),
-        log_file=str(spot.log_dir / f"scorer-{number}.log"),
-        trust_remote_code=plan.config.trust_remote_code,
+        model_dir=site.base_model_dir,
+        config=config.scorer,
+        num_threads=seat.threads,
+        device=_device(plan, seat),
+        log_file=str(site.log_dir / f"{name}.log"),
+        trust_remote_code=config.trust_remote_code,
     )
-    return actor_class(Scorer, num_gpus, _computing(spec), spot.options).remote(spec)
+    return seated_class(Scorer, seat, _computing(spec)).remote(spec)
 
 
-def _device(placement: Placement, num_gpus: float) -> Literal["cpu", "cuda"]:
+def _device(plan: ActorPlan, seat: Seat) -> Device:
     """Of an actor that may stay on CPUs in a run on GPUs."""
-    return placement.device if num_gpus else "cpu"
+    return plan.placement.device if seat.num_gpus else "cpu"
 
 
 def _spawn_trainers(plan: ActorPlan, ranks: Sequence[int]) -> list[Any]:
@@ -367,28 +349,34 @@ def _spawn_trainers(plan: ActorPlan, ranks: Sequence[int]) -> list[Any]:
 
 
 def _spawn_trainer(plan: ActorPlan, rank: int, address: str, port: int) -> Any:
-    config, placement = plan.config.trainer, plan.placement
-    num_gpus = placement.gpu_share or config.num_gpus_per_rank
-    spot = plan.spot("trainer", rank, None, placement.trainer_threads)
+    name, config = f"trainer-{rank}", plan.config
+    seat = plan.seats[name]
+    site = plan.site(seat)
     spec = TrainerSpec(
-        base_model_dir=spot.base_model_dir,
-        config=config,
+        base_model_dir=site.base_model_dir,
+        config=config.trainer,
         rank=rank,
-        world_size=config.num_ranks,
+        world_size=config.trainer.num_ranks,
         master_addr=address,
         master_port=port,
-        num_threads=spot.threads,
-        device=placement.device if config.num_gpus_per_rank or placement.device == "cpu" else "cpu",
-        log_file=str(spot.log_dir / f"trainer-{rank}.log"),
-        trust_remote_code=plan.config.trust_remote_code,
-        seed=derive_seed(plan.config.seed, "trainer"),
+        num_threads=seat.threads,
+        device=_device(plan, seat),
+        log_file=str(site.log_dir / f"{name}.log"),
+        trust_remote_code=config.trust_remote_code,
+        seed=derive_seed(config.seed, "trainer"),
     )
-    return actor_class(TrainerRank, num_gpus, _computing(spec), spot.options).remote(spec)
+    return seated_class(TrainerRank, seat, _computing(spec)).remote(spec)
 
 
 def _computing(spec: ScorerSpec | TrainerSpec) -> dict[str, str]:
     """The environment in which an actor's process starts that computes with torch."""
     return {"OMP_NUM_THREADS": str(spec.num_threads), **heap_environment(ONE_HEAP, spec.device)}
+
+
+def seated_class(cls: type, seat: Seat, environment: dict[str, str]) -> Any:
+    """A Ray actor class for an actor's seat; on a cluster its node, where Ray counts cores, too."""
+    where = {"num_cpus": seat.num_cpus, "scheduling_strategy": on_node(seat.node)}
+    return actor_class(cls, seat.num_gpus, environment, where if seat.node else {})
 
 
 def actor_class(

@@ -26,7 +26,7 @@ from ray.exceptions import RayActorError
 from stargate.actors.rpc.remote import remote
 from stargate.actors.rpc.replica_pool import EnginePool, Replace
 from stargate.actors.runtime.actor_slots import ActorSlot, HeldWeights
-from stargate.actors.runtime.file_access import FileAccess, SameFiles
+from stargate.actors.runtime.file_transfer import FileAccess, SameFiles
 from stargate.errors import EngineError, MachineError, StargateError, one_line
 from stargate.records.counters import Counters
 

@@ -130,9 +130,7 @@ def usable_nodes(nodes: Sequence[Node]) -> list[Node]:
     return [node for node in nodes if node.num_cpus or node.num_gpus]
 
 
-def nodes_for(
-    config: RunConfig, nodes: Sequence[Node], *, training: bool = True
-) -> dict[str, str]:
+def nodes_for(config: RunConfig, nodes: Sequence[Node], *, training: bool = True) -> dict[str, str]:
     """Every actor's node, in the order of `needs`.
 
     Raises MachineError with what is missing and the key to lower.
@@ -156,7 +154,7 @@ def _assign_in_turn(
     there: Counter[tuple[str, str]] = Counter()
 
     def room(node: Node, role: str) -> tuple[float, int]:
-        """Cores for each of one more; of equals the node with fewer, whatever order they come in."""
+        """Cores for each of one more; of equals the node with fewer, in any order of nodes."""
         count = there[role, node.name]
         return node.num_cpus / (1 + count), -count
 

@@ -167,9 +167,7 @@ def _pinned(
         yield actor, own[role_of(actor)] or core_list(share)
 
 
-def _threads(
-    config: RunConfig, actor: str, actors: Sequence[str], cores: Sequence[int]
-) -> int:
+def _threads(config: RunConfig, actor: str, actors: Sequence[str], cores: Sequence[int]) -> int:
     """Of an actor that is not pinned: as its config says, else an equal part among its role."""
     role = role_of(actor)
     own = {"scorer": config.scorer.num_threads, "trainer": config.trainer.num_threads}
@@ -247,9 +245,7 @@ def _held(seats: Iterable[Seat], node: str) -> set[int]:
     return {core for s in seats if s.node == node and s.cores for core in listed_cores(s.cores)}
 
 
-def cores_for_more(
-    wanted: Sequence[str | None], cores: Sequence[int], held: set[int]
-) -> list[str]:
+def cores_for_more(wanted: Sequence[str | None], cores: Sequence[int], held: set[int]) -> list[str]:
     """Cores for engines that join a machine with these cores, of which others hold some.
 
     `wanted` has an entry per engine: its `cpu_cores` setting, which all engines of a role share, or

@@ -22,8 +22,8 @@ from stargate.config.component import Component
 from stargate.config.files import describe_problem
 from stargate.errors import ConfigError, DataError
 from stargate.records.files import write_text
+from stargate.resources.cluster import ENGINES
 
-ROLES = ("questioner", "roleplayer")
 REQUEST_FILE = "scale.json"
 ANSWER_FILE = "scale-answer.json"
 # More engines than that for one role is a typing error.
@@ -35,7 +35,7 @@ _MAX_MESSAGE = 2000
 
 _FileT = TypeVar("_FileT", bound=Component)
 _Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-_Role = Annotated[str, Field(pattern=rf"^({'|'.join(ROLES)})$")]
+_Role = Annotated[str, Field(pattern=rf"^({'|'.join(ENGINES)})$")]
 _Count = Annotated[int, Field(ge=1, le=MAX_ENGINES, strict=True)]
 
 
@@ -59,8 +59,8 @@ def parse_engines(words: Sequence[str]) -> dict[str, int]:
     found: dict[str, int] = {}
     for word in words:
         role, _, count = word.partition("=")
-        if role not in ROLES:
-            raise ConfigError(f"{word!r}: expected ROLE=COUNT with a role of {', '.join(ROLES)}")
+        if role not in ENGINES:
+            raise ConfigError(f"{word!r}: expected ROLE=COUNT with a role of {', '.join(ENGINES)}")
         if role in found:
             raise ConfigError(f"{role} is named twice")
         if not re.fullmatch(r"[0-9]{1,4}", count) or not 1 <= int(count) <= MAX_ENGINES:

@@ -17,7 +17,7 @@ from stargate.actors.rpc.remote import remote
 from stargate.actors.runtime.actor_slots import ActorSlot, HeldWeights
 from stargate.actors.runtime.cluster import Cluster
 from stargate.actors.runtime.discovery import attach, discover_cluster
-from stargate.actors.runtime.spawn import actor_class
+from stargate.actors.runtime.spawn import seated_class
 from stargate.actors.runtime.supervisor import Supervisor
 from stargate.config.files import load_config
 from stargate.config.run import RunConfig
@@ -58,8 +58,8 @@ def refused(address: str) -> None:
     said: list[str] = []
     discovery = discover_cluster(config(address), address, said.append)  # waits for nodes to join
     assert [line.partition(":")[0] for line in said][-2:] == ["cluster", "cluster"], said
-    assert len(discovery.seating.by_node()) == 2
-    assert discovery.driver_node not in discovery.seating.by_node()  # the head has no CPU
+    assert len(discovery.placement.by_node()) == 2
+    assert discovery.driver_node not in discovery.placement.by_node()  # the head has no CPU
     ray.shutdown()  # the discovery stays attached
     large = config(address, "questioner.engine.num_engines=8", "cluster.wait_s=0")
     problem = problem_of(large, address)
@@ -105,11 +105,11 @@ async def _node_lost(
     try:
 
         def spawn() -> list[Any]:
-            return [actor_class(Holder, 0, {}, cluster.spot("questioner-0").options).remote()]
+            return [seated_class(Holder, cluster.seats["questioner-0"], {}).remote()]
 
         handles = await cluster.hire(["questioner-0"], spawn)
         first, given, niceness = await handles[0].told.remote()
-        assert first in discovery.seating.by_node()
+        assert first in discovery.placement.by_node()
         assert (given, niceness) == ([], 0)
         weights = HeldWeights(str(folder / "base"))
         with weights.pushing(str(folder / "models/m1"), 1):

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from stargate.config.files import load_config
 from stargate.config.run import RunConfig
 from stargate.errors import ConfigError, MachineError
-from stargate.resources.cluster import Node, Strategy, needs, place_on_cluster
+from stargate.resources.cluster import Need, Node, Strategy, assign, cluster_device, needs
 
 
-def node(name: str, num_gpus: int, num_cpus: float = 64, memory_gb: float = 512) -> Node:
-    return Node(name, num_gpus, num_cpus, memory_gb)
+def node(name: str, num_gpus: int, num_cpus: float = 64) -> Node:
+    return Node(name, num_gpus, num_cpus)
 
 
 def config(
@@ -48,14 +48,17 @@ def config(
     )
 
 
-def where(settings: RunConfig, nodes: list[Node], strategy: Strategy) -> dict[str, str]:
-    return {bundle.actor: bundle.node for bundle in place_on_cluster(settings, nodes, strategy)}
+def needed(settings: RunConfig, nodes: list[Node], *, training: bool = True) -> list[Need]:
+    return needs(settings, device=cluster_device(settings, nodes), training=training)
+
+
+def where(settings: RunConfig, nodes: list[Node], strategy: Strategy = "packed") -> dict[str, str]:
+    return assign(needed(settings, nodes), nodes, strategy)
 
 
 def test_the_paper_config_fills_one_node_of_eight() -> None:
-    paper = load_config("paper")
-    bundles = place_on_cluster(paper, [node("a", 8)])
-    assert [(bundle.actor, bundle.num_gpus) for bundle in bundles] == [
+    paper, nodes = load_config("paper"), [node("a", 8)]
+    assert [(need.name, need.num_gpus) for need in needed(paper, nodes)] == [
         ("questioner-0", 1.0),
         ("questioner-1", 1.0),
         ("roleplayer-0", 2.0),
@@ -63,7 +66,7 @@ def test_the_paper_config_fills_one_node_of_eight() -> None:
         ("trainer-0", 1.0),
         ("trainer-1", 1.0),
     ]
-    assert {bundle.node for bundle in bundles} == {"a"}
+    assert set(where(paper, nodes).values()) == {"a"}
 
 
 def test_packed_leaves_a_node_free_and_spread_uses_all() -> None:
@@ -74,17 +77,17 @@ def test_packed_leaves_a_node_free_and_spread_uses_all() -> None:
 
 def test_too_few_gpus_names_the_count_to_lower() -> None:
     with pytest.raises(MachineError) as small:
-        place_on_cluster(config(6), [node("a", 4), node("b", 4)])
+        where(config(6), [node("a", 4), node("b", 4)])
     assert str(small.value) == (
         "needs 9 GPUs, the cluster has 8: lower questioner.engine.num_engines"
     )
     with pytest.raises(MachineError, match=r"lower roleplayer.engine.tensor_parallel_size"):
-        place_on_cluster(config(other_size=4), [node("a", 4), node("b", 2)])
+        where(config(other_size=4), [node("a", 4), node("b", 2)])
 
 
 def test_an_actor_that_no_node_can_hold() -> None:
     with pytest.raises(MachineError) as large:
-        place_on_cluster(config(size=8), [node("a", 4), node("b", 4), node("c", 4)])
+        where(config(size=8), [node("a", 4), node("b", 4), node("c", 4)])
     assert str(large.value) == (
         "questioner.engine.tensor_parallel_size=8, the largest node has 4 GPUs"
     )
@@ -93,37 +96,36 @@ def test_an_actor_that_no_node_can_hold() -> None:
 def test_enough_in_sum_but_not_on_the_right_nodes() -> None:
     # 3 + 3 of 4 + 2 + 4: the singles go beside them.
     two_large = config(2, size=3)
-    assert len(place_on_cluster(two_large, [node("a", 4), node("b", 2), node("c", 4)])) == 5
+    assert len(where(two_large, [node("a", 4), node("b", 2), node("c", 4)])) == 5
     with pytest.raises(MachineError) as scattered:
-        place_on_cluster(two_large, [node("a", 5, 8, 64), node("b", 2, 8, 64), node("c", 2, 8, 64)])
+        where(two_large, [node("a", 5, 8), node("b", 2, 8), node("c", 2, 8)])
     assert str(scattered.value) == (
         "the cluster has enough in sum but not on the right nodes: questioner-0 and the others "
-        "can't share 3 nodes (1 x 5 GPUs, 8 CPUs, 64 GiB; 2 x 2 GPUs, 8 CPUs, 64 GiB); lower "
+        "can't share 3 nodes (1 x 5 GPUs, 8 CPUs; 2 x 2 GPUs, 8 CPUs); lower "
         "questioner.engine.tensor_parallel_size or questioner.engine.num_engines"
     )
 
 
-def test_cores_and_memory_count_too() -> None:
+def test_cores_count_too() -> None:
     with pytest.raises(MachineError, match=r"needs 5 CPUs, the cluster has 4: lower questioner"):
-        place_on_cluster(config(2), [node("a", 8, num_cpus=4)])
-    with pytest.raises(MachineError, match=r"scorer-0 needs 1 GPUs, 1 CPUs and 90 GiB on one node"):
-        place_on_cluster(config(), [node("a", 4, memory_gb=64)], memory_gb={"scorer": 90})
-    with pytest.raises(
-        MachineError, match=r"needs 120 GiB, the cluster has 100: lower trainer.num_"
-    ):
-        place_on_cluster(config(ranks=4), [node("a", 9, memory_gb=100)], memory_gb={"trainer": 30})
+        where(config(2), [node("a", 8, num_cpus=4)])
+    threads = config(schedule={"overlap": "always"}, scorer={"num_threads": 5}, device="cpu")
+    with pytest.raises(MachineError, match=r"scorer-0 needs 0 GPUs and 5 CPUs on one node"):
+        where(threads, [node("a", 4, 4), node("b", 4, 4)])
+    with pytest.raises(MachineError, match=r"needs 8 CPUs, the cluster has 5: lower scorer.num_gp"):
+        where(threads, [node("a", 4, 5)])
 
 
 def test_shares_of_a_gpu_lie_on_one_gpu() -> None:
     shared = config(scorers=2, scorer_gpus=0.5, rank_gpus=1)
-    assert len(place_on_cluster(shared, [node("a", 4)])) == 5  # 1 + 1 + (0.5 + 0.5) + 1
+    assert len(where(shared, [node("a", 4)])) == 5  # 1 + 1 + (0.5 + 0.5) + 1
     # 3 x 0.6 is 1.8 of 2 GPUs in sum, but no GPU holds two of them.
     with pytest.raises(MachineError, match="enough in sum but not on the right nodes"):
-        place_on_cluster(config(scorers=3, scorer_gpus=0.6, rank_gpus=0), [node("a", 4)])
+        where(config(scorers=3, scorer_gpus=0.6, rank_gpus=0), [node("a", 4)])
     # Ten tenths are one GPU: no float error makes it more.
-    place_on_cluster(config(scorers=10, scorer_gpus=0.1, rank_gpus=0), [node("a", 3)])
+    where(config(scorers=10, scorer_gpus=0.1, rank_gpus=0), [node("a", 3)])
     with pytest.raises(ConfigError, match=r"scorer.num_gpus must be whole above 1, got 1.5"):
-        place_on_cluster(config(scorer_gpus=1.5), [node("a", 8)])
+        where(config(scorer_gpus=1.5), [node("a", 8)])
 
 
 def test_a_preference_is_given_up_rather_than_the_run() -> None:
@@ -135,25 +137,28 @@ def test_a_preference_is_given_up_rather_than_the_run() -> None:
 
 def test_without_gpus_only_engines_count_cores() -> None:
     plain = config(2, scorers=1, ranks=2)
-    bundles = place_on_cluster(plain, [node("a", 0, num_cpus=2), node("b", 0, num_cpus=1)])
-    assert [(b.num_gpus, b.num_cpus) for b in bundles] == [(0.0, 1.0)] * 3 + [(0.0, 0.0)] * 3
+    nodes = [node("a", 0, num_cpus=2), node("b", 0, num_cpus=1)]
+    taken = [(need.num_gpus, need.num_cpus) for need in needed(plain, nodes)]
+    assert taken == [(0.0, 1.0)] * 3 + [(0.0, 0.0)] * 3
+    assert len(where(plain, nodes)) == 6
     with pytest.raises(MachineError, match="needs 3 CPUs, the cluster has 2"):
-        place_on_cluster(plain, [node("a", 0, num_cpus=2)])
+        where(plain, [node("a", 0, num_cpus=2)])
     overlapping = config(schedule={"overlap": "always"}, trainer={"num_threads": 4})
     assert [need.num_cpus for need in needs(overlapping, device="cpu")] == [1.0, 1.0, 1.0, 4.0]
 
 
 def test_device_and_empty_clusters() -> None:
     with pytest.raises(MachineError, match="the cluster has no nodes"):
-        place_on_cluster(config(), [])
+        where(config(), [])
     with pytest.raises(MachineError, match="the cluster has no GPU: set device=cpu"):
-        place_on_cluster(config(device="cuda"), [node("a", 0)])
-    assert not any(b.num_gpus for b in place_on_cluster(config(device="cpu"), [node("a", 8)]))
+        where(config(device="cuda"), [node("a", 0)])
+    assert not any(need.num_gpus for need in needed(config(device="cpu"), [node("a", 8)]))
 
 
 def test_without_training_no_rank_is_placed() -> None:
-    bundles = place_on_cluster(config(ranks=4), [node("a", 3)], training=False)
-    assert [bundle.actor for bundle in bundles] == ["questioner-0", "roleplayer-0", "scorer-0"]
+    nodes = [node("a", 3)]
+    found = assign(needed(config(ranks=4), nodes, training=False), nodes)
+    assert list(found) == ["questioner-0", "roleplayer-0", "scorer-0"]
 
 
 @settings(max_examples=150)
@@ -189,14 +194,14 @@ def test_a_placement_is_found_exactly_when_there_is_one(
             possible = True
             break
     try:
-        bundles = place_on_cluster(plan, nodes, strategy)
+        found = assign(actors, nodes, strategy)
     except MachineError as error:
         assert not possible, (str(error), gpus, actors)
         assert "\n" not in str(error)
         return
     assert possible
-    assert [bundle.actor for bundle in bundles] == [need.name for need in actors]
+    assert list(found) == [need.name for need in actors]
     for place in nodes:
-        held = [bundle for bundle in bundles if bundle.node == place.name]
-        assert sum(bundle.num_gpus for bundle in held) <= place.num_gpus
-        assert sum(bundle.num_cpus for bundle in held) <= place.num_cpus
+        held = [need for need in actors if found[need.name] == place.name]
+        assert sum(need.num_gpus for need in held) <= place.num_gpus
+        assert sum(need.num_cpus for need in held) <= place.num_cpus

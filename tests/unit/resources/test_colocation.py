@@ -6,10 +6,9 @@ import pytest
 
 from stargate.config.run import RunConfig
 from stargate.errors import MachineError
-from stargate.resources.cluster import Node, needs, place_on_cluster
-from stargate.resources.colocation import check_shifts, engine_share, gpu_share, phase_needs
-from stargate.resources.placement import place
-from stargate.resources.seating import NodeFacts, bundles_for, seat
+from stargate.resources.cluster import Node, assign, needs, nodes_for
+from stargate.resources.gpu_phases import check_phases, engine_share, gpu_share, phase_memory
+from stargate.resources.placement import place, seat
 
 SMALL = {"engine": {"gpu_memory_utilization": 0.4}}
 
@@ -41,8 +40,7 @@ def test_shares_never_make_more_than_one(num_engines: int, share: float) -> None
     actors = needs(settings, device="cuda")
     assert {need.num_gpus for need in actors} == {share}
     assert sum(need.num_gpus for need in actors) <= 1.0
-    bundles = place_on_cluster(settings, [Node("a", 1, 64, 512)], "colocated")
-    assert len(bundles) == num_engines + 3
+    assert len(assign(actors, [Node("a", 1, 64)], "colocated")) == num_engines + 3
 
 
 def test_on_cpus_it_is_refused_in_one_line() -> None:
@@ -53,7 +51,7 @@ def test_on_cpus_it_is_refused_in_one_line() -> None:
         "and this run is on CPUs: set cluster.strategy=packed"
     )
     with pytest.raises(MachineError, match="this run is on CPUs"):
-        bundles_for(config(), [Node("a", 0, 16, 64)])
+        nodes_for(config(), [Node("a", 0, 16)])
 
 
 @pytest.mark.parametrize(
@@ -82,27 +80,26 @@ def test_engines_that_leave_no_room_are_refused() -> None:
         place(config(questioner={}, roleplayer={}), [0], num_gpus=1)
 
 
-def test_every_shift_has_a_budget() -> None:
+def test_every_phase_has_a_budget() -> None:
     settings = config()
     assert engine_share(settings) == pytest.approx(0.8)
     params = 2**30  # so that bytes per parameter are GiB
-    found = {need.phase: need.gib for need in phase_needs(settings, 24.0, params)}
     # play: 0.8 x 24 + 2 x 0.75; score: 2 + 4 x 0.75 + 1; train: 16 + 4 x 0.75 + 1
+    found = phase_memory(settings, 24.0, params)
     assert found == pytest.approx({"play": 20.7, "score": 6.0, "train": 20.0})
-    check_shifts(phase_needs(settings, 24.0, params), 24.0)
+    check_phases(settings, 24.0, params)
     with pytest.raises(MachineError, match=r"the train phase needs at least 36\.0 GiB.*has 24\.0"):
-        check_shifts(phase_needs(settings, 24.0, 2 * params), 24.0)
+        check_phases(settings, 24.0, 2 * params)
     adapters = config(trainer={"lora": {}})
-    check_shifts(phase_needs(adapters, 24.0, 2 * params), 24.0)
+    check_phases(adapters, 24.0, 2 * params)
 
 
 def test_on_a_cluster_all_go_to_one_node() -> None:
-    nodes = [Node("a", 1, 1, 64), Node("b", 1, 16, 64)]
-    bundles = bundles_for(config(), nodes)
-    assert {bundle.node for bundle in bundles} == {"b"}
-    facts = [NodeFacts(nodes[1], "b", "10.0.0.2", "m", tuple(range(16)))]
-    placement = seat(config(), bundles, facts).placement
+    nodes = [Node("a", 1, 1), Node("b", 1, 16, cores=tuple(range(16)))]
+    assigned = nodes_for(config(), nodes)
+    assert set(assigned.values()) == {"b"}
+    placement = seat(config(), assigned, nodes[1:])
     assert (placement.gpu_share, placement.overlap) == (0.25, False)
     # Two nodes that have it only together are not enough.
     with pytest.raises(MachineError, match=r"all actors go to one node with a GPU and \d CPUs"):
-        bundles_for(config(), [Node("a", 1, 2, 64), Node("b", 1, 2, 64)])
+        nodes_for(config(), [Node("a", 1, 2), Node("b", 1, 2)])

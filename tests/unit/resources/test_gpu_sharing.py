@@ -9,7 +9,7 @@ from typing import Any
 
 from stargate.actors.rpc.remote import ActorDied
 from stargate.actors.runtime.actor_slots import ActorSlot, HeldWeights
-from stargate.actors.runtime.file_access import SameFiles
+from stargate.actors.runtime.file_transfer import SameFiles
 from stargate.actors.runtime.gpu_sharing import SleepController
 from stargate.actors.runtime.spawn import _room
 from stargate.actors.runtime.supervisor import Supervisor

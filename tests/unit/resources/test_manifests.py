@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from stargate.config.files import load_config, packaged_configs_dir
-from stargate.resources.cluster import Node, place_on_cluster
-from stargate.resources.seating import bundles_for
+from stargate.resources.cluster import Node, nodes_for
 from stargate.resources.submission import JOB_VARIABLES, STOP_SECONDS, cluster_address, entrypoint
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -75,15 +74,15 @@ def test_the_manifest_runs_the_paper_config_and_ends_in_order(job: Any) -> None:
         places = [Path(mount["mountPath"]) for mount in container["volumeMounts"]]
         assert any(config.runs_dir.is_relative_to(place) for place in places)
     cluster = spec["rayClusterSpec"]
-    head = Node("head", 0, float(cluster["headGroupSpec"]["rayStartParams"]["num-cpus"]), 32)
+    head = Node("head", 0, float(cluster["headGroupSpec"]["rayStartParams"]["num-cpus"]))
     limits = containers(job)[1]["resources"]["limits"]
     pods = [
-        Node(f"pod-{number}", int(limits["nvidia.com/gpu"]), float(limits["cpu"]), 240)
+        Node(f"pod-{number}", int(limits["nvidia.com/gpu"]), float(limits["cpu"]))
         for number in range(cluster["workerGroupSpecs"][0]["replicas"])
     ]
-    bundles = bundles_for(config, [head, *pods])
-    assert len(bundles) == 6
-    assert {bundle.node for bundle in bundles} == {"pod-0", "pod-1"}
+    found = nodes_for(config, [head, *pods])
+    assert len(found) == 6
+    assert set(found.values()) == {"pod-0", "pod-1"}
     # And it is the job's cluster that the run attaches to.
     assert cluster_address(config, {JOB_VARIABLES[0]: "{}"}) == "auto"
 
@@ -103,8 +102,8 @@ def test_the_slurm_script_is_valid_and_fits_the_paper_config() -> None:
     assert text.index("set -euo") > text.rindex("#SBATCH")
     assert (options["nodes"], options["ntasks-per-node"]) == ("1", "1")
     assert options["signal"] == "B:TERM@180"  # to the script, which tells the run and not Ray
-    node = Node("n", int(options["gpus-per-node"]), float(options["cpus-per-task"]), 400)
-    assert len(place_on_cluster(load_config("paper"), [node])) == 6
+    node = Node("n", int(options["gpus-per-node"]), float(options["cpus-per-task"]))
+    assert len(nodes_for(load_config("paper"), [node])) == 6
     assert os.access(SLURM, os.X_OK)
 
 

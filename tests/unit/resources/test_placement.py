@@ -5,18 +5,27 @@ from pydantic import ValidationError
 
 from stargate.config.run import RunConfig
 from stargate.errors import MachineError
-from stargate.resources.placement import decide_overlap, num_listed, place
+from stargate.resources.placement import Placement, decide_overlap, listed_cores, place
 
 
 def config(**changes: object) -> RunConfig:
     return RunConfig.model_validate(changes)
 
 
+def cores_of(placement: Placement, role: str) -> list[str | None]:
+    return [seat.cores for seat in placement.of(role)]
+
+
+def threads_of(placement: Placement, role: str) -> list[int]:
+    return [seat.threads for seat in placement.of(role)]
+
+
 def test_two_cores_one_engine_each_and_stages_in_turn() -> None:
     got = place(config(), cores=[0, 1], num_gpus=0)
     assert got.device == "cpu"
-    assert (got.questioner_cores, got.roleplayer_cores) == (("0",), ("1",))
-    assert (got.scorer_threads, got.trainer_threads) == (2, 2)
+    assert (cores_of(got, "questioner"), cores_of(got, "roleplayer")) == (["0"], ["1"])
+    assert (threads_of(got, "scorer"), threads_of(got, "trainer")) == ([2], [2])
+    assert [seat.num_cpus for seat in got.seats.values()] == [0.0] * 4  # Ray counts none
     assert not got.overlap
 
 
@@ -27,9 +36,9 @@ def test_all_cores_are_shared_and_own_settings_win() -> None:
         "trainer": {"num_ranks": 2},
     }
     got = place(config(**engines), cores=[0, 1, 2, 3, 4, 5, 6], num_gpus=0)
-    assert got.questioner_cores == ("0,1,2", "3,4")
-    assert got.roleplayer_cores == ("6",)
-    assert got.trainer_threads == 3
+    assert cores_of(got, "questioner") == ["0,1,2", "3,4"]
+    assert cores_of(got, "roleplayer") == ["6"]
+    assert threads_of(got, "trainer") == [3, 3]
 
 
 def test_too_few_cores_names_the_key() -> None:
@@ -40,7 +49,7 @@ def test_too_few_cores_names_the_key() -> None:
 def test_gpus_overlap_and_are_counted() -> None:
     got = place(config(scorer={"num_gpus": 1}), cores=list(range(8)), num_gpus=3)
     assert got.overlap
-    assert got.questioner_cores == (None,)
+    assert cores_of(got, "questioner") == [None]
     with pytest.raises(MachineError, match="needs 3 GPUs, this machine has 2"):
         place(config(scorer={"num_gpus": 1}), cores=[0, 1], num_gpus=2)
 
@@ -57,7 +66,7 @@ def test_overlap_follows_the_config() -> None:
 
 def test_stages_that_would_share_cores_take_turns_and_the_run_says_so() -> None:
     one_each = place(config(scorer={"num_scorers": 2}), cores=[0, 1], num_gpus=0)
-    assert (one_each.scorer_threads, one_each.trainer_threads) == (1, 2)
+    assert (threads_of(one_each, "scorer"), threads_of(one_each, "trainer")) == ([1, 1], [2])
     assert not one_each.overlap
     assert one_each.schedule == (
         "schedule: rollouts, scoring and responses take turns: 4 threads would share 2 cores"
@@ -77,25 +86,28 @@ def test_auto_overlaps_where_all_teams_fit_side_by_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("engines", "scorers", "cores", "overlap"),
+    ("threads", "cores", "overlap"),
     [
-        ((1, 1), (1, 1), 2, False),
-        ((1, 1), (1, 1), 4, True),
-        ((1, 1), (2,), 2, False),
-        ((1, 1), (2,), 4, True),
-        ((2, 2), (1,), 4, False),
-        ((2, 2), (1,), 5, True),
+        ((1, 1, 1, 1), 2, False),
+        ((1, 1, 1, 1), 4, True),
+        ((1, 1, 2), 2, False),
+        ((1, 1, 2), 4, True),
+        ((2, 2, 1), 4, False),
+        ((2, 2, 1), 5, True),
     ],
 )
 def test_overlap_is_decided_by_threads_and_cores(
-    engines: tuple[int, ...], scorers: tuple[int, ...], cores: int, overlap: bool
+    threads: tuple[int, ...], cores: int, overlap: bool
 ) -> None:
-    assert decide_overlap(engines, scorers, cores)[0] is overlap
+    assert decide_overlap(threads, cores)[0] is overlap
 
 
-@pytest.mark.parametrize(("cores", "count"), [("6", 1), ("0,2-4", 4), ("0-1|2-3", 4)])
-def test_core_lists_are_counted(cores: str, count: int) -> None:
-    assert num_listed(cores) == count
+@pytest.mark.parametrize(
+    ("cores", "listed"),
+    [("3", [3]), ("0-2,5", [0, 1, 2, 5]), ("0,2-4", [0, 2, 3, 4]), ("0-1|2-3", [0, 1, 2, 3])],
+)
+def test_core_lists(cores: str, listed: list[int]) -> None:
+    assert listed_cores(cores) == listed
 
 
 @pytest.mark.parametrize("cores", ["", "auto", "1-", "0;1", "0,"])

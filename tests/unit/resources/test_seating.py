@@ -7,28 +7,26 @@ import pytest
 from stargate.config.files import load_config
 from stargate.config.run import RunConfig
 from stargate.errors import ConfigError, MachineError
-from stargate.resources.cluster import Bundle, Node
-from stargate.resources.seating import NodeFacts, Seating, bundles_for, node_cores, seat, seat_again
+from stargate.resources.cluster import Node, nodes_for
+from stargate.resources.placement import Placement, node_cores, seat, seat_again
 from stargate.resources.submission import JOB_VARIABLES, cluster_address
 
 
-def facts(name: str, num_cpus: float, num_gpus: int = 0, machine: str | None = None) -> NodeFacts:
+def node(name: str, num_cpus: float, num_gpus: int = 0, machine: str | None = None) -> Node:
     """A node of four cores; nodes of one machine share them."""
-    node = Node(name, num_gpus, num_cpus, 64)
-    return NodeFacts(node, name, "10.0.0.1", machine or name, (0, 1, 2, 3))
+    return Node(name, num_gpus, num_cpus, name, "10.0.0.1", machine or name, (0, 1, 2, 3))
 
 
 def config(**changes: Any) -> RunConfig:
     return RunConfig.model_validate(changes)
 
 
-def seated(settings: RunConfig, *nodes: NodeFacts) -> Seating:
-    bundles = bundles_for(settings, [fact.node for fact in nodes])
-    return seat(settings, bundles, nodes)
+def seated(settings: RunConfig, *nodes: Node) -> Placement:
+    return seat(settings, nodes_for(settings, nodes), nodes)
 
 
 def test_packed_takes_one_node_and_spread_takes_both() -> None:
-    nodes = [facts("a", 4), facts("b", 4)]
+    nodes = [node("a", 4), node("b", 4)]
     packed = seated(config(scorer={"num_scorers": 2}), *nodes)
     assert packed.by_node() == {
         "a": ["questioner-0", "roleplayer-0", "scorer-0", "scorer-1", "trainer-0"]
@@ -50,76 +48,76 @@ def test_packed_takes_one_node_and_spread_takes_both() -> None:
 @pytest.mark.parametrize("order", [1, -1])
 def test_spread_ranks_do_not_depend_on_the_order_of_nodes(order: int) -> None:
     """A second rank has one core on either node: the node without a rank takes it."""
-    nodes = [facts("a", 2), facts("b", 1)][::order]
+    nodes = [node("a", 2), node("b", 1)][::order]
     got = seated(config(cluster={"strategy": "spread"}, trainer={"num_ranks": 2}), *nodes)
-    assert [s.node for s in got.seats if s.role == "trainer"] == ["a", "b"]
+    assert [s.node for s in got.of("trainer")] == ["a", "b"]
 
 
 def test_each_node_shares_out_its_own_cores() -> None:
-    got = seated(config(cluster={"strategy": "spread"}), facts("a", 4), facts("b", 4))
-    by_name = {s.actor: s for s in got.seats}
+    got = seated(config(cluster={"strategy": "spread"}), node("a", 4), node("b", 4))
+    by_name = got.seats
     assert (by_name["questioner-0"].cores, by_name["roleplayer-0"].cores) == ("0,1,2,3", "0,1,2,3")
     assert (by_name["questioner-0"].num_cpus, by_name["scorer-0"].num_cpus) == (1.0, 0.0)
     # The scorer has all cores of its node while the engine there waits.
     assert (by_name["scorer-0"].node, by_name["scorer-0"].threads) == ("a", 4)
-    assert not got.placement.overlap
-    assert got.placement.questioner_cores == ("0,1,2,3",)
+    assert not got.overlap
+    assert [s.cores for s in got.of("questioner")] == ["0,1,2,3"]
 
 
 def test_nodes_on_one_machine_get_cores_of_their_own() -> None:
-    nodes = [facts("a", 1, machine="m"), facts("b", 2, machine="m"), facts("c", 1, machine="n")]
+    nodes = [node("a", 1, machine="m"), node("b", 2, machine="m"), node("c", 1, machine="n")]
     assert node_cores(nodes) == {"a": (0,), "b": (1, 2), "c": (0,)}
     # More CPUs than the machine has: its cores are shared then.
-    twice = [facts("a", 3, machine="m"), facts("b", 3, machine="m")]
+    twice = [node("a", 3, machine="m"), node("b", 3, machine="m")]
     assert node_cores(twice) == {"a": (0, 1, 2), "b": (0, 1, 3)}
 
 
 def test_stages_overlap_by_the_rule_of_one_machine() -> None:
-    nodes = [facts("a", 1, machine="m"), facts("b", 1, machine="m")]
+    nodes = [node("a", 1, machine="m"), node("b", 1, machine="m")]
     got = seated(config(cluster={"strategy": "spread"}), *nodes)
-    assert {s.actor: s.cores for s in got.seats if s.cores} == {
+    assert {s.actor: s.cores for s in got.seats.values() if s.cores} == {
         "questioner-0": "0",
         "roleplayer-0": "1",
     }
-    assert not got.placement.overlap  # a scorer shares a core with an engine
-    assert "would share" in got.placement.overlap_reason
+    assert not got.overlap  # a scorer shares a core with an engine
+    assert "would share" in got.overlap_reason
 
 
 def test_the_paper_config_over_two_nodes_of_four_gpus() -> None:
-    head = facts("head", 0)
-    got = seated(load_config("paper"), head, facts("a", 16, 4), facts("b", 16, 4))
-    assert got.placement.device == "cuda"
-    assert got.placement.overlap
-    assert sum(s.num_gpus for s in got.seats) == 7
+    head = node("head", 0)
+    got = seated(load_config("paper"), head, node("a", 16, 4), node("b", 16, 4))
+    assert got.device == "cuda"
+    assert got.overlap
+    assert sum(s.num_gpus for s in got.seats.values()) == 7
     assert "head" not in got.by_node()
     assert {len(actors) for actors in got.by_node().values()} == {3}
-    assert all(s.cores is None for s in got.seats)
+    assert all(s.cores is None for s in got.seats.values())
 
 
 def test_a_cluster_that_is_too_small_is_one_line() -> None:
     many = config(questioner={"engine": {"num_engines": 6}}, device="cpu")
     with pytest.raises(MachineError) as small:
-        bundles_for(many, [facts("a", 2).node, facts("b", 2).node])
+        nodes_for(many, [node("a", 2), node("b", 2)])
     assert str(small.value) == (
         "needs 7 CPUs, the cluster has 4: lower questioner.engine.num_engines"
     )
     with pytest.raises(MachineError, match="needs 2 CPUs, the cluster has 1: no count can be low"):
-        bundles_for(config(device="cpu"), [facts("a", 1).node])
+        nodes_for(config(device="cpu"), [node("a", 1)])
     with pytest.raises(MachineError, match="the cluster has no nodes"):
-        bundles_for(config(), [facts("head", 0).node])
+        nodes_for(config(), [node("head", 0)])
 
 
 def test_an_engine_moves_to_cores_that_nobody_has() -> None:
     settings = config(cluster={"strategy": "spread"})
-    a, b = facts("a", 4), facts("b", 4)
-    seats = {s.actor: s for s in seated(settings, a, b).seats}
+    a, b = node("a", 4), node("b", 4)
+    seats = seated(settings, a, b).seats
     lost = [seats["roleplayer-0"]]
     assert lost[0].node == "b"
     others = [s for s in seats.values() if s.actor != "roleplayer-0"]
-    [moved] = seat_again(lost, [Bundle("roleplayer-0", "a", 0, 1, 0)], [a], others)
+    [moved] = seat_again(lost, {"roleplayer-0": "a"}, [a], others)
     # The Questioner has all of a's cores: they are shared then.
     assert (moved.node, moved.cores) == ("a", "0,1,2,3")
-    [moved] = seat_again(lost, [Bundle("roleplayer-0", "c", 0, 1, 0)], [a, facts("c", 2)], others)
+    [moved] = seat_again(lost, {"roleplayer-0": "c"}, [a, node("c", 2)], others)
     assert (moved.node, moved.cores) == ("c", "0,1")
 
 

@@ -4,7 +4,6 @@ import pytest
 
 from stargate.actors.engines.spec import (
     EngineSpec,
-    core_ids,
     engine_arguments,
     engine_environment,
     needed_memory_gb,
@@ -134,9 +133,3 @@ def test_needed_memory() -> None:
     assert needed_memory_gb(bf16, 500_000_000) == pytest.approx(1.0 + 1.5 + 1.9)
     fp32 = EngineSpec("q", "/m", EngineConfig(cpu_kv_cache_gb=1.5, dtype="float32"))
     assert needed_memory_gb(fp32, 500_000_000) == pytest.approx(2.0 + 1.5 + 1.9)
-
-
-def test_core_lists() -> None:
-    assert core_ids("3") == [3]
-    assert core_ids("0-2,5") == [0, 1, 2, 5]
-    assert core_ids("0-1|2-3") == [0, 1, 2, 3]

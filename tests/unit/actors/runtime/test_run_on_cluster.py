@@ -9,23 +9,24 @@ import pytest
 
 from stargate.actors.runtime import cluster as cluster_module
 from stargate.actors.runtime import node_agent
-from stargate.actors.runtime.cluster import Cluster, _Home
+from stargate.actors.runtime.cluster import Cluster, Site
 from stargate.actors.runtime.discovery import Discovery
 from stargate.actors.runtime.node_agent import ModelNames, NodeAgent, NodeReport
 from stargate.config.run import RunConfig
 from stargate.errors import EngineError, MachineError
-from stargate.resources.cluster import Node, cluster_device, needs
-from stargate.resources.seating import NodeFacts, bundles_for, seat
+from stargate.monitoring import waiting
+from stargate.resources.cluster import Node, cluster_device, needs, nodes_for
+from stargate.resources.placement import seat
 from tests.unit.actors.runtime.test_file_transfer import Handle
 
 NAMES = ModelNames("embedded", "embedded", False, False)
 
 
-def facts(name: str, address: str, num_cpus: float = 2) -> NodeFacts:
-    return NodeFacts(Node(name, 0, num_cpus, 64), f"label-{name}", address, name, (0, 1, 2, 3))
+def node(name: str, address: str, num_cpus: float = 2) -> Node:
+    return Node(name, 0, num_cpus, f"label-{name}", address, name, (0, 1, 2, 3))
 
 
-A, B, C = facts("a", "10.0.0.1"), facts("b", "10.0.0.2"), facts("c", "10.0.0.3")
+A, B, C = node("a", "10.0.0.1"), node("b", "10.0.0.2"), node("c", "10.0.0.3")
 
 
 def report(node: str) -> NodeReport:
@@ -59,29 +60,39 @@ class World:
                 "trainer": {"num_ranks": 2},
             }
         )
-        nodes = [A.node, B.node]
-        bundles = bundles_for(config, nodes)
+        nodes = (A, B)
         wanted = needs(config, device=cluster_device(config, nodes))
         reports = {"a": report("a"), "b": report("b")}
         discovery = Discovery(
             address="x:1",
             driver_node="b",
-            facts=(A, B),
+            nodes=nodes,
             reports=reports,
             needed={need.name: need for need in wanted},
-            seating=seat(config, bundles, (A, B)),
+            placement=seat(config, nodes_for(config, nodes), nodes),
             names=NAMES,
         )
         self.cluster = Cluster(
             discovery, config.cluster, Path("/b/base"), self.run_dir / "logs", self.said.append
         )
-        for fact in (A, B):
-            self.open(fact)
+        for one in nodes:
+            self.open(one)
 
-    def open(self, fact: NodeFacts) -> None:
-        name = fact.node.name
+        async def move_in(node: Node, report: Any) -> None:
+            self.open(node)
+
+        monkeypatch.setattr(self.cluster, "_move_in", move_in)
+
+    def open(self, node: Node) -> None:
+        name = node.name
         self.cluster._agents[name] = Handle()
-        self.cluster._homes[name] = _Home(fact, report(name), self.run_dir / "logs")
+        self.cluster._nodes[name] = node
+        folders = f"/{name}/base", f"/{name}/other"
+        self.cluster._sites[name] = Site(*folders, self.run_dir / "logs")
+
+    def where(self, actor: str) -> tuple[str, str | None]:
+        seat = self.cluster.seats[actor]
+        return seat.node, seat.cores
 
     def _kill(self, handle: Any) -> None:
         self.killed.append(handle)
@@ -106,7 +117,7 @@ def test_m0_is_where_each_node_has_it(tmp_path: Path, monkeypatch: pytest.Monkey
     world = World(tmp_path, monkeypatch)
     assert asyncio.run(world.brought(Path("/b/base"), "questioner-0")) == "/a/base"
     assert asyncio.run(world.brought(Path("/b/base"), "roleplayer-0")) == "/b/base"
-    assert world.cluster.spot("questioner-0").roleplayer_dir == "/a/other"
+    assert world.cluster.site(world.cluster.seats["questioner-0"].node).roleplayer_dir == "/a/other"
 
 
 def test_a_node_that_sees_the_folder_reads_it_there(
@@ -181,7 +192,7 @@ def test_a_process_that_does_not_come_has_a_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster_module, "_PROCESS_SECONDS", 0.2)
-    monkeypatch.setattr(cluster_module, "SPEAK_SECONDS", 0.05)
+    monkeypatch.setattr(waiting, "SPEAK_SECONDS", 0.05)
     world = World(tmp_path, monkeypatch)
     actor = Actor(comes=False)
     late = "a process of questioner-0 on node label-a"
@@ -195,21 +206,14 @@ def test_an_actor_whose_node_has_left_moves_to_one_with_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path, monkeypatch)
-    world.living = [facts("b", "10.0.0.2", num_cpus=1), C]  # the Roleplayer holds one of b
-
-    async def move_in(fact: NodeFacts, report: Any) -> None:
-        world.open(fact)
-
-    monkeypatch.setattr(world.cluster, "_move_in", move_in)
+    world.living = [node("b", "10.0.0.2", num_cpus=1), C]  # the Roleplayer holds one of b
     new = [Actor()]
     assert asyncio.run(world.cluster.hire(["questioner-0"], lambda: new)) == new
-    spot = world.cluster.spot("questioner-0")
-    assert spot.options["scheduling_strategy"].node_id == "c"
+    assert world.where("questioner-0") == ("c", "0,1")
     assert world.said == [
         "questioner-0: node label-a has left the cluster",
         "questioner-0 moves to node label-c",
     ]
-    assert (spot.cores, spot.base_model_dir) == ("0,1", "/c/base")
 
 
 def test_without_room_for_it_there_is_one_line(
@@ -217,7 +221,7 @@ def test_without_room_for_it_there_is_one_line(
 ) -> None:
     monkeypatch.setattr(cluster_module, "_ROOM_SECONDS", 0.0)
     world = World(tmp_path, monkeypatch)
-    full = facts("b", "10.0.0.2", num_cpus=0.5)
+    full = node("b", "10.0.0.2", num_cpus=0.5)
     world.living = [full]
     with pytest.raises(MachineError, match="no other node has room for questioner-0: "):
         asyncio.run(world.cluster.hire(["questioner-0"], lambda: []))
@@ -229,38 +233,27 @@ def test_an_engine_that_joins_gets_a_node_with_free_cores(
     """Engines hold all cores of a and b, so it goes to c; once it has left, c has room again."""
     world = World(tmp_path, monkeypatch)
     world.living = [A, B, C]
-
-    async def move_in(fact: NodeFacts, report: Any) -> None:
-        world.open(fact)
-
-    monkeypatch.setattr(world.cluster, "_move_in", move_in)
     asyncio.run(world.cluster.seat_more({"questioner-1": None, "roleplayer-1": None}))
-    spots = [world.cluster.spot(name) for name in ("questioner-1", "roleplayer-1")]
-    assert [s.options["scheduling_strategy"].node_id for s in spots] == ["c", "c"]
-    assert [s.cores for s in spots] == ["0", "1"]
-    assert spots[0].options["num_cpus"] == 1.0
+    assert world.where("questioner-1") == ("c", "0")
+    assert world.where("roleplayer-1") == ("c", "1")
+    assert world.cluster.seats["questioner-1"].num_cpus == 1.0
     assert world.said == [
         "questioner-1 gets a place on node label-c",
         "roleplayer-1 gets a place on node label-c",
     ]
     with pytest.raises(MachineError, match=r"no node has room for questioner-2: .*; its engines"):
         asyncio.run(world.cluster.seat_more({"questioner-2": None}))
-    world.cluster.leave_seat("questioner-1")
+    del world.cluster.seats["questioner-1"]
     asyncio.run(world.cluster.seat_more({"questioner-1": None}))
-    assert world.cluster.spot("questioner-1").cores == "0"
+    assert world.where("questioner-1") == ("c", "0")
 
 
 def test_an_engine_that_joins_waits_for_its_node_aloud(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster_module, "_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(cluster_module, "SPEAK_SECONDS", 0.02)
+    monkeypatch.setattr(waiting, "SPEAK_SECONDS", 0.02)
     world = World(tmp_path, monkeypatch, wait_s=60)
-
-    async def move_in(fact: NodeFacts, report: Any) -> None:
-        world.open(fact)
-
-    monkeypatch.setattr(world.cluster, "_move_in", move_in)
 
     async def story() -> None:
         joining = asyncio.create_task(world.cluster.seat_more({"questioner-1": None}))

@@ -15,9 +15,9 @@ from stargate.actors.runtime.scaler import Scaler
 from stargate.actors.runtime.spawn import ActorGroup, ActorPlan
 from stargate.config.run import RunConfig
 from stargate.errors import EngineError, MachineError
-from stargate.resources.cluster import Bundle, Node
-from stargate.resources.placement import cores_for_more, place
-from stargate.resources.seating import NodeFacts, Seat, full_nodes, seat_more
+from stargate.monitoring import waiting
+from stargate.resources.cluster import Node
+from stargate.resources.placement import Seat, cores_for_more, full_nodes, place, seat_more
 from tests.fakes.actor_slots import FakeActor, ping
 
 # --- places
@@ -25,33 +25,33 @@ from tests.fakes.actor_slots import FakeActor, ping
 
 def test_engines_that_join_get_cores_that_nobody_holds() -> None:
     cores = list(range(6))
-    assert cores_for_more([None, None], cores, ["0,1", "2"]) == ["3,4", "5"]
-    assert cores_for_more([None], cores, ["0-1", "2-3"]) == ["4,5"]
-    assert cores_for_more(["0", None, "0"], cores, ["0", "1-4"]) == ["0", "5", "0"]
+    assert cores_for_more([None, None], cores, {0, 1, 2}) == ["3,4", "5"]
+    assert cores_for_more([None], cores, {0, 1, 2, 3}) == ["4,5"]
+    assert cores_for_more(["0", None, "0"], cores, {1, 2, 3, 4}) == ["0", "5", "0"]
     with pytest.raises(MachineError, match=r"2 more engines need a core each .* has 1 of 6 left"):
-        cores_for_more([None, None], cores, ["0-4"])
+        cores_for_more([None, None], cores, {0, 1, 2, 3, 4})
 
 
-def facts(name: str, num_cpus: float = 4) -> NodeFacts:
-    return NodeFacts(Node(name, 0, num_cpus, 64), name, "10.0.0.1", name, (0, 1, 2, 3))
+def node(name: str) -> Node:
+    return Node(name, 0, 4, name, "10.0.0.1", name, (0, 1, 2, 3))
 
 
 def test_seats_of_engines_that_join_a_cluster() -> None:
     first = Seat("questioner-0", "a", 0.0, 1.0, "0,1,2,3", 4)
-    nodes = [facts("a"), facts("b")]
+    nodes, present = [node("a"), node("b")], {"questioner-0": first}
     assert full_nodes(nodes, [first]) == {"a"}
-    like = [Seat(f"questioner-{n}", "a", 0.0, 1.0, "0,1,2,3", 4) for n in (1, 2)]
-    on_b = [Bundle(seat.actor, "b", 0.0, 1.0, 0.0) for seat in like]
-    assert seat_more(like, [None, None], on_b, nodes, [first]) == [
+    joining = ("questioner-1", "questioner-2")
+    on_b = dict.fromkeys(joining, "b")
+    assert seat_more(dict.fromkeys(joining), on_b, nodes, present) == [
         Seat("questioner-1", "b", 0.0, 1.0, "0,1", 2),
         Seat("questioner-2", "b", 0.0, 1.0, "2,3", 2),
     ]
-    assert [s.cores for s in seat_more(like, ["0", "0"], on_b, nodes, [first])] == ["0", "0"]
+    own = seat_more(dict.fromkeys(joining, "0"), on_b, nodes, present)
+    assert [seat.cores for seat in own] == ["0", "0"]
     with pytest.raises(MachineError, match="0 of 4 left"):
-        on_a = [Bundle("questioner-1", "a", 0.0, 1.0, 0.0)]
-        seat_more(like[:1], [None], on_a, nodes, [first])
-    gpu = [Seat("questioner-1", "a", 1.0, 1.0, None, 4)]
-    assert seat_more(gpu, [None], on_b[:1], nodes, [first])[0].cores is None
+        seat_more({"questioner-1": None}, {"questioner-1": "a"}, nodes, present)
+    on_gpu = {"questioner-0": Seat("questioner-0", "a", 1.0, 1.0, None, 4)}
+    assert seat_more({"questioner-1": None}, on_b, nodes, on_gpu)[0].cores is None
 
 
 # --- the scaler
@@ -72,8 +72,8 @@ class World:
         placement = place(config, cores, num_gpus)
         self.plan = ActorPlan(config, placement, Path("m0"), Path("m0"), Path("logs"))
         self.actor_group = ActorGroup(
-            questioners=[Engine(f"questioner-{n}") for n in range(len(placement.questioner_cores))],
-            roleplayers=[Engine(f"roleplayer-{n}") for n in range(len(placement.roleplayer_cores))],
+            questioners=[Engine(seat.actor) for seat in placement.of("questioner")],
+            roleplayers=[Engine(seat.actor) for seat in placement.of("roleplayer")],
         )
         self.said: list[str] = []
         self.killed: list[str] = []
@@ -96,13 +96,11 @@ class World:
         self.scaler = Scaler(self.plan, self.actor_group, cores, num_gpus, self.said.append)
         self.prepare: Callable[[FakeActor], None] = lambda actor: None
 
-    def slot(
-        self, plan: Any, actor_group: ActorGroup, role: str, number: int, cores: str | None
-    ) -> ActorSlot:
+    def slot(self, plan: ActorPlan, actor_group: ActorGroup, role: str, number: int) -> ActorSlot:
         def hire() -> list[Any]:
             actor = Engine(f"{role}-{number}")
             self.prepare(actor)
-            self.hired[actor.name] = cores
+            self.hired[actor.name] = plan.seats[actor.name].cores
             return [actor]
 
         return ActorSlot(
@@ -185,7 +183,7 @@ def test_one_that_can_not_start_leaves_its_place_free(monkeypatch: pytest.Monkey
 
 
 def test_waiting_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaler_module, "_SPEAK_SECONDS", 0.01)
+    monkeypatch.setattr(waiting, "SPEAK_SECONDS", 0.01)
     world = World(monkeypatch, 2, **SHARED)
     hold = asyncio.Event()
     world.prepare = lambda actor: setattr(actor, "hold", hold)
@@ -219,33 +217,28 @@ def test_a_run_that_ends_ends_one_that_starts(monkeypatch: pytest.MonkeyPatch) -
 class FakeCluster:
     """Has room for `room` engines more."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, seats: dict[str, Seat], room: int) -> None:
+        self.seats = seats
         self.room = room
-        self.seats: list[str] = []
 
     async def seat_more(self, wanted: Mapping[str, str | None]) -> None:
         if len(wanted) > self.room:
             raise MachineError("no node has room for questioner-1: needs 2 CPUs")
-        self.seats += wanted
-
-    def leave_seat(self, actor: str) -> None:
-        if actor in self.seats:
-            self.seats.remove(actor)
+        self.seats.update({name: Seat(name, "b", 0.0, 1.0, None, 1) for name in wanted})
 
 
 def test_on_a_cluster_places_are_the_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, 2)
-    cluster = FakeCluster(room=1)
-    world.scaler._plan = SimpleNamespace(  # type: ignore[assignment]
-        config=world.plan.config, placement=world.plan.placement, cluster=cluster
-    )
+    seats = world.plan.seats
+    before = set(seats)
+    world.plan.cluster = FakeCluster(seats, room=1)  # type: ignore[assignment]  # what it needs
     with pytest.raises(MachineError, match="no node has room"):
         world.scale(questioner=3)
     assert world.scale(questioner=2) == "now questioner=2 roleplayer=1"
-    assert (cluster.seats, world.hired) == (["questioner-1"], {"questioner-1": None})
+    assert (seats.keys() - before, world.hired) == ({"questioner-1"}, {"questioner-1": None})
     world.scale(questioner=1)
-    assert cluster.seats == []
+    assert seats.keys() == before
     world.prepare = lambda actor: setattr(actor, "dies_in", "start")
     with pytest.raises(EngineError):
         world.scale(roleplayer=2)
-    assert cluster.seats == []
+    assert seats.keys() == before

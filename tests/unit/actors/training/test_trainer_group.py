@@ -9,7 +9,7 @@ import pytest
 
 from stargate.actors.rpc import clients as pool_module
 from stargate.actors.rpc.clients import TrainerGroup
-from stargate.actors.runtime.file_access import SameFiles
+from stargate.actors.runtime.file_transfer import SameFiles
 from stargate.actors.training.rank import TrainProgress
 from stargate.launch.session import iteration_event
 from stargate.monitoring.progress import PlainProgress
