@@ -44,9 +44,9 @@ import stargate
 from stargate.config.files import load_config
 from stargate.errors import ConfigError
 from stargate.resources.submission import (
+    EnvMasker,
     JobRequest,
     LogView,
-    Masker,
     Package,
     SubmissionError,
     check_address,
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
             return _print_status(client, args.status)
         if args.stop:
             return stop_job(client, args.stop)
-        return follow_job(client, args.follow, Masker({}), stop_on_interrupt=False)
+        return follow_job(client, args.follow, EnvMasker({}), stop_on_interrupt=False)
     if args.resume is not None:
         request = prepare_resume(args.resume, args.to, args.env)
     else:
@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
             "read on the way; use https, or an SSH tunnel to the job server"
         )
     client = connect(address)
-    mask = Masker(request.env_vars)
+    mask = EnvMasker(request.env_vars)
     try:
         submit_job(client, request)
     except KeyboardInterrupt:
@@ -209,7 +209,7 @@ def connect(address: str) -> Any:
     # Ray's packaging reports go to stderr line by line; what matters of them is said here.
     logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.ERROR)
-    with _one_line_errors(f"the job server at {address}", Masker({})):
+    with _one_line_errors(f"the job server at {address}", EnvMasker({})):
         return JobSubmissionClient(address)
 
 
@@ -237,7 +237,7 @@ def _probe(address: str) -> None:
 
 def submit_job(client: Any, request: JobRequest) -> None:
     """Packs, sends and submits. Raises SubmissionError."""
-    mask = Masker(request.env_vars)
+    mask = EnvMasker(request.env_vars)
     for line in request.package.left_out:
         print(f"left out: {mask.line(line)}")
     with tempfile.TemporaryDirectory() as folder:
@@ -253,7 +253,7 @@ def submit_job(client: Any, request: JobRequest) -> None:
     print(f"submitted: {request.submission_id}", flush=True)
 
 
-def follow_job(client: Any, job_id: str, mask: Masker, *, stop_on_interrupt: bool) -> int:
+def follow_job(client: Any, job_id: str, mask: EnvMasker, *, stop_on_interrupt: bool) -> int:
     """Shows the job's log until it ends. Returns its exit code."""
     try:
         info = asyncio.run(_follow(client, job_id, mask))
@@ -270,7 +270,7 @@ def follow_job(client: Any, job_id: str, mask: Masker, *, stop_on_interrupt: boo
     return code
 
 
-async def _follow(client: Any, job_id: str, mask: Masker) -> Any:
+async def _follow(client: Any, job_id: str, mask: EnvMasker) -> Any:
     """Shows the log, over lost connections, until the job has ended. Returns its details."""
     import aiohttp
     import requests
@@ -305,7 +305,7 @@ async def _follow(client: Any, job_id: str, mask: Masker) -> Any:
 
 def stop_job(client: Any, job_id: str) -> int:
     """Asks the job to stop and waits until it has. Returns 0; raises SubmissionError."""
-    with _one_line_errors(f"stopping {job_id}", Masker({})):
+    with _one_line_errors(f"stopping {job_id}", EnvMasker({})):
         info = client.get_job_info(job_id)
         if str(info.status) in _TERMINAL:
             print(f"job {job_id} had ended already: {str(info.status).lower()}")
@@ -335,9 +335,9 @@ def _stop_after_interrupt(client: Any, job_id: str) -> int:
 
 def _print_status(client: Any, job_id: str) -> int:
     """Prints state, times and exit code; never the runtime_env, which holds values of --env."""
-    with _one_line_errors(f"job {job_id}", Masker({})):
+    with _one_line_errors(f"job {job_id}", EnvMasker({})):
         info = client.get_job_info(job_id)
-    mask = Masker((info.runtime_env or {}).get("env_vars") or {})
+    mask = EnvMasker((info.runtime_env or {}).get("env_vars") or {})
     print(f"status      {str(info.status).lower()}")
     print(f"command     {mask.line(info.entrypoint)}")
     for label, stamp in (("started", info.start_time), ("ended", info.end_time)):
@@ -351,7 +351,7 @@ def _print_status(client: Any, job_id: str) -> int:
 
 
 @contextmanager
-def _one_line_errors(what: str, mask: Masker) -> Iterator[None]:
+def _one_line_errors(what: str, mask: EnvMasker) -> Iterator[None]:
     """Turns what Ray's client raises into one line without secrets."""
     import requests
     from ray.exceptions import AuthenticationError

@@ -13,7 +13,6 @@ machine, user and command line of their own.
 import importlib.util
 import os
 import queue
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from stargate.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
 from stargate.errors import ConfigError
 from stargate.monitoring.progress import safe_text
 from stargate.monitoring.scalars import BY_OPTIMIZER_STEP, BY_VERSION, Point
+from stargate.text.masking import without_user_info
 
 # Seconds. W&B gives up on its server after 90 by itself; a run must not start much later than that.
 _OPEN_SECONDS = 120.0
@@ -34,8 +34,6 @@ _OPEN_SECONDS = 120.0
 _CLOSE_SECONDS = 60.0
 # Characters of a foreign error on our one line: enough for its first sentence or two.
 _ERROR_CHARS = 300
-# The part of an address that may hold a password, in an error's text.
-_USER_INFO = re.compile(r"://[^/@\s]*@")
 
 # What to do where a tracker can't be opened.
 _REMEDIES = {
@@ -230,7 +228,7 @@ class _Lane:
 
 def _one_line(error: BaseException) -> str:
     """A foreign error on one line, without the user and password of an address in it."""
-    text = _USER_INFO.sub("://[hidden]@", f"{type(error).__name__}: {error}")
+    text = without_user_info(f"{type(error).__name__}: {error}")
     return safe_text(" ".join(text.split()))[:_ERROR_CHARS]
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from stargate.oracle.masking import ApiKey
+from stargate.oracle.api_key import ApiKey
 from stargate.oracle.records import AnswerStatus
 from stargate.oracle.retry import parse_retry_after
 

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 from stargate.errors import ConfigError, ExitCode, MachineError, StargateError, one_line
 from stargate.records.files import make_folder, read_exactly, write_atomically
 from stargate.remote.uri import StorageUri
+from stargate.text.masking import MASK, Masker
 
 # Bytes moved at a time.
 _CHUNK = 1 << 20
@@ -38,7 +39,6 @@ _SECRETS = (
     *("AZURE_STORAGE_SAS_TOKEN", "AZURE_CLIENT_SECRET", "GOOGLE_OAUTH_ACCESS_TOKEN"),
     *("FSSPEC_S3_KEY", "FSSPEC_S3_SECRET", "FSSPEC_GCS_TOKEN"),
 )
-_MASK = "[key]"
 # Shorter values are placeholders, too likely to be a word of an honest message.
 _MIN_SECRET_CHARS = 4
 _PROBE = ".stargate-probe"
@@ -266,14 +266,8 @@ def _open_fsspec(uri: StorageUri) -> tuple[Any, str]:
     return PyFileSystem(FSSpecHandler(filesystem)), root
 
 
-def mask_credentials(text: str) -> str:
-    """An error's text without the values of variables that hold credentials."""
-    values = (os.environ.get(name, "") for name in _SECRETS)
-    for value in sorted(values, key=len, reverse=True):
-        if len(value) >= _MIN_SECRET_CHARS:
-            text = text.replace(value, _MASK)
-    return text
-
-
 def _problem(error: Exception) -> str:
-    return mask_credentials(one_line(error) or type(error).__name__)
+    """An error's text without the values of variables that hold credentials."""
+    secrets = ((os.environ.get(name, ""), MASK) for name in _SECRETS)
+    mask = Masker(secrets, min_chars=_MIN_SECRET_CHARS)
+    return mask(one_line(error) or type(error).__name__)

@@ -19,6 +19,7 @@ from stargate.config.run import RunConfig
 from stargate.errors import ConfigError, ExitCode, StargateError
 from stargate.monitoring.progress import safe_text
 from stargate.remote.uri import is_uri, parse_uri, run_name
+from stargate.text.masking import Masker
 
 # Larger files are no source code; Ray's head keeps the package in memory and sends it to all nodes.
 MAX_FILE_BYTES = 10 * 2**20
@@ -38,8 +39,8 @@ STOP_SECONDS = 60
 # Ray can't find it), and that actors get no CUDA_VISIBLE_DEVICES (all engines would take the first
 # GPU). A run that uses the job's cluster needs the first, and Ray keeps its actors from the second.
 JOB_VARIABLES = ("RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES")
-# Shorter values ("1", "true") are no secrets, and masking them would spoil every line.
-MIN_MASKED_CHARS = 8
+# Shorter values of --env ("1", "true") are no secrets, and masking them would spoil every line.
+_MIN_SECRET_CHARS = 8
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # A zip of the same files is the same bytes, so that Ray finds it and does not store it twice.
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
@@ -273,18 +274,12 @@ def exit_code(status: str, driver_exit_code: int | None) -> int:
     return 128 - driver_exit_code if driver_exit_code < 0 else min(driver_exit_code, 255)
 
 
-class Masker:
+class EnvMasker(Masker):
     """Replaces the values of --env by their names wherever they would be shown."""
 
     def __init__(self, values: Mapping[str, str]) -> None:
-        long = [(v, n) for n, v in values.items() if len(v) >= MIN_MASKED_CHARS]
-        # Longest first, so that no value leaves the rest of a longer one behind.
-        self._values = sorted(long, key=lambda pair: len(pair[0]), reverse=True)
-
-    def __call__(self, text: str) -> str:
-        for value, name in self._values:
-            text = text.replace(value, f"[{name}]")
-        return text
+        secrets = ((value, f"[{name}]") for name, value in values.items())
+        super().__init__(secrets, min_chars=_MIN_SECRET_CHARS)
 
     def line(self, text: str) -> str:
         """A message of Ray's on one line, masked, safe for a terminal, and not too long."""
@@ -297,7 +292,7 @@ class LogView:
 
     Ray sends a log from its start at every connection, in chunks that may end within a line:
 
-        >>> view = LogView(Masker({}))
+        >>> view = LogView(EnvMasker({}))
         >>> view.feed("one\\ntw")
         'one\\n'
         >>> view.restart()  # the connection was lost
@@ -305,7 +300,7 @@ class LogView:
         'two\\n'
     """
 
-    def __init__(self, mask: Masker) -> None:
+    def __init__(self, mask: EnvMasker) -> None:
         self._mask = mask
         self._seen = 0  # characters of the log that were fed, over all connections
         self._position = 0  # characters of the log that this connection has sent

@@ -43,7 +43,7 @@ def client_process(cluster: RayCluster, script: str) -> str:
     head = (
         "from stargate.launch import submit\n"
         "from stargate.launch.cli import main\n"
-        "from stargate.resources.submission import JobRequest, Masker, Package\n"
+        "from stargate.resources.submission import JobRequest, EnvMasker, Package\n"
         f"address = {cluster.dashboard!r}\n"
         f"values = {{'STARGATE_TEST_SECRET': {PLANTED!r}, 'RAY_JOB_STOP_WAIT_TIME_S': '60'}}\n"
         "client = submit.connect(address)\n"
@@ -68,7 +68,7 @@ def test_a_job_sees_files_and_environment_and_its_exit_code_comes_back(cluster: 
         failing = "exec sh -c 'echo failing; exit 6'"
         for name, line in (("good", {"exec python -c " + shlex.quote(probe)!r}), ("bad", failing)):
             submit.submit_job(client, JobRequest(name, line, package, values))
-            submit.follow_job(client, name, Masker(values), stop_on_interrupt=True)
+            submit.follow_job(client, name, EnvMasker(values), stop_on_interrupt=True)
         """,
     )
     assert "package True\n" in output, output

@@ -22,9 +22,9 @@ from stargate.config.run import RunConfig
 from stargate.errors import ConfigError
 from stargate.launch import submit
 from stargate.resources.submission import (
+    EnvMasker,
     JobRequest,
     LogView,
-    Masker,
     Package,
     SubmissionError,
     check_address,
@@ -258,7 +258,7 @@ def test_ids_differ_and_are_readable() -> None:
 
 
 def test_the_log_masks_values_and_escapes_the_terminal() -> None:
-    view = LogView(Masker({"HF_TOKEN": PLANTED, "FLAG": "1"}))
+    view = LogView(EnvMasker({"HF_TOKEN": PLANTED, "FLAG": "1"}))
     assert view.feed(f"1 key {PLANTED[:6]}") == ""  # a value may be cut by the chunks
     assert view.feed(f"{PLANTED[6:]} \x1b[31mred\r\n\tend") == "1 key [HF_TOKEN] \\x1b[31mred\n"
     assert view.flush() == "    end\n"
@@ -267,7 +267,7 @@ def test_the_log_masks_values_and_escapes_the_terminal() -> None:
 
 @given(text=st.text("ab\n", max_size=40), data=st.data())
 def test_every_line_is_shown_once_over_lost_connections(text: str, data: st.DataObject) -> None:
-    view = LogView(Masker({}))
+    view = LogView(EnvMasker({}))
     shown = ""
     for _ in range(data.draw(st.integers(0, 3))):
         end = data.draw(st.integers(0, len(text)))  # this connection breaks here
@@ -330,7 +330,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_following_goes_on_over_a_lost_connection(capsys: pytest.CaptureFixture[str]) -> None:
     broken: list[str | Exception | type[BaseException]] = ["one\ntw", RuntimeError("closed 1006")]
     client = ScriptedClient([broken, ["one\ntwo\nthree"]], Details("FAILED", 6))
-    assert submit.follow_job(client, "j", Masker({}), stop_on_interrupt=True) == 6
+    assert submit.follow_job(client, "j", EnvMasker({}), stop_on_interrupt=True) == 6
     assert capsys.readouterr().out == (
         "one\n[lost sight of job j: closed 1006; trying again]\ntwo\nthree\n"
         "job j: failed, exit code 6\n"
@@ -341,7 +341,7 @@ def test_a_server_that_stays_away_ends_the_following(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(submit, "_LOST_SECONDS", -1.0)
     client = ScriptedClient([[OSError("refused")], ["never read"]])
     with pytest.raises(SubmissionError, match=r"\(refused\); the job j may still run"):
-        submit.follow_job(client, "j", Masker({}), stop_on_interrupt=True)
+        submit.follow_job(client, "j", EnvMasker({}), stop_on_interrupt=True)
 
 
 def test_a_job_that_never_began_is_one_masked_line() -> None:
@@ -349,7 +349,7 @@ def test_a_job_that_never_began_is_one_masked_line() -> None:
     client = ScriptedClient([], Details("FAILED", None, message))
     client.connections = [[]]
     with pytest.raises(SubmissionError) as failed:
-        submit.follow_job(client, "j", Masker({"HF_TOKEN": PLANTED}), stop_on_interrupt=True)
+        submit.follow_job(client, "j", EnvMasker({"HF_TOKEN": PLANTED}), stop_on_interrupt=True)
     assert str(failed.value) == (
         "job j failed before its command started or ended: runtime_env setup failed: no space "
         "left, token [HF_TOKEN]"
@@ -358,14 +358,14 @@ def test_a_job_that_never_began_is_one_masked_line() -> None:
 
 def test_ctrl_c_stops_the_job_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     client = ScriptedClient([["one\n", KeyboardInterrupt], ["more\n"]])
-    assert submit.follow_job(client, "j", Masker({}), stop_on_interrupt=True) == 130
+    assert submit.follow_job(client, "j", EnvMasker({}), stop_on_interrupt=True) == 130
     assert client.stopped
     assert "stopping job j; Ctrl-C again leaves it running" in capsys.readouterr().out
 
 
 def test_ctrl_c_on_a_detached_job_leaves_it(capsys: pytest.CaptureFixture[str]) -> None:
     client = ScriptedClient([["one\n", KeyboardInterrupt], ["more\n"]])
-    assert submit.follow_job(client, "j", Masker({}), stop_on_interrupt=False) == 130
+    assert submit.follow_job(client, "j", EnvMasker({}), stop_on_interrupt=False) == 130
     assert not client.stopped
     assert "no longer following; the job j goes on" in capsys.readouterr().out
 

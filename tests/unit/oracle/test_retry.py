@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from stargate.oracle.api_key import ApiKey
 from stargate.oracle.failures import Failure, FailureKind, failure_of_status
-from stargate.oracle.masking import ApiKey
 from stargate.oracle.records import AnswerStatus
 from stargate.oracle.retry import backoff_seconds, parse_retry_after
 

@@ -12,7 +12,7 @@ import pytest
 from stargate.config.oracle import OpenAIOracleConfig, RetryConfig
 from stargate.errors import ConfigError
 from stargate.oracle import ChatRequest, Oracle, OracleError, chat
-from stargate.oracle.masking import ApiKey, read_api_key
+from stargate.oracle.api_key import ApiKey, read_api_key
 from tests.fakes.misbehaving_server import Behaviour, MisbehavingServer, Raw, Seen, completion
 
 KEY = 'sk-planted+key/"0123456789'

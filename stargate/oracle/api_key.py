@@ -9,11 +9,11 @@ from typing import NoReturn
 from urllib.parse import quote
 
 from stargate.errors import ConfigError
+from stargate.text.masking import MASK, Masker
 
-MASK = "[key]"
 # Shorter "keys" are placeholders such as EMPTY: too likely to be a word of an honest answer to be
 # masked there.
-MIN_SECRET_CHARS = 8
+_MIN_SECRET_CHARS = 8
 # The loggers that see answers before we do (a filter works on one logger, not on those below it).
 _LOGGERS = ("httpx2", "openai", "openai._base_client", "openai._response")
 # What OpenAI-like servers echo of a key ("sk-ab***xyz"): part of a secret is still a secret.
@@ -23,7 +23,7 @@ _PARTIAL_KEY = re.compile(r"\bsk-[A-Za-z0-9_*.\-]{4,}")
 class ApiKey:
     """A secret that can be sent and masked, but not printed or pickled."""
 
-    __slots__ = ("_forms", "_value", "variable")
+    __slots__ = ("_mask", "_mask_answer", "_value", "variable")
 
     def __init__(self, value: str, variable: str) -> None:
         self.variable = variable
@@ -34,8 +34,10 @@ class ApiKey:
             json.dumps(value)[1:-1],
             base64.b64encode(value.encode()).decode(),
         )
-        # Longest first, so that no form leaves the rest of a longer one behind.
-        self._forms = sorted(set(spelled), key=len, reverse=True)
+        secrets = [(form, MASK) for form in spelled]
+        self._mask = Masker(secrets, min_chars=1)
+        is_secret = len(value) >= _MIN_SECRET_CHARS
+        self._mask_answer = Masker(secrets if is_secret else (), min_chars=1)
 
     def __repr__(self) -> str:
         return f"ApiKey(from {self.variable})"
@@ -47,29 +49,20 @@ class ApiKey:
         """The key itself, for the Authorization header only."""
         return self._value
 
-    @property
-    def is_secret(self) -> bool:
-        return len(self._value) >= MIN_SECRET_CHARS
-
     def mask(self, text: str) -> str:
         """`text` of an error, without the key in any spelling and without things that look like
         one.
         """
-        for form in self._forms:
-            text = text.replace(form, MASK)
-        return _PARTIAL_KEY.sub(MASK, text)
+        return _PARTIAL_KEY.sub(MASK, self._mask(text))
 
     def mask_body(self, body: bytes) -> bytes:
         """A server's answer without the key, should it echo it there."""
-        if not self.is_secret:
-            return body
-        for form in self._forms:
-            body = body.replace(form.encode(), MASK.encode())
-        return body
+        # The key is ASCII, and Latin-1 gives all other bytes back as they were.
+        return self._mask_answer(body.decode("latin-1")).encode("latin-1")
 
     def occurs_in(self, text: str) -> bool:
         """Whether `text` (a request to send and to keep) carries the key."""
-        return self.is_secret and any(form in text for form in self._forms)
+        return self._mask_answer.occurs_in(text)
 
 
 class LogMask(logging.Filter):
