@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from stargate.config.oracle import CostConfig, LimitsConfig, OpenAIOracleConfig, PriceConfig
-from stargate.oracle import ChatRequest, Oracle, chat, stream
+from stargate.oracle.base import stream
+from stargate.oracle.client import Oracle
+from stargate.oracle.records import ChatRequest, chat
 
 MODEL = "instant"
 # A gold of the paper has about 300 tokens, its prompt (task, persona, instruction) about 600.

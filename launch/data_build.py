@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stargate.data.build.config import BuildConfig
     from stargate.data.build.report import GoldReport
     from stargate.monitoring.progress import Progress
-    from stargate.oracle import CachedOracle
+    from stargate.oracle.base import CachedOracle
     from stargate.types import GenerateRequest, Generation
 
 HELP = "build tasks, personas and golds with an Oracle"
@@ -77,7 +77,7 @@ async def _build(config: "BuildConfig", progress: "Progress", accept_failed: boo
             return 0
         async with AsyncExitStack() as stack:
             if local is None:
-                from stargate.oracle import open_oracle
+                from stargate.oracle.open import open_oracle
 
                 oracle = await stack.enter_async_context(
                     open_oracle(config.oracle, config.cache_path)
@@ -137,7 +137,7 @@ async def _local_oracle(
     """An Oracle that is one vLLM engine of this process, started and ended here."""
     from stargate.actors.engines.engine import Engine
     from stargate.actors.engines.spec import EngineSpec
-    from stargate.oracle import open_oracle
+    from stargate.oracle.open import open_oracle
     from stargate.resources.machine import describe_machine
     from stargate.text.chat import load_chat_format
 
@@ -173,7 +173,7 @@ async def _silent_oracle(
     config: "BuildConfig", local: _Local | None, cache: Path
 ) -> "AsyncIterator[CachedOracle]":
     """An Oracle for what is cached: no engine runs behind a local one."""
-    from stargate.oracle import open_oracle
+    from stargate.oracle.open import open_oracle
 
     async def generate(request: "GenerateRequest") -> "Generation":
         raise EngineError(f"{request.request_id}: a dry run starts no engine")

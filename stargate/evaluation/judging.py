@@ -20,7 +20,8 @@ from stargate.config.oracle import LocalOracleConfig
 from stargate.errors import ConfigError, DataError
 from stargate.evaluation.comparisons import Bout, Order
 from stargate.evaluation.verdicts import VERDICT_SCHEMA, Verdict, parse_verdict
-from stargate.oracle import AnswerStatus, ChatRequest, ChatResult, Complete, JsonSchema, open_oracle
+from stargate.oracle.open import open_oracle
+from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, Complete, JsonSchema
 from stargate.protocols import Generate
 from stargate.records.store import Row
 from stargate.rollout.dialogue import require_room

@@ -13,14 +13,8 @@ from stargate.config.oracle import (
     PriceConfig,
     RetryConfig,
 )
-from stargate.oracle import (
-    AnswerStatus,
-    ChatRequest,
-    ChatResult,
-    Oracle,
-    chat,
-)
-from stargate.oracle.records import NoReply
+from stargate.oracle.client import Oracle
+from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, NoReply, chat
 
 T = TypeVar("T")
 NO_REPLY = NoReply(AnswerStatus.FAILED, "x", 1)

@@ -10,7 +10,9 @@ import sys
 from collections.abc import Iterator
 
 from stargate.config.oracle import CostConfig, OpenAIOracleConfig, PriceConfig
-from stargate.oracle import ChatRequest, Oracle, chat, stream
+from stargate.oracle.base import stream
+from stargate.oracle.client import Oracle
+from stargate.oracle.records import ChatRequest, chat
 
 CONCURRENCY = 16
 

@@ -18,7 +18,8 @@ from stargate.data.build.report import GoldReport
 from stargate.data.dataset import read_dataset
 from stargate.errors import ConfigError, DataError
 from stargate.monitoring.progress import PlainProgress
-from stargate.oracle import BudgetError, OracleError, open_oracle
+from stargate.oracle.errors import BudgetError, OracleError
+from stargate.oracle.open import open_oracle
 from tests.fakes.build_answers import behave, build_config, kind_of
 from tests.fakes.misbehaving_server import MisbehavingServer, Raw, completion
 

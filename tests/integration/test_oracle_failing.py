@@ -13,14 +13,9 @@ from stargate.config.oracle import (
     RetryConfig,
 )
 from stargate.errors import ConfigError, MachineError
-from stargate.oracle import (
-    AnswerStatus,
-    BudgetError,
-    ChatRequest,
-    ChatResult,
-    Oracle,
-    OracleError,
-)
+from stargate.oracle.client import Oracle
+from stargate.oracle.errors import BudgetError, OracleError
+from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult
 from tests.fakes.misbehaving_server import (
     Behaviour,
     MisbehavingServer,

@@ -9,11 +9,9 @@ from stargate.config.oracle import (
     LimitsConfig,
     RetryConfig,
 )
-from stargate.oracle import (
-    ChatResult,
-    Oracle,
-    stream,
-)
+from stargate.oracle.base import stream
+from stargate.oracle.client import Oracle
+from stargate.oracle.records import ChatResult
 from tests.fakes.misbehaving_server import (
     Behaviour,
     MisbehavingServer,

@@ -16,7 +16,9 @@ import psutil
 import pytest
 
 from stargate.config.oracle import CostConfig, OpenAIOracleConfig, PriceConfig
-from stargate.oracle import AnswerStatus, ChatRequest, JsonSchema, Oracle, OracleError, chat
+from stargate.oracle.client import Oracle
+from stargate.oracle.errors import OracleError
+from stargate.oracle.records import AnswerStatus, ChatRequest, JsonSchema, chat
 from stargate.resources.embedded import ensure_embedded_model
 from stargate.resources.machine import free_port
 from tests.integration.test_build_vllm import build, check

@@ -28,8 +28,10 @@ from stargate.data.build.sources import read_build_personas, read_build_tasks
 from stargate.data.cleaning import Cleaner
 from stargate.errors import DataError
 from stargate.monitoring.progress import Progress, Stage
-from stargate.oracle import CachedOracle, ChatResult, Complete, OracleError
+from stargate.oracle.base import CachedOracle
 from stargate.oracle.cost import Estimate
+from stargate.oracle.errors import OracleError
+from stargate.oracle.records import ChatResult, Complete
 from stargate.types import Persona, Task
 
 # The money paid is read from the disk so often, for the progress line (s).

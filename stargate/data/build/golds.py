@@ -18,7 +18,8 @@ from stargate.data.build.prompts import BuildPrompts
 from stargate.data.build.report import GoldReport
 from stargate.data.text import tidy
 from stargate.data.writing import GoldRecord, Row, gold_row, write_jsonl
-from stargate.oracle import AnswerStatus, ChatRequest, ChatResult, Complete, stream
+from stargate.oracle.base import stream
+from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, Complete
 from stargate.seeds import derive_seed
 from stargate.types import Persona, Task
 

@@ -22,7 +22,7 @@ from stargate.data.build.report import SourceReport
 from stargate.data.similarity import Features, Vocabulary, jaccard
 from stargate.data.text import num_words, tidy
 from stargate.errors import DataError
-from stargate.oracle import ChatRequest, ChatResult, Complete
+from stargate.oracle.records import ChatRequest, ChatResult, Complete
 from stargate.seeds import derive_seed
 from stargate.types import Persona
 

@@ -10,8 +10,9 @@ import random
 from collections.abc import Iterable
 from itertools import chain
 
-from stargate.oracle import AnswerStatus, CachedOracle, ChatRequest, ChatResult
+from stargate.oracle.base import CachedOracle
 from stargate.oracle.cost import Estimate
+from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult
 
 # English text has about 4 characters per token.
 _CHARACTERS_PER_TOKEN = 4

@@ -37,7 +37,8 @@ from stargate.evaluation.responses import Response
 from stargate.evaluation.statistics import BootstrapConfig
 from stargate.evaluation.verdicts import VERDICT_SCHEMA, Verdict
 from stargate.evaluation.win_rate import WinRate, win_rate
-from stargate.oracle import AnswerStatus, ChatRequest, ChatResult, JsonSchema, OracleError
+from stargate.oracle.errors import OracleError
+from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, JsonSchema
 from stargate.records.counters import Counters
 from stargate.records.store import SCHEMAS, Row, RunStore
 from stargate.types import Sampling

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from stargate.config.oracle import REFUSAL_PATTERNS
-from stargate.oracle import AnswerStatus, ChatRequest, JsonSchema, chat
 from stargate.oracle.answers import MalformedReply, classify, compile_refusals, parse_reply
-from stargate.oracle.records import Reply, Usage
+from stargate.oracle.records import AnswerStatus, ChatRequest, JsonSchema, Reply, Usage, chat
 from tests.fakes.misbehaving_server import completion
 
 REQUEST = ChatRequest(chat(("user", "hi")), "m", max_tokens=50)

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from stargate.errors import DataError, StargateError
-from stargate.oracle import AnswerStatus, ChatRequest, chat
 from stargate.oracle.cache import AnswerCache, FailedRequest
 from stargate.oracle.database import Database
-from stargate.oracle.records import NoReply, Reply, Usage
+from stargate.oracle.records import AnswerStatus, ChatRequest, NoReply, Reply, Usage, chat
 
 REQUEST = ChatRequest(chat(("user", "hi")), "m", 5, purpose="gold", record="t1:p1")
 

@@ -12,15 +12,10 @@ from stargate.config.oracle import (
     AzureOracleConfig,
 )
 from stargate.errors import ConfigError, DataError, RecordDropped
-from stargate.oracle import (
-    AnswerStatus,
-    ChatRequest,
-    ChatResult,
-    Oracle,
-    chat,
-    stream,
-)
+from stargate.oracle.base import stream
+from stargate.oracle.client import Oracle
 from stargate.oracle.cost import Estimate
+from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, chat
 from tests.fakes.misbehaving_server import (
     MisbehavingServer,
     Raw,

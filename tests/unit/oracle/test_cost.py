@@ -12,7 +12,6 @@ import pytest
 
 from stargate.config.oracle import CostConfig, PriceConfig
 from stargate.errors import ConfigError
-from stargate.oracle import BudgetError, ChatRequest, JsonSchema, chat
 from stargate.oracle.cost import (
     Estimate,
     Ledger,
@@ -24,7 +23,8 @@ from stargate.oracle.cost import (
     typical_usage,
 )
 from stargate.oracle.database import Database
-from stargate.oracle.records import Usage
+from stargate.oracle.errors import BudgetError
+from stargate.oracle.records import ChatRequest, JsonSchema, Usage, chat
 
 T = TypeVar("T")
 MINI = PriceConfig(input_per_million=0.15, output_per_million=0.6)

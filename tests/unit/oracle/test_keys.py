@@ -5,7 +5,6 @@ import hashlib
 import pytest
 
 from stargate.errors import DataError
-from stargate.oracle import ChatRequest, JsonSchema, chat
 from stargate.oracle.keys import (
     canonical_json,
     canonical_request,
@@ -13,6 +12,7 @@ from stargate.oracle.keys import (
     request_key,
     server_identity,
 )
+from stargate.oracle.records import ChatRequest, JsonSchema, chat
 from stargate.text.chat import Message
 
 REQUEST = ChatRequest(chat(("system", "Be brief."), ("user", "Grüße?")), "m", max_tokens=5)

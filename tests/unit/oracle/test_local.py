@@ -9,7 +9,9 @@ import pytest
 
 from stargate.config.oracle import LocalOracleConfig, OpenAIOracleConfig
 from stargate.errors import ConfigError, EngineError, RecordDropped
-from stargate.oracle import AnswerStatus, ChatRequest, JsonSchema, LocalOracle, chat, open_oracle
+from stargate.oracle.local import LocalOracle
+from stargate.oracle.open import open_oracle
+from stargate.oracle.records import AnswerStatus, ChatRequest, JsonSchema, chat
 from stargate.text.chat import Message
 from stargate.types import GenerateRequest, Sampling
 from tests.fakes.scripted import ScriptedGenerate
