@@ -20,8 +20,9 @@ class _Clock(selectors.DefaultSelector):
         ready = super().select(0)
         if not ready and timeout is None:
             raise RuntimeError("everybody waits for somebody else")
-        if not ready and timeout is not None:
-            self.now += timeout
+        # Like a real clock it never stands still: who waits again because of a rounding error (in
+        # aiolimiter) would wait for ever.
+        self.now += 1e-9 + (0.0 if ready or timeout is None else timeout)
         return ready
 
 
