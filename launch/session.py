@@ -216,7 +216,7 @@ class Session:
         """summary.json: of all sittings together."""
         total = self._so_far()
         summary = summarise_run(
-            counters=total.as_counters(),
+            counters=total,
             evaluations=self._evaluations,
             iterations=self._iterations,
             status=status,

@@ -23,7 +23,7 @@ from stargate.errors import DataError, RecordDropped
 from stargate.monitoring.progress import Progress, Stage
 from stargate.protocols import Generate, Play, PushWeights, Roleplay, Score, Train
 from stargate.records.counters import Counters
-from stargate.records.finished import Finished, read_finished
+from stargate.records.resume import Finished, read_finished
 from stargate.records.store import RunStore, dialogue_row, example_from_row, record_row
 from stargate.rollout.deadline import TurnWatch, session_of
 from stargate.rollout.degeneration import DegenerationWatch

@@ -32,7 +32,8 @@ class Counters:
     joined: Counter[str] = field(default_factory=Counter)  # engines added meanwhile, by role
     left: Counter[str] = field(default_factory=Counter)  # engines taken out meanwhile, by role
 
-    _open_spans: dict[str, tuple[int, float]] = field(default_factory=dict)
+    def __post_init__(self) -> None:
+        self._open_spans: dict[str, tuple[int, float]] = {}
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:

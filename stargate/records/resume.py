@@ -2,16 +2,19 @@
 
     metrics.jsonl, t*/train.json, models/  -> RunHistory: what is done, and what came of it
     sittings.json                          -> RunTotals: what it took
+    tables of a scope                      -> Finished: what of an iteration is not made again
 
 A sitting is one process's work on a run: `stargate run` is the first, each `stargate resume` is one
 more. sittings.json is written when a sitting begins, after each iteration and evaluation, and at
 its end; of a sitting that was killed, only the time after its last record there is unknown.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, replace
+from operator import add
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,82 +23,78 @@ from pydantic import TypeAdapter
 from stargate.errors import DataError, ModelError, one_line
 from stargate.records.counters import Counters, generated_tokens
 from stargate.records.repair import scopes_of
-from stargate.records.store import METRICS, RunStore, dialogue_from_row
+from stargate.records.schemas import Row, dialogue_from_row, selection_from_row
+from stargate.records.store import METRICS, RunStore
 from stargate.resources.memory import MemoryPeak
 from stargate.resources.models import check_model_folder
-from stargate.types import IterationResult, PushResult, TrainResult
+from stargate.types import (
+    Dialogue,
+    DialogueScore,
+    IterationResult,
+    PushResult,
+    Selection,
+    TrainResult,
+)
 
 _RecordT = TypeVar("_RecordT")
 
 SITTINGS_FILE = "sittings.json"
+# What a sitting counts on from where the one before it ended.
+_DROPS = ("dropped", "dropped_examples")
 # What runs of earlier versions did not count.
 _ADDED_LATER = ("restarts", "longest_restart", "resent", "joined", "left")
 
 
-@dataclass(frozen=True)
-class RunTotals:
-    """What all sittings of a run took, up to some point. Seconds are those that were recorded."""
+@dataclass
+class RunTotals(Counters):
+    """What all sittings of a run counted and took, up to some point.
+
+    Seconds are those that were recorded.
+    """
 
     count: int = 0
     seconds: float = 0.0
     peak_gb: float = 0.0
     peak_measure: str = "pss"
-    stage_seconds: Mapping[str, float] = field(default_factory=dict)
-    generated_tokens: Mapping[str, int] = field(default_factory=dict)
-    dialogues: Mapping[str, int] = field(default_factory=dict)
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    dropped_examples: Mapping[str, list[str]] = field(default_factory=dict)
     tracking_lost: Mapping[str, int] = field(default_factory=dict)
-    restarts: Mapping[str, int] = field(default_factory=dict)
-    longest_restart: Mapping[str, float] = field(default_factory=dict)
-    resent: Mapping[str, int] = field(default_factory=dict)
-    joined: Mapping[str, int] = field(default_factory=dict)
-    left: Mapping[str, int] = field(default_factory=dict)
 
     def new_counters(self) -> Counters:
         """The counters of the next sitting. Drops are counted for the whole run."""
-        examples = {reason: list(texts) for reason, texts in self.dropped_examples.items()}
-        return Counters(dropped=Counter(self.dropped), dropped_examples=examples)
+        return Counters(
+            dropped=self.dropped.copy(), dropped_examples=deepcopy(self.dropped_examples)
+        )
 
     def plus(
         self, counters: Counters, seconds: float, peak: MemoryPeak, lost: Mapping[str, int]
     ) -> "RunTotals":
-        """With what the sitting in progress has counted; its counters is from `new_counters`."""
+        """With what the sitting in progress has counted; its counters are from `new_counters`."""
+        counted = {}
+        for name in (entry.name for entry in fields(Counters)):
+            before, new = getattr(self, name), getattr(counters, name)
+            if name in _DROPS:
+                counted[name] = deepcopy(new)
+            else:
+                joined = _joined(before, new, max if name == "longest_restart" else add)
+                counted[name] = type(before)(joined)
         return replace(
             self,
+            **counted,
             seconds=self.seconds + seconds,
             peak_gb=max(self.peak_gb, peak.gb),
             peak_measure="rss" if "rss" in (self.peak_measure, peak.measure) else "pss",
-            stage_seconds=_sum(self.stage_seconds, counters.stage_seconds),
-            generated_tokens=_sum(self.generated_tokens, counters.generated_tokens),
-            dialogues=_sum(self.dialogues, counters.dialogues),
-            dropped=dict(counters.dropped),
-            dropped_examples={reason: list(t) for reason, t in counters.dropped_examples.items()},
-            tracking_lost=_sum(self.tracking_lost, lost),
-            restarts=_sum(self.restarts, counters.restarts),
-            longest_restart=_largest(self.longest_restart, counters.longest_restart),
-            resent=_sum(self.resent, counters.resent),
-            joined=_sum(self.joined, counters.joined),
-            left=_sum(self.left, counters.left),
-        )
-
-    def as_counters(self) -> Counters:
-        """All of it as the counters of one long sitting."""
-        return Counters(
-            stage_seconds=dict(self.stage_seconds),
-            generated_tokens=Counter(self.generated_tokens),
-            dialogues=Counter(self.dialogues),
-            dropped=Counter(self.dropped),
-            dropped_examples={reason: list(t) for reason, t in self.dropped_examples.items()},
-            restarts=Counter(self.restarts),
-            longest_restart=dict(self.longest_restart),
-            resent=Counter(self.resent),
-            joined=Counter(self.joined),
-            left=Counter(self.left),
+            tracking_lost=_joined(self.tracking_lost, lost, add),
         )
 
     def write(self, store: RunStore) -> None:
-        store.write_json(SITTINGS_FILE, asdict(self))
+        # Not dataclasses.asdict: it makes a Counter of a Counter's items.
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        store.write_json(SITTINGS_FILE, values)
+
+
+def _joined(
+    one: Mapping[str, Any], other: Mapping[str, Any], join: Callable[[Any, Any], Any]
+) -> dict[str, Any]:
+    return {name: join(one.get(name, 0), other.get(name, 0)) for name in [*one, *other]}
 
 
 def read_totals(store: RunStore) -> RunTotals:
@@ -259,9 +258,39 @@ def _train_result(values: Mapping[str, Any], model_dir: Path) -> TrainResult:
     return _typed(TrainResult, {**values, "model_dir": str(model_dir)})
 
 
-def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: one.get(name, 0) + other.get(name, 0) for name in [*one, *other]}
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Finished records of one scope: dialogues and scores by dialogue id, the rest by pair id."""
+
+    dialogues: Mapping[str, Dialogue]
+    scores: dict[str, DialogueScore]
+    selections: dict[str, Selection]
+    examples: frozenset[str]
 
 
-def _largest(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    return {name: max(one.get(name, 0.0), other.get(name, 0.0)) for name in [*one, *other]}
+def read_finished(store: RunStore, scope: str) -> Finished:
+    """Reads the tables of a scope; nothing is finished where there are none."""
+    scores = (DialogueScore(**row) for row in store.read(scope, "scores"))
+    selections = map(selection_from_row, store.read(scope, "selections"))
+    return Finished(
+        dialogues=_PackedDialogues(store.read(scope, "dialogues")),
+        scores={score.dialogue_id: score for score in scores},
+        selections={selection.pair_id: selection for selection in selections},
+        examples=frozenset(row["pair_id"] for row in store.read(scope, "examples")),
+    )
+
+
+class _PackedDialogues(Mapping[str, Dialogue]):
+    """Dialogues by id, in a fraction of the memory: 125,000 of them as objects take 1 GB."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._packed = {row["id"]: json.dumps(row, ensure_ascii=False).encode() for row in rows}
+
+    def __getitem__(self, key: str) -> Dialogue:
+        return dialogue_from_row(json.loads(self._packed[key]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)

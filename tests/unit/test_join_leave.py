@@ -423,7 +423,7 @@ def test_who_joined_and_left_is_counted_over_all_sittings(tmp_path: Any) -> None
         total = total.plus(counters, 1.0, MemoryPeak(1.0, "pss", 1), {})
     total.write(store)
     summary = summarise_run(
-        read_totals(store).as_counters(), {}, [], "finished", 2.0, MemoryPeak(1.0, "pss", 1), {}
+        read_totals(store), {}, [], "finished", 2.0, MemoryPeak(1.0, "pss", 1), {}
     )
     assert (summary["joined"], summary["left"]) == ({"questioner": 3}, {"roleplayer": 2})
     lines = summary_lines(summary)

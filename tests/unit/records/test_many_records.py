@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stargate.records import store as store_module
-from stargate.records.finished import read_finished
+from stargate.records.resume import read_finished
 from stargate.records.schemas import dialogue_row, record_row
 from stargate.records.store import RunStore, table_files
 from stargate.types import Dialogue, DialogueScore

@@ -237,7 +237,7 @@ def test_restarts_are_counted_over_all_sittings_and_shown(tmp_path: Path) -> Non
         total = total.plus(counters, 1.0, MemoryPeak(1.0, "pss", 1), {})
     total.write(store)
     summary = summarise_run(
-        read_totals(store).as_counters(), {}, [], "finished", 2.0, MemoryPeak(1.0, "pss", 1), {}
+        read_totals(store), {}, [], "finished", 2.0, MemoryPeak(1.0, "pss", 1), {}
     )
     assert summary["restarts"] == {"questioner": {"count": 2, "longest_s": 31.0}}
     assert summary["resent"] == {"questioner": 8}
