@@ -87,7 +87,7 @@ class Findings:
 
 async def examine(prepared: "Prepared", store: "RunStore", num_dropped: int) -> Findings:
     """Compares a finished run's records with what is due. Loads m_0 to score again."""
-    from stargate.records.store import dialogue_from_row
+    from stargate.records.schemas import dialogue_from_row
 
     due = due_dialogues(prepared)
     scopes = sorted({name.partition("/")[0] for name in due})
@@ -176,14 +176,11 @@ def _check_selections(
     or no example.
     """
     from stargate.algorithm.selection import select
-    from stargate.records.schemas import selection_from_row
     from stargate.seeds import derive_seed
-    from stargate.types import DialogueScore
+    from stargate.types import DialogueScore, Selection
 
     config = prepared.config
-    selections = {
-        row["pair_id"]: selection_from_row(row) for row in store.read(scope, "selections")
-    }
+    selections = {one.pair_id: one for one in store.records(scope, "selections", Selection)}
     examples = {row["pair_id"]: row["dialogue_id"] for row in store.read(scope, "examples")}
     seed = derive_seed(config.seed, scope)
     bad = []

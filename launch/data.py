@@ -237,7 +237,7 @@ def _run_check(args: argparse.Namespace) -> int:
     from stargate.data.findings import KINDS, parse_limits
     from stargate.data.quality import check_dataset
     from stargate.data.showing import Screen, show_summary
-    from stargate.records.store import write_atomically
+    from stargate.records.files import write_atomically
 
     limits = parse_limits(args.max)
     if args.json is not None and args.json.is_dir():

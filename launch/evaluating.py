@@ -18,7 +18,8 @@ from stargate.evaluation.responding import respond_to_all
 from stargate.launch.judge import judge_checkpoints, judge_name
 from stargate.launch.setup import Prepared
 from stargate.pair_steps import Roles, RunContext
-from stargate.records.store import RunStore, dialogue_from_row
+from stargate.records.schemas import dialogue_from_row
+from stargate.records.store import RunStore
 from stargate.types import Dialogue
 
 

@@ -24,7 +24,8 @@ from stargate.monitoring.progress import Progress, Stage
 from stargate.protocols import Generate, Play, PushWeights, Roleplay, Score, Train
 from stargate.records.counters import Counters
 from stargate.records.resume import Finished, read_finished
-from stargate.records.store import RunStore, dialogue_row, example_from_row, record_row
+from stargate.records.schemas import dialogue_row, record_row
+from stargate.records.store import RunStore
 from stargate.rollout.deadline import TurnWatch, session_of
 from stargate.rollout.degeneration import DegenerationWatch
 from stargate.rollout.dialogue import Questioner, plan_dialogues, play, require_room, sampling_of
@@ -118,7 +119,7 @@ async def run_iteration(
     scope = f"t{number}"
     await make_examples(scope, pairs, roles, context)
     context.store.compact(scope)
-    examples = [example_from_row(row) for row in context.store.read(scope, "examples")]
+    examples = list(context.store.records(scope, "examples", TrainingExample))
     if context.config.trainer.examples == "all":
         examples += _earlier_examples(number, context.store)
     if not examples:
@@ -139,7 +140,7 @@ async def run_iteration(
 def _earlier_examples(number: int, store: RunStore) -> list[TrainingExample]:
     """The examples of the iterations before `number`."""
     scopes = [f"t{earlier}" for earlier in range(number)]
-    return [example_from_row(row) for scope in scopes for row in store.read(scope, "examples")]
+    return [e for scope in scopes for e in store.records(scope, "examples", TrainingExample)]
 
 
 async def make_examples(

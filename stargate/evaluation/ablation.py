@@ -22,7 +22,8 @@ from stargate.evaluation.elicitation import CountTokens
 from stargate.evaluation.measures import Observations, changes, observe, read_checkpoint
 from stargate.evaluation.playing import scope_of
 from stargate.evaluation.statistics import BootstrapConfig
-from stargate.records.store import Row, RunStore
+from stargate.records.schemas import Row
+from stargate.records.store import RunStore
 from stargate.types import Pair
 
 ABLATION_FILE = "ablation.json"

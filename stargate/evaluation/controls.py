@@ -20,7 +20,7 @@ from stargate.errors import RecordDropped
 from stargate.evaluation.playing import next_personas, scope_of
 from stargate.pair_steps import RunContext
 from stargate.protocols import Score
-from stargate.records.store import Row
+from stargate.records.schemas import Row
 from stargate.task_group import task_group
 from stargate.types import Dialogue, Pair, ScoreRequest, ScoreResult
 

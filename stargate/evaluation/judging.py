@@ -23,7 +23,7 @@ from stargate.evaluation.verdicts import VERDICT_SCHEMA, Verdict, parse_verdict
 from stargate.oracle.open import open_oracle
 from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, Complete, JsonSchema
 from stargate.protocols import Generate
-from stargate.records.store import Row
+from stargate.records.schemas import Row
 from stargate.rollout.dialogue import require_room
 from stargate.task_group import task_group
 from stargate.text.chat import ChatFormat, Message

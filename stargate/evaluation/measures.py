@@ -50,7 +50,8 @@ from stargate.evaluation.statistics import (
 )
 from stargate.evaluation.verdicts import Verdict
 from stargate.evaluation.win_rate import Comparison, WinRate, win_rate
-from stargate.records.store import Row, RunStore, dialogue_from_row
+from stargate.records.schemas import Row, dialogue_from_row
+from stargate.records.store import RunStore
 from stargate.types import Dialogue, Pair
 
 EVALUATION_FILE = "eval.json"

@@ -14,7 +14,7 @@ from stargate.config.run import RolloutConfig
 from stargate.errors import RecordDropped
 from stargate.monitoring.progress import Stage
 from stargate.pair_steps import Roles, RunContext
-from stargate.records.store import dialogue_from_row, dialogue_row
+from stargate.records.schemas import dialogue_from_row, dialogue_row
 from stargate.rollout.dialogue import plan_dialogues
 from stargate.task_group import task_group
 from stargate.types import Dialogue, DialoguePlan, Pair

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stargate.records.store import Row
+from stargate.records.schemas import Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stargate.errors import DataError, MachineError
+from stargate.errors import DataError, MachineError, one_line
 
 LOCK_FILE = ".lock"
 _CHECKSUM = "stargate.checksum"
@@ -45,6 +45,8 @@ _BLANK = b"0" * 64
 _MAGIC = b"PAR1"
 # Bytes hashed at a time.
 _CHUNK = 1 << 20
+# Rows that are Python objects, 10 x as large, at once while a table is read.
+_READ_ROWS = 1024
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 # What the system says when a disk, a quota or a limit on file sizes is full, and what it says when
 # a disk is not to be written.
@@ -204,11 +206,12 @@ def write_parquet(
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file. Raises DataError, also for text that is no UTF-8."""
     for batch in read_batches(path):
-        try:
-            rows = batch.to_pylist()
-        except (ValueError, OverflowError) as error:
-            raise DataError(f"{path}: can't be read: {' '.join(str(error).split())}") from error
-        yield from rows
+        for start in range(0, len(batch), _READ_ROWS):
+            try:
+                rows = batch.slice(start, _READ_ROWS).to_pylist()
+            except (ValueError, OverflowError) as error:
+                raise DataError(f"{path}: can't be read: {one_line(error)}") from error
+            yield from rows
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -217,7 +220,7 @@ def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield from file.iter_batches()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: can't be read: {' '.join(str(error).split())}") from error
+        raise DataError(f"{path}: can't be read: {one_line(error)}") from error
 
 
 def read_metadata(path: Path) -> tuple[int, dict[str, str]]:
@@ -225,7 +228,7 @@ def read_metadata(path: Path) -> tuple[int, dict[str, str]]:
     try:
         footer = pq.read_metadata(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: can't be read: {' '.join(str(error).split())}") from error
+        raise DataError(f"{path}: can't be read: {one_line(error)}") from error
     found = footer.metadata or {}
     values = {key.decode(): value.decode(errors="replace") for key, value in found.items()}
     return footer.num_rows, values
@@ -254,7 +257,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not valid JSON: {' '.join(str(error).split())}") from error
+        raise DataError(f"{file}: not valid JSON: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise DataError(f"{file}: expected an object, got {type(values).__name__}")
     return values

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from stargate.errors import DataError, ModelError, one_line
 from stargate.records.counters import Counters, generated_tokens
 from stargate.records.repair import scopes_of
-from stargate.records.schemas import Row, dialogue_from_row, selection_from_row
+from stargate.records.schemas import Row, dialogue_from_row
 from stargate.records.store import METRICS, RunStore
 from stargate.resources.memory import MemoryPeak
 from stargate.resources.models import check_model_folder
@@ -270,8 +270,8 @@ class Finished:
 
 def read_finished(store: RunStore, scope: str) -> Finished:
     """Reads the tables of a scope; nothing is finished where there are none."""
-    scores = (DialogueScore(**row) for row in store.read(scope, "scores"))
-    selections = map(selection_from_row, store.read(scope, "selections"))
+    scores = store.records(scope, "scores", DialogueScore)
+    selections = store.records(scope, "selections", Selection)
     return Finished(
         dialogues=_PackedDialogues(store.read(scope, "dialogues")),
         scores={score.dialogue_id: score for score in scores},

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -32,32 +32,15 @@ from stargate.records.files import (
     read_batches,
     read_json,
     read_metadata,
+    read_rows,
     sync,
     write_atomically,
     write_parquet,
     write_text,
 )
-from stargate.records.schemas import (
-    SCHEMAS,
-    Row,
-    dialogue_from_row,
-    dialogue_row,
-    example_from_row,
-    record_row,
-)
+from stargate.records.schemas import SCHEMAS, Row, record_from_row
 
-__all__ = [
-    "EVALUATION_DROPS",
-    "SCHEMAS",
-    "Row",
-    "RunStore",
-    "dialogue_from_row",
-    "dialogue_row",
-    "example_from_row",
-    "record_row",
-    "table_files",
-    "write_atomically",
-]
+_RecordT = TypeVar("_RecordT")
 
 METRICS = "metrics.jsonl"
 EVALUATION_DROPS = "eval_dropped.json"  # what the last `stargate eval` of this folder had to drop
@@ -70,8 +53,6 @@ _WRITING_SHARE = 0.03
 _MAX_GATHERING = 6
 # Rows of one row group of a merged file: with one per part, footers would outgrow the data.
 _GROUP_ROWS = 4096
-# Rows that are Python objects at once while a table is read.
-_READ_ROWS = 1024
 # In a merged file's metadata: parts below this number are in it.
 _NEXT_PART = "stargate.next_part"
 
@@ -104,9 +85,11 @@ class RunStore:
         Nothing if there are none. Raises DataError for a damaged file.
         """
         for file in table_files(self.root / scope / table):
-            for batch in read_batches(file):
-                for start in range(0, len(batch), _READ_ROWS):  # Python's rows are 10 x as large
-                    yield from batch.slice(start, _READ_ROWS).to_pylist()
+            yield from read_rows(file)
+
+    def records(self, scope: str, table: str, kind: type[_RecordT]) -> Iterator[_RecordT]:
+        """The rows of a table whose columns are a record's fields, as such records."""
+        return (record_from_row(kind, row) for row in self.read(scope, table))
 
     def num_rows(self, scope: str, table: str) -> int:
         """How many rows a table has."""
@@ -134,20 +117,16 @@ class RunStore:
         if files not in ([], [merged]) or (files and wanted is not None):
             next_part = _next_part(folder)
 
-            def batches() -> Iterator[pa.RecordBatch]:
-                for file in files:
-                    for batch in read_batches(file):
-                        yield _conform(batch, schema, wanted)
+            def write(target: Path) -> None:
+                batches = (
+                    _conform(batch, schema, wanted)
+                    for file in files
+                    for batch in read_batches(file)
+                )
+                groups = _grouped(batches, schema, _GROUP_ROWS)
+                write_parquet(target, schema, groups, {_NEXT_PART: str(next_part)})
 
-            def groups() -> Iterator[pa.RecordBatch]:
-                return _grouped(batches(), schema, _GROUP_ROWS)
-
-            write_atomically(
-                merged,
-                lambda target: write_parquet(
-                    target, schema, groups(), {_NEXT_PART: str(next_part)}
-                ),
-            )
+            write_atomically(merged, write)
         remove_merged_parts(folder)
 
     def append_metrics(self, values: Mapping[str, Any]) -> None:

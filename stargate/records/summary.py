@@ -18,7 +18,8 @@ from stargate.evaluation.measures import EVALUATION_FILE
 from stargate.evaluation.table import evaluation_lines
 from stargate.monitoring.progress import Progress, safe_text
 from stargate.records.counters import Counters
-from stargate.records.store import RunStore, dialogue_from_row
+from stargate.records.schemas import dialogue_from_row
+from stargate.records.store import RunStore
 from stargate.resources.memory import MemoryPeak
 from stargate.types import IterationResult
 

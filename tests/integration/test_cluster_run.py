@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stargate.records.store import RunStore, dialogue_from_row
+from stargate.records.schemas import dialogue_from_row
+from stargate.records.store import RunStore
 from tests.integration.ray_cluster import RayCluster, ray_cluster
 from tests.integration.run_process import SMALL, Command
 

@@ -10,7 +10,8 @@ import pytest
 from stargate.config.run import DataConfig
 from stargate.data.dataset import load_dataset
 from stargate.evaluation.controls import ControlScore, control_from_row
-from stargate.records.store import RunStore, dialogue_from_row
+from stargate.records.schemas import dialogue_from_row
+from stargate.records.store import RunStore
 from stargate.resources.models import resolve_model
 from stargate.types import Dialogue, Pair
 from tests.integration.run_process import Command, Run

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from stargate.records.store import RunStore, dialogue_from_row, example_from_row
-from stargate.types import StopReason
+from stargate.records.schemas import dialogue_from_row
+from stargate.records.store import RunStore
+from stargate.types import StopReason, TrainingExample
 from tests.integration.run_process import Run
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
@@ -51,7 +52,7 @@ def test_records_hold_what_was_sampled(finished: tuple[Run, str]) -> None:
     assert {d.policy_version for d in dialogues} == {0}
     after = [dialogue_from_row(row) for row in store.read("eval-m1", "dialogues")]
     assert {d.policy_version for d in after} == {1}, "the engines do not report the pushed weights"
-    examples = {e.dialogue_id: e for e in map(example_from_row, store.read("t0", "examples"))}
+    examples = {e.dialogue_id: e for e in store.records("t0", "examples", TrainingExample)}
     selections = list(store.read("t0", "selections"))
     assert set(examples) == {row["dialogue_id"] for row in selections}
     for row in selections:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from stargate.records.store import RunStore, dialogue_from_row
+from stargate.records.schemas import dialogue_from_row
+from stargate.records.store import RunStore
 from tests.integration.run_process import Command
 from tests.integration.test_faults import Followed
 

@@ -40,7 +40,8 @@ from stargate.evaluation.win_rate import WinRate, win_rate
 from stargate.oracle.errors import OracleError
 from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, JsonSchema
 from stargate.records.counters import Counters
-from stargate.records.store import SCHEMAS, Row, RunStore
+from stargate.records.schemas import SCHEMAS, Row
+from stargate.records.store import RunStore
 from stargate.types import Sampling
 from tests.fakes.scripted import ScriptedGenerate, byte_chat, make_pair
 

@@ -44,7 +44,8 @@ from stargate.evaluation.measures import (
 from stargate.evaluation.statistics import BootstrapConfig, Observation
 from stargate.evaluation.verdicts import Verdict
 from stargate.evaluation.win_rate import Comparison
-from stargate.records.store import Row, RunStore, dialogue_row
+from stargate.records.schemas import Row, dialogue_row
+from stargate.records.store import RunStore
 from stargate.types import Dialogue, Pair, Persona, Task, Turn
 from tests.fakes.scripted import make_turn
 

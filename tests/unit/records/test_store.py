@@ -12,18 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from stargate.errors import DataError
-from stargate.records.files import hold
+from stargate.records.files import hold, write_atomically
 from stargate.records.repair import Repairs, discovery, repair, set_aside_files
-from stargate.records.store import (
+from stargate.records.schemas import (
     SCHEMAS,
-    RunStore,
     dialogue_from_row,
     dialogue_row,
-    example_from_row,
     record_row,
-    table_files,
-    write_atomically,
 )
+from stargate.records.store import RunStore, table_files
 from stargate.types import Dialogue, DialogueScore, TrainingExample
 from tests.fakes.scripted import make_pair, make_turn
 
@@ -49,7 +46,7 @@ def test_an_example_survives_the_round_trip(tmp_path: Path) -> None:
     example = TrainingExample("t:p", "d", (5, 6, 7), (0, 1, 1), "text")
     store = RunStore(tmp_path)
     asyncio.run(store.append("t0", "examples", [record_row(example)]))
-    assert [example_from_row(row) for row in store.read("t0", "examples")] == [example]
+    assert list(store.records("t0", "examples", TrainingExample)) == [example]
 
 
 def test_rows_are_on_disk_when_append_returns(tmp_path: Path) -> None:
