@@ -32,6 +32,7 @@ from stargate.launch.setup import (
     workshop,
 )
 from stargate.launch.shared import check_records, landing
+from stargate.launch.summary import print_summary, summarise_run
 from stargate.monitoring.progress import Progress, make_progress, safe_text
 from stargate.monitoring.scalars import RunScalars
 from stargate.monitoring.tracking import Trackers, open_trackers
@@ -42,7 +43,6 @@ from stargate.records.files import hold
 from stargate.records.repair import set_aside_files
 from stargate.records.resume import RunHistory, RunTotals, count_rollouts, train_file
 from stargate.records.store import RunStore
-from stargate.records.summary import print_summary, summarise_run
 from stargate.records.training_checkpoints import remove_training, training_folder
 from stargate.resources.machine import environment
 from stargate.resources.memory import MemoryPeak, PeakMemory

@@ -14,12 +14,12 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from stargate.algorithm.step_plan import Step
 from stargate.config.run import TrainerConfig
@@ -33,8 +33,8 @@ MANIFEST = "manifest.json"
 _STEPS = "steps"
 _FORMAT = 1
 _NAME = re.compile(r"step-(\d{1,9})")
-_FILE = re.compile(r"rank-\d{1,5}\.[a-z_]{1,32}\.safetensors")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_File = Annotated[str, Field(pattern=r"^rank-\d{1,5}\.[a-z_]{1,32}\.safetensors$")]
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # One may turn out to be torn; then there is the one before it.
 _KEPT = 2
 # Settings that change how or where the same training runs, or when it is written down.
@@ -85,14 +85,16 @@ class Identity:
         changed = sorted(k for k in keys if self.config.get(k) != now.config.get(k))
         if changed:
             return f"it was written with another {', '.join(f'trainer.{key}' for key in changed)}"
-        others = (
-            ("other examples", self.examples != now.examples),
-            ("another start model", self.model != now.model),
-            ("another seed", self.seed != now.seed),
-            ("another order of the examples", self.plan != now.plan),
-        )
-        different = [what for what, differs in others if differs]
-        return f"it is of a training with {different[0]}" if different else None
+        others = {
+            "examples": "other examples",
+            "model": "another start model",
+            "seed": "another seed",
+            "plan": "another order of the examples",
+        }
+        for name, what in others.items():
+            if getattr(self, name) != getattr(now, name):
+                return f"it is of a training with {what}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Manifest:
     step: int  # optimizer steps that are done
     num_steps: int
     log: TrainingLog
-    files: dict[str, str]
+    files: dict[_File, _Sha256]
 
 
 class CheckpointFolder:
@@ -205,9 +207,6 @@ def read_manifest(place: Path) -> Manifest:
         raise DataError(f"{file}: its step is not that of the folder")
     if {len(log.losses), len(log.grad_norms), len(log.rates)} != {manifest.step}:
         raise DataError(f"{file}: it has not one loss, norm and rate per step")
-    for name, digest in manifest.files.items():
-        if not (_FILE.fullmatch(name) and _SHA256.fullmatch(digest)):
-            raise DataError(f"{file}: {name!r} is no file of a rank")
     return manifest
 
 
@@ -224,9 +223,7 @@ def files_of(manifest: Manifest, rank: int) -> dict[str, str]:
 
 def settings_of(config: TrainerConfig) -> dict[str, Any]:
     """What of a trainer's config changes what is learned, as plain values."""
-    settings = config.model_dump(mode="json", exclude=set(_FREE))
-    plain: dict[str, Any] = json.loads(json.dumps(settings))
-    return plain
+    return config.model_dump(mode="json", exclude=set(_FREE))
 
 
 def examples_digest(examples: Sequence[TrainingExample]) -> str:
@@ -249,15 +246,8 @@ def model_digest(folder: Path) -> str:
 
     Raises OSError.
     """
-    sha256 = hashlib.sha256()
-    for file in _model_files(folder):
-        sha256.update(f"{file.name} {file_sha256(file)}\n".encode())
-    return sha256.hexdigest()
-
-
-def _model_files(folder: Path) -> Iterator[Path]:
-    yield folder / "config.json"
-    yield from sorted(folder.glob("*.safetensors"))
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    return _sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files))
 
 
 def _encode(manifest: Manifest) -> str:

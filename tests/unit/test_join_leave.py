@@ -12,10 +12,10 @@ from stargate.actors.rpc.remote import ActorDied
 from stargate.actors.runtime import supervisor as supervisor_module
 from stargate.actors.runtime.actor_slots import ActorSlot
 from stargate.errors import EngineError
+from stargate.launch.summary import summarise_run, summary_lines
 from stargate.records.counters import Counters
 from stargate.records.resume import SITTINGS_FILE, RunTotals, read_totals
 from stargate.records.store import RunStore
-from stargate.records.summary import summarise_run, summary_lines
 from stargate.resources.memory import MemoryPeak
 from stargate.types import GenerateRequest, Generation, Sampling
 from tests.fakes.actor_slots import GONE, ActorGroup, FakeActor, ping

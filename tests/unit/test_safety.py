@@ -21,10 +21,10 @@ from stargate.launch.cli import main
 from stargate.launch.eval_session import EvaluationRequest, evaluation_root
 from stargate.launch.session import _logged, fill_run_dir
 from stargate.launch.setup import REMOTE_CODE, prepare
+from stargate.launch.summary import print_summary, summarise_run
 from stargate.monitoring.progress import LiveProgress, PlainProgress, safe_text
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore
-from stargate.records.summary import print_summary, summarise_run
 from stargate.resources.memory import MemoryPeak
 from tests.fakes.report_run import build_run
 from tests.unit.evaluation import test_ablation

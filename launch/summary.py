@@ -12,6 +12,7 @@ dropped.<reason>, data_dropped.<reason>, peak_rss_gb, seconds, status
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from stargate.evaluation.measures import EVALUATION_FILE
@@ -22,6 +23,12 @@ from stargate.records.schemas import dialogue_from_row
 from stargate.records.store import RunStore
 from stargate.resources.memory import MemoryPeak
 from stargate.types import IterationResult
+
+# Of TrainResult, as they are.
+_OF_TRAINING = (
+    *("validation_loss", "num_examples", "num_validation_examples", "num_tokens"),
+    *("num_loss_tokens", "seconds", "model_dir"),
+)
 
 
 def summarise_run(
@@ -67,22 +74,11 @@ def summarise_run(
         summary["train"] = {
             "loss_first": trained.losses[0],
             "loss_last": trained.losses[-1],
-            "validation_loss": trained.validation_loss,
             "num_steps": len(trained.losses),
-            "num_examples": trained.num_examples,
-            "num_validation_examples": trained.num_validation_examples,
-            "num_tokens": trained.num_tokens,
-            "num_loss_tokens": trained.num_loss_tokens,
-            "seconds": trained.seconds,
             "tokens_per_s": trained.num_tokens / trained.seconds,
-            "model_dir": trained.model_dir,
+            **{name: getattr(trained, name) for name in _OF_TRAINING},
         }
-        summary["push"] = {
-            "seconds": pushed.seconds,
-            "phases": dict(pushed.phases),
-            "version": pushed.version,
-            "num_engines": pushed.num_engines,
-        }
+        summary["push"] = asdict(pushed)
     return summary
 
 
@@ -107,16 +103,16 @@ def print_summary(
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """The figures as lines of text."""
-    lines: list[str] = []
-    lines += ["", "wall time by stage"]
-    for name, stage in summary["stages"].items():
-        lines.append(f"  {name:24}{stage['seconds']:8.1f} s")
-    lines.append(f"  {'whole run':24}{summary['seconds']:8.1f} s")
-    lines += _throughput_lines(summary)
-    lines.append(f"peak memory of all processes: {summary['peak_rss_gb']:.1f} GiB")
-    lines += _restart_lines(summary)
-    lines += _dropped_lines(summary)
-    return lines
+    stages = {name: stage["seconds"] for name, stage in summary["stages"].items()}
+    stages["whole run"] = summary["seconds"]
+    return [
+        *("", "wall time by stage"),
+        *(f"  {name:24}{seconds:8.1f} s" for name, seconds in stages.items()),
+        *_throughput_lines(summary),
+        f"peak memory of all processes: {summary['peak_rss_gb']:.1f} GiB",
+        *_restart_lines(summary),
+        *_dropped_lines(summary),
+    ]
 
 
 def _throughput_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -149,25 +145,25 @@ def _restart_lines(summary: Mapping[str, Any]) -> list[str]:
         )
         lines.append("died and started again: " + ", ".join(counts))
     if resent := summary.get("resent"):
-        counts = (f"{count} {role}" for role, count in resent.items())
-        lines.append("requests sent again: " + ", ".join(counts))
+        lines.append(f"requests sent again: {_counted(resent)}")
     if steps := summary.get("repeated_steps"):
         lines.append(f"optimizer steps done again: {steps}")
-    for key, what in (("joined", "joined"), ("left", "left")):
-        if counted := summary.get(key):
-            counts = (f"{count} {role}" for role, count in counted.items())
-            lines.append(f"engines that {what} meanwhile: " + ", ".join(counts))
+    for what in ("joined", "left"):
+        if counted := summary.get(what):
+            lines.append(f"engines that {what} meanwhile: {_counted(counted)}")
     return lines
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def _dropped_lines(summary: Mapping[str, Any]) -> list[str]:
     counts = {**summary["data_dropped"], **summary["dropped"]}
     if not counts:
         return ["dropped records: none"]
-    lines = ["dropped records: " + ", ".join(f"{n} {reason}" for reason, n in counts.items())]
-    for examples in summary["dropped_examples"].values():
-        lines += [f"  {safe_text(example)}" for example in examples]
-    return lines
+    examples = (text for texts in summary["dropped_examples"].values() for text in texts)
+    return [f"dropped records: {_counted(counts)}", *(f"  {safe_text(text)}" for text in examples)]
 
 
 def _print_dialogues(
