@@ -207,28 +207,29 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file. Raises DataError, also for text that is no UTF-8."""
     for batch in read_batches(path):
         for start in range(0, len(batch), _READ_ROWS):
-            try:
+            with _reading(path):
                 rows = batch.slice(start, _READ_ROWS).to_pylist()
-            except (ValueError, OverflowError) as error:
-                raise DataError(f"{path}: can't be read: {one_line(error)}") from error
             yield from rows
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: can't be read: {one_line(error)}") from error
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
     """The batches of a Parquet file. Raises DataError, at the latest at the damaged page."""
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            yield from file.iter_batches()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: can't be read: {one_line(error)}") from error
+    with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        yield from file.iter_batches()
 
 
 def read_metadata(path: Path) -> tuple[int, dict[str, str]]:
     """Number of rows and key-value metadata of a Parquet file. Raises DataError."""
-    try:
+    with _reading(path):
         footer = pq.read_metadata(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: can't be read: {one_line(error)}") from error
     found = footer.metadata or {}
     values = {key.decode(): value.decode(errors="replace") for key, value in found.items()}
     return footer.num_rows, values
@@ -263,12 +264,17 @@ def read_json(file: Path) -> dict[str, Any] | None:
     return values
 
 
-def set_aside(path: Path) -> Path:
-    """Renames a damaged file or folder to NAME.damaged-N, beside it. Returns its new place."""
+def place_aside(path: Path) -> Path:
+    """NAME.damaged-N beside a damaged file or folder: a name that is free."""
     number = 1
     while (place := path.with_name(f"{path.name}.damaged-{number}")).exists():
         number += 1
-    path.rename(place)
+    return place
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged file or folder to `place_aside`. Returns its new place."""
+    place = path.rename(place_aside(path))
     sync(path.parent)
     return place
 

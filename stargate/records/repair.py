@@ -17,14 +17,13 @@ from pathlib import Path
 
 from stargate.records.files import (
     file_problem,
+    place_aside,
     remove_temporaries,
     set_aside,
-    sync,
     write_atomically,
 )
 from stargate.records.schemas import SCHEMAS, Row
 from stargate.records.store import METRICS, RunStore, remove_merged_parts
-from stargate.rollout.degeneration import BABBLE_FILE
 
 _SCOPE = re.compile(r"(t|eval-m)\d+")
 _EVALUATION = "eval-"
@@ -60,8 +59,8 @@ def discovery(root: Path) -> list[Damage]:
     metrics = root / METRICS
     if metrics.is_file() and (bad := _bad_lines(metrics)):
         found.append(Damage(metrics, f"line {bad[0] + 1} is not one of metrics"))
-    kept = [root / "summary.json", root / "sittings.json", *root.glob("t*/train.json")]
-    kept += [scope / BABBLE_FILE for scope in scopes_of(root)]
+    kept = [root / "summary.json", root / "sittings.json"]
+    kept += [file for scope in scopes_of(root) for file in sorted(scope.glob("*.json"))]
     found += [
         Damage(file, "not valid JSON") for file in kept if file.is_file() and not _is_json(file)
     ]
@@ -106,9 +105,7 @@ def _set_aside(file: Path) -> Path:
     # first, so that the name is never without a file.
     lines = file.read_bytes().splitlines(keepends=True)
     bad = set(_bad_lines(file))
-    number = 1
-    while (place := file.with_name(f"{file.name}.damaged-{number}")).exists():
-        number += 1
+    place = place_aside(file)
     write_atomically(place, lambda target: target.write_bytes(b"".join(lines)))
     good = b"".join(line for i, line in enumerate(lines) if i not in bad)
     write_atomically(file, lambda target: target.write_bytes(good))
@@ -145,7 +142,6 @@ def _cut_torn_line(file: Path) -> int:
         return 0
     whole = content[: content.rfind(b"\n") + 1]
     write_atomically(file, lambda target: target.write_bytes(whole))
-    sync(file.parent)
     return 1
 
 
