@@ -15,13 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stargate.records.files import (
-    file_problem,
-    place_aside,
-    remove_temporaries,
-    set_aside,
-    write_atomically,
-)
+from stargate.records.files import place_aside, remove_temporaries, set_aside, write_atomically
+from stargate.records.parquet import file_problem
 from stargate.records.schemas import SCHEMAS, Row
 from stargate.records.store import METRICS, RunStore, remove_merged_parts
 

@@ -29,15 +29,12 @@ from stargate.errors import DataError
 from stargate.records.files import (
     disk_errors,
     make_folder,
-    read_batches,
     read_json,
-    read_metadata,
-    read_rows,
     sync,
     write_atomically,
-    write_parquet,
     write_text,
 )
+from stargate.records.parquet import read_batches, read_metadata, read_rows, write_parquet
 from stargate.records.schemas import SCHEMAS, Row, record_from_row
 
 _RecordT = TypeVar("_RecordT")

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from stargate.errors import DataError
 from stargate.evaluation.qualification import Criterion
 from stargate.evaluation.statistics import Measure
-from stargate.records.files import file_problem, read_json
+from stargate.records.files import read_json
+from stargate.records.parquet import file_problem
 from stargate.records.store import table_files
 from stargate.report.records import About, Change, Evaluation, Iteration, Judge, RoleplayerInfo
 

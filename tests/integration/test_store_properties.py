@@ -20,8 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stargate.records import files as durable
-from stargate.records import store
+from stargate.records import parquet, store
 from stargate.records.repair import discovery, repair
 from stargate.records.store import RunStore, table_files
 
@@ -65,7 +64,7 @@ def running_on(machine: Machine) -> Iterator[None]:
 
         return call
 
-    real_write = durable.write_parquet
+    real_write = parquet.write_parquet
 
     def write(path: Path, *args: Any) -> None:
         real_write(path, *args)
@@ -186,7 +185,7 @@ def test_damage_is_found_and_costs_that_file_only(
             return
         draw = random.Random(seed)
         victim = draw.choice(files)
-        lost = {row["id"] for b in durable.read_batches(victim) for row in b.to_pylist()}
+        lost = {row["id"] for b in parquet.read_batches(victim) for row in b.to_pylist()}
         content = bytearray(victim.read_bytes())
         if kind == "flip":
             content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)

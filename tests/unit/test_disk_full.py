@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from stargate.errors import MachineError
@@ -14,6 +15,7 @@ from stargate.launch.cli import main
 from stargate.launch.session import _logged
 from stargate.pair_steps import run_iteration
 from stargate.records import files as durable
+from stargate.records.parquet import write_parquet
 from stargate.records.repair import Repairs, discovery, repair
 from stargate.records.store import RunStore
 from tests.unit.test_pair_steps import PAIRS, roles, run_context
@@ -102,8 +104,8 @@ def test_parquet_of_a_full_disk_is_named_by_pyarrow_too(tmp_path: Path) -> None:
 
     def write(temporary: Path) -> None:
         temporary.symlink_to("/dev/full")
-        table = durable.pa.table({"text": ["x" * 1000] * 1000})
-        durable.write_parquet(temporary, table.schema, table.to_batches())
+        table = pa.table({"text": ["x" * 1000] * 1000})
+        write_parquet(temporary, table.schema, table.to_batches())
 
     with pytest.raises(MachineError, match="the disk is full"):
         durable.write_atomically(target, write)

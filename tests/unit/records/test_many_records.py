@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from stargate.records import files as files_module
+from stargate.records import parquet as parquet_module
 from stargate.records import store as store_module
 from stargate.records.resume import read_finished
 from stargate.records.schemas import dialogue_row, record_row
@@ -46,7 +46,7 @@ def test_a_merged_table_has_few_row_groups(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_table_is_read_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files_module, "_READ_ROWS", 3)
+    monkeypatch.setattr(parquet_module, "_READ_ROWS", 3)
     store = RunStore(tmp_path)
     asyncio.run(store.append("t0", "scores", [record_row(score(index)) for index in range(8)]))
     rows = store.read("t0", "scores")

@@ -1,0 +1,132 @@
+"""Parquet files that are known when they are damaged: each page has its CRC, the file its sha256.
+
+The sha256 is over the whole file and stands in the file, in the footer's key-value metadata, with
+64 zeros in its own place while it is computed. So it needs no second file, which would cost another
+fsync per write, could be lost, and could be apart from its file for a moment; and it covers the
+footer too, which Parquet's own page checksums do not. These are there as well: any reader that asks
+for them (ours always does) notices damaged pages without reading the file twice. pandas, DuckDB and
+pyarrow read such files like any other. Files of earlier versions have neither; they count as whole
+if all of their rows can be read.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stargate.errors import DataError, one_line
+from stargate.records.files import read_exactly
+
+_CHECKSUM = "stargate.checksum"
+# Before the digest. Model text can't pass for it: statistics, which hold some, come before the
+# key-value metadata in the footer, and the last mark counts.
+_MARK = b"stargate-sha256:"
+_BLANK = b"0" * 64
+_MAGIC = b"PAR1"
+# Bytes hashed at a time.
+_CHUNK = 1 << 20
+# Rows that are Python objects, 10 x as large, at once while a table is read.
+_READ_ROWS = 1024
+
+
+def write_parquet(
+    path: Path,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes batches to `path` with checksums; not atomic by itself."""
+    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+        blank = (_MARK + _BLANK).decode()
+        writer.add_key_value_metadata({**(metadata or {}), _CHECKSUM: blank})
+    with path.open("r+b") as file:
+        place = _digest_place(file)
+        if place is None:
+            raise DataError(f"{path}: pyarrow wrote no place for the checksum")
+        digest = _digest(file, place)
+        file.seek(place)
+        file.write(digest)
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file. Raises DataError, also for text that is no UTF-8."""
+    for batch in read_batches(path):
+        for start in range(0, len(batch), _READ_ROWS):
+            with _reading(path):
+                rows = batch.slice(start, _READ_ROWS).to_pylist()
+            yield from rows
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: can't be read: {one_line(error)}") from error
+
+
+def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The batches of a Parquet file. Raises DataError, at the latest at the damaged page."""
+    with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        yield from file.iter_batches()
+
+
+def read_metadata(path: Path) -> tuple[int, dict[str, str]]:
+    """Number of rows and key-value metadata of a Parquet file. Raises DataError."""
+    with _reading(path):
+        footer = pq.read_metadata(path)
+    found = footer.metadata or {}
+    values = {key.decode(): value.decode(errors="replace") for key, value in found.items()}
+    return footer.num_rows, values
+
+
+def file_problem(path: Path) -> str | None:
+    """What is wrong with a Parquet file; None if it is as it was written."""
+    with path.open("rb") as file:
+        place = _digest_place(file)
+        if place is not None:
+            file.seek(place)
+            written = file.read(len(_BLANK))
+            return None if written == _digest(file, place) else "its checksum does not match"
+    try:  # a file of an earlier version, or one whose end is damaged
+        for _ in read_rows(path):
+            pass
+    except DataError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None
+
+
+def _digest_place(file: BinaryIO) -> int | None:
+    """Where in the file the digest's 64 characters stand; None if it has none."""
+    size = file.seek(0, os.SEEK_END)
+    if size < 12:
+        return None
+    file.seek(size - 8)
+    tail = file.read(8)
+    start = size - 8 - int.from_bytes(tail[:4], "little")
+    if tail[4:] != _MAGIC or start < 4:
+        return None
+    file.seek(start)
+    at = file.read(size - 8 - start).rfind(_MARK)
+    place = start + at + len(_MARK)
+    return None if at < 0 or place + len(_BLANK) > size - 8 else place
+
+
+def _digest(file: BinaryIO, place: int) -> bytes:
+    """The file's sha256 in hexadecimal, with zeros at `place`."""
+    sha256 = hashlib.sha256()
+    file.seek(0)
+    for chunk in read_exactly(file, place):
+        sha256.update(chunk)
+    sha256.update(_BLANK)
+    file.seek(place + len(_BLANK))
+    while chunk := file.read(_CHUNK):
+        sha256.update(chunk)
+    return sha256.hexdigest().encode()
