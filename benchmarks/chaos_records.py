@@ -186,7 +186,7 @@ def _check_selections(
     bad = []
     for pair_id, selection in selections.items():
         scores = [DialogueScore(**recorded[name]) for name in selection.candidates]
-        expected = select(pair_id, scores, config.selection, seed)
+        expected = select(pair_id, scores, config.algorithm.selection, seed)
         as_trained = examples.get(pair_id, selection.dialogue_id) == selection.dialogue_id
         if selection != expected or not as_trained or not _is_best(selection, again):
             bad.append(pair_id)

@@ -98,7 +98,7 @@ class Played:
 
 
 async def _measure(prepared: "Prepared", rounds: int, train: bool, say: Say) -> Measurement:
-    from stargate.launch.setup import workshop
+    from stargate.launch.setup import running_system
     from stargate.monitoring.progress import PlainProgress
     from stargate.records.counters import Counters
 
@@ -106,7 +106,9 @@ async def _measure(prepared: "Prepared", rounds: int, train: bool, say: Say) -> 
     with TemporaryDirectory(prefix="stargate-bench-") as folder:
         logs = Path(folder) / "logs"
         logs.mkdir()
-        async with workshop(prepared, logs, setup, PlainProgress(sys.stderr), train) as running:
+        async with running_system(
+            prepared, logs, setup, PlainProgress(sys.stderr), train
+        ) as running:
             bench = _Bench(running, Path(folder))
             say("warming up")
             await bench.play("warm", _WARM_PAIRS)
@@ -186,8 +188,9 @@ class _Bench:
     async def play(self, side: str, num_pairs: int | None, train: bool = False) -> Played:
         """Rollouts to examples; with `train` also what follows, timed by itself."""
         from stargate.benchmarks.iteration_timeline import Timeline, idle_shares
-        from stargate.pair_steps import make_examples, run_iteration
+        from stargate.pair_steps import make_examples
         from stargate.records.store import RunStore
+        from stargate.training_loop import run_iteration
 
         prepared = self._running.prepared
         pairs = prepared.train_pairs(0)[:num_pairs]

@@ -21,6 +21,7 @@ from stargate.actors.rpc.clients import EnginePool, ScorerPool, TrainerGroup, We
 from stargate.actors.rpc.remote import remote
 from stargate.actors.rpc.score_calls import GatheredScore
 from stargate.actors.runtime.dialogue_worker import WorkerPool, WorkerSpec, WorkerStats
+from stargate.algorithm.base import build_algorithm
 from stargate.algorithm.scoring import GoldScoring
 from stargate.benchmarks.card import Say
 from stargate.benchmarks.scale_engines import (
@@ -37,15 +38,16 @@ from stargate.config.run import DataConfig, RunConfig
 from stargate.data.dataset import load_dataset
 from stargate.errors import DataError
 from stargate.monitoring.progress import PlainProgress
-from stargate.pair_steps import Roles, RunContext, run_iteration
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore, table_files
 from stargate.resources.machine import GIB
 from stargate.resources.models import resolve_model
 from stargate.rollout.roleplayer import build_roleplayer
+from stargate.run_context import Roles, RunContext
 from stargate.text.chat import ChatFormat, load_chat_format
 from stargate.text.prompts import load_prompts
 from stargate.text.views import Views
+from stargate.training_loop import run_iteration
 from stargate.types import Pair
 
 # N of the paper; K is uniform over 1, 2, 3, as there.
@@ -304,6 +306,7 @@ def _open(
         views=materials.views,
         chat=materials.chat,
         scoring=GoldScoring(materials.views, materials.chat, _MAX_MODEL_LEN),
+        algorithm=build_algorithm(config, materials.views, materials.chat),
         store=store,
         counters=counters,
         progress=progress,

@@ -23,7 +23,8 @@ def load_examples(
     model_dir: Path, target: Target, count: int, trust_remote_code: bool
 ) -> list[TrainingExample]:
     """The first `count` dialogues as examples; raises DataError if there are not so many."""
-    from stargate.algorithm.examples import build_example
+    from stargate.algorithm.star_gate import StarGate
+    from stargate.config.algorithm import StarGateConfig
     from stargate.config.run import TrainerConfig
     from stargate.data.dataset import open_dataset
     from stargate.errors import DataError
@@ -39,7 +40,7 @@ def load_examples(
     chat = load_chat_format(str(model_dir), trust_remote_code)
     encode = _encoder(model_dir, trust_remote_code)
     views = Views(load_prompts("small"))
-    config = TrainerConfig(target=target)
+    algorithm = StarGate(StarGateConfig(target=target), views, chat, TrainerConfig().max_length)
     examples = []
     for number, row in enumerate(rows[:count]):
         task, persona = data.tasks[row["task_id"]], data.personas[row["persona_id"]]
@@ -47,7 +48,7 @@ def load_examples(
         said = row["turns"][: 1 + number % _MAX_TURNS]
         turns = tuple(_turn(turn["question"], turn["answer"], encode) for turn in said)
         dialogue = Dialogue(f"recorded/{pair.id}", pair.id, 0, len(turns), 0, 0, turns)
-        examples.append(build_example(pair, dialogue, None, views, chat, config))
+        examples.append(algorithm.example(pair, dialogue, None))
     return examples
 
 

@@ -19,7 +19,7 @@ report` and `stargate eval`; beside them are ablation.json and report.html. A co
 
 examples:
   stargate ablate cpu_learn
-  stargate ablate cpu_learn selection.type=gold --conditions own_response,contrastive,random
+  stargate ablate cpu_learn algorithm.selection=gold --conditions own_response,contrastive,random
   stargate ablate paper --weak-roleplayer roleplayer.model=mistralai/Mistral-7B-Instruct-v0.2
   stargate ablate --resume runs/cpu_learn-ablation-20261123-120000
 """

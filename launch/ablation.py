@@ -36,7 +36,7 @@ from stargate.evaluation.ablation import (
 from stargate.evaluation.measures import EVALUATION_FILE
 from stargate.launch.eval_session import EvaluationRequest, run_evaluation
 from stargate.launch.session import Session, fill_run_dir, timed_name
-from stargate.launch.setup import Prepared, RunningSystem, prepare, workshop
+from stargate.launch.setup import Prepared, RunningSystem, prepare, running_system
 from stargate.monitoring.progress import Progress, make_progress
 from stargate.monitoring.tracking import open_trackers
 from stargate.records.counters import Counters
@@ -180,7 +180,7 @@ class Ablation:
         if not names:
             return
         log_dir = self._root.resolve() / "logs"
-        async with workshop(self._prepared, log_dir, Counters(), self._progress) as running:
+        async with running_system(self._prepared, log_dir, Counters(), self._progress) as running:
             await self.train_in(running, names)
 
     async def train_in(self, running: RunningSystem, names: Sequence[str]) -> None:
@@ -200,7 +200,7 @@ class Ablation:
         sources = self._sources(folder)
         store = fill_run_dir(folder, config)
         with hold(folder):
-            shared = await share(sources, store, config.selection.type)
+            shared = await share(sources, store, config.algorithm.selection)
             store.write_json(_SHARED_FILE, shared)
             with open_trackers(
                 config.tracking,

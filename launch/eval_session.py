@@ -13,9 +13,9 @@ from typing import Any
 from stargate.config.files import dump_config, load_config
 from stargate.config.run import RunConfig
 from stargate.errors import ConfigError, DataError
+from stargate.evaluation.evaluator import Evaluator, checkpoint_dirs
 from stargate.evaluation.table import evaluation_lines
-from stargate.launch.evaluating import Evaluator, checkpoint_dirs
-from stargate.launch.setup import Prepared, prepare, workshop
+from stargate.launch.setup import Prepared, prepare, running_system
 from stargate.launch.shared import landing
 from stargate.monitoring.progress import Progress, make_progress
 from stargate.records.counters import Counters
@@ -34,7 +34,7 @@ _SAME_MEASURE = (
     "rollout",
     "scorer",
     "trainer",
-    "selection",
+    "algorithm",
     "schedule",
     "runs_dir",
     "records",
@@ -70,7 +70,7 @@ def run_evaluation(request: EvaluationRequest) -> int:
     store = RunStore(root)
     if root != request.run_dir:
         store.write_text("config.yaml", dump_config(config))
-    evaluator = Evaluator(prepared, config, trained)
+    evaluator = prepared.evaluator(config, trained)
     try:
         with hold(root):
             _require_whole(root, request.run_dir)
@@ -105,7 +105,7 @@ async def _evaluate(
     counters = Counters()
     log_dir = store.root.resolve() / "logs"
     try:
-        async with workshop(prepared, log_dir, counters, progress, training=False) as running:
+        async with running_system(prepared, log_dir, counters, progress, training=False) as running:
             roles, bench = running.open(prepared.config, store, counters)
             for version, folder in checkpoints.items():
                 if version:

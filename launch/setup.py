@@ -1,7 +1,7 @@
 """Everything that a command needs before it can play: checks first, then actors, and their end.
 
 RunConfig -> Prepared (models, data, prompts; nothing is started yet)
-          -> workshop: Ray and all actors -> Roles and RunContext of the loop, per run directory
+          -> running_system: Ray and all actors -> Roles and RunContext of one run directory
 """
 
 import asyncio
@@ -14,14 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from stargate.algorithm.base import build_algorithm
 from stargate.algorithm.scoring import GoldScoring
 from stargate.config.run import FactsGrounding, RunConfig
 from stargate.data.dataset import Dataset, load_dataset
 from stargate.errors import ConfigError
+from stargate.evaluation.evaluator import Evaluator
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.monitoring.progress import Progress
 from stargate.monitoring.tracking import check_installed
-from stargate.pair_steps import Roles, RunContext
 from stargate.protocols import Generate
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore
@@ -31,6 +32,7 @@ from stargate.resources.models import context_length, resolve_embedder, resolve_
 from stargate.resources.placement import Placement, place
 from stargate.resources.submission import cluster_address
 from stargate.rollout.roleplayer import build_roleplayer, require_facts
+from stargate.run_context import Roles, RunContext
 from stargate.text.chat import ChatFormat, load_chat_format
 from stargate.text.prompts import load_prompts
 from stargate.text.views import Views
@@ -67,6 +69,18 @@ class Prepared:
         split = data.train_splits[iteration % len(data.train_splits)]
         return self.dataset.pairs(split, data.train)
 
+    def evaluator(self, config: RunConfig, trained: RunConfig) -> Evaluator:
+        """Measures checkpoints of a run that was trained with `trained` as `config` says."""
+        return Evaluator(
+            config=config,
+            trained=trained,
+            pairs=self.test_pairs,
+            base_model_dir=self.base_model_dir,
+            chat=self.chat,
+            voice_chat=self.roleplayer_chat,
+            voice_dir=self.roleplayer_dir,
+        )
+
 
 def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True) -> Prepared:
     """Resolves models, data and prompts, and checks that they fit together.
@@ -78,10 +92,10 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
     grounded = isinstance(config.roleplayer.grounding, FactsGrounding)
     if training:
         check_installed(config.tracking)
-        if config.trainer.questions == "answered" and not grounded:
+        if config.algorithm.questions == "answered" and not grounded:
             raise ConfigError(
-                "trainer.questions=answered needs roleplayer.grounding.type=facts: otherwise it is "
-                "not known which questions were answered"
+                "algorithm.questions=answered needs roleplayer.grounding.type=facts: otherwise it "
+                "is not known which questions were answered"
             )
     dataset = load_dataset(config.data)
     for record in dataset.dropped:
@@ -221,7 +235,7 @@ class RunningSystem:
                 base_model_dir=prepared.base_model_dir,
                 models_dir=store.root.resolve() / "models",
                 run_dir=store.root.resolve(),
-                continue_training=config.trainer.start_from == "previous",
+                continue_training=config.algorithm.start_from == "previous",
                 progress=self.progress,
                 supervisor=supervisor,
                 file_access=self.actor_group.file_access,
@@ -241,6 +255,7 @@ class RunningSystem:
             scoring=GoldScoring(
                 prepared.views, prepared.chat, context_length(prepared.base_model_dir)
             ),
+            algorithm=build_algorithm(config, prepared.views, prepared.chat),
             store=store,
             counters=counters,
             progress=self.progress,
@@ -252,7 +267,7 @@ class RunningSystem:
 
 
 @asynccontextmanager
-async def workshop(
+async def running_system(
     prepared: Prepared, log_dir: Path, counters: Counters, progress: Progress, training: bool = True
 ) -> AsyncIterator[RunningSystem]:
     """Starts Ray and all actors, and ends them whatever happens. Without `training`: no trainer."""

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from stargate.errors import RecordDropped
 from stargate.text.chat import ChatFormat, Message
 from stargate.text.views import Views
-from stargate.types import Dialogue, DialogueScore, Pair, ScoreRequest, ScoreResult, Turn
+from stargate.types import (
+    Dialogue,
+    DialogueScore,
+    Pair,
+    ScoreRequest,
+    ScoreResult,
+    Turn,
+    TurnScore,
+)
 
 
 class GoldScoring:
@@ -65,3 +73,11 @@ def to_dialogue_score(dialogue: Dialogue, result: ScoreResult) -> DialogueScore:
         other_gold_logprob=sum(others) / len(others) if others else None,
         num_other_golds=len(others) if others else None,
     )
+
+
+def to_turn_scores(dialogue: Dialogue, results: Sequence[ScoreResult]) -> list[TurnScore]:
+    """The scores before the dialogue and after each of its turns, from results in that order."""
+    return [
+        TurnScore(dialogue.id, turn, result.sums[0], result.sums[1:])
+        for turn, result in enumerate(results)
+    ]

@@ -1,32 +1,28 @@
-"""Which of a pair's N dialogues the Questioner learns from: the best of N, no threshold across
-pairs (PAPER 3).
+"""Which of a pair's dialogues is trained on: best of N (PAPER 3), its contrastive form, a control.
 
-The gold log-prob also rewards a dialogue's mere form (its length, its tone). Contrastive selection
-subtracts the mean log-prob of the golds of other personas for the same task after the same
-dialogue: what is left is what the dialogue says about THIS person.
+A rule is a function from the pair's scores to a value per dialogue; the highest is selected. A new
+one is an entry of RULES and a word in stargate/config/algorithm.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
-from stargate.config.run import SelectionConfig
 from stargate.seeds import derive_seed
 from stargate.types import DialogueScore, Pair, Selection
 
 
-def select(
-    pair_id: str, scores: Sequence[DialogueScore], config: SelectionConfig, seed: int
-) -> Selection:
-    """Chooses one of the pair's scored dialogues; ties go to the first.
+def select(pair_id: str, scores: Sequence[DialogueScore], rule: str, seed: int) -> Selection:
+    """The best of one pair's scored dialogues; ties go to the first.
 
     `scores` must not be empty.
     """
     if not scores:
         raise ValueError(f"pair {pair_id}: nothing to select from")
-    values = [_value(score, config) for score in scores]
-    if config.type == "random":
+    if rule == "random":
+        values = [score.gold_logprob for score in scores]
         best = Random(derive_seed(seed, "select", pair_id)).randrange(len(scores))
     else:
+        values = [RULES[rule](score) for score in scores]
         best = values.index(max(values))
     return Selection(
         pair_id=pair_id,
@@ -47,21 +43,19 @@ def contrast(score: DialogueScore) -> float:
     return score.gold_logprob - score.other_gold_logprob
 
 
-def other_golds(
-    pair: Pair, of_task: Sequence[Pair], config: SelectionConfig, seed: int
-) -> list[str]:
-    """The golds of other personas for the pair's task, at most `max_other_golds` drawn by seed.
+RULES: Mapping[str, Callable[[DialogueScore], float]] = {
+    "gold": lambda score: score.gold_logprob,
+    "contrastive": contrast,
+}
 
-    `of_task`: all pairs of that task. Empty unless the selection is contrastive.
+
+def other_golds(pair: Pair, of_task: Sequence[Pair], at_most: int | None, seed: int) -> list[str]:
+    """The golds of other personas for the pair's task, `at_most` drawn by seed; None: all.
+
+    `of_task`: all pairs of that task.
     """
-    if config.type != "contrastive":
-        return []
     others = [p for p in of_task if p.persona.id != pair.persona.id]
     golds = [p.gold for p in sorted(others, key=lambda p: p.persona.id) if p.gold is not None]
-    if config.max_other_golds is None or len(golds) <= config.max_other_golds:
+    if at_most is None or len(golds) <= at_most:
         return golds
-    return Random(derive_seed(seed, "others", pair.id)).sample(golds, config.max_other_golds)
-
-
-def _value(score: DialogueScore, config: SelectionConfig) -> float:
-    return contrast(score) if config.type == "contrastive" else score.gold_logprob
+    return Random(derive_seed(seed, "others", pair.id)).sample(golds, at_most)

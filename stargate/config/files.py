@@ -64,6 +64,13 @@ def validated(
         raise ConfigError(f"{file}: {describe_problem(error)}") from error
 
 
+# Keys of earlier versions, and where they are now.
+_MOVED = {
+    "selection": "algorithm.selection (and algorithm.max_other_golds)",
+    **{f"trainer.{key}": f"algorithm.{key}" for key in ("target", "questions", "start_from")},
+}
+
+
 def packaged_configs_dir() -> Path:
     """The folder of the shipped configs (and of prompts/)."""
     return Path(__file__).parents[1] / "configs"
@@ -129,7 +136,9 @@ def describe_problem(error: ValidationError) -> str:
     # Tags of unions ("facts") stand in pydantic's location but not in the file.
     key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
+    if first["type"] == "extra_forbidden" and key in _MOVED:
+        text = f"{key} is {_MOVED[key]} now"
+    elif first["type"] == "extra_forbidden":
         text = f"unknown key {key}; see configs/ for the known ones"
     elif first["type"] == "value_error":
         text = f"{key}: {message}"

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stargate.config.algorithm import AnyAlgorithm, StarGateConfig
 from stargate.config.component import Component, Fraction, NonNegativeInt, PositiveInt
 from stargate.config.judge import JudgeConfig
 from stargate.config.records import RecordsConfig
@@ -169,19 +170,6 @@ class ScorerConfig(Component):
     min_tokens_per_s: Annotated[float, Field(gt=0.0)] = 20.0
 
 
-class SelectionConfig(Component):
-    """Which of a pair's N dialogues is trained on.
-
-    gold         the highest gold log-prob: best of N (PAPER 3)
-    contrastive  the highest gold log-prob minus the mean log-prob of the golds of other personas
-                 for the same task: chosen for what it learned about the person, not for its form
-    random       a control
-    """
-
-    type: Literal["gold", "contrastive", "random"] = "gold"
-    max_other_golds: PositiveInt | None = None  # contrastive: how many others; None: all there are
-
-
 class ResponseConfig(Component):
     """The own response after the selected dialogue, written by m_t greedily (PAPER 4)."""
 
@@ -202,13 +190,8 @@ class LoraConfig(Component):
 class TrainerConfig(Component):
     """DeepSpeed training (PAPER 5)."""
 
-    start_from: Literal["base", "previous"] = "base"  # m_0 every time (the paper), or on from m_t
     # Which examples m_{t+1} learns from: those of iteration t (the paper), or of all so far.
     examples: Literal["iteration", "all"] = "iteration"
-    target: Literal["own_response", "questions_only", "gold_response"] = "own_response"
-    # Which questions have loss: all (the paper), or those that were answered with a fact. The
-    # latter needs facts grounding in a training run, where it is known which.
-    questions: Literal["all", "answered"] = "all"
     learning_rate: Annotated[float, Field(gt=0.0)] = 2e-5
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     warmup_fraction: Fraction = 0.1
@@ -312,7 +295,7 @@ class RunConfig(Component):
     questioner: QuestionerConfig = QuestionerConfig()
     roleplayer: RoleplayerConfig = RoleplayerConfig()
     scorer: ScorerConfig = ScorerConfig()
-    selection: SelectionConfig = SelectionConfig()
+    algorithm: AnyAlgorithm = StarGateConfig()
     response: ResponseConfig = ResponseConfig()
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -55,24 +55,26 @@ class Condition:
 
 CONDITIONS = (
     Condition(
-        REFERENCE, "own response as regulariser (the paper)", ("trainer.target=own_response",)
+        REFERENCE, "own response as regulariser (the paper)", ("algorithm.target=own_response",)
     ),
     Condition(
-        "questions_only", "no response: loss on questions only", ("trainer.target=questions_only",)
+        "questions_only",
+        "no response: loss on questions only",
+        ("algorithm.target=questions_only",),
     ),
     Condition(
-        "gold_response", "the gold in the own response's place", ("trainer.target=gold_response",)
+        "gold_response", "the gold in the own response's place", ("algorithm.target=gold_response",)
     ),
     Condition(WEAKER, "own_response's checkpoints, tested with a weaker Roleplayer", trained=False),
     Condition(
         "contrastive",
         "dialogues chosen by gold minus other personas' golds",
-        ("trainer.target=own_response", "selection.type=contrastive"),
+        ("algorithm.target=own_response", "algorithm.selection=contrastive"),
     ),
     Condition(
         "random",
         "dialogues chosen at random",
-        ("trainer.target=own_response", "selection.type=random"),
+        ("algorithm.target=own_response", "algorithm.selection=random"),
     ),
 )
 PAPER_CONDITIONS = (REFERENCE, "questions_only", "gold_response", WEAKER)
@@ -109,8 +111,9 @@ def training_configs(config: RunConfig, conditions: Iterable[Condition]) -> dict
         for name, other in found.items():
             if made == other:
                 raise ConfigError(
-                    f"{condition.name} and {name} are the same with this config (selection.type="
-                    f"{config.selection.type}): leave one out, or set selection.type=gold"
+                    f"{condition.name} and {name} are the same with this config "
+                    f"(algorithm.selection={config.algorithm.selection}): leave one out, or "
+                    "set algorithm.selection=gold"
                 )
         found[condition.name] = made
     return found

@@ -15,7 +15,7 @@ from typing import Any
 from stargate.evaluation.controls import FIXED, ControlScore, score_all
 from stargate.evaluation.playing import EvaluationPairs, play_all, scope_of
 from stargate.evaluation.responding import respond_to_all
-from stargate.pair_steps import Roles, RunContext
+from stargate.run_context import Roles, RunContext
 from stargate.types import Dialogue
 
 

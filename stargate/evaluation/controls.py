@@ -18,10 +18,10 @@ from functools import partial
 
 from stargate.errors import RecordDropped
 from stargate.evaluation.playing import next_personas, scope_of
-from stargate.pair_steps import RunContext
 from stargate.protocols import Score
 from stargate.records.schemas import Row
-from stargate.task_group import task_group
+from stargate.rollout.tasks import task_group
+from stargate.run_context import RunContext
 from stargate.types import Dialogue, Pair, ScoreRequest, ScoreResult
 
 # Controls without a dialogue: no checkpoint changes them, so they are made once.

@@ -25,7 +25,7 @@ from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, Compl
 from stargate.protocols import Generate
 from stargate.records.schemas import Row
 from stargate.rollout.dialogue import require_room
-from stargate.task_group import task_group
+from stargate.rollout.tasks import task_group
 from stargate.text.chat import ChatFormat, Message
 from stargate.text.prompts import TemplateFile, load_template_file
 

@@ -6,17 +6,14 @@ What an earlier call has left in the store is not played again: a killed evaluat
 one with more dialogues per pair plays only the new ones.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from stargate.config.run import RolloutConfig
-from stargate.errors import RecordDropped
-from stargate.monitoring.progress import Stage
-from stargate.pair_steps import Roles, RunContext
-from stargate.records.schemas import dialogue_from_row, dialogue_row
+from stargate.records.schemas import dialogue_from_row
 from stargate.rollout.dialogue import plan_dialogues
-from stargate.task_group import task_group
+from stargate.rollout.tasks import run_bounded
+from stargate.run_context import Roles, RunContext
 from stargate.types import Dialogue, DialoguePlan, Pair
 
 
@@ -58,45 +55,21 @@ async def play_all(
     settings = context.config.evaluation
     plans = _plans(scope, pairs.scored, settings.num_dialogues, context)
     plans += _plans(scope, pairs.needless, 1, context)
-    played: dict[str, list[Dialogue]] = {pair.id: [] for pair in pairs.all}
     finished = {
         dialogue.id: dialogue
         for dialogue in map(dialogue_from_row, context.store.read(scope, "dialogues"))
     }
-    play = context.player(roles)
-    degeneration = context.degeneration_watch(scope)
-    slots = asyncio.Semaphore(context.config.rollout.max_concurrent_dialogues)
-
-    async def one(plan: DialoguePlan, stage: Stage) -> None:
-        try:
-            dialogue = await play(plan)
-        except RecordDropped as problem:
-            context.counters.drop(problem)
-            degeneration.dropped(problem)
-            degeneration.check()
-            stage.advance()
-            return
-        finally:
-            slots.release()
-        await context.store.append(scope, "dialogues", [dialogue_row(plan.pair, dialogue)])
-        played[plan.pair.id].append(dialogue)
-        stage.advance(tokens=context.counters.finished_dialogue(scope, dialogue))
-        degeneration.heard(dialogue)
-        degeneration.check()
-
+    played: dict[str, list[Dialogue]] = {pair.id: [] for pair in pairs.all}
     with context.progress.stage(f"{scope} rollout", len(plans), "dialogues") as stage:
         stage.begin()
-        async with task_group() as group:
-            for plan in plans:
-                if plan.dialogue_id in finished:
-                    dialogue = finished[plan.dialogue_id]
-                    played[plan.pair.id].append(dialogue)
-                    degeneration.heard(dialogue)
-                    stage.advance()
-                else:
-                    await slots.acquire()  # no more tasks than dialogues in flight
-                    group.create_task(one(plan, stage))
-    degeneration.finish()
+        recorded = context.recorded_rollout(scope, roles, finished, stage)
+
+        async def one(plan: DialoguePlan) -> None:
+            if (dialogue := await recorded(plan)) is not None:
+                played[plan.pair.id].append(dialogue)
+
+        await run_bounded(plans, context.config.rollout.max_concurrent_dialogues, one)
+    recorded.finish()
     for dialogues in played.values():
         dialogues.sort(key=lambda dialogue: dialogue.index)
     return played

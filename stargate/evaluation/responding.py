@@ -4,7 +4,6 @@ A checkpoint responds to its own dialogues. m_0 responds to every checkpoint's (
 responder): then a better response can only come from a better dialogue.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -12,9 +11,9 @@ from stargate.errors import RecordDropped
 from stargate.evaluation.comparisons import choose_pairs, with_next_personas
 from stargate.evaluation.playing import scope_of
 from stargate.evaluation.responses import Response, response_from_row
-from stargate.pair_steps import RunContext, write_response
 from stargate.protocols import Generate
-from stargate.task_group import task_group
+from stargate.rollout.tasks import run_bounded
+from stargate.run_context import RunContext
 from stargate.types import Dialogue, Generation, Pair
 
 
@@ -54,18 +53,17 @@ async def respond_to_all(
         if dialogue.index < per_pair and (dialogue.id, responder_version) not in done
     ]
     name = f"{scope} respond" + (" by m0" if responder_version != version else "")
-    slots = asyncio.Semaphore(context.config.rollout.max_concurrent_dialogues)
     with context.progress.stage(name, len(missing), "responses") as stage:
         stage.begin()
 
-        async def one(pair: Pair, dialogue: Dialogue) -> None:
-            async with slots:
-                try:
-                    generation = await write_response(pair, dialogue, generate, context, sampling)
-                except RecordDropped as problem:
-                    context.counters.drop(problem)
-                    stage.advance()
-                    return
+        async def one(asked: tuple[Pair, Dialogue]) -> None:
+            pair, dialogue = asked
+            try:
+                generation = await context.respond(pair, dialogue, generate, sampling)
+            except RecordDropped as problem:
+                context.counters.drop(problem)
+                stage.advance()
+                return
             _require_version(generation, responder_version, dialogue)
             response = Response(
                 dialogue_id=dialogue.id,
@@ -78,9 +76,7 @@ async def respond_to_all(
             await context.store.append(scope, "responses", [asdict(response)])
             stage.advance(tokens=len(generation.token_ids))
 
-        async with task_group() as group:
-            for pair, dialogue in missing:
-                group.create_task(one(pair, dialogue))
+        await run_bounded(missing, context.config.rollout.max_concurrent_dialogues, one)
 
 
 def _require_version(generation: Generation, version: int, dialogue: Dialogue) -> None:

@@ -10,7 +10,7 @@ its end; of a sitting that was killed, only the time after its last record there
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
@@ -34,6 +34,7 @@ from stargate.types import (
     PushResult,
     Selection,
     TrainResult,
+    TurnScore,
 )
 
 _RecordT = TypeVar("_RecordT")
@@ -159,6 +160,11 @@ class RunHistory:
     evaluations: Mapping[int, dict[str, Any]] = field(default_factory=dict)
     num_steps: int = 0
 
+    def training(self, iteration: int) -> TrainResult | None:
+        """What the training of an iteration did, if that is on record."""
+        result = self.results.get(iteration)
+        return self.trained.get(iteration) if result is None else result.trained
+
 
 def read_history(store: RunStore) -> RunHistory:
     """Reads what is done. Raises ModelError if a model is missing or damaged that a later one, or
@@ -263,19 +269,26 @@ class Finished:
     """Finished records of one scope: dialogues and scores by dialogue id, the rest by pair id."""
 
     dialogues: Mapping[str, Dialogue]
-    scores: dict[str, DialogueScore]
-    selections: dict[str, Selection]
+    scores: Mapping[str, DialogueScore]
+    turn_scores: Mapping[str, Sequence[TurnScore]]
+    selections: Mapping[str, Sequence[Selection]]
     examples: frozenset[str]
 
 
 def read_finished(store: RunStore, scope: str) -> Finished:
     """Reads the tables of a scope; nothing is finished where there are none."""
     scores = store.records(scope, "scores", DialogueScore)
-    selections = store.records(scope, "selections", Selection)
+    turn_scores: dict[str, list[TurnScore]] = {}
+    for score in store.records(scope, "turn_scores", TurnScore):
+        turn_scores.setdefault(score.dialogue_id, []).append(score)
+    selections: dict[str, list[Selection]] = {}
+    for selection in store.records(scope, "selections", Selection):
+        selections.setdefault(selection.pair_id, []).append(selection)
     return Finished(
         dialogues=_PackedDialogues(store.read(scope, "dialogues")),
         scores={score.dialogue_id: score for score in scores},
-        selections={selection.pair_id: selection for selection in selections},
+        turn_scores=turn_scores,
+        selections=selections,
         examples=frozenset(row["pair_id"] for row in store.read(scope, "examples")),
     )
 

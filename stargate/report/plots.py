@@ -187,7 +187,7 @@ def _evaluation_figures(evaluation: Evaluation) -> list[Plot]:
 def _selection_plot(data: ReportData, iteration: int) -> Plot:
     selections = [entry for entry in data.selections if entry.iteration == iteration]
     shown = f"{MAX_PAIRS} of {len(selections)}" if len(selections) > MAX_PAIRS else "All"
-    kind = data.config.selection.type
+    kind = data.config.algorithm.selection
     return Plot(
         f"selection-t{iteration}",
         "selection",

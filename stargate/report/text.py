@@ -200,7 +200,7 @@ def _selection_lines(data: ReportData) -> Iterator[str]:
     gains = selection_gains(data)
     if not gains:
         return
-    yield from _heading(f"Selection ({data.config.selection.type})")
+    yield from _heading(f"Selection ({data.config.algorithm.selection})")
     for gain in gains:
         yield (
             f"  iteration {gain.iteration}: {gain.num_pairs} pairs, the chosen dialogue scores "

@@ -8,6 +8,7 @@ once, none waits for another, and nothing of one conversation can reach another.
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from random import Random
 
@@ -85,12 +86,13 @@ class Questioner:
         session = session or plan.dialogue_id
         where = f"{plan.dialogue_id} question {len(turns) + 1}"
         require_room(prompt_ids, self._sampling.max_new_tokens, self._max_model_len, where)
+        seed = derive_seed(plan.seed, "q", len(turns))
         generation = await self._generate(
             GenerateRequest(
                 request_id=f"{session}/q{len(turns)}",
                 session=session,
                 prompt_ids=prompt_ids,
-                sampling=sampling_of(self._sampling, derive_seed(plan.seed, "q", len(turns))),
+                sampling=replace(sampling_of(self._sampling, seed), logprobs=True),
             )
         )
         if not generation.text.strip():
@@ -170,6 +172,7 @@ async def _play_turn(
         answer_ids=answer.token_ids,
         answer_stop=answer.stop,
         elicited=answer.elicited,
+        question_logprobs=question.logprobs,
     )
     return turn, question.policy_version
 

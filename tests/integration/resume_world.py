@@ -12,17 +12,19 @@ from typing import Any
 import pytest
 
 from stargate.config.run import RunConfig
+from stargate.evaluation.evaluator import Evaluator
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.launch import session as session_module
 from stargate.launch import setup as setup_module
 from stargate.launch.resume import resume
 from stargate.launch.session import fill_run_dir, sit
+from stargate.monitoring import journal as journal_module
 from stargate.monitoring.progress import PlainProgress
-from stargate.pair_steps import Roles, RunContext
 from stargate.records import store as store_module
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore
 from stargate.resources.memory import MemoryPeak
+from stargate.run_context import Roles, RunContext
 from stargate.types import (
     GenerateRequest,
     Generation,
@@ -76,7 +78,7 @@ def _killed(root: Path) -> Path:
 
 @dataclass(frozen=True)
 class FakePrepared:
-    """What a session takes from launch.actor_group.Prepared."""
+    """What a session takes from launch.setup.Prepared."""
 
     config: RunConfig
     base_model_dir: Path
@@ -86,9 +88,14 @@ class FakePrepared:
     def train_pairs(self, iteration: int) -> list[Pair]:
         return TRAIN_PAIRS
 
+    def evaluator(self, config: RunConfig, trained: RunConfig) -> Evaluator:
+        nobody: Any = None  # no judge
+        base = self.base_model_dir
+        return Evaluator(config, trained, self.test_pairs, base, nobody, nobody, base)
+
 
 @dataclass(frozen=True)
-class FakeWorkshop:
+class FakeSystem:
     prepared: FakePrepared
     world: World
     scaler: None = None  # its engines stay as they are
@@ -192,9 +199,9 @@ def config(root: Path, **changes: object) -> RunConfig:
 def without_waiting(patch: pytest.MonkeyPatch) -> None:
     """Leaves out what takes long and is not what these tests look at."""
     patch.setattr(store_module, "_GATHER_SECONDS", 0.0)
-    patch.setattr(session_module, "PeakMemory", _NoMemory)
+    patch.setattr(journal_module, "PeakMemory", _NoMemory)
     # eval.json needs a bootstrap.
-    patch.setattr(session_module.Evaluator, "write", lambda self, store: {})
+    patch.setattr(Evaluator, "write", lambda self, store: {})
 
 
 def play(world: World, monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
@@ -202,10 +209,10 @@ def play(world: World, monkeypatch: pytest.MonkeyPatch, **changes: object) -> No
     base = _model_folder(world.root.parent / "base")
 
     @asynccontextmanager
-    async def workshop(prepared: FakePrepared, *_: object) -> AsyncIterator[FakeWorkshop]:
-        yield FakeWorkshop(prepared, world)
+    async def running_system(prepared: FakePrepared, *_: object) -> AsyncIterator[FakeSystem]:
+        yield FakeSystem(prepared, world)
 
-    monkeypatch.setattr(session_module, "workshop", workshop)
+    monkeypatch.setattr(session_module, "running_system", running_system)
     monkeypatch.setattr(
         setup_module, "prepare", lambda config, say, training=True: FakePrepared(config, base)
     )

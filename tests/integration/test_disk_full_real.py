@@ -33,7 +33,7 @@ _REAL = """
 import asyncio, subprocess, sys
 from pathlib import Path
 from stargate.errors import MachineError
-from stargate.pair_steps import run_iteration
+from stargate.training_loop import run_iteration
 from stargate.records.repair import repair, discovery
 from tests.fakes.scripted import make_pair
 from tests.unit.test_pair_steps import roles, run_context

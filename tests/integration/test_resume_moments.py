@@ -163,9 +163,9 @@ def test_continued_training_starts_from_the_last_model(
 ) -> None:
     world = World(tmp_path / "run", kill_at=0)
     whole_calls = World(tmp_path / "all")
-    play(whole_calls, monkeypatch, trainer={"start_from": "previous"})
+    play(whole_calls, monkeypatch, algorithm={"start_from": "previous"})
     world = World(tmp_path / "run", whole_calls.calls.index("train m2") + 1)
-    play(world, monkeypatch, trainer={"start_from": "previous"})
+    play(world, monkeypatch, algorithm={"start_from": "previous"})
     second = World(world.root)
     play(second, monkeypatch)
     assert (world.started_from, second.started_from) == (["base"], ["m1"])

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from stargate.evaluation.playing import EvaluationPairs, play_all
-from stargate.pair_steps import Roles, RunContext, make_examples
+from stargate.pair_steps import make_examples
 from stargate.records.schemas import Row
 from stargate.records.store import RunStore
+from stargate.run_context import Roles, RunContext
 from stargate.types import Dialogue, GenerateRequest, Generation, Pair
 from tests.fakes.scripted import ScriptedGenerate, make_pair
 from tests.unit.test_pair_steps import roles, run_context, say

@@ -12,12 +12,12 @@ import pytest
 
 from stargate.errors import MachineError
 from stargate.launch.cli import main
-from stargate.launch.session import _logged
-from stargate.pair_steps import run_iteration
+from stargate.monitoring.journal import _logged
 from stargate.records import files as durable
 from stargate.records.parquet import write_parquet
 from stargate.records.repair import Repairs, discovery, repair
 from stargate.records.store import RunStore
+from stargate.training_loop import run_iteration
 from tests.unit.test_pair_steps import PAIRS, roles, run_context
 
 

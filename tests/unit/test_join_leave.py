@@ -12,7 +12,8 @@ from stargate.actors.rpc.remote import ActorDied
 from stargate.actors.runtime import supervisor as supervisor_module
 from stargate.actors.runtime.actor_slots import ActorSlot
 from stargate.errors import EngineError
-from stargate.launch.summary import summarise_run, summary_lines
+from stargate.launch.summary import summary_lines
+from stargate.monitoring.summary import summarise_run
 from stargate.records.counters import Counters
 from stargate.records.resume import SITTINGS_FILE, RunTotals, read_totals
 from stargate.records.store import RunStore

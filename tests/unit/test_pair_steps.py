@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from stargate.algorithm.base import build_algorithm
 from stargate.algorithm.scoring import GoldScoring
 from stargate.config.run import RunConfig
 from stargate.errors import DataError, DivergenceError, EngineError
 from stargate.monitoring.progress import PlainProgress
-from stargate.pair_steps import Roles, RunContext, run_iteration
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore
+from stargate.run_context import Roles, RunContext
+from stargate.training_loop import run_iteration
 from stargate.types import (
     GenerateRequest,
     Pair,
@@ -62,12 +64,13 @@ def config(**changes: object) -> RunConfig:
 
 
 def run_context(root: Path, overlap: bool = False, **changes: object) -> RunContext:
-    chat = byte_chat()
+    chat, settings = byte_chat(), config(**changes)
     return RunContext(
-        config=config(**changes),
+        config=settings,
         views=VIEWS,
         chat=chat,
         scoring=GoldScoring(VIEWS, chat, 10_000),
+        algorithm=build_algorithm(settings, VIEWS, chat),
         store=RunStore(root),
         counters=Counters(),
         progress=PlainProgress(),
@@ -206,7 +209,7 @@ def test_divergence_pushes_nothing(tmp_path: Path) -> None:
 
 def test_questions_only_needs_no_response(tmp_path: Path) -> None:
     generate = ScriptedGenerate(say)
-    context = run_context(tmp_path, trainer={"target": "questions_only"})
+    context = run_context(tmp_path, algorithm={"target": "questions_only"})
     asyncio.run(run_iteration(0, PAIRS, roles(generate=generate), context))
     assert not [r for r in generate.requests if r.request_id.endswith("response")]
 
@@ -263,7 +266,7 @@ def test_contrastive_selection_prefers_what_is_about_the_person(tmp_path: Path) 
             return [ScoreResult(r.key, tuple((v,) for v in values[r.key[-2:]])) for r in requests]
 
     score = Score(lambda request: 0.0)
-    context = run_context(tmp_path, selection={"type": "contrastive"})
+    context = run_context(tmp_path, algorithm={"selection": "contrastive"})
     asyncio.run(run_iteration(0, PAIRS, roles(score=score), context))
     assert {len(request.golds) for request in score.requests} == {2}
     selections = list(context.store.read("t0", "selections"))
@@ -274,7 +277,7 @@ def test_contrastive_selection_prefers_what_is_about_the_person(tmp_path: Path) 
 
 
 def test_without_another_persona_contrastive_selection_drops_the_pair(tmp_path: Path) -> None:
-    context = run_context(tmp_path, selection={"type": "contrastive"})
+    context = run_context(tmp_path, algorithm={"selection": "contrastive"})
     lonely = make_pair(task="t9", persona="p")
     score = ScriptedScore(favour_second)
     asyncio.run(run_iteration(0, [*PAIRS, lonely], roles(score=score), context))

@@ -16,13 +16,15 @@ from stargate.config.run import RunConfig
 from stargate.data.dataset import read_dataset
 from stargate.data.importers import TaskSource, import_dataset
 from stargate.errors import ConfigError, DataError, RecordDropped
-from stargate.launch import session
+from stargate.evaluation.evaluator import Evaluator
 from stargate.launch.cli import main
 from stargate.launch.eval_session import EvaluationRequest, evaluation_root
-from stargate.launch.session import _logged, fill_run_dir
+from stargate.launch.session import fill_run_dir
 from stargate.launch.setup import REMOTE_CODE, prepare
-from stargate.launch.summary import print_summary, summarise_run
+from stargate.launch.summary import print_summary
+from stargate.monitoring.journal import _logged
 from stargate.monitoring.progress import LiveProgress, PlainProgress, safe_text
+from stargate.monitoring.summary import summarise_run
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore
 from stargate.resources.memory import MemoryPeak
@@ -218,10 +220,10 @@ def test_remote_code_is_in_the_log_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # eval.json needs a bootstrap, which is slow and not what is tested.
-    monkeypatch.setattr(session.Evaluator, "write", lambda self, store: {})
+    monkeypatch.setattr(Evaluator, "write", lambda self, store: {})
     names = ["own_response"]
     made = test_ablation.ablation(tmp_path, names, trust_remote_code=True)
-    test_ablation.play(test_ablation.FakeWorkshop(), made, names)
+    test_ablation.play(test_ablation.FakeSystem(), made, names)
     assert REMOTE_CODE in (tmp_path / "own_response/logs/driver.log").read_text()
 
 
@@ -248,7 +250,7 @@ def test_a_planted_key_is_in_no_file_of_a_run_and_on_no_screen(
     names = ["own_response"]
     root = tmp_path / "ablation"
     made = test_ablation.ablation(root, names, tracking={})
-    test_ablation.play(test_ablation.FakeWorkshop(), made, names)
+    test_ablation.play(test_ablation.FakeSystem(), made, names)
     assert main(["report", str(root / "own_response")]) in (0, 3)
     fill_run_dir(tmp_path / "run", config(evaluation=evaluation))
     files = [file for file in tmp_path.rglob("*") if file.is_file()]

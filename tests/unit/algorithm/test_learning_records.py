@@ -2,10 +2,10 @@
 
 import pytest
 
-from stargate.algorithm.examples import build_example
 from stargate.algorithm.scoring import GoldScoring, to_dialogue_score
 from stargate.algorithm.selection import select
-from stargate.config.run import SelectionConfig, TrainerConfig
+from stargate.algorithm.star_gate import StarGate
+from stargate.config.algorithm import StarGateConfig
 from stargate.errors import RecordDropped
 from stargate.types import (
     Dialogue,
@@ -28,27 +28,32 @@ def scores(*values: float) -> list[DialogueScore]:
     return [DialogueScore(f"d{i}", "p", value, 3) for i, value in enumerate(values)]
 
 
-def example(target: str, **changes: object) -> TrainingExample:
-    config = TrainerConfig(target=target, **changes)  # type: ignore[arg-type]
-    return build_example(PAIR, DIALOGUE, RESPONSE, VIEWS, byte_chat(), config)
+def example(
+    target: str,
+    dialogue: Dialogue = DIALOGUE,
+    response: Generation = RESPONSE,
+    max_length: int = 1024,
+    **options: object,
+) -> TrainingExample:
+    config = StarGateConfig(target=target, **options)  # type: ignore[arg-type]
+    return StarGate(config, VIEWS, byte_chat(), max_length).example(PAIR, dialogue, response)
 
 
 def test_best_of_n_takes_the_highest_sum() -> None:
-    chosen = select("p", scores(-30.0, -10.5, -20.0), SelectionConfig(), seed=0)
+    chosen = select("p", scores(-30.0, -10.5, -20.0), "gold", seed=0)
     assert chosen.dialogue_id == "d1"
     assert chosen.gold_logprob == -10.5
     assert chosen.candidate_scores == (-30.0, -10.5, -20.0)
 
 
 def test_ties_go_to_the_first() -> None:
-    assert select("p", scores(-1.0, -1.0), SelectionConfig(), seed=0).dialogue_id == "d0"
+    assert select("p", scores(-1.0, -1.0), "gold", seed=0).dialogue_id == "d0"
 
 
 def test_random_selection_is_seeded_and_ignores_scores() -> None:
-    config = SelectionConfig(type="random")
-    chosen = {select(f"p{i}", scores(0.0, -9.0), config, seed=1).dialogue_id for i in range(30)}
+    chosen = {select(f"p{i}", scores(0.0, -9.0), "random", seed=1).dialogue_id for i in range(30)}
     assert chosen == {"d0", "d1"}
-    assert select("p", scores(0, 1, 2), config, 5) == select("p", scores(0, 1, 2), config, 5)
+    assert select("p", scores(0, 1, 2), "random", 5) == select("p", scores(0, 1, 2), "random", 5)
 
 
 def test_score_request_is_the_plain_dialogue_then_the_gold() -> None:
@@ -101,7 +106,7 @@ def test_gold_response_learns_question_and_gold() -> None:
 
 def test_a_cut_off_response_does_not_teach_to_end() -> None:
     cut = Generation("rr", text_ids("rr", end=False), StopReason.LENGTH, 0, 10)
-    got = build_example(PAIR, DIALOGUE, cut, VIEWS, byte_chat(), TrainerConfig())
+    got = example("own_response", response=cut)
     assert got.input_ids[-2:] == (ord("r"), ord("r"))
 
 
@@ -121,8 +126,7 @@ def test_only_answered_questions_have_loss_when_asked_for() -> None:
     dialogue = Dialogue("t0/t:p/0", PAIR.id, 0, 1, 0, 0, turns)
 
     def learned(dialogue: Dialogue, **changes: object) -> tuple[str, int]:
-        config = TrainerConfig(**changes)  # type: ignore[arg-type]
-        made = build_example(PAIR, dialogue, RESPONSE, VIEWS, byte_chat(), config)
+        made = example(**{"target": "own_response", "dialogue": dialogue, **changes})  # type: ignore[arg-type]
         ids = [i for i, m in zip(made.input_ids, made.weights, strict=True) if m and i != END]
         return "".join(map(chr, ids)), len(made.input_ids)
 

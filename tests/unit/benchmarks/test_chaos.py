@@ -170,7 +170,7 @@ class Recorded:
             await self.store.append("t0", "dialogues", rows)
             found = [DialogueScore(d.id, pair.id, values[d.id], 7) for d in own]
             await self.store.append("t0", "scores", [record_row(score) for score in found])
-            selection = select(pair.id, found, self.config.selection, seed)
+            selection = select(pair.id, found, self.config.algorithm.selection, seed)
             if worst:
                 selection = replace(selection, dialogue_id=own[-1].id)
             await self.store.append("t0", "selections", [record_row(selection)])

@@ -23,9 +23,10 @@ from stargate.benchmarks.iteration_timeline import (
     stage_seconds,
 )
 from stargate.config.run import RunConfig
-from stargate.pair_steps import Roles, RunContext, run_iteration
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore
+from stargate.run_context import Roles, RunContext
+from stargate.training_loop import run_iteration
 from stargate.types import GenerateRequest, Generation
 from tests.fakes.scripted import ScriptedGenerate, ScriptedScore
 from tests.unit.test_pair_steps import (
@@ -119,7 +120,7 @@ class FakeActor:
         return SimpleNamespace(busy_seconds=self._busy)
 
 
-class FakeWorkshop:
+class FakeSystem:
     """Hands out the loop with fakes, as launch/setup.py does with actors."""
 
     def __init__(self) -> None:
@@ -139,7 +140,7 @@ class FakeWorkshop:
 
 
 def test_each_side_is_played_in_a_folder_of_its_own_after_a_push(tmp_path: Path) -> None:
-    running = FakeWorkshop()
+    running = FakeSystem()
     context = _Bench(running, tmp_path)  # type: ignore[arg-type]
 
     async def play() -> list[Played]:
@@ -171,15 +172,13 @@ class Uneven(ScriptedGenerate):
         return await super().__call__(request)
 
 
-@pytest.mark.parametrize("selection", [{"type": "gold"}, {"type": "contrastive"}])
-def test_streamed_or_in_turn_the_records_are_the_same(
-    tmp_path: Path, selection: dict[str, object]
-) -> None:
+@pytest.mark.parametrize("selection", ["gold", "contrastive"])
+def test_streamed_or_in_turn_the_records_are_the_same(tmp_path: Path, selection: str) -> None:
     rows: dict[str, list[list[str]]] = {}
     trained: list[list[str]] = []
     orders: list[list[str]] = []
     for overlap in (False, True):
-        context = run_context(tmp_path / str(overlap), overlap, selection=selection)
+        context = run_context(tmp_path / str(overlap), overlap, algorithm={"selection": selection})
         parts = roles(generate=Uneven(say), score=ScriptedScore(favour_second))
         asyncio.run(run_iteration(0, PAIRS, parts, context))
         orders.append([row["pair_id"] for row in context.store.read("t0", "selections")])

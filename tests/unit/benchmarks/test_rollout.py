@@ -138,7 +138,7 @@ def test_the_workload_calls_both_roles_in_every_turn() -> None:
 def test_only_a_training_asks_for_answers_that_are_known() -> None:
     """cpu_learn learns from answered questions; an evaluation does not."""
     config = load_config("cpu_learn", [*workload_overrides("persona", 3, 32), "data.source=/none"])
-    assert config.trainer.questions == "answered"
+    assert config.algorithm.questions == "answered"
     with pytest.raises(ConfigError, match="needs roleplayer"):
         prepare(config, print)
     with pytest.raises(DataError, match="/none: no such dataset folder"):

@@ -42,11 +42,11 @@ def test_the_paper_preset_is_the_paper() -> None:
         "max_new_tokens": 700,
     }
     assert config.roleplayer.sampling.temperature == 0.0
-    assert config.selection.type == "gold"
+    assert config.algorithm.selection == "gold"
     trainer = config.trainer
     assert (trainer.learning_rate, trainer.warmup_fraction, trainer.num_epochs) == (2e-5, 0.1, 1)
     assert (trainer.batch_size, trainer.max_length, trainer.validation_fraction) == (64, 1024, 0.05)
-    assert (trainer.start_from, trainer.target) == ("base", "own_response")
+    assert (config.algorithm.start_from, config.algorithm.target) == ("base", "own_response")
     assert config.data.train_splits == ("A", "B")
     assert config.schedule.num_iterations == 3
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from stargate.algorithm.base import build_algorithm
 from stargate.algorithm.scoring import GoldScoring
 from stargate.config.files import dump_config
 from stargate.config.run import RunConfig
@@ -27,9 +28,9 @@ from stargate.launch import ablation as launched
 from stargate.launch.ablation import Ablation, AblationRequest, plan_ablation, run_ablation
 from stargate.launch.setup import Prepared, RunningSystem
 from stargate.monitoring.progress import PlainProgress
-from stargate.pair_steps import Roles, RunContext
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore
+from stargate.run_context import Roles, RunContext
 from stargate.types import (
     GenerateRequest,
     TrainingExample,
@@ -86,19 +87,19 @@ def test_bad_condition_names(names: list[str], message: str) -> None:
 
 
 def test_conditions_set_what_they_are_about_and_nothing_else() -> None:
-    base = config(trainer={"target": "questions_only"}, seed=7)
+    base = config(algorithm={"target": "questions_only"}, seed=7)
     made = training_configs(base, conditions_of(["own_response", "gold_response", "random"]))
-    assert {name: (c.trainer.target, c.selection.type) for name, c in made.items()} == {
+    assert {name: (c.algorithm.target, c.algorithm.selection) for name, c in made.items()} == {
         "own_response": ("own_response", "gold"),
         "gold_response": ("gold_response", "gold"),
         "random": ("own_response", "random"),
     }
-    trainer = base.trainer.model_copy(update={"target": "gold_response"})
-    assert made["gold_response"] == base.model_copy(update={"trainer": trainer})
+    algorithm = base.algorithm.model_copy(update={"target": "gold_response"})
+    assert made["gold_response"] == base.model_copy(update={"algorithm": algorithm})
 
 
 def test_two_conditions_that_are_the_same_are_refused() -> None:
-    base = config(selection={"type": "contrastive"})
+    base = config(algorithm={"selection": "contrastive"})
     with pytest.raises(ConfigError, match="contrastive and own_response are the same"):
         training_configs(base, conditions_of(["own_response", "contrastive"]))
 
@@ -187,7 +188,7 @@ class DivergesWithoutResponse(RecordingTrain):
         return await super().__call__(examples, version)
 
 
-class FakeWorkshop:
+class FakeSystem:
     """Hands out one set of recording parts to every run directory."""
 
     def __init__(self, train: RecordingTrain | None = None) -> None:
@@ -215,6 +216,7 @@ class FakeWorkshop:
             views=VIEWS,
             chat=chat,
             scoring=GoldScoring(VIEWS, chat, 10_000),
+            algorithm=build_algorithm(config, VIEWS, chat),
             store=store,
             counters=counters,
             progress=PlainProgress(),
@@ -252,7 +254,7 @@ def ablation(root: Path, names: Sequence[str], **changes: object) -> Ablation:
     return Ablation(plan_ablation(base, names, ()), prepared(base), root, PlainProgress())
 
 
-def play(running: FakeWorkshop, made: Ablation, names: Sequence[str]) -> None:
+def play(running: FakeSystem, made: Ablation, names: Sequence[str]) -> None:
     asyncio.run(made.train_in(cast(RunningSystem, running), names))
 
 
@@ -262,7 +264,7 @@ def rows(root: Path, scope: str, table: str) -> list[str]:
 
 def test_what_m0_does_is_made_once_and_m0_comes_back_before_each_condition(tmp_path: Path) -> None:
     names = ["own_response", "questions_only", "random"]
-    running, made = FakeWorkshop(), ablation(tmp_path, names)
+    running, made = FakeSystem(), ablation(tmp_path, names)
     play(running, made, names)
     assert running.push.pushed == [(BASE, 0), ("m1", 1)] * 3
     kinds = {name: {asked.partition("/")[0] for asked in running.asked[name]} for name in names}
@@ -294,7 +296,7 @@ def test_what_m0_does_is_made_once_and_m0_comes_back_before_each_condition(tmp_p
 
 def test_contrastive_plays_nothing_again_but_scores_for_itself(tmp_path: Path) -> None:
     names = ["own_response", "contrastive"]
-    running, made = FakeWorkshop(), ablation(tmp_path, names)
+    running, made = FakeSystem(), ablation(tmp_path, names)
     play(running, made, names)
     assert len(rows(tmp_path / "contrastive", "t0", "scores")) == 8
     others = {
@@ -307,7 +309,7 @@ def test_contrastive_plays_nothing_again_but_scores_for_itself(tmp_path: Path) -
 
 def test_a_condition_that_diverges_does_not_stop_the_others(tmp_path: Path) -> None:
     names = ["own_response", "questions_only", "gold_response"]
-    running, made = FakeWorkshop(DivergesWithoutResponse()), ablation(tmp_path, names)
+    running, made = FakeSystem(DivergesWithoutResponse()), ablation(tmp_path, names)
     play(running, made, names)
     assert list(made.errors) == ["questions_only"]
     found = made.write()["conditions"]
@@ -331,15 +333,15 @@ def test_a_dead_engine_ends_the_ablation(tmp_path: Path) -> None:
     names = ["own_response", "questions_only"]
     made = ablation(tmp_path, names)
     with pytest.raises(EngineError):
-        play(FakeWorkshop(Dies()), made, names)
+        play(FakeSystem(Dies()), made, names)
     found = made.write()["conditions"]
     assert [entry["status"] for entry in found.values()] == ["failed", "not_started"]
 
 
 def test_a_resumed_condition_starts_anew_with_what_m0_had_made(tmp_path: Path) -> None:
     names = ["own_response", "questions_only"]
-    play(FakeWorkshop(DivergesWithoutResponse()), ablation(tmp_path, names), names)
-    running, made = FakeWorkshop(), ablation(tmp_path, names)
+    play(FakeSystem(DivergesWithoutResponse()), ablation(tmp_path, names), names)
+    running, made = FakeSystem(), ablation(tmp_path, names)
     play(running, made, ["questions_only"])
     assert (tmp_path / "questions_only-stopped-1" / "summary.json").is_file()
     assert {asked.partition("/")[0] for asked in running.asked["questions_only"]} == {"eval-m1"}
@@ -349,8 +351,8 @@ def test_a_resumed_condition_starts_anew_with_what_m0_had_made(tmp_path: Path) -
 
 def test_a_first_condition_that_was_stopped_gives_its_own_tables(tmp_path: Path) -> None:
     names = ["questions_only", "random"]
-    play(FakeWorkshop(DivergesWithoutResponse()), ablation(tmp_path, names), names[:1])
-    running = FakeWorkshop()
+    play(FakeSystem(DivergesWithoutResponse()), ablation(tmp_path, names), names[:1])
+    running = FakeSystem()
     play(running, ablation(tmp_path, names), names)
     assert {asked.partition("/")[0] for asked in running.asked["questions_only"]} == {"eval-m1"}
     shared = json.loads((tmp_path / "questions_only" / "shared.json").read_text())
@@ -371,7 +373,7 @@ def test_the_weaker_roleplayer_needs_a_finished_reference(
     made = ablation(tmp_path, names, roleplayer=FACTS)
     assert made.test_weaker() == 0
     assert asked == []
-    play(FakeWorkshop(), made, ["own_response"])
+    play(FakeSystem(), made, ["own_response"])
     assert made.test_weaker() == 0
     [request] = asked
     assert request.run_dir == tmp_path / "own_response"
@@ -382,13 +384,13 @@ def test_the_weaker_roleplayer_needs_a_finished_reference(
 def test_the_command_from_start_to_end_and_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    actor_groups = [FakeWorkshop(DivergesWithoutResponse()), FakeWorkshop()]
+    actor_groups = [FakeSystem(DivergesWithoutResponse()), FakeSystem()]
 
     @asynccontextmanager
-    async def workshop(*_: object) -> AsyncIterator[FakeWorkshop]:
+    async def running_system(*_: object) -> AsyncIterator[FakeSystem]:
         yield actor_groups.pop(0)
 
-    monkeypatch.setattr(launched, "workshop", workshop)
+    monkeypatch.setattr(launched, "running_system", running_system)
     monkeypatch.setattr(launched, "prepare", lambda base, say, training=True: prepared(base))
     file = tmp_path / "small.yaml"
     file.write_text(dump_config(config(name="small", runs_dir=str(tmp_path / "runs"))))

@@ -7,13 +7,13 @@ import pytest
 from stargate.config.files import dump_config, load_config
 from stargate.config.run import RunConfig
 from stargate.errors import ConfigError, DataError
+from stargate.evaluation.evaluator import checkpoint_dirs
 from stargate.launch.eval_session import (
     EvaluationRequest,
     chosen_checkpoints,
     evaluation_root,
     load_run_config,
 )
-from stargate.launch.evaluating import checkpoint_dirs
 
 DIRS = {0: Path("base"), 1: Path("m1"), 3: Path("m3")}
 

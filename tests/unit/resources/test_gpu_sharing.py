@@ -14,8 +14,8 @@ from stargate.actors.runtime.gpu_sharing import SleepController
 from stargate.actors.runtime.spawn import _room
 from stargate.actors.runtime.supervisor import Supervisor
 from stargate.launch.setup import take_turns
-from stargate.pair_steps import Roles
 from stargate.resources.gpu_phases import GpuPhase, SleepOrder
+from stargate.run_context import Roles
 
 
 class Actor:

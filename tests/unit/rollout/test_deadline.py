@@ -7,9 +7,9 @@ import pytest
 
 from stargate.errors import EngineError, RecordDropped
 from stargate.evaluation.playing import EvaluationPairs, play_all
-from stargate.pair_steps import run_iteration
 from stargate.rollout.deadline import TurnWatch
 from stargate.rollout.dialogue import play
+from stargate.training_loop import run_iteration
 from stargate.types import DialoguePlan, GenerateRequest, Generation
 from tests.fakes.scripted import FixedRoleplay, ScriptedGenerate, make_pair
 from tests.unit.rollout.test_dialogue import questioner

@@ -9,10 +9,10 @@ import pytest
 from stargate.config.run import DegenerationConfig
 from stargate.errors import DivergenceError, RecordDropped
 from stargate.evaluation.playing import EvaluationPairs, play_all
-from stargate.pair_steps import run_iteration
 from stargate.records.repair import discovery, repair
 from stargate.records.store import RunStore
 from stargate.rollout.degeneration import Degeneration, DegenerationWatch, loops
+from stargate.training_loop import run_iteration
 from stargate.types import Dialogue, GenerateRequest, StopReason, Turn
 from tests.fakes.scripted import ScriptedGenerate, make_pair
 from tests.unit.test_pair_steps import RecordingPush, RecordingTrain, roles, run_context, say

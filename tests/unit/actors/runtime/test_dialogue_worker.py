@@ -14,10 +14,11 @@ from stargate.actors.runtime import dialogue_worker
 from stargate.actors.runtime.dialogue_worker import DialogueWorker, WorkerPool, WorkerSpec
 from stargate.config.run import RunConfig
 from stargate.errors import EngineError, RecordDropped
-from stargate.pair_steps import make_examples, run_iteration
+from stargate.pair_steps import make_examples
 from stargate.records.store import RunStore
 from stargate.rollout.dialogue import plan_dialogues
 from stargate.text.prompts import load_prompts
+from stargate.training_loop import run_iteration
 from stargate.types import Dialogue, DialoguePlan, GenerateRequest, Generation, StopReason
 from tests.fakes.scripted import byte_chat, make_pair, text_ids
 from tests.unit.test_pair_steps import PAIRS, roles, run_context

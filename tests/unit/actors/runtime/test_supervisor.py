@@ -10,7 +10,8 @@ from stargate.actors.rpc.guarded import GuardedPool
 from stargate.actors.runtime import supervisor as supervisor_module
 from stargate.actors.runtime.dialogue_worker import _Staff
 from stargate.errors import EngineError
-from stargate.launch.summary import summarise_run, summary_lines
+from stargate.launch.summary import summary_lines
+from stargate.monitoring.summary import summarise_run
 from stargate.records.counters import Counters
 from stargate.records.resume import SITTINGS_FILE, RunTotals, read_totals
 from stargate.records.store import RunStore

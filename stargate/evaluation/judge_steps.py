@@ -12,29 +12,23 @@ from stargate.evaluation.comparisons import Bout, choose_pairs, trial_bouts, win
 from stargate.evaluation.judging import Judge, JudgeEngine, judge_all, open_judge
 from stargate.evaluation.playing import scope_of
 from stargate.evaluation.responses import Response, response_from_row
-from stargate.launch.setup import Prepared
-from stargate.pair_steps import Roles, RunContext
+from stargate.run_context import RunContext
+from stargate.types import Pair
 
 
 async def judge_checkpoints(
-    versions: Sequence[int], prepared: Prepared, roles: Roles, bench: RunContext
+    versions: Sequence[int],
+    pairs: Sequence[Pair],
+    engine: JudgeEngine | None,
+    context: RunContext,
 ) -> None:
     """Judges the responses of all `versions`, and tries the judge. Goes on where it was stopped."""
-    config = bench.config.evaluation.judge
+    config = context.config.evaluation.judge
     if config is None:
         return
-    pairs = prepared.test_pairs.scored
-    chosen = choose_pairs(pairs, config.max_pairs, bench.config.seed)
-    responses = {version: _responses(version, bench) for version in {0, *versions}}
-    engine = None
-    if roles.voice is not None:
-        engine = JudgeEngine(
-            generate=roles.voice,
-            chat=prepared.roleplayer_chat,
-            max_model_len=bench.config.roleplayer.engine.max_model_len,
-            model=str(prepared.roleplayer_dir),
-        )
-    async with open_judge(config, bench.store.root / "judge.sqlite", engine) as judge:
+    chosen = choose_pairs(pairs, config.max_pairs, context.config.seed)
+    responses = {version: _responses(version, context) for version in {0, *versions}}
+    async with open_judge(config, context.store.root / "judge.sqlite", engine) as judge:
         for version in versions:
             if version == 0:
                 bouts = trial_bouts(
@@ -42,14 +36,14 @@ async def judge_checkpoints(
                     pairs,
                     responses[0],
                     judge.prompts.praise,
-                    prepared.chat.count,
-                    bench.counters.drop,
+                    context.chat.count,
+                    context.counters.drop,
                 )
             else:
                 bouts = win_rate_bouts(
-                    version, chosen, responses[version], responses[0], bench.counters.drop
+                    version, chosen, responses[version], responses[0], context.counters.drop
                 )
-            await _judge(scope_of(version), bouts, judge, bench)
+            await _judge(scope_of(version), bouts, judge, context)
 
 
 def judge_name(config: RunConfig) -> str | None:
@@ -62,20 +56,20 @@ def judge_name(config: RunConfig) -> str | None:
     return config.roleplayer.model
 
 
-async def _judge(scope: str, bouts: Sequence[Bout], judge: Judge, bench: RunContext) -> None:
-    with bench.progress.stage(f"{scope} judge", 2 * len(bouts), "verdicts") as stage:
+async def _judge(scope: str, bouts: Sequence[Bout], judge: Judge, context: RunContext) -> None:
+    with context.progress.stage(f"{scope} judge", 2 * len(bouts), "verdicts") as stage:
         stage.begin()
         done = await judge_all(
             bouts,
             judge.ask,
-            partial(bench.store.append, scope, "verdicts"),
-            bench.store.read(scope, "verdicts"),
+            partial(context.store.append, scope, "verdicts"),
+            context.store.read(scope, "verdicts"),
             stage.advance,
         )
-    bench.store.compact(scope)
+    context.store.compact(scope)
     for problem, count in done.problems.most_common():
-        bench.progress.say(f"{scope}: {count} of {done.num_asked} verdicts unparsable: {problem}")
+        context.progress.say(f"{scope}: {count} of {done.num_asked} verdicts unparsable: {problem}")
 
 
-def _responses(version: int, bench: RunContext) -> list[Response]:
-    return [response_from_row(row) for row in bench.store.read(scope_of(version), "responses")]
+def _responses(version: int, context: RunContext) -> list[Response]:
+    return [response_from_row(row) for row in context.store.read(scope_of(version), "responses")]

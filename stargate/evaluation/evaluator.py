@@ -6,37 +6,45 @@ tables -> eval.json
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stargate.config.run import FactsGrounding, RunConfig
 from stargate.evaluation.checkpoint import Evaluation, evaluate
 from stargate.evaluation.controls import FIXED, ControlScore, control_from_row
+from stargate.evaluation.judge_steps import judge_checkpoints, judge_name
+from stargate.evaluation.judging import JudgeEngine
 from stargate.evaluation.measures import About, RoleplayerAbout, write_evaluation
-from stargate.evaluation.playing import scope_of
+from stargate.evaluation.playing import EvaluationPairs, scope_of
 from stargate.evaluation.responding import respond_to_all
-from stargate.launch.judge import judge_checkpoints, judge_name
-from stargate.launch.setup import Prepared
-from stargate.pair_steps import Roles, RunContext
 from stargate.records.schemas import dialogue_from_row
 from stargate.records.store import RunStore
+from stargate.run_context import Roles, RunContext
+from stargate.text.chat import ChatFormat
 from stargate.types import Dialogue
 
 
+@dataclass
 class Evaluator:
-    """Evaluates the checkpoints of one run directory (or of RUN/evaluations/NAME)."""
+    """Evaluates the checkpoints of one run directory (or of RUN/evaluations/NAME).
 
-    def __init__(self, prepared: Prepared, config: RunConfig, trained: RunConfig) -> None:
-        """`trained` is the config of the training run: its Roleplayer may be another one."""
-        self._prepared = prepared
-        self._config = config
-        self._trained = trained
-        self._fixed: Sequence[ControlScore] = ()
+    `trained` is the config of the training run: its Roleplayer may be another one. `voice_chat` and
+    `voice_dir` are the Roleplayer's model, which may be asked to judge.
+    """
+
+    config: RunConfig
+    trained: RunConfig
+    pairs: EvaluationPairs
+    base_model_dir: Path
+    chat: ChatFormat
+    voice_chat: ChatFormat
+    voice_dir: Path
+    _fixed: Sequence[ControlScore] = ()
 
     async def checkpoint(self, version: int, roles: Roles, context: RunContext) -> Evaluation:
         """Evaluates m_`version`, whose weights the Questioner's engines hold."""
-        pairs = self._prepared.test_pairs
-        evaluation = await evaluate(version, pairs, roles, context, self._fixed)
+        evaluation = await evaluate(version, self.pairs, roles, context, self._fixed)
         self._fixed = evaluation.fixed
         return evaluation
 
@@ -50,37 +58,43 @@ class Evaluator:
 
         The engines hold m_0 afterwards.
         """
-        if self._config.evaluation.judge is None:
+        if self.config.evaluation.judge is None:
             return
-        await roles.push(str(self._prepared.base_model_dir), 0)
-        pairs = self._prepared.test_pairs.scored
+        await roles.push(str(self.base_model_dir), 0)
+        pairs = self.pairs.scored
         for version in versions:
             with context.counters.stage("judge.respond"):
                 played = played_dialogues(context.store, scope_of(version))
                 await respond_to_all(version, 0, pairs, played, roles.generate, context)
                 context.store.compact(scope_of(version))
         with context.counters.stage("judge"):
-            await judge_checkpoints(versions, self._prepared, roles, context)
+            engine = None
+            if roles.voice is not None:
+                max_model_len = self.config.roleplayer.engine.max_model_len
+                engine = JudgeEngine(
+                    roles.voice, self.voice_chat, max_model_len, str(self.voice_dir)
+                )
+            await judge_checkpoints(versions, pairs, engine, context)
 
     def write(self, store: RunStore) -> dict[str, Any]:
         """Makes eval.json from the tables that there are, and returns it."""
-        judge = self._config.evaluation.judge
+        judge = self.config.evaluation.judge
         return write_evaluation(
             store,
-            self._prepared.test_pairs.all,
-            self._prepared.chat.count,
+            self.pairs.all,
+            self.chat.count,
             self._about(),
-            judge_model=judge_name(self._config),
+            judge_model=judge_name(self.config),
             thresholds=None if judge is None else judge.thresholds,
         )
 
     def _about(self) -> About:
-        config = self._config
+        config = self.config
         return About(
             split=config.data.test_split,
             data=config.data.source,
             roleplayer=_about_roleplayer(config),
-            trained_with_roleplayer=_about_roleplayer(self._trained),
+            trained_with_roleplayer=_about_roleplayer(self.trained),
             num_dialogues=config.evaluation.num_dialogues,
             num_turns=config.evaluation.num_turns,
             seed=config.seed,

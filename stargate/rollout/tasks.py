@@ -1,10 +1,31 @@
-"""Running coroutines side by side, with one error instead of a group of them."""
+"""Coroutines side by side: at most so many, and with one error instead of a group of them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from stargate.errors import StargateError
+
+T = TypeVar("T")
+
+
+async def run_bounded(
+    items: Iterable[T], at_most: int, work: Callable[[T], Awaitable[object]]
+) -> None:
+    """`work` on every item, at most `at_most` at a time. The first error cancels the rest."""
+    places = asyncio.Semaphore(at_most)
+
+    async def one(item: T) -> None:
+        try:
+            await work(item)
+        finally:
+            places.release()
+
+    async with task_group() as group:
+        for item in items:
+            await places.acquire()  # no more tasks than may run
+            group.create_task(one(item))
 
 
 @asynccontextmanager

@@ -1,0 +1,182 @@
+"""What one process's work on a run leaves: its log, metrics, totals and summary.
+
+    iteration, evaluation -> metrics.jsonl, trackers, sittings.json (what is counted so far)
+    the end, early or not -> summary.json
+
+A run may be worked on by several processes one after the other (`stargate resume`): the totals are
+those of all of them.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stargate.monitoring.progress import safe_text
+from stargate.monitoring.scalars import RunScalars
+from stargate.monitoring.summary import summarise_run
+from stargate.monitoring.tracking import Trackers
+from stargate.records.counters import Counters
+from stargate.records.repair import set_aside_files
+from stargate.records.resume import RunHistory, RunTotals, count_rollouts
+from stargate.records.store import RunStore
+from stargate.resources.memory import MemoryPeak, PeakMemory
+from stargate.types import IterationResult
+
+
+class RunJournal:
+    """Keeps the books of a run while it goes on; `summary` is what it has come to.
+
+    `past` and `before` are what earlier processes did and took, `data_dropped` counts what the data
+    set lacks.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        trackers: Trackers,
+        past: RunHistory,
+        before: RunTotals,
+        data_dropped: Mapping[str, int],
+    ) -> None:
+        self.counters = before.new_counters()
+        self._store = store
+        self._trackers = trackers
+        self._data_dropped = data_dropped
+        self._before = replace(before, count=before.count + 1)
+        self._settled = self._before  # all processes, up to the last iteration or evaluation
+        self._scalars = RunScalars(self.counters, past.num_steps)
+        self._evaluations: dict[str, dict[str, Any]] = {}
+        self._iterations: list[IterationResult] = []
+        self._memory = PeakMemory()
+        self._started = time.perf_counter()
+        self.summary: dict[str, Any] = {}
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Logs, and writes what was measured also when the run ends early."""
+        self._started = time.perf_counter()
+        self._before.write(self._store)
+        with self._memory, _logged(self._store.root / "logs" / "driver.log"):
+            status = "finished"
+            try:
+                yield
+            except BaseException as error:
+                problem = f"{type(error).__name__}: {' '.join(str(error).split())}".strip(": ")
+                status = f"stopped: {problem}"
+                raise
+            finally:
+                self.summary = self._summarise(status)
+                self._store.write_json("summary.json", self.summary)
+
+    def iteration(self, number: int, result: IterationResult, *, known: bool) -> None:
+        """Iteration t = `number` has been done; `known`: it is in metrics.jsonl already."""
+        self._iterations.append(result)
+        if known:
+            return
+        self._store.append_metrics(iteration_event(number, result, self.counters))
+        self._trackers.log_all(self._scalars.iteration(number, result.trained, result.pushed))
+        self._settle()
+
+    def evaluation(self, version: int, measures: dict[str, Any], *, known: bool) -> None:
+        """m_`version` has been evaluated; `known`: it is in metrics.jsonl already."""
+        self._evaluations[f"m{version}"] = measures
+        if not known:
+            self._store.append_metrics({"event": "evaluation", "version": version, **measures})
+            self._trackers.log_all(self._scalars.evaluation(version, measures))
+        self._settle()
+
+    def _settle(self) -> None:
+        """What was taken so far survives a kill."""
+        self._settled = self._so_far()
+        self._settled.write(self._store)
+
+    def _so_far(self) -> RunTotals:
+        seconds = time.perf_counter() - self._started
+        return self._before.plus(self.counters, seconds, self._memory.peak(), self._trackers.lost)
+
+    def _summarise(self, status: str) -> dict[str, Any]:
+        total = self._so_far()
+        summary = summarise_run(
+            counters=total,
+            evaluations=self._evaluations,
+            iterations=self._iterations,
+            status=status,
+            seconds=total.seconds,
+            peak=MemoryPeak(total.peak_gb, total.peak_measure, 0),
+            data_dropped=self._data_dropped,
+        )
+        summary["tracking_lost"] = dict(total.tracking_lost)
+        summary["sittings"] = total.count
+        summary["damaged_files"] = set_aside_files(self._store.root)
+        if total.count > 1 and "rollout" in summary:
+            # The rate stays that of the processes that could say how long they took.
+            num_dialogues, num_tokens = count_rollouts(self._store, total)
+            summary["rollout"]["num_dialogues"] = num_dialogues
+            summary["rollout"]["generated_tokens"] = num_tokens
+        if status != "finished":
+            # What is under way is dropped again by the next process, if it must be: count it once.
+            total = replace(
+                total,
+                dropped=self._settled.dropped,
+                dropped_examples=self._settled.dropped_examples,
+            )
+        total.write(self._store)
+        return summary
+
+
+class _LogFile(logging.FileHandler):
+    """A log that may lose lines when the disk is full: the records say so, with less noise."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Keeps quiet, where the standard library prints a traceback per line."""
+
+    def close(self) -> None:
+        with suppress(OSError):  # lines that could not be written are tried again here
+            super().close()
+
+
+class _SafeFormatter(logging.Formatter):
+    """A log is read on a terminal too, and errors may quote what a model wrote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return safe_text(super().format(record))
+
+
+@contextmanager
+def _logged(file: Path) -> Iterator[None]:
+    """What this process logs goes to a file too."""
+    log = _LogFile(file, encoding="utf-8")
+    log.setFormatter(_SafeFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(log)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(log)
+        log.close()
+
+
+def iteration_event(iteration: int, result: IterationResult, counters: Counters) -> dict[str, Any]:
+    """One line of metrics.jsonl."""
+    trained, pushed = result.trained, result.pushed
+    return {
+        "event": "iteration",
+        "iteration": iteration,
+        "train_losses": trained.losses,
+        "grad_norms": trained.grad_norms,
+        "learning_rates": trained.learning_rates,
+        "validation_loss": trained.validation_loss,
+        "num_examples": trained.num_examples,
+        "num_validation_examples": trained.num_validation_examples,
+        "num_tokens": trained.num_tokens,
+        "num_loss_tokens": trained.num_loss_tokens,
+        "num_repeated_steps": trained.num_repeated_steps,
+        "train_seconds": trained.seconds,
+        "num_engines": pushed.num_engines,
+        "push_seconds": pushed.seconds,
+        "push_phases": pushed.phases,
+        "dropped": dict(counters.dropped),
+    }
