@@ -74,7 +74,8 @@ def classify(
         return AnswerStatus.CUT_OFF
     if not text:
         return AnswerStatus.EMPTY
-    if len(text) <= MAX_REFUSAL_CHARS and _declines(text, refusals):
+    plain = text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    if len(text) <= MAX_REFUSAL_CHARS and any(pattern.match(plain) for pattern in refusals):
         return AnswerStatus.REFUSED
     if request.schema is not None and not _is_json(text):
         return AnswerStatus.INVALID
@@ -84,11 +85,6 @@ def classify(
 def compile_refusals(patterns: Sequence[str]) -> tuple[re.Pattern[str], ...]:
     """The refusal patterns of a config (which has checked them)."""
     return tuple(re.compile(pattern, re.DOTALL) for pattern in patterns)
-
-
-def _declines(text: str, refusals: Sequence[re.Pattern[str]]) -> bool:
-    plain = text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    return any(pattern.match(plain) for pattern in refusals)
 
 
 def _first_choice(tree: Any) -> dict[str, Any]:

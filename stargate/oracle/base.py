@@ -114,7 +114,7 @@ class CachedOracle(ABC):
         question = self._question(request)
         stored = self.cache.get(question.key)
         if stored is not None:
-            return self._counted(self._result(question, stored, cost=0.0, cached=True))
+            return self._counted(self._result(question, stored, cached=True))
         flight = self._flights.get(question.key)
         if flight is not None:
             result = await asyncio.shield(flight)
@@ -167,7 +167,7 @@ class CachedOracle(ABC):
                 # Another process may have answered between our first look and the claim.
                 stored = self.cache.get(question.key)
                 if stored is not None:
-                    return self._result(question, stored, cost=0.0, cached=True)
+                    return self._result(question, stored, cached=True)
                 return await self._answer(question)
 
     async def _answer(self, question: Question) -> ChatResult:
@@ -175,46 +175,31 @@ class CachedOracle(ABC):
         outcome = await self._ask(question)
         if isinstance(outcome, NoReply):
             await self.cache.record_failure(question.key, request, outcome)
-            return ChatResult(
-                status=outcome.status,
-                text="",
-                usage=None,
-                cost=None,
-                cached=False,
-                key=question.key.hex(),
-                detail=outcome.detail,
-            )
+            key, status, detail = question.key.hex(), outcome.status, outcome.detail
+            return ChatResult(status, "", None, None, cached=False, key=key, detail=detail)
         reply, held = outcome
-        nanos: list[int | None] = []
         try:
-            kept = await self.cache.store(
+            kept, nanos = await self.cache.store(
                 question.key,
                 question.canonical,
                 request,
                 reply,
-                also=lambda connection: nanos.append(
-                    self._ledger.settle(connection, request.model, reply.usage, held)
+                lambda connection: self._ledger.settle(
+                    connection, request.model, reply.usage, held
                 ),
             )
         except StargateError as error:
             # The disk is full, or worse: answers that can't be kept must not be paid for.
             raise self._stop(error) from None
-        cost = None if nanos[-1] is None else nanos[-1] / NANOS
-        return self._result(question, kept, cost=cost, cached=False)
+        return self._result(question, kept, cost=None if nanos is None else nanos / NANOS)
 
     def _result(
-        self, question: Question, reply: Reply, *, cost: float | None, cached: bool
+        self, question: Question, reply: Reply, *, cost: float | None = 0.0, cached: bool = False
     ) -> ChatResult:
-        status = classify(reply, question.request, self._refusals)
-        return ChatResult(
-            status=status,
-            text=reply.text,
-            usage=reply.usage,
-            cost=cost,
-            cached=cached,
-            key=question.key.hex(),
-            detail="" if status is AnswerStatus.OK else _explain(status, reply, question.request),
-        )
+        request, key = question.request, question.key.hex()
+        status = classify(reply, request, self._refusals)
+        detail = "" if status is AnswerStatus.OK else _explain(status, reply, request)
+        return ChatResult(status, reply.text, reply.usage, cost, cached, key, detail)
 
     def _counted(self, result: ChatResult) -> ChatResult:
         self.counts[result.status.value] += 1

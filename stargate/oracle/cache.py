@@ -7,11 +7,11 @@ comes with a second one (two processes without locks, a restored backup) gets th
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from stargate.oracle.database import Database, Operation
+from stargate.oracle.database import Database, Operation, T
 from stargate.oracle.records import AnswerStatus, ChatRequest, NoReply, Reply, Usage
 
 _COLUMNS = "text, refusal, finish_reason, prompt_tokens, completion_tokens, usage_estimated, model"
@@ -51,11 +51,6 @@ class AnswerCache:
         ((count,),) = self._database.read("SELECT count(*) FROM answers")
         return int(count)
 
-    def keys(self) -> Iterator[bytes]:
-        """The keys of all stored answers."""
-        for (key,) in self._database.read("SELECT key FROM answers"):
-            yield key
-
     def failures(self) -> list[FailedRequest]:
         """All requests that were given up and not answered since, by record."""
         rows = self._database.read(
@@ -67,13 +62,13 @@ class AnswerCache:
         ]
 
     async def store(
-        self, key: bytes, canonical: str, request: ChatRequest, reply: Reply, also: Operation[None]
-    ) -> Reply:
+        self, key: bytes, canonical: str, request: ChatRequest, reply: Reply, also: Operation[T]
+    ) -> tuple[Reply, T]:
         """Keeps a reply and runs `also` (the meter) in one transaction. Returns the reply that is
-        kept.
+        kept, and what `also` returned.
         """
 
-        def operation(connection: sqlite3.Connection) -> Reply:
+        def operation(connection: sqlite3.Connection) -> tuple[Reply, T]:
             connection.execute(
                 "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (key) DO NOTHING",
@@ -84,13 +79,9 @@ class AnswerCache:
                     reply.usage.estimated,
                 ),
             )
-            first = connection.execute("SELECT changes()").fetchone() == (1,)
             connection.execute("DELETE FROM failures WHERE key = ?", (key,))
-            also(connection)
-            if first:
-                return reply
             row = connection.execute(f"SELECT {_COLUMNS} FROM answers WHERE key = ?", (key,))
-            return _reply(row.fetchone())
+            return _reply(row.fetchone()), also(connection)
 
         return await self._database.submit(operation)
 

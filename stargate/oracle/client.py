@@ -34,7 +34,6 @@ from stargate.oracle.failures import Failure, FailureKind, failure_of_status
 from stargate.oracle.keys import server_identity
 from stargate.oracle.limits import RateLimiter
 from stargate.oracle.records import AnswerStatus, ChatRequest, NoReply, Reply
-from stargate.oracle.retry import backoff_seconds
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -111,7 +110,7 @@ class Oracle(CachedOracle):
             await self._limiter.acquire(tokens)
             held = await self._reserve(request)
             waited += time.monotonic() - ready
-            outcome = await self._attempt(connection, question, held)
+            outcome = await self._call(connection, question, held)
             if isinstance(outcome, Reply):
                 self._failures_in_a_row = 0
                 self._limiter.correct(tokens, outcome.usage.total)
@@ -139,19 +138,10 @@ class Oracle(CachedOracle):
         except StargateError as error:
             raise self._stop(error) from None
 
-    async def _attempt(
+    async def _call(
         self, connection: _Connection, question: Question, held: Reservation | None
     ) -> Reply | Failure:
-        """One call. What it may raise is a defect or a cancellation, and then it may have been
-        billed.
-        """
-        try:
-            return await self._call(connection, question)
-        except asyncio.CancelledError:
-            self._ledger.lose(question.request, held)
-            raise
-
-    async def _call(self, connection: _Connection, question: Question) -> Reply | Failure:
+        """One attempt."""
         import aiohttp
         import httpx2
         import openai
@@ -164,6 +154,9 @@ class Oracle(CachedOracle):
                     cast_to=httpx2.Response,
                     options={"headers": {"content-type": "application/json"}},
                 )
+        except asyncio.CancelledError:
+            self._ledger.lose(question.request, held)  # it may have been billed
+            raise
         except TimeoutError:
             seconds = self._config.retry.timeout_s
             return Failure(
@@ -252,6 +245,17 @@ class Oracle(CachedOracle):
             log_mask.attach()
             self._connection = _Connection(_make_client(self._config, key), key, log_mask)
         return self._connection
+
+
+def backoff_seconds(failures: int, first: float, longest: float, rng: random.Random) -> float:
+    """A wait after `failures` >= 1 failures, drawn from 0 .. min(longest, first x 2^(failures-1)):
+    full jitter.
+
+    Full jitter spreads the retries of many clients best for the same work
+    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
+    """
+    # The exponent is bounded so that the power stays a small float; `longest` rules long before.
+    return rng.uniform(0.0, min(longest, first * 2.0 ** min(failures - 1, 60)))
 
 
 def _make_client(config: RemoteOracleConfig, key: ApiKey) -> "AsyncOpenAI":

@@ -13,26 +13,17 @@ import asyncio
 import math
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from stargate.config.oracle import CostConfig
+from stargate.config.oracle import CostConfig, PriceConfig
 from stargate.errors import ConfigError
 from stargate.oracle.cache import KEY_LOCKS
 from stargate.oracle.database import Database
 from stargate.oracle.errors import BudgetError
-from stargate.oracle.records import ChatRequest, Usage, num_bytes
+from stargate.oracle.records import ChatRequest, Usage
 
 NANOS = 1_000_000_000
-# English text has about 4 bytes per token; byte-level tokenizers never make more than one token of
-# a byte.
-_BYTES_PER_TOKEN = 4
-# What chat templates put around a message, and around all of them (default system prompts), in
-# tokens.
-_TOKENS_PER_MESSAGE = 5
-_TEMPLATE_TOKENS = 8
-_MOST_TOKENS_PER_MESSAGE = 16
-_MOST_TEMPLATE_TOKENS = 128
 # How often to look whether calls in flight have settled (s), and whether their processes still
 # live.
 _POLL_S = 0.1
@@ -73,48 +64,47 @@ class Reservation:
     """Money set aside for one call."""
 
     id: int
-    model: str
     nanos: int
 
 
-class Prices:
-    """The price table in nanos."""
-
-    def __init__(self, config: CostConfig) -> None:
-        # nanos per million tokens, rounded up: a price such as 0.15 has no exact binary form
-        self._rates = {
-            model: (
-                math.ceil(round(price.input_per_million * NANOS, 3)),
-                math.ceil(round(price.output_per_million * NANOS, 3)),
-            )
-            for model, price in config.prices.items()
-        }
-
-    def nanos(self, model: str, usage: Usage) -> int | None:
-        """The cost of one call, rounded up to a whole nano; None without a price."""
-        rates = self._rates.get(model)
-        if rates is None:
-            return None
-        per_million = usage.prompt_tokens * rates[0] + usage.completion_tokens * rates[1]
-        return -(-per_million // 1_000_000)
+def nanos_of(usage: Usage, price: PriceConfig | None) -> int | None:
+    """The cost of one call, rounded up to a whole nano; None without a price."""
+    if price is None:
+        return None
+    # Nanos per million tokens, rounded up: a price such as 0.15 has no exact binary form.
+    prompt = math.ceil(round(price.input_per_million * NANOS, 3))
+    completion = math.ceil(round(price.output_per_million * NANOS, 3))
+    per_million = usage.prompt_tokens * prompt + usage.completion_tokens * completion
+    return -(-per_million // 1_000_000)
 
 
 def typical_usage(request: ChatRequest) -> Usage:
     """Tokens to expect: the prompt by its length, the answer as long as it may be."""
-    extra = _TEMPLATE_TOKENS + _TOKENS_PER_MESSAGE * len(request.messages)
-    schema = len(request.schema.text) if request.schema else 0
-    prompt = -(-(num_bytes(request.messages) + schema) // _BYTES_PER_TOKEN)
-    return Usage(prompt + extra, request.max_tokens, estimated=True)
+    # English text has about 4 bytes per token.
+    return _usage(request, bytes_per_token=4, per_message=5, template=8)
 
 
 def highest_usage(request: ChatRequest) -> Usage:
-    """Tokens that the call can't exceed, whatever the tokenizer."""
-    extra = _MOST_TEMPLATE_TOKENS + _MOST_TOKENS_PER_MESSAGE * len(request.messages)
-    schema = len(request.schema.text.encode()) if request.schema else 0
-    return Usage(num_bytes(request.messages) + schema + extra, request.max_tokens, estimated=True)
+    """Tokens that the call can't exceed: byte-level tokenizers never make more than one of a
+    byte.
+    """
+    return _usage(request, bytes_per_token=1, per_message=16, template=128)
 
 
-def estimate(requests: Iterable[tuple[ChatRequest, bool]], prices: Prices) -> Estimate:
+def _usage(request: ChatRequest, bytes_per_token: int, per_message: int, template: int) -> Usage:
+    """`per_message` and `template`: tokens that chat templates put around each message, and around
+    all of them (default system prompts).
+    """
+    text = "".join(message.text for message in request.messages)
+    text += request.schema.text if request.schema else ""
+    prompt = -(-len(text.encode()) // bytes_per_token)
+    prompt += template + per_message * len(request.messages)
+    return Usage(prompt, request.max_tokens, estimated=True)
+
+
+def estimate(
+    requests: Iterable[tuple[ChatRequest, bool]], prices: Mapping[str, PriceConfig]
+) -> Estimate:
     """Sums up (request, whether it is cached). Takes them one by one: there may be many."""
     calls = cached = prompt_tokens = completion_tokens = nanos = 0
     priced = True
@@ -126,7 +116,7 @@ def estimate(requests: Iterable[tuple[ChatRequest, bool]], prices: Prices) -> Es
         calls += 1
         prompt_tokens += usage.prompt_tokens
         completion_tokens += usage.completion_tokens
-        cost = prices.nanos(request.model, usage)
+        cost = nanos_of(usage, prices.get(request.model))
         priced = priced and cost is not None
         nanos += cost or 0
     return Estimate(
@@ -138,7 +128,7 @@ class Ledger:
     """The meter and the reservations of one Database."""
 
     def __init__(self, database: Database, config: CostConfig) -> None:
-        self.prices = Prices(config)
+        self.prices = config.prices
         self._database = database
         self._cap = None if config.max_cost is None else round(config.max_cost * NANOS)
         # Only who reserves needs a name; its lock shows others that this process lives. Nobody else
@@ -156,7 +146,7 @@ class Ledger:
         """
         if self._cap is None:
             return None
-        nanos = self.prices.nanos(request.model, highest_usage(request))
+        nanos = nanos_of(highest_usage(request), self.prices.get(request.model))
         if nanos is None:
             raise ConfigError(
                 f"cost.max_cost needs a price for the model {request.model!r} in cost.prices"
@@ -178,7 +168,7 @@ class Ledger:
         while True:
             reserved, paid = await self._database.submit(operation)
             if reserved is not None:
-                return Reservation(reserved, request.model, nanos)
+                return Reservation(reserved, nanos)
             if paid + nanos > cap:
                 raise BudgetError(
                     f"{request.where}: {paid / NANOS:.6g} is paid and the next call could cost "
@@ -192,7 +182,7 @@ class Ledger:
         self, connection: sqlite3.Connection, model: str, usage: Usage, held: Reservation | None
     ) -> int | None:
         """Meters a call in the transaction that keeps its answer. Returns its nanos."""
-        nanos = self.prices.nanos(model, usage)
+        nanos = nanos_of(usage, self.prices.get(model))
         if usage.estimated and held is not None:
             # Nobody says what it cost: a cap that is to hold must think the worst.
             nanos = held.nanos
@@ -208,7 +198,7 @@ class Ledger:
     def lose(self, request: ChatRequest, held: Reservation | None) -> None:
         """The call may have been billed, but no answer came: it counts as paid."""
         usage = typical_usage(request)
-        nanos = held.nanos if held is not None else self.prices.nanos(request.model, usage)
+        nanos = held.nanos if held else nanos_of(usage, self.prices.get(request.model))
 
         def operation(connection: sqlite3.Connection) -> None:
             _meter(connection, request.model, 0, usage, nanos)
@@ -249,11 +239,10 @@ class Ledger:
             if not self._database.locks.try_lock(KEY_LOCKS + session):
                 continue  # its process lives
             held = connection.execute(
-                "SELECT id, model, nanos FROM reservations WHERE session = ?", (session,)
+                "DELETE FROM reservations WHERE session = ? RETURNING model, nanos", (session,)
             ).fetchall()
-            for id_, model, nanos in held:
+            for model, nanos in held:
                 _meter(connection, model, 0, Usage(0, 0), nanos)
-                _drop(connection, Reservation(id_, model, nanos))
             self._database.locks.unlock(KEY_LOCKS + session)
 
 

@@ -22,6 +22,7 @@ import sqlite3
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ from stargate.errors import DataError, MachineError, StargateError
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
-_Job = tuple[Callable[[sqlite3.Connection], Any], "asyncio.Future[Any]"]
+_Job = tuple[Callable[[sqlite3.Connection], Any], "Future[Any]"]
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -120,9 +121,10 @@ class Database:
         """
         if self._closed:
             raise RuntimeError(f"{self.path} is closed")
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()  # a caller that goes away stops no operation
         self._jobs.put((operation, future))
-        return future
+        return asyncio.wrap_future(future)
 
     def run(self, operation: Operation[T]) -> T:
         """Runs `operation` in a transaction of its own, at once, on the caller's thread."""
@@ -167,22 +169,18 @@ class Database:
                 return
 
     def _commit(self, batch: list[_Job]) -> None:
-        results: list[Any] = []
-        problem: Exception | None = None
         try:
             results = _transaction(
                 self._connection, lambda: [operation(self._connection) for operation, _ in batch]
             )
-        except sqlite3.Error as error:
-            problem = _explain(self.path, error)
         except Exception as error:
-            problem = error  # a defect, but it must reach those who wait, not end this thread
-        futures = [future for _, future in batch]
-        # All operations of a loop come back in one call: waking a loop costs a system call.
-        for loop in {future.get_loop() for future in futures}:
-            # RuntimeError: that loop is closed, so nobody waits there any more.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_resolve, loop, futures, results, problem)
+            # A defect too must reach those who wait, not end this thread.
+            problem = _explain(self.path, error) if isinstance(error, sqlite3.Error) else error
+            for _, future in batch:
+                future.set_exception(problem)
+        else:
+            for (_, future), result in zip(batch, results, strict=True):
+                future.set_result(result)
 
 
 class RangeLocks:
@@ -268,21 +266,6 @@ def _transaction(connection: sqlite3.Connection, work: Callable[[], T]) -> T:
             connection.execute("ROLLBACK")
         raise
     return result
-
-
-def _resolve(
-    loop: asyncio.AbstractEventLoop,
-    futures: list["asyncio.Future[Any]"],
-    results: list[Any],
-    problem: Exception | None,
-) -> None:
-    for index, future in enumerate(futures):
-        if future.get_loop() is not loop or future.done():
-            continue
-        if problem is not None:
-            future.set_exception(problem)
-        else:
-            future.set_result(results[index])
 
 
 def _explain(path: Path, error: sqlite3.Error) -> StargateError:

@@ -6,15 +6,17 @@ the same for all:       400, 401, 402, 403, 404, ..., redirects, an exhausted qu
 """
 
 import json
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Any
 
 from stargate.oracle.api_key import ApiKey
 from stargate.oracle.records import AnswerStatus
-from stargate.oracle.retry import parse_retry_after
 
 # Besides 5xx: request time-out, conflict, too early, too many requests.
 _PASSING = frozenset((408, 409, 425, 429))
@@ -77,6 +79,27 @@ def failure_of_status(
         http_status=code,
         status=status,
     )
+
+
+def parse_retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
+    """Seconds that the server asks to wait, or None if it asks for nothing that makes sense.
+
+    Reads `retry-after-ms` (OpenAI, Azure) before `Retry-After`, which is seconds or an HTTP date
+    (RFC 9110 10.2.3). A date in the past means now. `headers` must look names up without regard to
+    case, `now` must know its zone.
+    """
+    for name, units_per_second in (("retry-after-ms", 1000), ("retry-after", 1)):
+        with suppress(ValueError):
+            units = float(headers.get(name, ""))
+            if 0 <= units < math.inf:
+                return units / units_per_second
+    try:
+        date = parsedate_to_datetime(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    if date.tzinfo is None:  # "-0000" and dates without a zone are in UTC
+        date = date.replace(tzinfo=UTC)
+    return max(0.0, (date - now).total_seconds())
 
 
 def _error_object(body: bytes) -> dict[str, Any]:

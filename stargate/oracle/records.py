@@ -9,7 +9,7 @@ run asks again.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -158,8 +158,3 @@ class Complete(Protocol):
 def chat(*turns: tuple[Role, str]) -> tuple[Message, ...]:
     """Messages from (role, text) pairs: chat(("system", "Be brief."), ("user", "Hi"))."""
     return tuple(Message(role, text) for role, text in turns)
-
-
-def num_bytes(messages: Sequence[Message]) -> int:
-    """UTF-8 bytes of all texts: no byte-level tokenizer makes more tokens of them."""
-    return sum(len(message.text.encode()) for message in messages)

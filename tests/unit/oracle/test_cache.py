@@ -40,13 +40,14 @@ def nothing(connection: sqlite3.Connection) -> None:
 def test_answers_survive_and_the_first_one_stays(tmp_path: Path) -> None:
     async def write(cache: AnswerCache, _: Database) -> None:
         assert cache.get(b"k" * 32) is None
-        assert await cache.store(b"k" * 32, "{}", REQUEST, reply("one"), nothing) == reply("one")
-        assert await cache.store(b"k" * 32, "{}", REQUEST, reply("two"), nothing) == reply("one")
+        for text in ("one", "two"):
+            kept, _ = await cache.store(b"k" * 32, "{}", REQUEST, reply(text), nothing)
+            assert kept == reply("one")
 
     async def read(cache: AnswerCache, _: Database) -> None:
         assert cache.get(b"k" * 32) == reply("one")
         assert b"k" * 32 in cache and b"x" * 32 not in cache
-        assert (len(cache), list(cache.keys())) == (1, [b"k" * 32])
+        assert len(cache) == 1
 
     with_cache(tmp_path / "sub" / "c.sqlite", write)
     with_cache(tmp_path / "sub" / "c.sqlite", read)

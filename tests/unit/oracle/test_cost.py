@@ -16,10 +16,10 @@ from stargate.oracle.cost import (
     Estimate,
     Ledger,
     Meter,
-    Prices,
     Reservation,
     estimate,
     highest_usage,
+    nanos_of,
     typical_usage,
 )
 from stargate.oracle.database import Database
@@ -48,16 +48,14 @@ def request(text: str = "hi", model: str = "mini", max_tokens: int = 100) -> Cha
     ],
 )
 def test_cost_of_one_call(model: str, usage: Usage, nanos: int | None) -> None:
-    assert Prices(CostConfig(prices=PRICES)).nanos(model, usage) == nanos
+    assert nanos_of(usage, PRICES.get(model)) == nanos
 
 
 def test_fractions_of_a_nano_are_rounded_up() -> None:
-    prices = Prices(
-        CostConfig(prices={"m": PriceConfig(input_per_million=0.0375, output_per_million=0)})
-    )
-    assert prices.nanos("m", Usage(1, 0)) == 38
-    assert prices.nanos("m", Usage(2, 0)) == 75
-    assert prices.nanos("m", Usage(1_000_000, 0)) == 37_500_000
+    price = PriceConfig(input_per_million=0.0375, output_per_million=0)
+    assert nanos_of(Usage(1, 0), price) == 38
+    assert nanos_of(Usage(2, 0), price) == 75
+    assert nanos_of(Usage(1_000_000, 0), price) == 37_500_000
 
 
 def test_token_estimates() -> None:
@@ -73,14 +71,13 @@ def test_token_estimates() -> None:
 
 
 def test_estimate_sums_up_what_is_not_cached() -> None:
-    prices = Prices(CostConfig(prices=PRICES))
     asked = [(request("x" * 40), False), (request("y" * 40), True), (request("z" * 80), False)]
-    assert estimate(asked, prices) == Estimate(
+    assert estimate(asked, PRICES) == Estimate(
         calls=2, cached=1, prompt_tokens=23 + 33, completion_tokens=200, money=0.0001284
     )
-    assert estimate([], prices).money == 0
-    assert estimate([(request(model="unknown"), False)], prices).money is None
-    assert estimate([(request(model="unknown"), True)], prices).money == 0
+    assert estimate([], PRICES).money == 0
+    assert estimate([(request(model="unknown"), False)], PRICES).money is None
+    assert estimate([(request(model="unknown"), True)], PRICES).money == 0
 
 
 async def with_ledger(

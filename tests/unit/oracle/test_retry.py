@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 import pytest
 
 from stargate.oracle.api_key import ApiKey
-from stargate.oracle.failures import Failure, FailureKind, failure_of_status
+from stargate.oracle.client import backoff_seconds
+from stargate.oracle.failures import Failure, FailureKind, failure_of_status, parse_retry_after
 from stargate.oracle.records import AnswerStatus
-from stargate.oracle.retry import backoff_seconds, parse_retry_after
 
 NOW = datetime(2026, 10, 21, 7, 28, 0, tzinfo=UTC)
 KEY = ApiKey("planted-key-0123456789", "TEST_KEY")
