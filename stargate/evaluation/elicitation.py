@@ -1,6 +1,6 @@
 """What a dialogue brought out, and what it cost the user: no judge, no model.
 
-    (Pair, Dialogue) -> TurnFacts per turn -> observations by measure -> Measure
+    (Pair, Dialogue) -> TurnFacts per turn -> observations by measure
 
 facts_per_dialogue          facts that questions brought out, each once
 facts_per_turn              the same per turn; facts_at_turn_1, _2, ... by place in the dialogue
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from stargate.errors import DataError
-from stargate.evaluation.statistics import BootstrapConfig, Measure, Observation, measure
+from stargate.evaluation.statistics import Observation
 from stargate.rollout.questions import content_words, is_repeated, questions_in, words_of
 from stargate.types import Dialogue, Pair, Persona, Turn
 
@@ -35,13 +35,6 @@ _STATED_SHARE = 0.75
 _MIN_STATED_WORDS = 2
 # Consecutive words of the profile in an answer: eight in a row are a copy, not a coincidence.
 _RECITAL_WORDS = 8
-_RATES = (
-    "fact_coverage",
-    "question_rate",
-    "repeated_question_rate",
-    "recital_rate",
-    "needless_question_rate",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,23 +94,6 @@ def observe_elicitation(
             observation = Observation(pair.task.id, pair.persona.id, float(value))
             found.setdefault(name, []).append(observation)
     return found
-
-
-def measure_elicitation(
-    played: Iterable[tuple[Pair, Dialogue]],
-    count_tokens: CountTokens,
-    config: BootstrapConfig | None = None,
-    *,
-    grounded: bool = True,
-) -> dict[str, Measure]:
-    """All measures with their intervals. `fact_coverage.n` counts only pairs whose gold names the
-    facts it uses.
-    """
-    found = observe_elicitation(played, count_tokens, grounded=grounded)
-    return {
-        name: measure(observations, config, bounds=(0.0, 1.0) if name in _RATES else None)
-        for name, observations in found.items()
-    }
 
 
 def stated_facts(text: str, persona: Persona) -> tuple[int, ...]:

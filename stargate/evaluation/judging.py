@@ -166,15 +166,10 @@ async def open_judge(
 
 @dataclass
 class Judged:
-    """What became of the verdicts that were wanted: asked now or known before."""
+    """What became of the verdicts that were asked now."""
 
     num_asked: int = 0
-    num_known: int = 0
-    problems: Counter[str] = field(default_factory=Counter)  # unparsable ones asked now, by reason
-
-    @property
-    def num_unparsable(self) -> int:
-        return self.problems.total()
+    problems: Counter[str] = field(default_factory=Counter)  # unparsable ones, by reason
 
 
 async def judge_all(
@@ -216,7 +211,6 @@ async def judge_all(
     async with task_group() as group:
         for key, (bout, order) in wanted.items():
             if key in texts:
-                done.num_known += 1
                 advance()
             else:
                 group.create_task(one(bout, order))

@@ -30,21 +30,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from stargate.config.judge import JudgeThresholds
 from stargate.errors import DataError
 from stargate.evaluation.controls import FIXED, ControlScore, control_from_row
 from stargate.evaluation.elicitation import CountTokens, observe_elicitation
-from stargate.evaluation.qualification import (
-    JudgeThresholds,
-    JudgeTrials,
-    Qualification,
-    qualify,
-)
+from stargate.evaluation.qualification import TRIALS, Qualification, qualify
 from stargate.evaluation.statistics import (
     BootstrapConfig,
     Measure,
     Observation,
     PairedMeasure,
-    eval_json,
     measure,
     paired_difference,
 )
@@ -62,7 +57,6 @@ _Scored = dict[tuple[str, str | None], ControlScore]
 
 # Win rates by the name of their comparison in the table of verdicts.
 _WIN_RATES = {"own": "win_rate", "fixed": "win_rate_fixed_responder"}
-_TRIALS = ("self", "gold", "praise", "shuffled")
 # Controls that are measures as they are scored.
 _AS_SCORED = ("no_dialogue", "persona_given", "persona_and_dialogue", "shuffled")
 _GOLD_MEASURES = (
@@ -182,7 +176,7 @@ def comparisons_from_rows(rows: Iterable[Row], scope: str) -> dict[str, list[Com
     for row in rows:
         key = tuple(row[column] for column in _COMPARED)
         where = f"{scope}/verdicts: {' '.join(key)}"
-        if row["comparison"] not in (*_WIN_RATES, *_TRIALS):
+        if row["comparison"] not in (*_WIN_RATES, *TRIALS):
             raise DataError(f"{where}: unknown comparison")
         if row["order"] not in _ORDERS:
             raise DataError(f"{where}: unknown order {row['order']!r}")
@@ -232,7 +226,7 @@ def evaluation_json(
     for name, records in checkpoints.items():
         rates = win_rates(records, config)
         measures = measure_checkpoint(observed[name], rates, config)
-        values[name] = eval_json({name: measures})[name]
+        values[name] = {key: measured.to_json() for key, measured in measures.items()}
         values[name] |= {f"{key}_details": rate.to_json() for key, rate in rates.items()}
     first, *later = checkpoints
     values["changes"] = {
@@ -329,8 +323,7 @@ def judge_qualification(
             judged[name] += comparisons
     if not judged:
         return None
-    trials = JudgeTrials(*(judged[name] for name in _TRIALS))
-    return qualify(trials, thresholds, config)
+    return qualify({name: judged[name] for name in TRIALS}, thresholds, config)
 
 
 def _gold_values(records: CheckpointRecords) -> Iterator[tuple[str, str, float]]:

@@ -11,27 +11,16 @@ A judge is fit when it passes every criterion. One that was not asked enough fai
 not shown is not believed. Win rates of an unfit judge are printed as such.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from stargate.config.judge import JudgeThresholds as JudgeThresholds
+from stargate.config.judge import JudgeThresholds
 from stargate.evaluation.statistics import BootstrapConfig, Measure
 from stargate.evaluation.verdicts import Verdict
 from stargate.evaluation.win_rate import Comparison, WinRate, win_rate
 
-
-@dataclass(frozen=True, slots=True)
-class JudgeTrials:
-    """The comparisons with a known answer; the better response is always the candidate.
-
-    In `self_comparison` both are m_0's, from two dialogues about the same pair.
-    """
-
-    self_comparison: Sequence[Comparison]
-    gold: Sequence[Comparison]
-    praise: Sequence[Comparison]
-    shuffled: Sequence[Comparison]
+TRIALS = ("self", "gold", "praise", "shuffled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,34 +69,27 @@ class Qualification:
             **{criterion.name: criterion.value for criterion in self.criteria},
             "failures": [str(criterion) for criterion in self.failures],
             "criteria": {
-                c.name: {
-                    "value": c.value,
-                    "ci_low": c.ci_low,
-                    "ci_high": c.ci_high,
-                    "n": c.n,
-                    "requirement": c.requirement,
-                    "passed": c.passed,
+                criterion.name: {
+                    key: value for key, value in asdict(criterion).items() if key != "name"
                 }
-                for c in self.criteria
+                for criterion in self.criteria
             },
         }
 
 
 def qualify(
-    trials: JudgeTrials,
+    trials: Mapping[str, Sequence[Comparison]],
     thresholds: JudgeThresholds | None = None,
     config: BootstrapConfig | None = None,
 ) -> Qualification:
-    """Compares what a judge did with what it must do."""
+    """Compares what a judge did with what it must do.
+
+    `trials` are the comparisons with a known answer, by TRIALS; the better response is always the
+    candidate. In "self" both are m_0's, from two dialogues about the same pair.
+    """
     limits = thresholds or JudgeThresholds()
-    sets = {
-        "self": trials.self_comparison,
-        "gold": trials.gold,
-        "praise": trials.praise,
-        "shuffled": trials.shuffled,
-    }
-    rates = {name: win_rate(comparisons, config) for name, comparisons in sets.items()}
-    with_answer = [*trials.gold, *trials.praise, *trials.shuffled]
+    rates = {name: win_rate(trials[name], config) for name in TRIALS}
+    with_answer = [*trials["gold"], *trials["praise"], *trials["shuffled"]]
     criteria = (
         _near_half("self_rate", rates["self"].average.measure, limits),
         _near_half("self_first_shown", rates["self"].first_shown.measure, limits),
@@ -117,7 +99,7 @@ def qualify(
             "shuffled_rate", rates["shuffled"].agreed.measure, limits.min_shuffled_rate, limits
         ),
         _order_consistency(with_answer, limits),
-        _unparsable([entry for comparisons in sets.values() for entry in comparisons], limits),
+        _unparsable([entry for name in TRIALS for entry in trials[name]], limits),
     )
     return Qualification(criteria, rates)
 

@@ -37,17 +37,16 @@ Letters: I tasks, J personas, R resamples.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
 from stargate.config.component import Component, NonNegativeInt
 from stargate.errors import DataError
-from stargate.evaluation.two_way import Floats as Floats
-from stargate.evaluation.two_way import TwoWayVariance, WeightedTable
+from stargate.evaluation.two_way import Floats, TwoWayVariance, WeightedTable
 
 # Below this many clusters a resample has too few distinct values (4 clusters: 35) for quantiles;
 # a t quantile with Satterthwaite's degrees of freedom takes their place.
@@ -188,14 +187,6 @@ def paired_difference(
     )
 
 
-def eval_json(checkpoints: Mapping[str, Mapping[str, Measure]]) -> dict[str, dict[str, Any]]:
-    """{checkpoint: {measure: {mean, ci_low, ci_high, ...}}}, the shape of eval.json."""
-    return {
-        checkpoint: {name: value.to_json() for name, value in measures.items()}
-        for checkpoint, measures in checkpoints.items()
-    }
-
-
 def cell_table(observations: Iterable[Observation]) -> CellTable:
     """Sums and counts by cell; tasks and personas in sorted order, so the input's order is
     without effect. Raises DataError for a value that is not finite.
@@ -242,12 +233,6 @@ def two_way_interval(table: CellTable, config: BootstrapConfig) -> tuple[float, 
         return None
     critical = _critical_value(whole, weighted, config)
     return centre - critical * error, centre + critical * error
-
-
-def two_way_variance(table: CellTable) -> TwoWayVariance:
-    """The variance of a table's mean by source (R = 1)."""
-    ones = np.ones((1, len(table.tasks))), np.ones((1, len(table.personas)))
-    return WeightedTable(table.sums, table.counts).variance(*ones)
 
 
 def resampling_weights(

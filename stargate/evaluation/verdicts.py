@@ -52,13 +52,8 @@ _ANGLES = str.maketrans("<>", "  ")
 _MAX_LINE = 200
 
 
-def parse_verdict(text: str, style: VerdictFormat = "line", *, truncated: bool = False) -> Verdict:
-    """The verdict in a judge's text. Never raises for any text.
-
-    `truncated`: the judge ran into its token limit, so what stands last was not meant to be last.
-    """
-    if truncated:
-        return Verdict.UNPARSABLE
+def parse_verdict(text: str, style: VerdictFormat = "line") -> Verdict:
+    """The verdict in a judge's whole text. Never raises for any text."""
     return _parse_json(text) if style == "json" else _parse_line(text)
 
 

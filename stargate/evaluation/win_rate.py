@@ -23,11 +23,11 @@ import numpy as np
 
 from stargate.evaluation.statistics import (
     BootstrapConfig,
-    Floats,
     Measure,
     Observation,
     measure,
 )
+from stargate.evaluation.two_way import Floats
 from stargate.evaluation.verdicts import Verdict
 
 _WIN, _TIE, _LOSS = 1.0, 0.5, 0.0
@@ -106,7 +106,6 @@ class WinRate:
     wins: int
     ties: int
     losses: int
-    num_comparisons: int
     num_unparsable_verdicts: int
     length_difference: Measure
     length_controlled: LengthControlled
@@ -151,7 +150,6 @@ def win_rate(comparisons: Sequence[Comparison], config: BootstrapConfig | None =
         wins=outcomes.count(_WIN),
         ties=outcomes.count(_TIE),
         losses=outcomes.count(_LOSS),
-        num_comparisons=len(comparisons),
         num_unparsable_verdicts=sum(entry.scores.count(None) for entry in comparisons),
         length_difference=measure(
             [Observation(c.task, c.persona, float(_difference(c))) for c in comparisons], config

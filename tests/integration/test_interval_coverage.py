@@ -5,14 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from stargate.evaluation.statistics import (
-    BootstrapConfig,
-    CellTable,
-    Floats,
-    two_way_interval,
-    two_way_variance,
-)
-from tests.unit.evaluation.test_statistics import as_table, clustered
+from stargate.evaluation.statistics import BootstrapConfig, CellTable, two_way_interval
+from stargate.evaluation.two_way import Floats
+from tests.unit.evaluation.test_statistics import as_table, clustered, two_way_variance
 
 pytestmark = pytest.mark.integration
 

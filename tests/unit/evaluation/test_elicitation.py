@@ -7,12 +7,12 @@ import pytest
 from stargate.errors import DataError
 from stargate.evaluation.elicitation import (
     is_repeated,
-    measure_elicitation,
     observe_elicitation,
     recites_profile,
     stated_facts,
     turn_facts,
 )
+from stargate.evaluation.measures import measure_checkpoint
 from stargate.evaluation.statistics import BootstrapConfig, Observation
 from stargate.types import Dialogue, Pair, Persona, Task, Turn
 from tests.fakes.scripted import make_turn
@@ -70,11 +70,10 @@ def test_one_dialogue_by_hand() -> None:
 
 
 def test_measures_over_dialogues() -> None:
-    got = measure_elicitation(
-        [played(pair("a"), FOOD, MONEY), played(pair("b"), NOTHING, MONEY)],
-        words,
-        BootstrapConfig(num_resamples=200),
+    found = observe_elicitation(
+        [played(pair("a"), FOOD, MONEY), played(pair("b"), NOTHING, MONEY)], words
     )
+    got = measure_checkpoint(found, {}, BootstrapConfig(num_resamples=200))
     assert got["facts_per_dialogue"].mean == 1.5
     assert got["fact_coverage"].mean == 0.75
     assert got["facts_at_turn_1"].mean == 0.5

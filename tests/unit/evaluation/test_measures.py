@@ -25,7 +25,7 @@ import pytest
 
 from stargate.errors import DataError
 from stargate.evaluation.controls import ControlScore
-from stargate.evaluation.elicitation import measure_elicitation
+from stargate.evaluation.elicitation import observe_elicitation
 from stargate.evaluation.measures import (
     About,
     CheckpointRecords,
@@ -272,8 +272,8 @@ def test_an_observation_keeps_its_task_and_persona() -> None:
 def test_elicitation_is_measured_as_elicitation_does_it() -> None:
     records = checkpoint(0)
     played = [(PAIRS[entry.pair_id], entry) for entry in records.dialogues]
-    expected = measure_elicitation(played, words, QUICK)
-    got = measure_checkpoint(seen(records), {}, QUICK)
+    expected = observe_elicitation(played, words)
+    got = seen(records)
     assert list(got) == GOLD_MEASURES + DIALOGUE_MEASURES
     assert {name: got[name] for name in expected} == expected
 

@@ -7,12 +7,8 @@ from collections.abc import Callable
 import pytest
 from pydantic import ValidationError
 
-from stargate.evaluation.qualification import (
-    JudgeThresholds,
-    JudgeTrials,
-    Qualification,
-    qualify,
-)
+from stargate.config.judge import JudgeThresholds
+from stargate.evaluation.qualification import TRIALS, Qualification, qualify
 from stargate.evaluation.statistics import BootstrapConfig
 from stargate.evaluation.verdicts import Verdict
 from stargate.evaluation.win_rate import Comparison
@@ -25,13 +21,8 @@ def judged(judge: Judge, has_better: bool, n: int) -> list[Comparison]:
     return [Comparison(f"t{i // 5}", f"p{i % 5}", *judge(has_better), 100, 100) for i in range(n)]
 
 
-def trials(judge: Judge, n: int = 40) -> JudgeTrials:
-    return JudgeTrials(
-        self_comparison=judged(judge, False, n),
-        gold=judged(judge, True, n),
-        praise=judged(judge, True, n),
-        shuffled=judged(judge, True, n),
-    )
+def trials(judge: Judge, n: int = 40) -> dict[str, list[Comparison]]:
+    return {name: judged(judge, name != "self", n) for name in TRIALS}
 
 
 def qualified(judge: Judge, n: int = 40) -> Qualification:
@@ -87,15 +78,7 @@ def test_a_coin_is_unfit() -> None:
 
 def test_a_judge_that_prefers_praise_fails_there_only() -> None:
     good: Judge = lambda better: (A, B) if better else (TIE, TIE)  # noqa: E731 - a one-line judge
-    flattered = trials(good)
-    found = qualify(
-        JudgeTrials(
-            flattered.self_comparison,
-            flattered.gold,
-            judged(lambda _: (B, A), True, 40),
-            flattered.shuffled,
-        )
-    )
+    found = qualify(trials(good) | {"praise": judged(lambda _: (B, A), True, 40)})
     # It is consistent all the same: both orders name the praise.
     assert failed(found) == ["praise_rate"]
     assert found.failures[0].value == 0.0
@@ -136,7 +119,7 @@ def test_too_few_comparisons_are_not_believed() -> None:
 
 
 def test_a_judge_that_was_not_asked_is_unfit() -> None:
-    found = qualify(JudgeTrials([], [], [], []))
+    found = qualify({name: [] for name in TRIALS})
     assert not found.fit
     assert len(found.failures) == len(found.criteria)
     assert "gold_rate: must be 0.6 or more over at least 20 comparisons, got nothing" in str(

@@ -12,17 +12,14 @@ from stargate.errors import DataError
 from stargate.evaluation.statistics import (
     BootstrapConfig,
     CellTable,
-    Floats,
     Measure,
     Observation,
     cell_table,
-    eval_json,
     measure,
     paired_difference,
     resampling_weights,
-    two_way_variance,
 )
-from stargate.evaluation.two_way import WeightedTable
+from stargate.evaluation.two_way import Floats, TwoWayVariance, WeightedTable
 
 
 def observed(values: list[list[float | list[float]]]) -> list[Observation]:
@@ -48,6 +45,12 @@ def clustered(shape: tuple[int, int], scales: tuple[float, float, float], seed: 
 
 def as_table(values: Floats) -> CellTable:
     return cell_table(observed(values.tolist()))
+
+
+def two_way_variance(table: CellTable) -> TwoWayVariance:
+    """The variance of a table's mean by source (R = 1)."""
+    ones = np.ones((1, len(table.tasks))), np.ones((1, len(table.personas)))
+    return WeightedTable(table.sums, table.counts).variance(*ones)
 
 
 def test_variance_by_hand() -> None:
@@ -254,19 +257,14 @@ def test_every_draw_has_as_many_clusters_as_there_are() -> None:
 
 
 def test_eval_json_has_the_names_of_the_issue() -> None:
-    got = json.loads(json.dumps(eval_json({"m0": {"gold_logprob": measure(observed([[1]]))}})))
-    assert got == {
-        "m0": {
-            "gold_logprob": {
-                "mean": 1.0,
-                "ci_low": None,
-                "ci_high": None,
-                "standard_error": None,
-                "n": 1,
-                "task_clusters": 1,
-                "persona_clusters": 1,
-            }
-        }
+    assert json.loads(json.dumps(measure(observed([[1]])).to_json())) == {
+        "mean": 1.0,
+        "ci_low": None,
+        "ci_high": None,
+        "standard_error": None,
+        "n": 1,
+        "task_clusters": 1,
+        "persona_clusters": 1,
     }
 
 

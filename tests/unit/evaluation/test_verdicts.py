@@ -104,13 +104,6 @@ def test_only_the_last_line_counts() -> None:
     assert parse_verdict("Final Response: A\nand then I saw that it's wrong.") is UNPARSABLE
 
 
-def test_a_truncated_judge_has_no_last_line() -> None:
-    quoting = 'Response B ends with\n"Final Response: B"'
-    assert parse_verdict(quoting) is B
-    assert parse_verdict(quoting, truncated=True) is UNPARSABLE
-    assert parse_verdict('{"winner": "A"}', "json", truncated=True) is UNPARSABLE
-
-
 @pytest.mark.parametrize(
     ("text", "verdict"),
     [

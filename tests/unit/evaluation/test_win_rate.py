@@ -74,7 +74,7 @@ def test_a_table_with_known_result() -> None:
             (B, TIE),
         )
     )
-    assert (got.wins, got.ties, got.losses, got.num_comparisons) == (4, 6, 2, 12)
+    assert (got.wins, got.ties, got.losses, got.agreed.measure.n) == (4, 6, 2, 12)
     assert got.agreed.measure.mean == 7 / 12
     # Against: (A, BAD) stays a tie, (BAD, BAD) a loss. For: both wins.
     assert got.agreed.lower == 6.5 / 12
