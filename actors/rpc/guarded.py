@@ -6,6 +6,7 @@ what a pool sends again -> the run's counters
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from stargate.actors.rpc.replica_pool import EnginePool
@@ -28,18 +29,19 @@ class GuardedPool:
         self._role = role
         self._supervisor = supervisor
         self._weights = supervisor.weights if role == "questioner" else HeldWeights("")
-        self._pool = EnginePool(engines, replace=supervisor.replacing(role))
+        self._pool = EnginePool(engines, replace=partial(supervisor.replace, role))
         supervisor.follow(role, self._pool)
         self._resent = _Resent(role, supervisor)
 
     async def __call__(self, request: GenerateRequest) -> Generation:
         """Generates one text. Raises RecordDropped or EngineError."""
-        self._supervisor.check()
+        self._supervisor.failure.check()
         before = self._weights.versions
         try:
             generation = await self._pool(request)
         except EngineError:
-            self._supervisor.check()  # if somebody died too often, that is the reason to show
+            # If somebody died too often, that is the reason to show.
+            self._supervisor.failure.check()
             raise
         finally:
             self._resent.count(self._pool.num_resent)
@@ -56,7 +58,7 @@ class GuardedWorkers:
 
     def __init__(self, workers: Sequence[Any], supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self._pool = WorkerPool(workers, supervisor.replacing(WORKER))
+        self._pool = WorkerPool(workers, partial(supervisor.replace, WORKER))
         self._resent = _Resent(WORKER, supervisor)
 
     async def __call__(self, plan: DialoguePlan) -> Dialogue:
@@ -64,7 +66,7 @@ class GuardedWorkers:
         before = self._supervisor.weights.versions
         try:
             # A worker waits for a dead engine's successor, however long that takes.
-            async with self._supervisor.or_failure():
+            async with self._supervisor.failure.ends():
                 dialogue = await self._pool(plan)
         finally:
             self._resent.count(self._pool.num_resent)

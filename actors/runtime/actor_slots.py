@@ -1,13 +1,16 @@
-"""Who stands where in a run's actors, and which weights the Questioner's engines must hold.
+"""Who stands where in a run's actors, which weights they must hold, and why the run must stop.
 
 supervisor.py fills slots again when an actor died, adds some and takes some away.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from stargate.actors.rpc.remote import remote
+from stargate.errors import EngineError, StargateError
 
 # The role of dialogue workers, as their slots are called.
 WORKER = "dialogue-worker"
@@ -51,25 +54,58 @@ class HeldWeights:
         await self._settled.wait()
 
 
-# Makes actors that are not started.
-Hire = Callable[[], list[Any] | Awaitable[list[Any]]]
+class RunFailure:
+    """Why a run must stop, once it must: then every call of any role ends in it."""
+
+    def __init__(self) -> None:
+        self.error: StargateError | None = None
+        self._limits: set[asyncio.Timeout] = set()  # of what ends once there is an error
+
+    def set(self, error: StargateError) -> None:
+        self.error = error
+        limits, self._limits = self._limits, set()
+        for limit in limits:
+            limit.reschedule(asyncio.get_running_loop().time())
+
+    def check(self) -> None:
+        """Raises the error if there is one."""
+        if self.error is not None:
+            raise self.error
+
+    @contextlib.asynccontextmanager
+    async def ends(self) -> AsyncIterator[None]:
+        """The block ends in the error as soon as there is one, whatever it waits for."""
+        self.check()
+        limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                self._limits.add(limit)
+                try:
+                    yield
+                finally:
+                    self._limits.discard(limit)
+        except TimeoutError:
+            if limit.expired():
+                self.check()
+            raise
 
 
 @dataclass(eq=False)
 class ActorSlot:
-    """One actor's place in the actors, or that of all ranks of the trainer.
+    """The place of one actor in a run, or that of all ranks of the trainer.
 
-    `places` is the actors' list of the role, `numbers` are the slot's places in it. `hire` makes
-    actors that are not started; `check` asks one whether it lives, and raises EngineError if not.
+    `places` is the run's list of the role, `numbers` are the slot's places in it. `hire` makes
+    actors that are not started; `check` asks one whether it lives.
     """
 
     role: str
     places: list[Any]
     numbers: Sequence[int]
-    hire: Hire
+    hire: Callable[[], Awaitable[list[Any]]]
     check: Callable[[Any], Awaitable[object]]
     takes_weights: bool = False
     num_restarts: int = 0
+    hung: EngineError | None = None  # what one of them did that lives, and does not do its work
     renewing: "asyncio.Task[None] | None" = None
 
     @property
@@ -81,13 +117,22 @@ class ActorSlot:
     def actors(self) -> list[Any]:
         return [self.places[number] for number in self.numbers]
 
-    async def hired(self) -> list[Any]:
-        """New actors, not started. On a cluster, hiring first sees to their nodes."""
-        hiring = self.hire()
-        return hiring if isinstance(hiring, list) else await hiring
+    async def problem(self) -> EngineError | None:
+        """What its actors answer when they are asked whether they live; None if they do."""
+        if self.hung is not None:
+            return self.hung
+        calls = [remote(self.check(actor)) for actor in self.actors]
+        found: EngineError | None = None
+        for answer in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(answer, EngineError):
+                found = found or answer
+            elif isinstance(answer, BaseException):
+                raise answer
+        return found
 
     def put(self, actors: Sequence[Any]) -> None:
-        """A new place must be the next one of its role."""
+        """New actors take the slot. A new place must be the next one of its role."""
+        self.hung = None
         for number, actor in zip(self.numbers, actors, strict=True):
             if number == len(self.places):
                 self.places.append(actor)

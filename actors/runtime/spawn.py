@@ -21,7 +21,7 @@ import ray
 from stargate.actors.engines.engine import Engine
 from stargate.actors.engines.spec import EngineSpec, engine_environment
 from stargate.actors.rpc.remote import ActorDied, remote
-from stargate.actors.runtime.actor_slots import WORKER, ActorSlot, HeldWeights, Hire
+from stargate.actors.runtime.actor_slots import WORKER, ActorSlot, HeldWeights
 from stargate.actors.runtime.cluster import Cluster, Site
 from stargate.actors.runtime.dialogue_worker import DialogueWorker, WorkerSpec
 from stargate.actors.runtime.discovery import WORKER_ENVIRONMENT, on_node
@@ -143,7 +143,12 @@ async def start_actors(plan: ActorPlan, say: Callable[[str], None]) -> ActorGrou
         if plan.placement.gpu_share:
             actor_group.turns = await sleep_controller.start(partial(_start, say=say))
         else:
-            await _start(_named(actor_group), say=say)
+            named = {
+                f"{role}-{number}": actor
+                for role, actors in actor_group.by_role().items()
+                for number, actor in enumerate(actors)
+            }
+            await _start(named, say=say)
     except BaseException:
         await stop_actors(actor_group)
         raise
@@ -171,7 +176,7 @@ def _room(turns: GpuPhases, role: str) -> contextlib.AbstractAsyncContextManager
 
 async def _hire_all(slots: Sequence[ActorSlot]) -> None:
     """Fills slots with actors that are not started, side by side. Raises the first error."""
-    hired = await asyncio.gather(*(slot.hired() for slot in slots), return_exceptions=True)
+    hired = await asyncio.gather(*(slot.hire() for slot in slots), return_exceptions=True)
     for slot, actors in zip(slots, hired, strict=True):
         if not isinstance(actors, BaseException):
             slot.places.extend(actors)
@@ -181,31 +186,63 @@ async def _hire_all(slots: Sequence[ActorSlot]) -> None:
 
 
 def _slots(plan: ActorPlan, actor_group: ActorGroup) -> list[ActorSlot]:
-    """Who is wanted: everybody whom the supervisor replaces."""
-    slots = [
-        engine_slot(plan, actor_group, role, number)
-        for role in ENGINES
-        for number in range(len(plan.placement.of(role)))
+    """Who is wanted: everybody whom the supervisor replaces. Workers last: they get the engines."""
+    config = plan.config
+    num_scorers = config.scorer.num_scorers if plan.scoring else 0
+    num_workers = config.rollout.num_workers if plan.worker is not None else 0
+    return [
+        *(
+            engine_slot(plan, actor_group, role, number)
+            for role in ENGINES
+            for number in range(len(plan.placement.of(role)))
+        ),
+        *(_scorer_slot(plan, actor_group, number) for number in range(num_scorers)),
+        *([_trainer_slot(plan, actor_group)] if plan.training else []),
+        *(_worker_slot(plan, actor_group, number) for number in range(num_workers)),
     ]
-    for number in range(plan.config.scorer.num_scorers if plan.scoring else 0):
-        hire = _on_node(plan, "scorer", [number], partial(_one, _spawn_scorer, plan, number))
-        slots.append(ActorSlot("scorer", actor_group.scorers, (number,), hire, _stats))
-    if plan.training:
-        ranks = range(plan.config.trainer.num_ranks)
-        hire = _on_node(plan, "trainer", ranks, partial(_spawn_trainers, plan, ranks))
-        slots.append(ActorSlot("trainer", actor_group.trainers, ranks, hire, _progress))
-    if plan.worker is not None:  # last: they are given the engines
-        for number in range(plan.config.rollout.num_workers):
-            options = plan.cluster.driver_options if plan.cluster is not None else {}
-            hire = partial(_one, spawn_worker, plan.worker, number, actor_group, options)
-            slots.append(ActorSlot(WORKER, actor_group.workers, (number,), hire, _stats))
-    return slots
 
 
 def engine_slot(plan: ActorPlan, actor_group: ActorGroup, role: str, number: int) -> ActorSlot:
     """The place of one engine."""
-    hire = _on_node(plan, role, [number], partial(_one, spawn_engine, plan, role, number))
-    return ActorSlot(role, actor_group.engines(role), (number,), hire, _ping, role == "questioner")
+    hire = partial(_hire, plan, [f"{role}-{number}"], lambda: [spawn_engine(plan, role, number)])
+    places, takes_weights = actor_group.engines(role), role == "questioner"
+    return ActorSlot(role, places, (number,), hire, lambda a: a.ping.remote(), takes_weights)
+
+
+def _scorer_slot(plan: ActorPlan, actor_group: ActorGroup, number: int) -> ActorSlot:
+    hire = partial(_hire, plan, [f"scorer-{number}"], lambda: [_spawn_scorer(plan, number)])
+    places = actor_group.scorers
+    return ActorSlot("scorer", places, (number,), hire, lambda a: a.stats.remote())
+
+
+def _trainer_slot(plan: ActorPlan, actor_group: ActorGroup) -> ActorSlot:
+    ranks = range(plan.config.trainer.num_ranks)
+    names = [f"trainer-{rank}" for rank in ranks]
+
+    def spawn() -> list[Any]:
+        # Anew each time: the last port may still be taken.
+        cluster = plan.cluster
+        meeting = cluster.meeting if cluster else (_LOOPBACK, free_port(_LOOPBACK))
+        return [_spawn_trainer(plan, rank, *meeting) for rank in ranks]
+
+    hire = partial(_hire, plan, names, spawn)
+    return ActorSlot("trainer", actor_group.trainers, ranks, hire, lambda a: a.progress.remote())
+
+
+def _worker_slot(plan: ActorPlan, actor_group: ActorGroup, number: int) -> ActorSlot:
+    async def hire() -> list[Any]:
+        options = plan.cluster.driver_options if plan.cluster is not None else {}
+        assert plan.worker is not None
+        return [spawn_worker(plan.worker, number, actor_group, options)]
+
+    return ActorSlot(WORKER, actor_group.workers, (number,), hire, lambda a: a.stats.remote())
+
+
+async def _hire(
+    plan: ActorPlan, actors: Sequence[str], spawn: Callable[[], list[Any]]
+) -> list[Any]:
+    """Actors that are not started; on a cluster only after their nodes were made ready."""
+    return spawn() if plan.cluster is None else await plan.cluster.hire(actors, spawn)
 
 
 async def _introduce(actor_group: ActorGroup, slot: ActorSlot) -> None:
@@ -227,29 +264,6 @@ async def _introduce(actor_group: ActorGroup, slot: ActorSlot) -> None:
     for call in asyncio.as_completed([remote(call) for call in calls]):
         with contextlib.suppress(ActorDied):  # the next one there is told when it has started
             await call
-
-
-def _on_node(plan: ActorPlan, role: str, numbers: Sequence[int], spawn: Callable[[], Any]) -> Hire:
-    """`spawn`, on a cluster only after the actors' nodes were made ready."""
-    if plan.cluster is None:
-        return spawn
-    return partial(plan.cluster.hire, [f"{role}-{number}" for number in numbers], spawn)
-
-
-def _one(spawn: Callable[..., Any], *arguments: Any) -> list[Any]:
-    return [spawn(*arguments)]
-
-
-async def _ping(actor: Any) -> None:
-    await actor.ping.remote()
-
-
-async def _stats(actor: Any) -> None:
-    await actor.stats.remote()
-
-
-async def _progress(actor: Any) -> None:
-    await actor.progress.remote()
 
 
 async def stop_actors(actor_group: ActorGroup) -> None:
@@ -275,14 +289,6 @@ async def _shutdown(actor: Any) -> None:
         await remote(actor.shutdown.remote())
     except Exception as error:  # it is killed right afterwards; the reason still belongs in the log
         logging.getLogger(__name__).warning("an actor did not shut down: %s", error)
-
-
-def _named(actor_group: ActorGroup) -> dict[str, Any]:
-    return {
-        f"{role}-{number}": actor
-        for role, actors in actor_group.by_role().items()
-        for number, actor in enumerate(actors)
-    }
 
 
 async def _start(actors: Mapping[str, Any], say: Callable[[str], None]) -> None:
@@ -340,12 +346,6 @@ def _spawn_scorer(plan: ActorPlan, number: int) -> Any:
 def _device(plan: ActorPlan, seat: Seat) -> Device:
     """Of an actor that may stay on CPUs in a run on GPUs."""
     return plan.placement.device if seat.num_gpus else "cpu"
-
-
-def _spawn_trainers(plan: ActorPlan, ranks: Sequence[int]) -> list[Any]:
-    # Anew each time: the last port may still be taken.
-    meeting = (_LOOPBACK, free_port(_LOOPBACK)) if plan.cluster is None else plan.cluster.meeting
-    return [_spawn_trainer(plan, rank, *meeting) for rank in ranks]
 
 
 def _spawn_trainer(plan: ActorPlan, rank: int, address: str, port: int) -> Any:

@@ -6,7 +6,7 @@
     watch: finds the dead that nobody calls, so that they are back before they are needed
     add    -> slots more: started, given the current weights, then known to all who ask
     retire -> a slot less: asked no more, ends what it has, belongs to nobody
-    too many restarts -> `failure`: the next call of any role raises it, and the run stops
+    too many restarts -> `failure`: every call of any role ends in it, and the run stops
                          (guarded.py: what the run calls)
 
 A slot is one actor's place in a run, or that of all trainer ranks: those live and die together,
@@ -24,8 +24,8 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 from stargate.actors.rpc.remote import remote
-from stargate.actors.rpc.replica_pool import EnginePool, Replace
-from stargate.actors.runtime.actor_slots import ActorSlot, HeldWeights
+from stargate.actors.rpc.replica_pool import EnginePool
+from stargate.actors.runtime.actor_slots import ActorSlot, HeldWeights, RunFailure
 from stargate.actors.runtime.file_transfer import FileAccess, SameFiles
 from stargate.errors import EngineError, MachineError, StargateError, one_line
 from stargate.records.counters import Counters
@@ -60,16 +60,14 @@ class Supervisor:
         """
         self.weights = weights
         self.counters = Counters()
-        self.failure: StargateError | None = None
+        self.failure = RunFailure()
         self._slots = list(slots)
         self._pools: dict[str, list[EnginePool]] = {}  # those that follow who joins and leaves
         self._max_restarts = max_restarts
         self._dismiss = dismiss
         self._say = say
-        self._introduce = introduce
+        self._introduce = introduce or _tell_nobody
         self._file_access = file_access or SameFiles()
-        self._limits: set[asyncio.Timeout] = set()  # of what ends once `failure` is set
-        self._hung: dict[Any, EngineError] = {}  # actors that live, and don't do their work
         # While an actor of a role may be started: not at any time where all share one GPU.
         self.room: Callable[[str], contextlib.AbstractAsyncContextManager[None]] = _always
         self._watching: asyncio.Task[None] | None = None
@@ -99,19 +97,11 @@ class Supervisor:
         """As `replace`, for an actor that may still answer but no longer does its work."""
         slot = self._slot(role, number)
         if slot is not None and actor in slot.actors:
-            self._hung[actor] = error
+            slot.hung = error
         return await self.replace(role, number, error)
 
     def _slot(self, role: str, number: int) -> ActorSlot | None:
-        return next((p for p in self._slots if p.role == role and number in p.numbers), None)
-
-    def replacing(self, role: str) -> Replace:
-        """`replace` for one role."""
-
-        async def replace(number: int, error: EngineError) -> Any:
-            return await self.replace(role, number, error)
-
-        return replace
+        return next((s for s in self._slots if s.role == role and number in s.numbers), None)
 
     def follow(self, role: str, pool: EnginePool) -> None:
         """Tells a pool who joins and leaves, until the next `begin`."""
@@ -122,7 +112,7 @@ class Supervisor:
 
         Raises EngineError or MachineError for the first that can't start; those after it are ended.
         """
-        self.check()
+        self.failure.check()
         began = time.perf_counter()
         starting = [asyncio.create_task(self._started(slot)) for slot in slots]
         num_joined = 0
@@ -132,8 +122,7 @@ class Supervisor:
                 await self._give_weights(slot, actors)
                 self._join(slot, actors, time.perf_counter() - began)
                 num_joined += 1
-                if self._introduce is not None:
-                    await self._introduce(slot)
+                await self._introduce(slot)
         finally:
             for task in starting[num_joined:]:
                 task.cancel()
@@ -153,48 +142,43 @@ class Supervisor:
             for actor in actors:
                 pool.join(actor)
         self.counters.joined[slot.role] += 1
-        version = f", with weights version {self.weights.current[1]}" * slot.takes_weights
-        self._tell(f"{slot.name} has joined after {seconds:.1f} s{version}")
+        self._tell(f"{slot.name} has joined after {seconds:.1f} s{self._version(slot)}")
 
     async def retire(self, role: str, leaving: list[Any]) -> str:
         """Takes out the last actor of a role; its name, when it has ended what it had to do.
 
         It is moved from its place to `leaving`, for the caller to end. At least one must stay.
         """
-        slot = self._last(role)
+        slots = [slot for slot in self._slots if slot.role == role]
+        if len(slots) < 2:
+            raise EngineError(f"the last {role} can't leave")
+        slot = max(slots, key=lambda slot: max(slot.numbers))
         while slot.renewing is not None or self.weights.are_coming:
             if slot.renewing is not None:
                 await asyncio.wait({slot.renewing})
             await self.weights.settled()
-            self.check()
+            self.failure.check()
         self._slots.remove(slot)
         leaving.append(slot.places.pop())
         drained = [pool.leave() for pool in self._pools.get(role, ())]
         self.counters.left[role] += 1
         self._tell(f"{slot.name} gets no new requests and ends those that it has")
-        introduced = [self._introduce(slot)] if self._introduce is not None else []
-        await asyncio.gather(*drained, *introduced)
+        await asyncio.gather(*drained, self._introduce(slot))
         return slot.name
-
-    def _last(self, role: str) -> ActorSlot:
-        slots = [slot for slot in self._slots if slot.role == role]
-        if len(slots) < 2:
-            raise EngineError(f"the last {role} can't leave")
-        return max(slots, key=lambda slot: max(slot.numbers))
 
     def watch(self) -> None:
         """Looks after everybody from now on, until `close`."""
         self._watching = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
-        while self.failure is None:
+        while self.failure.error is None:
             await asyncio.sleep(_WATCH_SECONDS)
             for slot in self._slots:
                 self._look_after(slot)  # not awaited: one that hangs must not hide the others
 
     async def close(self) -> None:
-        """Ends watching, and restarts that are under way: the actors is about to be ended."""
-        self._fail(self.failure or EngineError("the actors is being ended"))
+        """Ends watching, and restarts that are under way: all actors are about to be ended."""
+        self.failure.set(self.failure.error or EngineError("the run's actors are being ended"))
         tasks = [slot.renewing for slot in self._slots if slot.renewing is not None]
         if self._watching is not None:
             tasks.append(self._watching)
@@ -203,42 +187,14 @@ class Supervisor:
         if tasks:
             await asyncio.wait(tasks)
 
-    def check(self) -> None:
-        """Raises `failure` if there is one."""
-        if self.failure is not None:
-            raise self.failure
-
-    @contextlib.asynccontextmanager
-    async def or_failure(self) -> AsyncIterator[None]:
-        """The block ends in `failure` as soon as there is one, whatever it waits for."""
-        self.check()
-        limit = asyncio.timeout(None)
-        try:
-            async with limit:
-                self._limits.add(limit)
-                try:
-                    yield
-                finally:
-                    self._limits.discard(limit)
-        except TimeoutError:
-            if limit.expired():
-                self.check()
-            raise
-
-    def _fail(self, problem: StargateError) -> None:
-        self.failure = problem
-        limits, self._limits = self._limits, set()
-        for limit in limits:
-            limit.reschedule(asyncio.get_running_loop().time())
-
     async def _renewed(self, slot: ActorSlot, error: Exception) -> None:
         """Returns when a slot is filled by actors that answer, asked after `error` was seen."""
-        self.check()
+        self.failure.check()
         before, joined = slot.actors, slot.renewing is not None
         await asyncio.shield(self._look_after(slot, error))
         # That look may have been just before the death.
         if joined and slot in self._slots and slot.actors == before:
-            self.check()
+            self.failure.check()
             await asyncio.shield(self._look_after(slot, error))
 
     def _look_after(self, slot: ActorSlot, error: Exception | None = None) -> "asyncio.Task[None]":
@@ -250,7 +206,7 @@ class Supervisor:
 
     async def _renew(self, slot: ActorSlot, error: Exception | None) -> None:
         try:
-            answer = await self._problem(slot)
+            answer = await slot.problem()
             if answer is None:
                 return
             started = time.perf_counter()
@@ -267,31 +223,15 @@ class Supervisor:
                     await asyncio.sleep(_RETRY_SECONDS)  # memory may only be late in coming
             seconds = time.perf_counter() - started
             self.counters.restarted(slot.role, seconds)
-            self._hung = {a: e for a, e in self._hung.items() if self._employs(a)}
-            version = f", with weights version {self.weights.current[1]}" * slot.takes_weights
-            self._tell(f"{slot.name} is back after {seconds:.1f} s{version}")
+            self._tell(f"{slot.name} is back after {seconds:.1f} s{self._version(slot)}")
         except StargateError as problem:
-            self._fail(problem)
+            self.failure.set(problem)
             raise
         finally:
             slot.renewing = None
 
-    def _employs(self, actor: Any) -> bool:
-        return any(actor in slot.actors for slot in self._slots)
-
-    async def _problem(self, slot: ActorSlot) -> EngineError | None:
-        """What a slot's actors say when they are asked; None if they live."""
-        for actor in slot.actors:
-            if actor in self._hung:
-                return self._hung[actor]
-        answers = await asyncio.gather(
-            *(remote(slot.check(actor)) for actor in slot.actors), return_exceptions=True
-        )
-        problems = [answer for answer in answers if isinstance(answer, BaseException)]
-        for problem in problems:
-            if not isinstance(problem, EngineError):
-                raise problem
-        return problems[0] if problems else None  # type: ignore[return-value]  # checked above
+    def _version(self, slot: ActorSlot) -> str:
+        return f", with weights version {self.weights.current[1]}" * slot.takes_weights
 
     def _count(self, slot: ActorSlot, error: Exception) -> None:
         """Counts a restart. Raises EngineError when there were too many."""
@@ -313,12 +253,11 @@ class Supervisor:
         actors = await self._started(slot)
         await self._give_weights(slot, actors)
         slot.put(actors)
-        if self._introduce is not None:
-            await self._introduce(slot)
+        await self._introduce(slot)
 
     async def _started(self, slot: ActorSlot) -> list[Any]:
         """New actors that hold the weights they begin with; ended if they can't start."""
-        actors = await slot.hired()
+        actors = await slot.hire()
         async with self._or_dismissed(actors):
             await asyncio.gather(*(remote(actor.start.remote()) for actor in actors))
         return actors
@@ -355,6 +294,10 @@ class Supervisor:
 def _always(role: str) -> contextlib.AbstractAsyncContextManager[None]:
     """There is room for an actor of any role."""
     return contextlib.nullcontext()
+
+
+async def _tell_nobody(slot: ActorSlot) -> None:
+    """Nobody holds handles of their own."""
 
 
 def _note(task: "asyncio.Task[None]") -> None:

@@ -113,7 +113,7 @@ class ActorGroup:
     def takes_weights(self) -> bool:
         return self.role == "questioner"
 
-    def hire(self, numbers: Any) -> list[FakeActor]:
+    async def hire(self, numbers: Any) -> list[FakeActor]:
         new = [FakeActor(f"{self.role}-{n}'") for n in numbers]
         for actor in new:
             self.prepare(actor)

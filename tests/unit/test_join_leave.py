@@ -161,7 +161,7 @@ def test_one_that_can_not_start_is_ended_and_the_run_goes_on() -> None:
     async def run() -> None:
         with pytest.raises(EngineError, match="questioner-2' is gone"):
             await actor_group.supervisor.add([slot(actor_group, n) for n in (1, 2, 3)])
-        actor_group.supervisor.check()  # no failure of the run
+        actor_group.supervisor.failure.check()  # no failure of the run
 
     asyncio.run(run())
     assert [actor.name for actor in actor_group.actors] == ["questioner-0", "questioner-1'"]

@@ -148,7 +148,7 @@ def test_a_dead_engine_comes_back_when_the_trainer_has_left_the_gpu(tmp_path: Pa
     actor_group = places(diary)
     slots: list[ActorSlot] = []
 
-    def hire() -> list[Any]:
+    async def hire() -> list[Any]:
         return [Actor("questioner-0'", diary)]
 
     async def run() -> None:

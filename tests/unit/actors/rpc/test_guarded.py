@@ -72,10 +72,10 @@ def test_dialogues_in_workers_end_when_somebody_died_too_often() -> None:
             await playing[2]
         await actor_group.supervisor.close()  # sets a failure, as too many deaths do
         for one in playing[:2]:
-            with pytest.raises(EngineError, match="the actors is being ended"):
+            with pytest.raises(EngineError, match="the run's actors are being ended"):
                 await one
             assert not one.cancelling()
-        with pytest.raises(EngineError, match="the actors is being ended"):
+        with pytest.raises(EngineError, match="the run's actors are being ended"):
             await play(plans[2])
         await actor_group.supervisor.close()  # once more: nobody is left to be ended
 
@@ -87,11 +87,11 @@ def test_a_limit_of_the_work_itself_is_no_failure() -> None:
 
     async def run() -> None:
         with pytest.raises(TimeoutError):
-            async with actor_group.supervisor.or_failure():
+            async with actor_group.supervisor.failure.ends():
                 await asyncio.wait_for(asyncio.Event().wait(), 0.001)
-        async with actor_group.supervisor.or_failure():
+        async with actor_group.supervisor.failure.ends():
             await asyncio.sleep(0)
 
     asyncio.run(run())
-    assert actor_group.supervisor.failure is None
-    assert not actor_group.supervisor._limits
+    assert actor_group.supervisor.failure.error is None
+    assert not actor_group.supervisor.failure._limits

@@ -62,6 +62,10 @@ class Engine(FakeActor):
         return SimpleNamespace(num_requests=7)
 
 
+async def nobody() -> list[Any]:
+    return []
+
+
 class World:
     """Fake actors on a machine with literal cores."""
 
@@ -81,9 +85,10 @@ class World:
         monkeypatch.setattr(spawn.ray, "kill", lambda actor: self.killed.append(actor.name))
         monkeypatch.setattr(scaler_module, "engine_slot", self.slot)
         slots = [
-            ActorSlot(role, self.actor_group.engines(role), (n,), list, ping, role == "questioner")
+            ActorSlot(role, engines, (n,), nobody, ping, role == "questioner")
             for role in ("questioner", "roleplayer")
-            for n in range(len(self.actor_group.engines(role)))
+            for engines in [self.actor_group.engines(role)]
+            for n in range(len(engines))
         ]
         self.actor_group.supervisor = spawn.Supervisor(
             slots,
@@ -97,7 +102,7 @@ class World:
         self.prepare: Callable[[FakeActor], None] = lambda actor: None
 
     def slot(self, plan: ActorPlan, actor_group: ActorGroup, role: str, number: int) -> ActorSlot:
-        def hire() -> list[Any]:
+        async def hire() -> list[Any]:
             actor = Engine(f"{role}-{number}")
             self.prepare(actor)
             self.hired[actor.name] = plan.seats[actor.name].cores
@@ -179,7 +184,7 @@ def test_one_that_can_not_start_leaves_its_place_free(monkeypatch: pytest.Monkey
     world.prepare = lambda actor: None
     assert world.scale(roleplayer=2) == "now questioner=2 roleplayer=2"
     assert world.hired == {"roleplayer-1": "2"}
-    world.supervisor.check()
+    world.supervisor.failure.check()
 
 
 def test_waiting_speaks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,7 +199,7 @@ def test_after_the_end_nobody_is_hired() -> None:
         await actor_group.supervisor.close()
         with pytest.raises(asyncio.CancelledError):
             await asking
-        with pytest.raises(EngineError, match="is being ended"):
+        with pytest.raises(EngineError, match="are being ended"):
             await actor_group.supervisor.replace("questioner", 0, GONE)
 
     asyncio.run(run())
