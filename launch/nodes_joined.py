@@ -10,12 +10,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from stargate.errors import MachineError, StargateError
 from stargate.monitoring.progress import safe_text
+from stargate.monitoring.waiting import Waiting
 
 _LOOK_SECONDS = 1.0
-_SPEAK_SECONDS = 30.0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,25 +45,22 @@ def await_nodes(
 
     `look` names the nodes that are there; a MachineError of its own means that nobody answers yet.
     """
-    started = spoken = clock()
-    there: Sequence[str] = ()
-    problem = ""
+    waiting = Waiting(partial(print, file=sys.stderr), clock)
     while True:
+        there: Sequence[str] = ()
+        problem = ""
         try:
-            there, problem = look(), ""
+            there = look()
         except MachineError as error:
-            there, problem = (), f": {error}"
+            problem = f": {error}"
         if len(there) >= count:
             return
         names = f" ({', '.join(there)})" if there else problem
-        now = clock()
-        if now - started >= seconds:
+        if waiting.seconds >= seconds:
             raise MachineError(
                 f"only {len(there)} of {count} nodes joined Ray in {seconds:.0f} s{names}"
             )
-        if now - spoken >= _SPEAK_SECONDS:
-            spoken = now
-            print(f"waiting for nodes: {len(there)} of {count} are there{names}", file=sys.stderr)
+        waiting.speak(f"waiting for nodes: {len(there)} of {count} are there{names}")
         sleep(min(_LOOK_SECONDS, seconds))
 
 
@@ -70,7 +68,7 @@ def _labels() -> list[str]:
     from stargate.actors.runtime.discovery import attach, living_nodes
 
     attach(os.environ["RAY_ADDRESS"])
-    return [facts.label for facts in living_nodes()]
+    return [node.label for node in living_nodes()]
 
 
 if __name__ == "__main__":

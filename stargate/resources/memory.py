@@ -41,13 +41,10 @@ class PeakMemory:
         memory.peak().gb
 
     The tree: `root_pid` (this process by default) and all its descendants, which covers what
-    `ray.init` and vLLM start. A process once seen stays a member if its parent dies. `session`
-    (Ray's session name, may be set while sampling) also takes in processes that name it on their
-    command line, and their descendants: a Ray that something else started.
+    `ray.init` and vLLM start. A process once seen stays a member if its parent dies.
     """
 
     root_pid: int = field(default_factory=os.getpid)
-    session: str | None = None
     interval_s: float = 3.0
     # A sample of a large tree takes long: at 3 s it was 7 % of a core that the engines needed.
     max_share: float = 0.01  # of one core
@@ -112,7 +109,7 @@ class PeakMemory:
         for pid, process in processes.items():
             children.setdefault(process.info["ppid"], []).append(pid)
         # A member that took part before is itself a root: its parent may be gone by now.
-        waiting = [self.root_pid, *alive, *self._named(processes)]
+        waiting = [self.root_pid, *alive]
         members: dict[int, float] = {}
         while waiting:
             pid = waiting.pop()
@@ -121,16 +118,6 @@ class PeakMemory:
                 waiting.extend(children.get(pid, ()))
         self._members = members
         return (processes[pid] for pid in members)
-
-    def _named(self, processes: "dict[int, psutil.Process]") -> list[int]:
-        session = self.session
-        if not session:
-            return []
-        return [
-            pid
-            for pid, process in processes.items()
-            if any(session in part for part in process.info["cmdline"] or ())
-        ]
 
 
 def _memory_of(process: "psutil.Process") -> tuple[int, str] | None:

@@ -45,9 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     killed = _start(cache)
     models = cache / "stargate/models"
     deadline = time.monotonic() + 60
-    while not list(models.glob(".*.tmp-*")) and time.monotonic() < deadline:
+    while not list(models.glob(".*.tmp")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert list(models.glob(".*.tmp-*")), "the conversion did not start"
+    assert list(models.glob(".*.tmp")), "the conversion did not start"
     time.sleep(5)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert outputs[0][0] == outputs[1][0]
     notices = "".join(errors for _, errors in outputs)
     assert notices.count("converting the embedded model for this user") == 1
-    assert list(models.glob(".*.tmp-*")) == []
+    assert list(models.glob(".*.tmp")) == []
     return Path(outputs[0][0].strip())
 
 

@@ -158,7 +158,6 @@ conversions: list[Path] = []
 
 def _scripted_conversion(source: Path, folder: Path) -> None:
     conversions.append(folder)
-    folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(safetensors_bytes())
 
@@ -179,7 +178,7 @@ def test_converted_once(packaged: embedded.PackagedModel, tmp_path: Path) -> Non
         "manifest.json",
         "model.safetensors",
     ]
-    assert [file for file in made.parent.iterdir() if ".tmp-" in file.name] == []
+    assert [file for file in made.parent.iterdir() if ".tmp" in file.name] == []
 
 
 def _shorten(folder: Path) -> None:
@@ -245,7 +244,7 @@ def test_killed_conversion_is_never_used(
     with pytest.raises(KeyboardInterrupt):
         embedded.ensure_embedded_model(packaged)
     assert not target.exists()
-    left = target.parent / f".{target.name}.tmp-killed"  # what SIGKILL would leave
+    left = target.parent / f".{target.name}.{2**22 + 1}.tmp"  # what SIGKILL would leave
     (left / "model").mkdir(parents=True)
     monkeypatch.setattr(embedded, "_run_conversion", _scripted_conversion)
     embedded.ensure_embedded_model(packaged)
