@@ -23,11 +23,13 @@ def escape_output() -> Callable[[], None]:
 
     The streams stay the same objects: loggers that were set up before hold them.
     """
-    undo = [_escape(stream) for stream in (sys.stdout, sys.stderr)]
+    undo = [(stream, _escape(stream)) for stream in (sys.stdout, sys.stderr)]
 
     def restore() -> None:
-        for one in undo:
-            one()
+        for stream, (plain, escaped) in undo:
+            # Unless somebody has put something over it meanwhile.
+            if stream.write is escaped:
+                stream.write = plain  # type: ignore[method-assign]
 
     return restore
 
@@ -38,10 +40,11 @@ def escape_output_of_children() -> None:
         escape_output()
 
 
-def _escape(stream: TextIO) -> Callable[[], None]:
+def _escape(stream: TextIO) -> tuple[Callable[[str], int], Callable[[str], int] | None]:
+    """How the stream writes without and with escaping; None if it escaped already."""
     write = stream.write
     if getattr(write, "escapes", False):
-        return _nothing
+        return write, None
 
     def escaped(text: str) -> int:
         write(readable(text))
@@ -49,14 +52,4 @@ def _escape(stream: TextIO) -> Callable[[], None]:
 
     escaped.escapes = True  # type: ignore[attr-defined]
     stream.write = escaped  # type: ignore[method-assign]
-
-    def restore() -> None:
-        # Unless somebody has put something over it meanwhile.
-        if stream.write is escaped:
-            stream.write = write  # type: ignore[method-assign]
-
-    return restore
-
-
-def _nothing() -> None:
-    """There is nothing to undo."""
+    return write, escaped
