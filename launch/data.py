@@ -14,6 +14,7 @@ from stargate.errors import DataError, ExitCode
 from stargate.launch import data_build
 
 if TYPE_CHECKING:
+    from stargate.data.findings import Case
     from stargate.data.showing import Screen
 
 HAS_SUBCOMMANDS = True
@@ -106,7 +107,7 @@ def _run_import(args: argparse.Namespace) -> int:
         keep_split=args.keep_split,
         force=args.force,
     )
-    from stargate.data.blemishes import ACTIONS, KINDS
+    from stargate.data.findings import ACTIONS, IMPORT_KINDS
     from stargate.data.showing import Screen
 
     screen = Screen()
@@ -118,9 +119,9 @@ def _run_import(args: argparse.Namespace) -> int:
     counted = ", ".join(f"{report.num(action)} {action}" for action in ACTIONS)
     screen.line(f"found: {counted}")
     for kind in report.kinds():
-        action, meaning = KINDS[kind]
+        action, meaning = IMPORT_KINDS[kind]
         screen.line(f"{report.counts[kind]:6} {action:8}  {kind}: {meaning}")
-        _show_cases([(b.where, b.detail) for b in report.listed[kind]], report.counts[kind], screen)
+        _show_cases(report.listed[kind], report.counts[kind], screen)
     screen.line(f"all of it: {args.out / 'import-report.json'}")
     return 0
 
@@ -232,12 +233,11 @@ def _configure_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_check(args: argparse.Namespace) -> int:
-    from stargate.data.blemishes import write_json
     from stargate.data.dataset import open_dataset
-    from stargate.data.findings import KINDS, parse_limits
+    from stargate.data.findings import CHECK_KINDS, parse_limits
     from stargate.data.quality import check_dataset
     from stargate.data.showing import Screen, show_summary
-    from stargate.records.files import write_atomically
+    from stargate.data.writing import write_json
 
     limits = parse_limits(args.max)
     if args.json is not None and args.json.is_dir():
@@ -253,7 +253,7 @@ def _run_check(args: argparse.Namespace) -> int:
     screen.line()
     if report.findings:
         rows = [
-            [f.level, f.kind, str(f.count), f"{f.share:.1%}", KINDS[f.kind][2]]
+            [f.level, f.kind, str(f.count), f"{f.share:.1%}", CHECK_KINDS[f.kind][2]]
             for f in report.findings
         ]
         titles = ("level", "found", "count", "share", "meaning")
@@ -272,7 +272,7 @@ def _run_check(args: argparse.Namespace) -> int:
     screen.line(f"kinds of errors: {report.num_errors}, of warnings: {num_warnings}")
     if args.json:
         try:
-            write_atomically(args.json, lambda file: write_json(file, report.to_json()))
+            write_json(args.json, report.to_json())
         except OSError as error:
             raise DataError(f"{args.json}: can't be written: {error.strerror}") from error
     bad = report.limits_exceeded or (args.strict and report.num_errors > 0)
@@ -334,9 +334,7 @@ def _add_force(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _show_cases(
-    cases: list[tuple[str, str]], count: int, screen: "Screen", shown: int = _SHOWN
-) -> None:
+def _show_cases(cases: "list[Case]", count: int, screen: "Screen", shown: int = _SHOWN) -> None:
     """The first few cases, and how many more there are."""
     for where, detail in cases[:shown]:
         screen.line(f"          {where}" + (f": {detail}" if detail else ""))

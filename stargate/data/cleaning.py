@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from stargate.data.blemishes import ImportReport
+from stargate.data.findings import ImportReport
 from stargate.data.text import (
     same_text_key,
     sentence_spans,

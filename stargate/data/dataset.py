@@ -13,10 +13,9 @@ and key; a gold that can't be used (empty, unknown task or persona, two for one 
 counted and named.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from stargate.config.files import shown_value
 from stargate.config.run import DataConfig, SplitLimit
+from stargate.data.reading import jsonl_rows, parquet_rows
 from stargate.errors import DataError
 from stargate.types import Pair, Persona, Task
 
@@ -85,24 +85,16 @@ class DroppedRecord:
     where: str
 
 
+@dataclass
 class Dataset:
     """Tasks, personas and golds of one folder. `dropped` lists every record that is not used."""
 
-    def __init__(
-        self,
-        name: str,
-        tasks: dict[str, Task],
-        personas: dict[str, Persona],
-        golds: dict[tuple[str, str], tuple[str, tuple[int, ...]]],
-        dropped: tuple[DroppedRecord, ...] = (),
-        fact_origins: dict[str, tuple[str, ...]] | None = None,
-    ) -> None:
-        self.name = name
-        self.tasks = tasks
-        self.personas = personas
-        self.golds = golds
-        self.dropped = dropped
-        self.fact_origins = fact_origins or {}  # persona id -> one origin per fact
+    name: str
+    tasks: dict[str, Task]
+    personas: dict[str, Persona]
+    golds: dict[tuple[str, str], tuple[str, tuple[int, ...]]]  # text and facts used
+    dropped: tuple[DroppedRecord, ...] = ()
+    fact_origins: dict[str, tuple[str, ...]] = field(default_factory=dict)  # one per fact
 
     @property
     def drop_counts(self) -> dict[str, int]:
@@ -115,50 +107,45 @@ class Dataset:
         splits += [persona.split for persona in self.personas.values()]
         return list(dict.fromkeys(splits))
 
+    def tasks_of(self, split: str, *, needing: bool = True) -> list[Task]:
+        """The tasks of a split that need a question, or those that need none."""
+        of_split = (task for task in self.tasks.values() if task.split == split)
+        return [task for task in of_split if task.needs_question == needing]
+
+    def personas_of(self, split: str) -> list[Persona]:
+        return [persona for persona in self.personas.values() if persona.split == split]
+
     def pairs(self, split: str, limit: SplitLimit | None = None) -> list[Pair]:
         """All pairs of a split that have a gold, task by task.
 
         Raises DataError when there are none.
         """
+        if pairs := self.pairs_with_gold(split, limit):
+            return pairs
+        known = sorted({task.split for task in self.tasks.values()})
+        raise DataError(
+            f"{self.name}: split {split!r} has no pair with a gold ({len(self.tasks_of(split))} "
+            f"tasks, {len(self.personas_of(split))} personas; splits with tasks: {known})"
+        )
+
+    def pairs_with_gold(self, split: str, limit: SplitLimit | None = None) -> list[Pair]:
+        """The same; there may be none."""
         limit = limit or SplitLimit()
-        tasks = [t for t in self.tasks.values() if t.split == split and t.needs_question]
-        personas = [p for p in self.personas.values() if p.split == split]
-        pairs = [
+        return [
             Pair(task, persona, *self.golds[task.id, persona.id])
-            for task in tasks[: limit.tasks]
-            for persona in personas[: limit.personas]
+            for task in self.tasks_of(split)[: limit.tasks]
+            for persona in self.personas_of(split)[: limit.personas]
             if (task.id, persona.id) in self.golds
         ]
-        if not pairs:
-            known = sorted({task.split for task in self.tasks.values()})
-            raise DataError(
-                f"{self.name}: split {split!r} has no pair with a gold "
-                f"({len(tasks)} tasks, {len(personas)} personas; splits with tasks: {known})"
-            )
-        return pairs
-
-    def pairs_without_gold(self, split: str, limit: SplitLimit | None = None) -> int:
-        """How many pairs of needing tasks and personas a split lacks golds for."""
-        limit = limit or SplitLimit()
-        tasks = [t for t in self.tasks.values() if t.split == split and t.needs_question]
-        personas = [p for p in self.personas.values() if p.split == split]
-        return sum(
-            (task.id, persona.id) not in self.golds
-            for task in tasks[: limit.tasks]
-            for persona in personas[: limit.personas]
-        )
 
     def plain_pairs(self, split: str, limit: SplitLimit | None = None) -> list[Pair]:
         """Pairs of the tasks that need no question:
 
         played to see whether one is asked, never scored.
         """
-        limit = limit or SplitLimit()
-        tasks = [t for t in self.tasks.values() if t.split == split and not t.needs_question]
-        personas = [p for p in self.personas.values() if p.split == split]
-        return [
-            Pair(task, persona, None) for task in tasks for persona in personas[: limit.personas]
-        ]
+        personas = self.personas_of(split)[: limit.personas if limit else None]
+        tasks = self.tasks_of(split, needing=False)
+        return [Pair(task, persona, None) for task in tasks for persona in personas]
 
 
 def starter_dir() -> Path:
@@ -271,9 +258,8 @@ def _read(
     """Yields (where, validated row) of NAME.jsonl or NAME.parquet."""
     if partial and not any((folder / f"{name}.{end}").is_file() for end in ("jsonl", "parquet")):
         return
-    rows = _raw_rows(folder, name)
     empty = not partial
-    for where, raw in rows:
+    for where, raw in _raw_rows(folder, name):
         empty = False
         try:
             yield where, model.model_validate(raw)
@@ -290,30 +276,9 @@ def _read(
 def _raw_rows(folder: Path, name: str) -> Iterator[tuple[str, Any]]:
     jsonl, parquet = folder / f"{name}.jsonl", folder / f"{name}.parquet"
     if jsonl.is_file():
-        yield from _jsonl_rows(jsonl)
+        yield from jsonl_rows(jsonl, str(jsonl))
     elif parquet.is_file():
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            found = pyarrow.parquet.read_table(parquet).to_pylist()
-        except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-            # Values, too: text that is no UTF-8, a time that is none.
-            raise DataError(f"{parquet}: can't be read: {' '.join(str(error).split())}") from error
-        for number, row in enumerate(found, start=1):
-            yield f"{parquet} row {number}", {k: v for k, v in row.items() if v is not None}
+        for where, row in parquet_rows(parquet, str(parquet)):
+            yield where, {k: v for k, v in row.items() if v is not None}
     else:
         raise DataError(f"{folder}: has neither {jsonl.name} nor {parquet.name}")
-
-
-def _jsonl_rows(file: Path) -> Iterator[tuple[str, Any]]:
-    with file.open(encoding="utf-8") as lines:
-        number = 0
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{file}:{number}", json.loads(line)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file}:{number + 1}: not valid UTF-8: {error.reason}") from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}:{number}: not valid JSON: {error}") from error

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stargate.data.dataset import Dataset
-from stargate.data.importers import require_datasets
+from stargate.data.reading import KINDS, require_datasets
 from stargate.data.writing import (
-    KINDS,
     arrow_schema,
     dataset_rows,
     new_folder,
@@ -26,8 +25,6 @@ from stargate.text.views import Views
 from stargate.types import Pair
 
 FORMATS = ("jsonl", "parquet", "hf", "sft")
-
-SftContext = Literal["opening", "persona"]
 
 
 def export_dataset(
@@ -42,13 +39,12 @@ def export_dataset(
     with new_folder(out, force=force, source=source) as folder:
         if target == "hf":
             return _write_hf(dataset, folder)
-        return {kind: _write_file(dataset, folder, kind, target) for kind in KINDS}
-
-
-def _write_file(dataset: Dataset, folder: Path, kind: str, target: str) -> int:
-    rows = dataset_rows(dataset, kind)
-    file = folder / f"{kind}.{target}"
-    return write_jsonl(file, rows) if target == "jsonl" else write_parquet(file, kind, rows)
+        return {
+            kind: write_jsonl(folder / f"{kind}.jsonl", dataset_rows(dataset, kind))
+            if target == "jsonl"
+            else write_parquet(folder / f"{kind}.parquet", kind, dataset_rows(dataset, kind))
+            for kind in KINDS
+        }
 
 
 def _write_hf(dataset: Dataset, folder: Path) -> dict[str, int]:
@@ -70,7 +66,7 @@ def export_sft(
     out: Path,
     prompts: PromptSet,
     *,
-    context: SftContext = "opening",
+    context: Literal["opening", "persona"] = "opening",
     source: Path | None = None,
     force: bool = False,
 ) -> dict[str, int]:
@@ -79,7 +75,7 @@ def export_sft(
     The user's turn is the opening ("My name is ...", the task), with `context` "persona" also the
     profile; the assistant's is the gold. Raises DataError when no pair has a gold.
     """
-    pairs = {split: _pairs(dataset, split) for split in dataset.splits}
+    pairs = {split: dataset.pairs_with_gold(split) for split in dataset.splits}
     if not any(pairs.values()):
         raise DataError(f"{dataset.name}: no pair has a gold: there is nothing to train on")
     views = Views(prompts)
@@ -90,21 +86,9 @@ def export_sft(
         }
 
 
-def _pairs(dataset: Dataset, split: str) -> list[Pair]:
-    try:
-        return dataset.pairs(split)
-    except DataError:  # it has none with a gold: the caller sees the count
-        return []
-
-
-def _conversations(
-    views: Views, pairs: list[Pair], context: SftContext
-) -> Iterator[dict[str, Any]]:
+def _conversations(views: Views, pairs: list[Pair], context: str) -> Iterator[dict[str, Any]]:
     for pair in pairs:
-        before = (
-            views.with_persona(pair)
-            if context == "persona"
-            else views.without_instruction(pair, ())
-        )
+        told = context == "persona"
+        before = views.with_persona(pair) if told else views.without_instruction(pair, ())
         turns = [{"role": message.role, "content": message.text} for message in before]
         yield {"messages": [*turns, {"role": "assistant", "content": pair.gold}]}

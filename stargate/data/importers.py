@@ -11,51 +11,44 @@ What is wrong in the data is reported and never stops the import; a file that ca
 is an error.
 """
 
-import csv
-import json
 import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from stargate.data.blemishes import ImportReport, write_json
 from stargate.data.cleaning import Cleaner, RawGold, RawPersona, RawTask
+from stargate.data.findings import ImportReport
 from stargate.data.official import read_official
-from stargate.data.writing import (
-    KINDS,
-    Row,
-    gold_row,
-    new_folder,
-    persona_row,
-    task_row,
-    write_jsonl,
-)
-from stargate.errors import DataError, one_line
+from stargate.data.reading import KINDS, Found, file_rows, hf_tables
+from stargate.data.writing import new_folder, persona_row, write_json, write_jsonl
+from stargate.errors import DataError
 
 FORMATS = ("star-gate", "hf", "jsonl", "parquet", "csv")
 # Where a task's text may stand in somebody else's data, in the order of preference.
 TEXT_COLUMNS = ("text", "prompt", "task", "question", "instruction", "query", "request")
+# In the order of the fields of RawTask, RawPersona and RawGold.
 _COLUMNS = {
-    "tasks": {"id", "text", "split", "needs_question"},
-    "personas": {"id", "name", "text", "split", "facts", "fact_origins"},
-    "golds": {"task_id", "persona_id", "text", "facts_used"},
+    "tasks": ("id", "text", "split", "needs_question"),
+    "personas": ("id", "text", "split", "name", "facts", "fact_origins"),
+    "golds": ("task_id", "persona_id", "text", "facts_used"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class TaskSource:
     """How to read tasks of other people: `column` holds the text (None: the first known name);
-    `splits` are (split, number of rows) in the order of the rows, None meaning all that is left.
+    `splits` are (split, number of rows) in the order of the rows, the number None meaning all that
+    is left, the split None rows that are not used. The hints say how the user gives them.
     """
 
     column: str | None = None
-    splits: tuple[tuple[str, int | None], ...] = ()
-
-
-# Rows as found, with where they stood: columns, or a text alone.
-Found = Iterable[tuple[str, Any]]
+    splits: Sequence[tuple[str | None, int | None]] = ()
+    column_hint: str = "name it with --column"
+    splits_hint: str = (
+        "share the rows out, e.g. --splits A=250,B=250,test=50, or put all in one: --splits A"
+    )
 
 
 def import_dataset(
@@ -69,7 +62,7 @@ def import_dataset(
 ) -> ImportReport:
     """Imports `source` into the new dataset folder `out`. Raises DataError."""
     chosen = source_format or detect_format(source)
-    report = ImportReport(str(source), chosen)
+    report = ImportReport(source=str(source), source_format=chosen)
     with new_folder(out, force=force, source=source) as folder:
         raw_tasks, raw_personas, raw_golds = _open(source, chosen, report, tasks or TaskSource())
         cleaner = Cleaner(report, keep_split)
@@ -77,11 +70,11 @@ def import_dataset(
         kept_personas = cleaner.personas(raw_personas)
         if not kept_tasks and not kept_personas:
             raise DataError(f"{source}: no usable task or persona{_why(report)}")
-        write_jsonl(folder / "tasks.jsonl", map(task_row, kept_tasks.values()))
+        write_jsonl(folder / "tasks.jsonl", map(asdict, kept_tasks.values()))
         origins = cleaner.fact_origins
         people = (persona_row(p, origins.get(p.id, ())) for p in kept_personas.values())
         write_jsonl(folder / "personas.jsonl", people)
-        write_jsonl(folder / "golds.jsonl", map(gold_row, cleaner.golds(raw_golds)))
+        write_jsonl(folder / "golds.jsonl", map(asdict, cleaner.golds(raw_golds)))
         write_json(folder / "import-report.json", report.to_json())
     return report
 
@@ -121,238 +114,81 @@ def _open(
     if chosen == "star-gate":
         return read_official(source, report)
     if chosen == "hf":
-        tables = _hf_tables(source)
+        tables = hf_tables(source)
     elif source.is_file():
-        tables = {"tasks": _file_rows(source, chosen, report)}
+        tables = {"tasks": file_rows(source, chosen, report)}
     elif source.is_dir() and chosen in ("jsonl", "parquet"):
         files = {kind: source / f"{kind}.{chosen}" for kind in KINDS}
         for kind, file in files.items():
             if not file.is_file():
                 report.add("missing_part", f"{kind}.{chosen}")
-        tables = {k: _file_rows(f, chosen, report) for k, f in files.items() if f.is_file()}
+        tables = {k: file_rows(f, chosen, report) for k, f in files.items() if f.is_file()}
     else:
         raise DataError(f"{source}: no such {chosen} file")
     return (
-        _raw_tasks(tables.get("tasks", ()), report, tasks),
-        _raw_personas(tables.get("personas", ()), report),
-        _raw_golds(tables.get("golds", ()), report),
+        raw_tasks(tables.get("tasks", ()), report, tasks),
+        (RawPersona(*row) for row in _raw_rows(tables, "personas", report)),
+        (RawGold(*row) for row in _raw_rows(tables, "golds", report)),
     )
 
 
-def read_tasks(source: Path, report: ImportReport, tasks: TaskSource) -> Iterator[RawTask]:
-    """The tasks of one file or Hugging Face folder, one at a time. Raises DataError."""
-    chosen = detect_format(source)
-    found = _hf_tables(source).get("tasks", ()) if chosen == "hf" else None
-    yield from _raw_tasks(
-        _file_rows(source, chosen, report) if found is None else found, report, tasks
-    )
-
-
-def _raw_tasks(rows: Found, report: ImportReport, source: TaskSource) -> Iterator[RawTask]:
+def raw_tasks(rows: Found, report: ImportReport, source: TaskSource) -> Iterator[RawTask]:
+    """Tasks of rows that are texts or records, shared out over the splits. Raises DataError."""
     splits = _row_splits(source.splits)
     column = source.column
-    for where, row in rows:
-        if isinstance(row, str):
-            row = {"text": row}
-        if not _is_record(row, where, report):
-            continue
+    for where, row in records(rows, report, texts=True):
         if column is None or (source.column is None and column not in row):
             column = next((name for name in TEXT_COLUMNS if name in row), None)
         if column is None or column not in row:
             raise DataError(
                 f"{where}: no column with the task's text; got {sorted(map(str, row))}; "
-                "name it with --column"
+                f"{source.column_hint}"
             )
         split = next(splits, None) if source.splits else row.get("split")
         if source.splits and split is None:
             report.add("row_beyond_splits", where)
             continue
         if split is None:
-            raise DataError(
-                f"{where}: no split; share the rows out, e.g. --splits A=250,B=250,test=50, "
-                "or put all in one: --splits A"
-            )
-        _note_columns(row, _COLUMNS["tasks"] | {column}, "tasks", report)
+            raise DataError(f"{where}: no split; {source.splits_hint}")
+        _note_columns(row, (*_COLUMNS["tasks"], column), "tasks", report)
         yield RawTask(where, row.get("id"), row[column], split, row.get("needs_question"))
 
 
-def _row_splits(splits: tuple[tuple[str, int | None], ...]) -> Iterator[str]:
+def _row_splits(splits: Sequence[tuple[str | None, int | None]]) -> Iterator[str | None]:
     for split, count in splits:
-        if count is None:
-            while True:
-                yield split
-        for _ in range(count):
-            yield split
+        yield from repeat(split) if count is None else repeat(split, count)
 
 
-def _raw_personas(rows: Found, report: ImportReport) -> Iterator[RawPersona]:
+def _raw_rows(
+    tables: Mapping[str, Found], kind: str, report: ImportReport
+) -> Iterator[tuple[Any, ...]]:
+    """(where, *columns) of personas or golds."""
+    for where, row in records(tables.get(kind, ()), report):
+        _note_columns(row, _COLUMNS[kind], kind, report)
+        yield where, *map(row.get, _COLUMNS[kind])
+
+
+def records(
+    rows: Found, report: ImportReport, *, texts: bool = False
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows that are records; with `texts` also those that are a text alone."""
     for where, row in rows:
-        if _is_record(row, where, report):
-            _note_columns(row, _COLUMNS["personas"], "personas", report)
-            yield RawPersona(
-                where,
-                row.get("id"),
-                row.get("text"),
-                row.get("split"),
-                row.get("name"),
-                row.get("facts"),
-                row.get("fact_origins"),
-            )
+        if texts and isinstance(row, str):
+            yield where, {"text": row}
+        elif isinstance(row, Mapping):
+            yield where, row
+        else:
+            report.add("row_malformed", where, f"a {type(row).__name__}, not a record")
 
 
-def _raw_golds(rows: Found, report: ImportReport) -> Iterator[RawGold]:
-    for where, row in rows:
-        if _is_record(row, where, report):
-            _note_columns(row, _COLUMNS["golds"], "golds", report)
-            yield RawGold(
-                where,
-                row.get("task_id"),
-                row.get("persona_id"),
-                row.get("text"),
-                row.get("facts_used"),
-            )
-
-
-def _is_record(row: Any, where: str, report: ImportReport) -> bool:
-    if isinstance(row, Mapping):
-        return True
-    report.add("row_malformed", where, f"a {type(row).__name__}, not a record")
-    return False
-
-
-def _note_columns(row: Mapping[str, Any], known: set[str], kind: str, report: ImportReport) -> None:
+def _note_columns(
+    row: Mapping[str, Any], known: Sequence[str], kind: str, report: ImportReport
+) -> None:
+    """Once per column: 25,500 rows have the same ones."""
+    noted = [case.where for case in report.listed.get("unknown_column", ())]
     for name in row:
-        # Once per column: 25,500 rows have the same ones.
-        if name not in known and not any(
-            blemish.where == f"{kind}: {name}"
-            for blemish in report.listed.get("unknown_column", ())
-        ):
+        if name not in known and f"{kind}: {name}" not in noted:
             report.add("unknown_column", f"{kind}: {name}")
-
-
-def _file_rows(file: Path, chosen: str, report: ImportReport) -> Found:
-    if chosen == "csv":
-        return _csv_rows(file, report)
-    if chosen == "parquet":
-        return _parquet_rows(file)
-    if chosen == "jsonl":
-        return _jsonl_rows(file, report)
-    raise DataError(f"{file}: a single file must be jsonl, parquet or csv, got format {chosen}")
-
-
-def _jsonl_rows(file: Path, report: ImportReport) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_lines(file), start=1):
-        where = f"{file.name}:{number}"
-        if not line.strip():
-            continue
-        try:
-            yield where, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            detail = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            report.add("row_malformed", where, f"not valid JSON: {detail}")
-
-
-def _csv_rows(file: Path, report: ImportReport) -> Iterator[tuple[str, Row]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.DictReader(_lines(file), strict=True)
-    try:
-        if not (names := reader.fieldnames):
-            raise DataError(f"{file}: empty: a CSV file begins with a line of column names")
-        for row in reader:
-            where = f"{file.name}:{reader.line_num}"
-            if None in row or None in row.values():
-                report.add("row_malformed", where, f"not {len(names)} columns")
-            else:
-                yield where, row
-    except csv.Error as error:
-        raise DataError(f"{file}:{reader.line_num}: not valid CSV: {error}") from error
-
-
-def _lines(file: Path) -> Iterator[str]:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            yield from lines
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not valid UTF-8: {error.reason}") from error
-    except OSError as error:
-        raise DataError(f"{file}: can't be read: {error.strerror}") from error
-
-
-def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{file.name} row {number}", row
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise DataError(f"{file}: can't be read: {' '.join(str(error).split())}") from error
-
-
-def _hf_tables(folder: Path) -> dict[str, Found]:
-    """Tasks, personas and golds, or else one data set of tasks whose parts are the splits."""
-    datasets = require_datasets()
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
-    _require_names_inside(folder)
-    try:
-        loaded = datasets.load_from_disk(str(folder))
-    except Exception as error:  # `datasets` raises many types for a folder it can't read
-        detail = one_line(error)
-        raise DataError(f"{folder}: `datasets` can't load it: {detail}") from error
-    if not isinstance(loaded, datasets.DatasetDict):
-        return {"tasks": _hf_rows("row", loaded)}
-    if set(loaded) & set(KINDS):
-        return {kind: _hf_rows(f"{kind} row", loaded[kind]) for kind in KINDS if kind in loaded}
-    return {"tasks": _hf_splits(loaded)}
-
-
-def _require_names_inside(folder: Path) -> None:
-    """`datasets` follows the names in its JSON files anywhere, so these must be plain names.
-
-    Raises DataError. What else is wrong with these files `datasets` itself says.
-    """
-    splits = _names_in(folder / "dataset_dict.json", "splits")
-    named = {folder / "dataset_dict.json": splits}
-    for part in (folder, *(folder / name for name in splits)):
-        named[part / "state.json"] = _names_in(part / "state.json", "_data_files")
-    for file, names in named.items():
-        for name in names:
-            if name in ("", ".", "..") or "/" in name or "\0" in name:
-                raise DataError(f"{file}: names {name!r}, which is not a name in its own folder")
-
-
-def _names_in(file: Path, key: str) -> list[str]:
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))[key]
-        names = [e["filename"] if isinstance(e, dict) else e for e in entries]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        return []
-    return [name for name in names if isinstance(name, str)]
-
-
-def _hf_rows(name: str, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
-    for number, row in enumerate(rows, start=1):
-        yield f"{name} {number}", row
-
-
-def _hf_splits(parts: Mapping[str, Iterable[Row]]) -> Iterator[tuple[str, Row]]:
-    for split, rows in parts.items():
-        for where, row in _hf_rows(f"{split} row", rows):
-            yield where, {"split": split, **row}
-
-
-def require_datasets() -> Any:
-    """The package `datasets`, without its progress bars. Raises DataError saying how to get it."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(f"needs the package `datasets`: pip install datasets ({error})") from error
-    datasets.disable_progress_bars()
-    return datasets
 
 
 def parse_splits(text: str) -> tuple[tuple[str, int | None], ...]:

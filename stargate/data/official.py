@@ -8,15 +8,15 @@ Prompt 3 of split A becomes the task "A-prompt-3", persona 0 the persona "A-pers
 stay those of the files, also where a record is left out.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stargate.data.blemishes import ImportReport
 from stargate.data.cleaning import RawGold, RawPersona, RawTask
+from stargate.data.findings import ImportReport
+from stargate.data.reading import json_content
 from stargate.errors import DataError
 
 _PROMPTS, _PERSONAS, _GOLDS = "prompts", "personas", "gold-responses"
@@ -88,8 +88,13 @@ def _gold_texts(folder: Path, split: str, report: ImportReport) -> Iterator[RawG
     part = f"{_GOLDS}/{split}.json"
     if not (folder / part).is_file():
         return
-    keys: Counter[str] = Counter()
-    golds = _load(folder, part, keys)
+    keys: Counter[str] = Counter()  # a name that stands twice is lost in a dict
+
+    def counted(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys.update(key for key, _ in items)
+        return dict(items)
+
+    golds = json_content(folder / part, counted)
     if not isinstance(golds, dict):
         report.add("row_malformed", part, f"a {type(golds).__name__}, not an object: no gold read")
         return
@@ -123,29 +128,9 @@ def _list(folder: Path, part: str, report: ImportReport) -> Iterator[tuple[str, 
     """(where, number, element) of a JSON list; nothing if the file is missing."""
     if not (folder / part).is_file():
         return
-    elements = _load(folder, part)
+    elements = json_content(folder / part)
     if not isinstance(elements, list):
         report.add("row_malformed", part, f"a {type(elements).__name__}, not a list: not read")
         return
     for number, element in enumerate(elements):
         yield f"{part}[{number}]", number, element
-
-
-def _load(folder: Path, part: str, keys: Counter[str] | None = None) -> Any:
-    """A JSON file. `keys` counts how often each name of an object stands in it."""
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        if keys is not None:
-            keys.update(key for key, _ in items)
-        return dict(items)
-
-    try:
-        return json.loads((folder / part).read_text("utf-8-sig"), object_pairs_hook=pairs)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{folder / part}:{error.lineno}: not valid JSON: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{folder / part}: not valid UTF-8: {error.reason}") from error
-    except (ValueError, RecursionError) as error:  # a number without end, brackets without end
-        raise DataError(f"{folder / part}: not valid JSON: {error}") from error
-    except OSError as error:
-        raise DataError(f"{folder / part}: can't be read: {error.strerror}") from error

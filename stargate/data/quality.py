@@ -6,7 +6,6 @@ How golds are judged is told in quality_golds.py, how near duplicates are found 
 which tasks seem to need no question in plain_tasks.py. 25,500 golds take well under a minute.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,31 +13,16 @@ from typing import Any
 import numpy as np
 
 from stargate.data.dataset import Dataset
-from stargate.data.findings import Finding, Findings
+from stargate.data.findings import Cases, Finding, findings_of
 from stargate.data.plain_tasks import asks_for_a_fact
 from stargate.data.quality_golds import check_golds
-from stargate.data.similarity import features_of, groups_of, jaccard, near_duplicates
+from stargate.data.similarity import near_duplicates
 from stargate.data.text import STOPWORDS, num_words, same_text_key, words
 from stargate.types import Persona, Task
 
-# With how many of the first and last earlier members of its group a text is compared.
-_HEADS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """From which similarity on two texts count as nearly the same (Jaccard, 0 to 1).
-
-    Tasks are compared by content words, personas and golds by runs of three words. Among the
-    authors' own personas the highest similarity is 0.02, among their golds 0.26, so 0.5 and 0.6 are
-    far from chance. Golds of a task whose median similarity (content words) reaches `alike` did not
-    depend on the person; the authors' highest is 0.30 ("How do I get ahold of my Congressman").
-    """
-
-    tasks: float = 0.65
-    personas: float = 0.5
-    golds: float = 0.6
-    alike: float = 0.5
+# Golds of a task whose median similarity (Jaccard, content words) reaches this did not depend on
+# the person; the authors' highest is 0.30 ("How do I get ahold of my Congressman").
+_ALIKE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,64 +54,52 @@ class QualityReport:
         }
 
 
-def check_dataset(
-    dataset: Dataset,
-    *,
-    thresholds: Thresholds | None = None,
-    limits: Mapping[str, float] | None = None,
-) -> QualityReport:
+def check_dataset(dataset: Dataset, *, limits: Mapping[str, float] | None = None) -> QualityReport:
     """Runs every check. `limits` maps a kind of finding to the largest count (int) or share (float)
     that is no error.
     """
-    thresholds = thresholds or Thresholds()
     counts = split_counts(dataset)
+    cases = Cases()
+    for dropped in dataset.dropped:
+        cases.add("unusable_record", dropped.where, dropped.reason)
+    _check_texts(list(dataset.tasks.values()), "task", cases)
+    _check_texts(list(dataset.personas.values()), "persona", cases)
+    _check_gold_texts(dataset, cases)
+    _check_people(dataset, cases)
+    _check_pairs(dataset, counts, cases)
+    english = _is_english(dataset)
+    if not english:
+        cases.add("not_english", dataset.name, "plain_task by wording, addressed_to_*, asks_*")
+    similar = check_golds(dataset, cases, english=english)
+    _check_plain(dataset, similar, cases, english)
     totals = {
         "tasks": len(dataset.tasks),
         "personas": len(dataset.personas),
         "golds": len(dataset.golds),
         "pairs": sum(count["pairs"] for count in counts.values()),
     }
-    findings = Findings(totals, limits or {})
-    for dropped in dataset.dropped:
-        findings.add("unusable_record", dropped.where, dropped.reason)
-    _check_texts(list(dataset.tasks.values()), "task", thresholds.tasks, findings)
-    _check_texts(list(dataset.personas.values()), "persona", thresholds.personas, findings)
-    _check_gold_texts(dataset, thresholds.golds, findings)
-    _check_people(dataset, findings)
-    _check_pairs(dataset, counts, findings)
-    english = is_english(dataset)
-    if not english:
-        findings.add("not_english", dataset.name, "plain_task by wording, addressed_to_*, asks_*")
-    similar = check_golds(dataset, findings, english=english)
-    _check_plain(dataset, similar, thresholds.alike, findings, english)
-    return QualityReport(dataset.name, counts, length_table(dataset), findings.all())
+    findings = findings_of(cases, totals, limits or {})
+    return QualityReport(dataset.name, counts, _length_table(dataset), findings)
 
 
 def split_counts(dataset: Dataset) -> dict[str, dict[str, int]]:
     """Per split: tasks, those that need a question, personas, facts, pairs and golds."""
-    golds = Counter(
-        dataset.tasks[task].split
-        for task, persona in dataset.golds
-        if dataset.tasks[task].split == dataset.personas[persona].split
-        and dataset.tasks[task].needs_question
-    )
     counts = {}
     for split in dataset.splits:
-        tasks = [task for task in dataset.tasks.values() if task.split == split]
-        needing = sum(task.needs_question for task in tasks)
-        personas = [p for p in dataset.personas.values() if p.split == split]
+        needing, plain = dataset.tasks_of(split), dataset.tasks_of(split, needing=False)
+        personas = dataset.personas_of(split)
         counts[split] = {
-            "tasks": len(tasks),
-            "tasks needing a question": needing,
+            "tasks": len(needing) + len(plain),
+            "tasks needing a question": len(needing),
             "personas": len(personas),
             "facts": sum(len(persona.facts) for persona in personas),
-            "pairs": needing * len(personas),
-            "golds": golds[split],
+            "pairs": len(needing) * len(personas),
+            "golds": len(dataset.pairs_with_gold(split)),
         }
     return counts
 
 
-def length_table(dataset: Dataset) -> dict[str, dict[str, float]]:
+def _length_table(dataset: Dataset) -> dict[str, dict[str, float]]:
     """Words of tasks, personas, facts and golds: how many there are, min, p5, median, p95, max."""
     texts = {
         "tasks": (task.text for task in dataset.tasks.values()),
@@ -146,7 +118,7 @@ def length_table(dataset: Dataset) -> dict[str, dict[str, float]]:
     return table
 
 
-def is_english(dataset: Dataset) -> bool:
+def _is_english(dataset: Dataset) -> bool:
     """Whether function words of English make up at least a fifth of the texts (English has about
     half; other languages in the same letters a few per cent).
     """
@@ -156,42 +128,32 @@ def is_english(dataset: Dataset) -> bool:
     return sum(word in STOPWORDS for word in found) >= 0.2 * max(1, len(found))
 
 
-def _check_texts(
-    records: Sequence[Task] | Sequence[Persona], kind: str, threshold: float, findings: Findings
-) -> None:
+def _check_texts(records: Sequence[Task] | Sequence[Persona], kind: str, cases: Cases) -> None:
     """Repeated and nearly repeated tasks or personas, within a split and between splits."""
     first: dict[str, Task | Persona] = {}
-    reported: set[tuple[str, str]] = set()
+    repeated: set[str] = set()
     for record in records:
         other = first.setdefault(same_text_key(record.text), record)
         if other.id != record.id:
             same = other.split == record.split
-            blemish = f"duplicate_{kind}" if same else f"{kind}_in_two_splits"
-            findings.add(blemish, record.id, f"as {other.id}: {record.text[:60]}")
-            reported.add((other.id, record.id))
-    features = features_of((record.text for record in records), f"{kind}s")
-    for group in groups_of(near_duplicates(features, threshold), len(records)):
-        for number, index in enumerate(group):
-            record = records[index]
-            if (first[same_text_key(record.text)].id, record.id) in reported:
-                continue
-            # Some earlier members, the first and the last: a group can have thousands.
-            earlier = {*group[: min(number, _HEADS)], *group[max(0, number - _HEADS) : number]}
-            near = [(jaccard(features[i], features[index]), i) for i in sorted(earlier)]
-            near = [(similarity, i) for similarity, i in near if similarity >= threshold]
-            if not near:
-                continue
-            # One in another split is worse than a nearer one in the same.
-            similarity, i = max(near, key=lambda n: (records[n[1]].split != record.split, n))
-            other = records[i]
-            same = other.split == record.split
-            blemish = f"near_duplicate_{kind}" if same else f"{kind}_nearly_in_two_splits"
-            detail = f"{similarity:.2f} like {other.id}: {record.text[:60]} | {other.text[:60]}"
-            findings.add(blemish, record.id, detail)
+            found = f"duplicate_{kind}" if same else f"{kind}_in_two_splits"
+            cases.add(found, record.id, f"as {other.id}: {record.text[:60]}")
+            repeated.add(record.id)
+    for index, near in near_duplicates([record.text for record in records], f"{kind}s"):
+        record = records[index]
+        if record.id in repeated:
+            continue
+        # One in another split is worse than a nearer one in the same.
+        similarity, i = max(near, key=lambda n: (records[n[1]].split != record.split, n))
+        other = records[i]
+        same = other.split == record.split
+        found = f"near_duplicate_{kind}" if same else f"{kind}_nearly_in_two_splits"
+        detail = f"{similarity:.2f} like {other.id}: {record.text[:60]} | {other.text[:60]}"
+        cases.add(found, record.id, detail)
 
 
-def _check_gold_texts(dataset: Dataset, threshold: float, findings: Findings) -> None:
-    pairs = list(dataset.golds)
+def _check_gold_texts(dataset: Dataset, cases: Cases) -> None:
+    pairs = [f"{task}:{persona}" for task, persona in dataset.golds]
     texts = [text for text, _ in dataset.golds.values()]
     first: dict[str, int] = {}
     repeated = set()
@@ -199,54 +161,46 @@ def _check_gold_texts(dataset: Dataset, threshold: float, findings: Findings) ->
         other = first.setdefault(same_text_key(text), index)
         if other != index:
             repeated.add(index)
-            findings.add("duplicate_gold", _pair_id(pairs[index]), f"as {_pair_id(pairs[other])}")
-    for match in near_duplicates(features_of(texts, "golds"), threshold):
-        if match.index not in repeated:
-            detail = f"{match.similarity:.2f} like {_pair_id(pairs[match.other])}"
-            findings.add("near_duplicate_gold", _pair_id(pairs[match.index]), detail)
+            cases.add("duplicate_gold", pairs[index], f"as {pairs[other]}")
+    for index, near in near_duplicates(texts, "golds"):
+        if index not in repeated:
+            similarity, other = max(near)
+            cases.add("near_duplicate_gold", pairs[index], f"{similarity:.2f} like {pairs[other]}")
 
 
-def _pair_id(pair: tuple[str, str]) -> str:
-    return f"{pair[0]}:{pair[1]}"
-
-
-def _check_people(dataset: Dataset, findings: Findings) -> None:
+def _check_people(dataset: Dataset, cases: Cases) -> None:
     names: dict[tuple[str, str], str] = {}
     for persona in dataset.personas.values():
         other = names.setdefault((persona.split, persona.name.casefold()), persona.id)
         if other != persona.id:
-            findings.add("same_name", persona.id, f"{persona.name}, as {other}")
+            cases.add("same_name", persona.id, f"{persona.name}, as {other}")
         if not persona.facts:
-            findings.add("no_facts", persona.id)
+            cases.add("no_facts", persona.id)
 
 
-def _check_pairs(
-    dataset: Dataset, counts: Mapping[str, Mapping[str, int]], findings: Findings
-) -> None:
+def _check_pairs(dataset: Dataset, counts: Mapping[str, Mapping[str, int]], cases: Cases) -> None:
     for split, count in counts.items():
         if not count["golds"] and count["pairs"]:
             detail = f"none of its {count['pairs']} pairs has a gold"
-            findings.add("pair_without_gold", f"split {split}", detail, count=count["pairs"])
+            cases.add("pair_without_gold", f"split {split}", detail, count=count["pairs"])
     for task in dataset.tasks.values():
-        count = counts[task.split]
-        if task.needs_question and 0 < count["golds"] < count["pairs"]:
-            for persona in dataset.personas.values():
-                if persona.split == task.split and (task.id, persona.id) not in dataset.golds:
-                    findings.add("pair_without_gold", _pair_id((task.id, persona.id)))
+        if task.needs_question and counts[task.split]["golds"]:
+            for persona in dataset.personas_of(task.split):
+                if (task.id, persona.id) not in dataset.golds:
+                    cases.add("pair_without_gold", f"{task.id}:{persona.id}")
 
 
 def _check_plain(
     dataset: Dataset,
     similar: Mapping[str, float],
-    alike: float,
-    findings: Findings,
+    cases: Cases,
     english: bool,
 ) -> None:
     for task in dataset.tasks.values():
         if not task.needs_question:
             continue
         if english and asks_for_a_fact(task.text):
-            findings.add("plain_task", task.id, f"asks for a fact: {task.text[:80]}")
-        elif similar.get(task.id, 0.0) >= alike:
+            cases.add("plain_task", task.id, f"asks for a fact: {task.text[:80]}")
+        elif similar.get(task.id, 0.0) >= _ALIKE:
             detail = f"its golds are alike ({similar[task.id]:.2f}): {task.text[:80]}"
-            findings.add("plain_task", task.id, detail)
+            cases.add("plain_task", task.id, detail)

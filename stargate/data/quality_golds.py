@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from stargate.data.dataset import Dataset
-from stargate.data.findings import Findings
+from stargate.data.findings import Cases
 from stargate.data.text import content_stem, content_words, word_set, words
 from stargate.types import Persona, Task
 
@@ -75,24 +75,24 @@ class _Gold:
     words: Words
 
 
-def check_golds(dataset: Dataset, findings: Findings, *, english: bool) -> dict[str, float]:
+def check_golds(dataset: Dataset, cases: Cases, *, english: bool) -> dict[str, float]:
     """All checks of golds, task by task: memory does not grow with the number of tasks.
 
     Returns the typical similarity of each task's golds.
     """
     people = {split: _people(dataset, split) for split in dataset.splits}
     typical = {}
-    for task, golds in _golds_by_task(dataset, findings):
+    for task, golds in _golds_by_task(dataset, cases):
         crowd = people[task.split]
         counts = Counter(word for gold in golds for word in gold.words)
         task_words = frozenset(content_words(task.text))
-        _check_ignored(task, golds, task_words, counts, crowd, findings)
-        _check_unneeded(task, golds, task_words, counts, crowd, findings)
+        _check_ignored(task, golds, task_words, counts, crowd, cases)
+        _check_unneeded(task, golds, task_words, counts, crowd, cases)
         for gold in golds:
             where = f"{task.id}:{gold.persona.id}"
-            _check_form(where, gold, findings)
+            _check_form(where, gold, cases)
             if english:
-                _check_wording(where, task, gold, crowd, findings)
+                _check_wording(where, task, gold, crowd, cases)
         if len(golds) > 1:
             typical[task.id] = _typical_similarity(golds[:_SAMPLED])
     return typical
@@ -109,14 +109,14 @@ def _typical_similarity(golds: list[_Gold]) -> float:
     )
 
 
-def _golds_by_task(dataset: Dataset, findings: Findings) -> Iterator[tuple[Task, list[_Gold]]]:
+def _golds_by_task(dataset: Dataset, cases: Cases) -> Iterator[tuple[Task, list[_Gold]]]:
     personas: dict[str, list[Persona]] = {}
     for task_id, persona_id in dataset.golds:
         persona = dataset.personas[persona_id]
         if persona.split == dataset.tasks[task_id].split:
             personas.setdefault(task_id, []).append(persona)
         else:
-            findings.add("gold_across_splits", f"{task_id}:{persona_id}")
+            cases.add("gold_across_splits", f"{task_id}:{persona_id}")
     for task_id, those in personas.items():
         golds = []
         for persona in those:
@@ -144,7 +144,7 @@ def _check_ignored(
     task_words: Words,
     counts: Counter[str],
     people: _People,
-    findings: Findings,
+    cases: Cases,
 ) -> None:
     num_golds, num_people = len(golds), len(people.words)
     for gold in golds:
@@ -172,7 +172,7 @@ def _check_ignored(
         if below:
             said = [word for word in words(gold.text) if content_stem(word) in shared]
             listed = ", ".join(list(dict.fromkeys(said))[:6]) or "no word"
-            findings.add(
+            cases.add(
                 "ignores_persona", f"{task.id}:{gold.persona.id}", f"shares with it: {listed}"
             )
 
@@ -183,7 +183,7 @@ def _check_unneeded(
     task_words: Words,
     counts: Counter[str],
     people: _People,
-    findings: Findings,
+    cases: Cases,
 ) -> None:
     rare = max(1.0, len(golds) / 3)
     told = [len((people.words[g.persona.id] - task_words) & g.words) for g in golds]
@@ -191,7 +191,7 @@ def _check_unneeded(
         where = f"{task.id}:{gold.persona.id}"
         if gold.facts_used:
             for index, fact in _told_facts(gold, task_words, counts, rare, people):
-                findings.add("unneeded_facts", where, f"fact {index}: {fact}")
+                cases.add("unneeded_facts", where, f"fact {index}: {fact}")
             continue
         others = told[:number] + told[number + 1 :]
         if len(others) < 2 or told[number] < _CRAMMED_WORDS:
@@ -199,7 +199,7 @@ def _check_unneeded(
         usual = median(others)
         if told[number] >= _CRAMMED_RATIO * usual:
             detail = f"{told[number]} words of its persona; other golds of the task: {usual:g}"
-            findings.add("unneeded_facts", where, detail)
+            cases.add("unneeded_facts", where, detail)
 
 
 def _told_facts(
@@ -220,26 +220,24 @@ def _told_facts(
             yield index, fact
 
 
-def _check_form(where: str, gold: _Gold, findings: Findings) -> None:
+def _check_form(where: str, gold: _Gold, cases: Cases) -> None:
     last = gold.text.rsplit("\n", 1)[-1]
     if not gold.text.endswith(_ENDS) and not _LIST_ITEM.match(last):
-        findings.add("cut_off", where, f"...{gold.text[-40:]}")
+        cases.add("cut_off", where, f"...{gold.text[-40:]}")
 
 
-def _check_wording(
-    where: str, task: Task, gold: _Gold, people: _People, findings: Findings
-) -> None:
+def _check_wording(where: str, task: Task, gold: _Gold, people: _People, cases: Cases) -> None:
     said = set(words(gold.text))
     own_name = set(words(gold.persona.name))
     if not said & (_YOU | own_name):
-        findings.add("addressed_to_nobody", where, gold.text[:60])
+        cases.add("addressed_to_nobody", where, gold.text[:60])
     greeting = gold.text[:_GREETING]
     others = set(words(greeting)) & people.first_names
     if others and not own_name & set(words(greeting)):
         others -= set(words(f"{gold.persona.text} {task.text}"))
         # As a name is written: "Rose", not "rose".
         if any(re.search(rf"\b{re.escape(name.title())}\b", greeting) for name in others):
-            findings.add("addressed_to_another", where, greeting)
+            cases.add("addressed_to_another", where, greeting)
     found = _ASKS_OR_REFUSES.search(gold.text.translate(_QUOTES))
     if found:
-        findings.add("asks_or_refuses", where, found.group())
+        cases.add("asks_or_refuses", where, found.group())

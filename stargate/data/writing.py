@@ -7,19 +7,20 @@ never from texts, so nothing can be written outside the folder that was named.
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from stargate.data.dataset import Dataset
+from stargate.data.reading import KINDS, Row
 from stargate.errors import DataError
-from stargate.types import Persona, Task
+from stargate.types import Persona
 
-Row = dict[str, Any]
-
-KINDS = ("tasks", "personas", "golds")
+# The column and value that a task's row leaves out.
+_NEEDS_QUESTION = ("needs_question", True)
 # Rows that are held in memory before they are written.
 _BATCH = 2000
 # What a folder may hold that --force replaces: anything else was not written by us.
@@ -39,48 +40,28 @@ class GoldRecord:
     facts_used: tuple[int, ...] = ()
 
 
-def task_row(task: Task) -> Row:
-    """The row of a task, every column filled."""
-    return {
-        "id": task.id,
-        "text": task.text,
-        "split": task.split,
-        "needs_question": task.needs_question,
-    }
-
-
 def persona_row(persona: Persona, origins: tuple[str, ...] = ()) -> Row:
-    """The row of a persona, every column filled."""
-    return {
-        "id": persona.id,
-        "name": persona.name,
-        "text": persona.text,
-        "split": persona.split,
-        "facts": list(persona.facts),
-        "fact_origins": list(origins),
-    }
-
-
-def gold_row(gold: GoldRecord) -> Row:
-    """The row of a gold, every column filled."""
-    return {
-        "task_id": gold.task_id,
-        "persona_id": gold.persona_id,
-        "text": gold.text,
-        "facts_used": list(gold.facts_used),
-    }
+    """The row of a persona, every column filled. (That of a task or gold is its fields.)"""
+    return {**asdict(persona), "fact_origins": origins}
 
 
 def dataset_rows(dataset: Dataset, kind: str) -> Iterator[Row]:
     """The rows of a dataset's tasks, personas or golds."""
     if kind == "tasks":
-        yield from map(task_row, dataset.tasks.values())
+        yield from map(asdict, dataset.tasks.values())
     elif kind == "personas":
         for persona in dataset.personas.values():
             yield persona_row(persona, dataset.fact_origins.get(persona.id, ()))
     else:
         for (task_id, persona_id), (text, facts_used) in dataset.golds.items():
-            yield gold_row(GoldRecord(task_id, persona_id, text, facts_used))
+            yield asdict(GoldRecord(task_id, persona_id, text, facts_used))
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Readable JSON, durably. Text from data may hold any character; it is written as ASCII."""
+    from stargate.records.files import write_text  # loads pyarrow
+
+    write_text(file, json.dumps(values, indent=2) + "\n")
 
 
 def write_jsonl(file: Path, rows: Iterable[Row]) -> int:
@@ -88,22 +69,13 @@ def write_jsonl(file: Path, rows: Iterable[Row]) -> int:
     file.
     """
     count = 0
-    lines: list[str] = []
-    for row in rows:
-        count += 1
-        kept = {k: v for k, v in row.items() if v != [] and (k, v) != ("needs_question", True)}
-        lines.append(json.dumps(kept, ensure_ascii=False) + "\n")
-        if len(lines) == _BATCH:
-            _append(file, lines)
-    if lines:
-        _append(file, lines)
+    for batch in _batches(rows):
+        with file.open("a", encoding="utf-8", newline="\n") as out:
+            for row in batch:
+                kept = {k: v for k, v in row.items() if v != () and (k, v) != _NEEDS_QUESTION}
+                out.write(json.dumps(kept, ensure_ascii=False) + "\n")
+        count += len(batch)
     return count
-
-
-def _append(file: Path, lines: list[str]) -> None:
-    with file.open("a", encoding="utf-8", newline="\n") as out:
-        out.writelines(lines)
-    lines.clear()
 
 
 def write_parquet(file: Path, kind: str, rows: Iterable[Row]) -> int:
@@ -143,14 +115,8 @@ def arrow_schema(kind: str) -> Any:
 
 
 def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    rest = iter(rows)
+    return iter(lambda: list(islice(rest, _BATCH)), [])
 
 
 @contextmanager

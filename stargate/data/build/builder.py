@@ -7,11 +7,10 @@ Raises BudgetError, OracleError, DataError, ... at any point; the same call goes
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from stargate.data.blemishes import ImportReport
 from stargate.data.build.config import (
     BuildConfig,
     FilePersonas,
@@ -19,13 +18,15 @@ from stargate.data.build.config import (
     identity_of,
 )
 from stargate.data.build.folder import BuildFolder
-from stargate.data.build.golds import GoldWriter, Pairs
+from stargate.data.build.golds import GoldWriter, pairs_of
 from stargate.data.build.personas import Cast, PersonaWriter
 from stargate.data.build.prompts import BuildPrompts
 from stargate.data.build.rehearsal import RehearsalOracle
-from stargate.data.build.report import GoldReport, SourceReport, meter_json
+from stargate.data.build.report import GoldReport, SourceReport
 from stargate.data.build.sources import read_build_personas, read_build_tasks
 from stargate.data.cleaning import Cleaner
+from stargate.data.dataset import Dataset
+from stargate.data.findings import ImportReport
 from stargate.errors import DataError
 from stargate.monitoring.progress import Progress, Stage
 from stargate.oracle.base import CachedOracle
@@ -36,16 +37,6 @@ from stargate.types import Persona, Task
 
 # The money paid is read from the disk so often, for the progress line (s).
 _METER_EVERY_S = 1.0
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Tasks and personas, complete, and how they came about."""
-
-    tasks: list[Task]
-    personas: list[Persona]
-    report: Mapping[str, Any]
-    origins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +60,8 @@ class Build:
         self._prompts = prompts
         self._progress = progress
         self._model = model
-        self.folder = BuildFolder(config.out, identity_of(config, prompts.content))
+        self._golds = GoldWriter(prompts, model, config.golds, config.seed)
+        self.folder = BuildFolder(config.out, identity_of(config, prompts.model_dump(mode="json")))
 
     async def run(self, oracle: CachedOracle, *, accept_failed: bool = False) -> GoldReport:
         """Builds OUT; call it inside `folder.locked()`, when it is not finished.
@@ -78,28 +70,28 @@ class Build:
         """
         started = time.monotonic()
         resumed = self.folder.begin()
-        sources = self._kept_sources()
-        if sources is None:
-            sources = await self._make_sources(oracle, oracle)
-            self.folder.keep_sources(
-                sources.tasks, sources.personas, sources.origins, sources.report
-            )
+        if kept := self.folder.sources():
+            sources, source_report = kept
+            there = f"{len(sources.tasks)} tasks and {len(sources.personas)} personas are there"
+            self._progress.say(f"going on with {self.folder.partial}: {there}")
         else:
-            self._progress.say(f"going on with {self.folder.partial}: {_summary(sources)}")
-        pairs = self._pairs(sources)
+            sources, source_report = await self._make_sources(oracle, oracle)
+            self.folder.keep_sources(sources, source_report)
+        pairs = pairs_of(sources)
+        golds = GoldReport(sum(len(sources.plain_pairs(split)) for split in sources.splits))
         with self._progress.stage("golds", len(pairs), "pairs") as stage:
-            meter = _Meter(oracle, stage)
-            writer = self._gold_writer(meter.advance)
-            golds = await writer.write(oracle, pairs, self.folder.partial, self._config.width)
+            advance = _Meter(oracle, stage).answered
+            folder, width = self.folder.partial, self._config.width
+            await self._golds.write(oracle, pairs, folder, width, golds, advance)
         self.folder.write_report(
             {
                 "config": self._config.model_dump(mode="json"),
                 "model": self._model,
-                "tasks": _per_split(sources.tasks),
-                "personas": _per_split(sources.personas),
+                "tasks": _per_split(sources.tasks.values()),
+                "personas": _per_split(sources.personas.values()),
                 **golds.to_json(),
-                "sources": sources.report,
-                "cost": meter_json(oracle.meter()),
+                "sources": source_report,
+                "cost": asdict(oracle.meter()),
                 "resumed": resumed,
                 "seconds": round(time.monotonic() - started, 3),
             }
@@ -113,59 +105,43 @@ class Build:
         personas = self._config.personas
         min_words = personas.min_words if isinstance(personas, GeneratedPersonas) else 0
         stand_in = RehearsalOracle(oracle, min_words, personas.facts.minimum)
-        sources = self._kept_sources() or await self._make_sources(stand_in, None)
-        pairs = self._pairs(sources)
-        requests = self._gold_writer(lambda result: None).requests(pairs)
+        sources, _ = self.folder.sources() or await self._make_sources(stand_in, None)
+        pairs = pairs_of(sources)
         return Rehearsal(
-            stand_in.estimate(requests),
-            _per_split(sources.tasks),
-            _per_split(sources.personas),
+            stand_in.estimate(self._golds.requests(pairs)),
+            _per_split(sources.tasks.values()),
+            _per_split(sources.personas.values()),
             len(pairs),
             stand_in.num_standins,
         )
 
-    def _kept_sources(self) -> Sources | None:
-        kept = self.folder.sources()
-        return None if kept is None else Sources(*kept)
-
-    async def _make_sources(self, oracle: Complete, metered: CachedOracle | None) -> Sources:
+    async def _make_sources(
+        self, oracle: Complete, metered: CachedOracle | None
+    ) -> tuple[Dataset, dict[str, Any]]:
         """Reads and writes tasks and personas. `metered` None: nothing is shown."""
-        config = self._config
-        cleaner = Cleaner(ImportReport("build", config.tasks.type), config.keep_split)
+        config, wanted = self._config, self._config.personas
+        found = ImportReport(source="build", source_format=config.tasks.type)
+        cleaner = Cleaner(found, config.keep_split)
         report = SourceReport()
-        tasks = list(read_build_tasks(config.tasks, cleaner).values())
-        if isinstance(config.personas, GeneratedPersonas):
-            total = sum(config.personas.count.values())
+        tasks = read_build_tasks(config.tasks, cleaner)
+        if isinstance(wanted, GeneratedPersonas):
+            total = sum(wanted.count.values())
         else:
-            given = list(read_build_personas(config.personas, cleaner).values())
+            given = list(read_build_personas(wanted, cleaner).values())
             total = sum(not _has_given_facts(p, cleaner) for p in given)
         with self._progress.stage("personas", total, "personas") as stage:
-            shown = stage if metered is not None else None
-            meter = None if metered is None else _Meter(metered, stage)
-
-            def advance(count: int) -> None:
-                if shown is not None and meter is not None:
-                    meter.show()
-                    shown.advance(count)
-
+            advance = _Meter(metered, stage).finished if metered else lambda count: None
             writer = PersonaWriter(oracle, self._prompts, self._model, config.seed, report, advance)
-            if isinstance(config.personas, GeneratedPersonas):
-                personas = await writer.write(config.personas)
+            if isinstance(wanted, GeneratedPersonas):
+                personas = await writer.write(wanted)
                 origins = {p.id: ("extracted",) * len(p.facts) for p in personas}
             else:
-                personas, origins = await _complete_personas(
-                    given, config.personas, writer, cleaner, report, config.keep_split
-                )
-        report.import_report = cleaner.report.to_json()
-        _check_splits(tasks, personas)
-        return Sources(tasks, personas, report.to_json(), origins)
-
-    def _gold_writer(self, advance: Callable[[ChatResult], None]) -> GoldWriter:
-        config = self._config
-        return GoldWriter(self._prompts, self._model, config.golds, config.seed, advance)
-
-    def _pairs(self, sources: Sources) -> Pairs:
-        return Pairs(sources.tasks, sources.personas)
+                kept = _without_twins(given, wanted.max_similarity, config.keep_split, report)
+                personas, origins = await _with_facts(kept, wanted, writer, cleaner, report)
+        report.import_report = found.to_json()
+        _check_splits(tasks.values(), personas)
+        people = {person.id: person for person in personas}
+        return Dataset("", tasks, people, {}, fact_origins=origins), report.to_json()
 
     def _check(self, golds: GoldReport, accept_failed: bool) -> None:
         """What must not become OUT. Raises OracleError or DataError."""
@@ -193,15 +169,19 @@ class _Meter:
         self._started = time.monotonic()
         self._read_at = 0.0
 
-    def advance(self, result: ChatResult) -> None:
+    def answered(self, result: ChatResult) -> None:
         """One more answer."""
         self._counts["done"] += 1
         self._counts["cached"] += result.cached
         self._counts["missing"] += not result.ok
-        self.show()
-        self._stage.advance()
+        self.finished(1)
 
-    def show(self) -> None:
+    def finished(self, count: int) -> None:
+        """So many more are done."""
+        self._show()
+        self._stage.advance(count)
+
+    def _show(self) -> None:
         now = time.monotonic()
         if now - self._read_at < _METER_EVERY_S:
             return
@@ -217,30 +197,25 @@ class _Meter:
         self._stage.note(", ".join(parts))
 
 
-async def _complete_personas(
-    given: Sequence[Persona],
+async def _with_facts(
+    kept: list[Persona],
     config: FilePersonas,
     writer: PersonaWriter,
     cleaner: Cleaner,
     report: SourceReport,
-    keep_split: str,
 ) -> tuple[list[Persona], dict[str, tuple[str, ...]]]:
-    """Personas of a file: without those that another split nearly has, all with facts."""
-    kept = _without_twins(given, config.max_similarity, keep_split, report)
-    origins = dict(cleaner.fact_origins)
-    bare = [p for p in kept if not _has_given_facts(p, cleaner)]
+    """Personas of a file, all with facts, and where these come from."""
+    origins = {person.id: cleaner.fact_origins.get(person.id, ()) for person in kept}
+    bare = [person for person in kept if not _has_given_facts(person, cleaner)]
     if config.without_facts == "sentences" or not bare:
-        return kept, {p.id: origins.get(p.id, ()) for p in kept}
+        return kept, origins
     extracted = await writer.extract(bare, config)
-    personas = []
-    for person in kept:
+    for person in bare:
         if person.id in extracted:
-            person = replace(person, facts=extracted[person.id])
-            origins[person.id] = ("extracted",) * len(person.facts)
-        elif person in bare:
+            origins[person.id] = ("extracted",) * len(extracted[person.id])
+        else:
             report.personas.add("facts_from_sentences", person.id, "kept, with its sentences")
-        personas.append(person)
-    return personas, {p.id: origins.get(p.id, ()) for p in personas}
+    return [replace(p, facts=extracted.get(p.id, p.facts)) for p in kept], origins
 
 
 def _has_given_facts(person: Persona, cleaner: Cleaner) -> bool:
@@ -250,26 +225,24 @@ def _has_given_facts(person: Persona, cleaner: Cleaner) -> bool:
 
 
 def _without_twins(
-    given: Sequence[Persona], max_similarity: float, keep_split: str, report: SourceReport
+    given: list[Persona], max_similarity: float, keep_split: str, report: SourceReport
 ) -> list[Persona]:
     """Leaves out who is nearly the same as a persona of another split."""
     casts: dict[str, Cast] = {}
     kept = set()
     for person in sorted(given, key=lambda p: p.split != keep_split):  # stable
         others = (cast.twin(person.text) for split, cast in casts.items() if split != person.split)
-        twin = next((other for other in others if other is not None), None)
-        if twin is not None:
+        if twin := next(filter(None, others), None):
             detail = f"like {twin} of another split"
             report.personas.add("persona_like_another", person.id, detail)
-            continue
-        kept.add(person.id)
-        casts.setdefault(person.split, Cast(max_similarity)).add(
-            person.id, person.name, person.text
-        )
+        else:
+            kept.add(person.id)
+            cast = casts.setdefault(person.split, Cast(max_similarity))
+            cast.add(person.id, person.name, person.text)
     return [person for person in given if person.id in kept]
 
 
-def _check_splits(tasks: Sequence[Task], personas: Sequence[Persona]) -> None:
+def _check_splits(tasks: Iterable[Task], personas: Iterable[Persona]) -> None:
     """Every split has both. Raises DataError."""
     with_tasks, with_personas = _per_split(tasks), _per_split(personas)
     for split in [*with_tasks, *with_personas]:
@@ -281,14 +254,5 @@ def _check_splits(tasks: Sequence[Task], personas: Sequence[Persona]) -> None:
             )
 
 
-def _per_split(records: Sequence[Task] | Sequence[Persona]) -> dict[str, int]:
+def _per_split(records: Iterable[Task] | Iterable[Persona]) -> dict[str, int]:
     return dict(Counter(record.split for record in records))
-
-
-def _summary(sources: Sources) -> str:
-    return f"{len(sources.tasks)} tasks and {len(sources.personas)} personas are there"
-
-
-def describe(rehearsal: Rehearsal) -> dict[str, Any]:
-    """A rehearsal as plain values."""
-    return asdict(rehearsal)

@@ -12,14 +12,14 @@ the result does not depend on which answer came first. All personas are in memor
 import asyncio
 import random
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from stargate.data.build.config import FactsConfig, FilePersonas, GeneratedPersonas
 from stargate.data.build.facts import check_facts
 from stargate.data.build.prompts import BuildPrompts
 from stargate.data.build.report import SourceReport
-from stargate.data.similarity import Features, Vocabulary, jaccard
+from stargate.data.similarity import Features, features_of, jaccard
 from stargate.data.text import num_words, tidy
 from stargate.errors import DataError
 from stargate.oracle.records import ChatRequest, ChatResult, Complete
@@ -55,7 +55,6 @@ class Cast:
 
     max_similarity: float
     names: dict[str, str] = field(default_factory=dict)  # folded -> as written
-    _vocabulary: Vocabulary = field(default_factory=Vocabulary)
     _features: list[tuple[str, Features]] = field(default_factory=list)
 
     def objection(self, name: str, text: str) -> tuple[str, str] | None:
@@ -67,40 +66,30 @@ class Cast:
 
     def twin(self, text: str) -> str | None:
         """Which persona a text is too similar to."""
-        features = self._vocabulary.runs(text)
-        for other, known in self._features:
-            if jaccard(features, known) >= self.max_similarity:
-                return other
-        return None
+        found = features_of(text, "personas")
+        near = (other for other, f in self._features if jaccard(found, f) >= self.max_similarity)
+        return next(near, None)
 
     def add(self, id: str, name: str, text: str) -> None:
         self.names[name.casefold()] = name
-        self._features.append((id, self._vocabulary.runs(text)))
+        self._features.append((id, features_of(text, "personas")))
 
 
+@dataclass(frozen=True, slots=True)
 class PersonaWriter:
     """Writes personas through an Oracle. `advance` is called with how many were finished."""
 
-    def __init__(
-        self,
-        oracle: Complete,
-        prompts: BuildPrompts,
-        model: str,
-        seed: int,
-        report: SourceReport,
-        advance: Callable[[int], None] = lambda count: None,
-    ) -> None:
-        self._oracle = oracle
-        self._prompts = prompts
-        self._model = model
-        self._seed = seed
-        self._report = report
-        self._advance = advance
+    oracle: Complete
+    prompts: BuildPrompts
+    model: str
+    seed: int
+    report: SourceReport
+    advance: Callable[[int], None]
 
     async def write(self, config: GeneratedPersonas) -> list[Persona]:
         """All personas, in the order of the splits. Raises DataError if a split got none."""
         cast = Cast(config.max_similarity)
-        for number, example in enumerate(self._prompts.examples):
+        for number, example in enumerate(self.prompts.examples):
             cast.add(f"example {number + 1}", example.name, example.text)
         places = [Place(split, i) for split, count in config.count.items() for i in range(count)]
         made: dict[Place, Persona] = {}
@@ -108,15 +97,17 @@ class PersonaWriter:
             open_places = [place for place in places if place not in made]
             if not open_places:
                 break
-            self._report.persona_rounds += 1
+            self.report.persona_rounds += 1
             made |= await self._round(config, open_places, attempt, cast)
         for place in places:
             if place not in made:
                 tried = f"{config.max_attempts} attempts, none usable"
-                self._report.personas.add("persona_not_made", place.id, tried)
+                self.report.personas.add("persona_not_made", place.id, tried)
         for split in config.count:
             if not any(place.split == split for place in made):
-                raise DataError(f"split {split!r}: no persona could be made: {self._reasons()}")
+                counts = self.report.personas.counts.most_common()
+                reasons = _listed(count for count in counts if count[0] != "persona_not_made")
+                raise DataError(f"split {split!r}: no persona could be made: {reasons}")
         return [made[place] for place in places if place in made]
 
     async def extract(
@@ -124,12 +115,8 @@ class PersonaWriter:
     ) -> dict[str, tuple[str, ...]]:
         """Facts for personas that have none, by id; none for those whose text gave too few."""
         found = await self._facts(list(personas), config.facts, 0)
-        self._advance(len(personas))
+        self.advance(len(personas))
         return {p.id: facts for p, facts in zip(personas, found, strict=True) if facts is not None}
-
-    def _reasons(self) -> str:
-        counts = self._report.personas.counts.most_common()
-        return ", ".join(f"{n} x {reason}" for reason, n in counts if reason != "persona_not_made")
 
     async def _round(
         self, config: GeneratedPersonas, places: Sequence[Place], attempt: int, cast: Cast
@@ -138,45 +125,39 @@ class PersonaWriter:
         requests = [self._text_request(config, place, attempt, names) for place in places]
         results = await self._ask(requests)
         tried = Cast(config.max_similarity)
-        drafts: list[tuple[Place, Persona]] = []
+        drafts: dict[Place, Persona] = {}
         for place, result in zip(places, results, strict=True):
-            where = f"{place.id} attempt {attempt + 1}"
-            draft = self._draft(config, place, result, where)
-            if draft is None:
+            name, text = read_persona(result.text)
+            if objection := _objection(config, name, text, result, (cast, tried)):
+                reason, detail = objection
+                self.report.personas.add(reason, f"{place.id} attempt {attempt + 1}", detail)
                 continue
-            objection = cast.objection(draft.name, draft.text) or tried.objection(
-                draft.name, draft.text
-            )
-            if objection:
-                self._report.personas.add(objection[0], where, objection[1])
-                continue
-            tried.add(place.id, draft.name, draft.text)
-            drafts.append((place, draft))
-        found = await self._facts([draft for _, draft in drafts], config.facts, attempt)
+            tried.add(place.id, name, text)
+            drafts[place] = Persona(place.id, name, text, place.split)
+        found = await self._facts(list(drafts.values()), config.facts, attempt)
         made = {}
-        for (place, draft), facts in zip(drafts, found, strict=True):
-            if facts is None:
-                continue
-            cast.add(draft.id, draft.name, draft.text)
-            made[place] = Persona(draft.id, draft.name, draft.text, draft.split, facts)
-        self._advance(len(made))
+        for (place, draft), facts in zip(drafts.items(), found, strict=True):
+            if facts is not None:
+                cast.add(draft.id, draft.name, draft.text)
+                made[place] = replace(draft, facts=facts)
+        self.advance(len(made))
         return made
 
     def _text_request(
         self, config: GeneratedPersonas, place: Place, attempt: int, names: list[str]
     ) -> ChatRequest:
-        seed = derive_seed(self._seed, "persona", place.split, place.index, attempt)
+        seed = derive_seed(self.seed, "persona", place.split, place.index, attempt)
         rng = random.Random(seed)
-        number = min(config.num_examples, len(self._prompts.examples))
-        messages = self._prompts.messages(
-            self._prompts.persona,
-            examples=[vars(e) for e in rng.sample(self._prompts.examples, number)],
+        number = min(config.num_examples, len(self.prompts.examples))
+        messages = self.prompts.messages(
+            self.prompts.persona,
+            examples=[vars(e) for e in rng.sample(self.prompts.examples, number)],
             initial=rng.choice(_INITIALS),
             names=names,
         )
         return ChatRequest(
             messages,
-            self._model,
+            self.model,
             config.max_tokens,
             temperature=config.temperature,
             top_p=config.top_p,
@@ -186,31 +167,14 @@ class PersonaWriter:
             record=f"{place.id}.{attempt}",
         )
 
-    def _draft(
-        self, config: GeneratedPersonas, place: Place, result: ChatResult, where: str
-    ) -> Persona | None:
-        """The persona without facts, or None after saying why not."""
-        reason, detail = "", ""
-        name, text = read_persona(result.text)
-        if not result.ok:
-            reason, detail = f"oracle_{result.status.value}", result.detail
-        elif not name:
-            reason, detail = "persona_without_name", text[:60]
-        elif num_words(text) < config.min_words:
-            reason, detail = "persona_too_short", f"{num_words(text)} words"
-        if reason:
-            self._report.personas.add(reason, where, detail)
-            return None
-        return Persona(place.id, name, text, place.split)
-
     async def _facts(
         self, personas: Sequence[Persona], config: FactsConfig, attempt: int
     ) -> list[tuple[str, ...] | None]:
         """The stated facts of each; None where they are too few."""
         requests = [
             ChatRequest(
-                self._prompts.messages(self._prompts.facts, name=p.name, persona=p.text),
-                self._model,
+                self.prompts.messages(self.prompts.facts, name=p.name, persona=p.text),
+                self.model,
                 config.max_tokens,
                 temperature=config.temperature,
                 purpose="facts",
@@ -219,32 +183,51 @@ class PersonaWriter:
             for p in personas
         ]
         results = await self._ask(requests)
-        found: list[tuple[str, ...] | None] = []
-        for persona, result in zip(personas, results, strict=True):
-            where = f"{persona.id} attempt {attempt + 1}"
-            if not result.ok:
-                reason = f"facts_oracle_{result.status.value}"
-                self._report.personas.add(reason, where, result.detail)
-                found.append(None)
-                continue
-            checked = check_facts(result.text, persona.text, config)
-            self._report.facts.update(checked.dropped)
-            if len(checked.kept) < config.minimum:
-                dropped = ", ".join(f"{n} x {reason}" for reason, n in checked.dropped.items())
-                detail = f"{len(checked.kept)} of at least {config.minimum}" + (
-                    f"; dropped: {dropped}" if dropped else ""
-                )
-                self._report.personas.add("persona_with_too_few_facts", where, detail)
-                found.append(None)
-            else:
-                self._report.facts["kept"] += len(checked.kept)
-                found.append(checked.kept)
-        return found
+        return [
+            self._stated(persona, result, config, f"{persona.id} attempt {attempt + 1}")
+            for persona, result in zip(personas, results, strict=True)
+        ]
+
+    def _stated(
+        self, persona: Persona, result: ChatResult, config: FactsConfig, where: str
+    ) -> tuple[str, ...] | None:
+        if not result.ok:
+            reason = f"facts_oracle_{result.status.value}"
+            self.report.personas.add(reason, where, result.detail)
+            return None
+        checked = check_facts(result.text, persona.text, config)
+        self.report.facts.update(checked.dropped)
+        if len(checked.kept) >= config.minimum:
+            self.report.facts["kept"] += len(checked.kept)
+            return checked.kept
+        detail = f"{len(checked.kept)} of at least {config.minimum}"
+        if checked.dropped:
+            detail += "; dropped: " + _listed(checked.dropped.items())
+        self.report.personas.add("persona_with_too_few_facts", where, detail)
+        return None
 
     async def _ask(self, requests: Sequence[ChatRequest]) -> list[ChatResult]:
         """Results in the order of the requests. An error stops all: the rest would meet it too."""
-        self._report.persona_calls += len(requests)
-        return list(await asyncio.gather(*(self._oracle.complete(r) for r in requests)))
+        self.report.persona_calls += len(requests)
+        return list(await asyncio.gather(*(self.oracle.complete(r) for r in requests)))
+
+
+def _objection(
+    config: GeneratedPersonas, name: str, text: str, result: ChatResult, casts: Sequence[Cast]
+) -> tuple[str, str] | None:
+    """(reason, detail) why an answer is no usable persona, or None."""
+    if not result.ok:
+        return f"oracle_{result.status.value}", result.detail
+    if not name:
+        return "persona_without_name", text[:60]
+    if num_words(text) < config.min_words:
+        return "persona_too_short", f"{num_words(text)} words"
+    objections = (cast.objection(name, text) for cast in casts)
+    return next(filter(None, objections), None)
+
+
+def _listed(counts: Iterable[tuple[str, int]]) -> str:
+    return ", ".join(f"{count} x {reason}" for reason, count in counts)
 
 
 def read_persona(answer: str) -> tuple[str, str]:

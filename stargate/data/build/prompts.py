@@ -5,7 +5,6 @@ facts    {name, persona}              -> one fact per line
 gold     {name, persona, facts, task} -> the ideal response
 """
 
-from functools import cached_property
 from typing import Any
 
 from pydantic import Field
@@ -30,11 +29,6 @@ class BuildPrompts(TemplateFile):
     persona: Conversation
     facts: Conversation
     gold: Conversation
-
-    @cached_property
-    def content(self) -> dict[str, Any]:
-        """All of it as plain values: part of what decides a build's result."""
-        return self.model_dump(mode="json")
 
     def messages(self, conversation: Conversation, **values: Any) -> tuple[Message, ...]:
         """The rendered messages. Raises ConfigError for a template that names an unknown value."""

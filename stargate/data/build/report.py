@@ -1,34 +1,22 @@
 """What became of everything that a build read, asked and made: OUT/build-report.json.
 
 Every record that did not become part of the data is counted here under its reason, and named while
-there are not too many.
+there are not too many (missing-golds.jsonl names each gold).
 """
 
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from stargate.oracle.cost import Meter
-
-# How many drops of one reason are listed; all are counted, and missing-golds.jsonl names each gold.
-MAX_LISTED = 1000
+from stargate.data.findings import Cases
 
 
-@dataclass
-class Drops:
-    """Records that were not used: counted by reason, listed up to a limit."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    listed: dict[str, list[dict[str, str]]] = field(default_factory=dict)
-
-    def add(self, reason: str, where: str, detail: str = "") -> None:
-        self.counts[reason] += 1
-        listed = self.listed.setdefault(reason, [])
-        if len(listed) < MAX_LISTED:
-            listed.append({"where": where, "detail": detail})
+class Drops(Cases):
+    """Records that were not used, by reason."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"counts": dict(sorted(self.counts.items())), "listed": self.listed}
+        listed = {reason: self.listed_json(reason) for reason in self.listed}
+        return {"counts": dict(sorted(self.counts.items())), "listed": listed}
 
 
 @dataclass
@@ -55,9 +43,9 @@ class SourceReport:
 class GoldReport:
     """Pairs by what became of them."""
 
+    plain_pairs: int  # of tasks that need no question: they get no gold
     golds: Counter[str] = field(default_factory=Counter)  # per split
     missing: Drops = field(default_factory=Drops)
-    plain_pairs: int = 0  # of tasks that need no question: they get no gold
 
     @property
     def num_golds(self) -> int:
@@ -74,16 +62,3 @@ class GoldReport:
             "missing_golds": self.missing.to_json(),
             "pairs_of_plain_tasks": self.plain_pairs,
         }
-
-
-def meter_json(meter: Meter) -> dict[str, Any]:
-    """What the build has cost so far, in all its runs."""
-    return {
-        "calls": meter.calls,
-        "prompt_tokens": meter.prompt_tokens,
-        "completion_tokens": meter.completion_tokens,
-        "money": meter.money,
-        "unpriced_calls": meter.unpriced_calls,
-        "lost_calls": meter.lost_calls,
-        "lost_money": meter.lost_money,
-    }

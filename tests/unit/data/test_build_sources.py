@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from stargate.data.blemishes import ImportReport
 from stargate.data.build.config import FilePersonas, FileTasks, HubTasks
 from stargate.data.build.sources import read_build_personas, read_build_tasks
 from stargate.data.cleaning import Cleaner
+from stargate.data.findings import ImportReport
 from stargate.errors import DataError
 
 TEXTS = [f"How do I do thing {n}?" for n in range(5)]
@@ -17,7 +17,7 @@ ROWS: dict[str, Any] = {"A": (0, 2), "test": (3, 5)}
 
 
 def cleaner() -> Cleaner:
-    return Cleaner(ImportReport("build", "file"))
+    return Cleaner(ImportReport(source="build", source_format="file"))
 
 
 def write(folder: Path, ending: str) -> Path:
@@ -78,7 +78,11 @@ def test_a_task_in_two_splits_stays_in_the_test(tmp_path: Path) -> None:
         ("[]", {}, "no usable task"),
         ("{}", {}, "expected a JSON list, got dict"),
         ('["a?"]', {}, "no split; share the rows out with tasks.rows"),
-        ('[{"other": "a?"}]', {"A": (0, 1)}, "no column 'with the task'"),
+        (
+            '[{"other": "a?"}]',
+            {"A": (0, 1)},
+            r"no column with the task's text; got \['other'\]; name it in tasks.column",
+        ),
         ('["a?"]', {"A": (0, 1), "B": (1, 2)}, "no usable task for split 'B'"),
         ("[", {}, "not valid JSON"),
     ],
@@ -95,7 +99,8 @@ def test_unusable_files_are_one_line(
 def test_importer_errors_speak_of_the_config(tmp_path: Path) -> None:
     file = tmp_path / "tasks.jsonl"
     file.write_text('{"text": "a?"}\n')
-    with pytest.raises(DataError, match=r"no split \(tasks.column, tasks.rows\)"):
+    expected = r"tasks\.jsonl:1: no split; share the rows out with tasks\.rows"
+    with pytest.raises(DataError, match=expected):
         read_build_tasks(FileTasks(type="file", path=file), cleaner())
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from stargate.data.blemishes import ImportReport
 from stargate.data.dataset import Dataset, open_dataset, read_dataset
+from stargate.data.findings import ImportReport
 from stargate.data.importers import TaskSource, detect_format, import_dataset, parse_splits
 from stargate.errors import DataError
 

@@ -267,37 +267,37 @@ def test_matches_are_those_of_comparing_all_pairs() -> None:
             for index in rng.sample(range(80), changes):
                 copy[index] = rng.choice(vocabulary)
             texts.append(" ".join(copy))
-    features = features_of(texts, "golds")
-    matches = near_duplicates(features, 0.6)
-    assert all(m.similarity == jaccard(features[m.other], features[m.index]) for m in matches)
-    assert all(m.similarity >= 0.6 and m.other < m.index for m in matches)
-    # Every text that is that similar to an earlier one is linked once.
-    expected = {
-        index
+    features = [features_of(text, "golds") for text in texts]
+    near = {
+        index: [
+            (similarity, other)
+            for other in range(index)
+            if (similarity := jaccard(features[other], features[index])) >= 0.6
+        ]
         for index in range(len(texts))
-        if any(jaccard(features[other], features[index]) >= 0.6 for other in range(index))
     }
-    found = {m.index for m in matches}
-    assert found <= expected
-    assert len(found) >= 0.98 * len(expected) > 100
+    found = dict(near_duplicates(texts, "golds", 0.6))
+    # Every text that is that similar to an earlier one is found, and only with such.
+    assert all(set(matches) <= set(near[index]) for index, matches in found.items())
+    assert len(found) >= 0.98 * sum(map(bool, near.values())) > 100
 
 
 def test_order_of_words_counts_for_golds_and_not_for_tasks() -> None:
-    one, other = "eat lentils before training", "before training lentils eat"
-    golds = features_of([one, other], "golds")
-    tasks = features_of([one, other], "tasks")
-    assert (jaccard(*golds), jaccard(*tasks)) == (0.0, 1.0)
+    texts = ["eat lentils before training", "before training lentils eat"]
+    for kind, similarity in (("golds", 0.0), ("tasks", 1.0)):
+        assert jaccard(*(features_of(text, kind) for text in texts)) == similarity
 
 
 def test_empty_and_short_texts_match_nothing_by_accident() -> None:
-    assert near_duplicates(features_of(["", "", "a", "b"], "golds"), 0.5) == []
-    assert near_duplicates([], 0.5) == []
-    [match] = near_duplicates(features_of(["hello there", "Hello, there!"], "golds"), 0.9)
-    assert match.similarity == 1.0
+    assert list(near_duplicates(["", "", "a", "b"], "golds", 0.5)) == []
+    assert list(near_duplicates([], "golds", 0.5)) == []
+    assert list(near_duplicates(["hello there", "Hello, there!"], "golds", 0.9)) == [
+        (1, [(1.0, 0)])
+    ]
 
 
 def test_many_copies_of_one_text_take_no_time() -> None:
-    texts = ["the same long text about nothing at all"] * 5000
     started = time.monotonic()
-    assert len(near_duplicates(features_of(texts, "golds"), 0.6)) == 4999
+    copies = ["the same long text about nothing at all"] * 5000
+    assert len(list(near_duplicates(copies, "golds", 0.6))) == 4999
     assert time.monotonic() - started < 20

@@ -1,0 +1,175 @@
+"""Rows of files in all formats, as they were found: (where, row) each.
+
+A file that can't be read at all is a DataError that names it. A single row that can't be read goes
+into the report of an import; where there is none it is a DataError, too.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from stargate.data.findings import ImportReport
+from stargate.errors import DataError, one_line
+
+KINDS = ("tasks", "personas", "golds")
+
+Row = dict[str, Any]
+# Rows with where they stood: columns, or a text alone, or what is neither.
+Found = Iterable[tuple[str, Any]]
+
+
+def file_rows(file: Path, ending: str, report: ImportReport) -> Found:
+    """The rows of one file of the format `ending`. Raises DataError."""
+    if ending == "jsonl":
+        return jsonl_rows(file, file.name, report)
+    if ending == "csv":
+        return _csv_rows(file, report)
+    if ending == "parquet":
+        return parquet_rows(file, file.name)
+    if ending == "json":
+        return _json_rows(file)
+    if ending == "txt":
+        return _text_rows(file)
+    raise DataError(f"{file}: a single file must be jsonl, parquet or csv, got format {ending}")
+
+
+def jsonl_rows(
+    file: Path, name: str, report: ImportReport | None = None
+) -> Iterator[tuple[str, Any]]:
+    """JSON lines; `name` is how the file is called in the place of a row."""
+    for number, line in enumerate(_lines(file), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield f"{name}:{number}", json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if report is None:
+                raise DataError(f"{file}:{number}: not valid JSON: {error}") from error
+            detail = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            report.add("row_malformed", f"{name}:{number}", f"not valid JSON: {detail}")
+
+
+def parquet_rows(file: Path, name: str) -> Iterator[tuple[str, Row]]:
+    """Rows of a Parquet file; `name` is how the file is called in the place of a row."""
+    from stargate.records.files import read_rows  # loads pyarrow
+
+    for number, row in enumerate(read_rows(file), start=1):
+        yield f"{name} row {number}", row
+
+
+def json_content(
+    file: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
+    """A whole JSON file; `pairs_hook` is json's own `object_pairs_hook`. Raises DataError."""
+    try:
+        return json.loads("".join(_lines(file)), object_pairs_hook=pairs_hook)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file}:{error.lineno}: not valid JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number without end, brackets without end
+        raise DataError(f"{file}: not valid JSON: {error}") from error
+
+
+def _json_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    content = json_content(file)
+    if not isinstance(content, list):
+        raise DataError(f"{file}: expected a JSON list, got {type(content).__name__}")
+    for number, row in enumerate(content):
+        yield f"{file.name}[{number}]", row
+
+
+def _text_rows(file: Path) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(_lines(file), start=1):
+        if line.strip():
+            yield f"{file.name}:{number}", line.rstrip("\r\n")
+
+
+def _csv_rows(file: Path, report: ImportReport) -> Iterator[tuple[str, Row]]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    reader = csv.DictReader(_lines(file), strict=True)
+    try:
+        if not (names := reader.fieldnames):
+            raise DataError(f"{file}: empty: a CSV file begins with a line of column names")
+        for row in reader:
+            where = f"{file.name}:{reader.line_num}"
+            if None in row or None in row.values():
+                report.add("row_malformed", where, f"not {len(names)} columns")
+            else:
+                yield where, row
+    except csv.Error as error:
+        raise DataError(f"{file}:{reader.line_num}: not valid CSV: {error}") from error
+
+
+def _lines(file: Path) -> Iterator[str]:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            yield from lines
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not valid UTF-8: {error.reason}") from error
+    except OSError as error:
+        raise DataError(f"{file}: can't be read: {error.strerror}") from error
+
+
+def hf_tables(folder: Path) -> dict[str, Found]:
+    """What `datasets` has saved: tasks, personas and golds, or else one data set of tasks whose
+    parts are the splits. Raises DataError.
+    """
+    datasets = require_datasets()
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    _require_names_inside(folder)
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:  # `datasets` raises many types for a folder it can't read
+        raise DataError(f"{folder}: `datasets` can't load it: {one_line(error)}") from error
+    if not isinstance(loaded, datasets.DatasetDict):
+        return {"tasks": _numbered("row", loaded)}
+    if set(loaded) & set(KINDS):
+        return {kind: _numbered(f"{kind} row", loaded[kind]) for kind in KINDS if kind in loaded}
+    return {
+        "tasks": (
+            (where, {"split": split, **row})
+            for split, rows in loaded.items()
+            for where, row in _numbered(f"{split} row", rows)
+        )
+    }
+
+
+def require_datasets() -> Any:
+    """The package `datasets`, without its progress bars. Raises DataError saying how to get it."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"needs the package `datasets`: pip install datasets ({error})") from error
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def _numbered(name: str, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
+    return ((f"{name} {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _require_names_inside(folder: Path) -> None:
+    """`datasets` follows the names in its JSON files anywhere, so these must be plain names.
+
+    Raises DataError. What else is wrong with these files `datasets` itself says.
+    """
+    splits = _names_in(folder / "dataset_dict.json", "splits")
+    named = {folder / "dataset_dict.json": splits}
+    for part in (folder, *(folder / name for name in splits)):
+        named[part / "state.json"] = _names_in(part / "state.json", "_data_files")
+    for file, names in named.items():
+        for name in names:
+            if name in ("", ".", "..") or "/" in name or "\0" in name:
+                raise DataError(f"{file}: names {name!r}, which is not a name in its own folder")
+
+
+def _names_in(file: Path, key: str) -> list[str]:
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))[key]
+        names = [e["filename"] if isinstance(e, dict) else e for e in entries]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return []
+    return [name for name in names if isinstance(name, str)]
