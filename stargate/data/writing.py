@@ -1,12 +1,10 @@
-"""Writes datasets whole or not at all: a folder is filled under a temporary name, synced, renamed.
+"""Writes datasets, whole or not at all.
 
 File names come from this module and from ids of splits ([A-Za-z0-9._-], not starting with a dot),
 never from texts, so nothing can be written outside the folder that was named.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -126,20 +124,14 @@ def new_folder(out: Path, *, force: bool = False, source: Path | None = None) ->
     Raises DataError at once when `out` exists, unless it is empty or, with `force`, holds nothing
     but a dataset. `source` is what is read meanwhile: it must not lie in `out`.
     """
+    from stargate.records.files import whole_folder  # loads pyarrow
+
     _check_target(out, force, source)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise DataError(f"{out}: can't be written: {error.strerror}") from error
-    try:
-        yield temporary
-        _sync(temporary)
-        _replace(temporary, out)
+        with whole_folder(out) as folder:
+            yield folder
     except OSError as error:
         raise DataError(f"{out}: can't be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check_target(out: Path, force: bool, source: Path | None) -> None:
@@ -170,35 +162,3 @@ def _is_ours(entry: Path) -> bool:
     if entry.is_dir():
         return entry.name in KINDS and (entry / "dataset_info.json").is_file()
     return entry.name in _OURS or entry.suffix == ".jsonl"
-
-
-def _sync(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_symlink():
-            continue
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _replace(temporary: Path, out: Path) -> None:
-    """Moves the finished folder into place; what stood there is moved aside first, then deleted."""
-    aside = out.with_name(f".{out.name}.{os.getpid()}.old")
-    had_one = out.exists()
-    if had_one:
-        out.rename(aside)
-    try:
-        temporary.rename(out)
-    except OSError:
-        if had_one:
-            aside.rename(out)
-        raise
-    if had_one:
-        shutil.rmtree(aside)
-    handle = os.open(out.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

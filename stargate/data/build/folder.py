@@ -18,7 +18,7 @@ from stargate.data.build.golds import GOLDS, MISSING, SPOOL
 from stargate.data.dataset import Dataset, read_dataset
 from stargate.data.writing import dataset_rows, write_json, write_jsonl
 from stargate.errors import DataError
-from stargate.records.files import read_json, sync, write_atomically
+from stargate.records.files import publish_folder, read_json, write_atomically
 
 REPORT, _IDENTITY, _SOURCES = "build-report.json", "build.json", "sources.json"
 # What a partial folder may hold, besides what `write_atomically` has begun: anything else was not
@@ -103,11 +103,7 @@ class BuildFolder:
         """Renames the whole folder to OUT, durably. What is ours alone is removed after that: a
         run that is killed here leaves a whole folder, never one that has forgotten what it is.
         """
-        for file in self.partial.iterdir():
-            sync(file)
-        sync(self.partial)
-        self.partial.rename(self.out)
-        sync(self.out.parent)
+        publish_folder(self.partial, self.out)
         self._tidy()
 
     def _tidy(self) -> None:
