@@ -54,7 +54,7 @@ def jsonl_rows(
 
 def parquet_rows(file: Path, name: str) -> Iterator[tuple[str, Row]]:
     """Rows of a Parquet file; `name` is how the file is called in the place of a row."""
-    from stargate.records.files import read_rows  # loads pyarrow
+    from stargate.records.parquet import read_rows  # loads pyarrow
 
     for number, row in enumerate(read_rows(file), start=1):
         yield f"{name} row {number}", row

@@ -15,6 +15,7 @@ from typing import Any
 from stargate.data.dataset import Dataset
 from stargate.data.reading import KINDS, Row
 from stargate.errors import DataError
+from stargate.records.files import whole_folder, write_text
 from stargate.types import Persona
 
 # The column and value that a task's row leaves out.
@@ -57,8 +58,6 @@ def dataset_rows(dataset: Dataset, kind: str) -> Iterator[Row]:
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """Readable JSON, durably. Text from data may hold any character; it is written as ASCII."""
-    from stargate.records.files import write_text  # loads pyarrow
-
     write_text(file, json.dumps(values, indent=2) + "\n")
 
 
@@ -124,8 +123,6 @@ def new_folder(out: Path, *, force: bool = False, source: Path | None = None) ->
     Raises DataError at once when `out` exists, unless it is empty or, with `force`, holds nothing
     but a dataset. `source` is what is read meanwhile: it must not lie in `out`.
     """
-    from stargate.records.files import whole_folder  # loads pyarrow
-
     _check_target(out, force, source)
     try:
         with whole_folder(out) as folder:
