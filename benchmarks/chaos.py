@@ -22,13 +22,12 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stargate.benchmarks.card import Measurement, Ratio, Say
 from stargate.benchmarks.chaos_processes import (
     DRIVER,
     KINDS,
@@ -37,11 +36,14 @@ from stargate.benchmarks.chaos_processes import (
     left_over,
     processes_of,
 )
+from stargate.benchmarks.chaos_records import examine
+from stargate.benchmarks.results import Measurement, Ratio, Say
+from stargate.config.files import load_config
+from stargate.config.run import RunConfig
+from stargate.errors import ConfigError, EngineError
+from stargate.launch.setup import prepare
+from stargate.records.store import RunStore
 
-if TYPE_CHECKING:
-    from stargate.config.run import RunConfig
-
-HELP = "random kills over all kinds of processes in one run: nothing may be lost"
 RATIOS: Mapping[str, Ratio] = {}
 
 _COMMAND = (sys.executable, "-m", "stargate.launch.cli")
@@ -60,7 +62,7 @@ _READY = re.compile(r"^setup: done in ([0-9.]+) s")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the benchmark's options."""
     add = parser.add_argument
-    add("--kills", type=int, default=30, help="processes to kill (default: %(default)s)")
+    add("--kills", type=int, default=30, help="processes to kill")
     add("--seed", type=int, default=0, help="of the kills, not of the run")
     add("--gap", type=float, default=10.0, help="most seconds between recovery and next kill")
     present = [kind for kind in (*KINDS, DRIVER) if kind not in WORKERS]
@@ -71,19 +73,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"whom to kill (default: all but {', '.join(WORKERS)}, which an engine has only with "
         "tensor parallelism)",
     )
-    add("--config", default="cpu_demo", help="config to run (default: %(default)s)")
-    add("--iterations", type=int, default=4, help="default: %(default)s")
-    add("--tasks", type=int, default=6, help="tasks to train on (default: %(default)s)")
-    add("--personas", type=int, default=4, help="personas of each (default: %(default)s)")
-    add("--dialogues", type=int, default=4, help="dialogues of each pair (default: %(default)s)")
+    add("--config", default="cpu_demo", help="config to run")
+    add("--iterations", type=int, default=4, help="of the run")
+    add("--tasks", type=int, default=6, help="tasks to train on")
+    add("--personas", type=int, default=4, help="personas of each")
+    add("--dialogues", type=int, default=4, help="dialogues of each pair")
     add("--keep", type=Path, metavar="DIR", help="keep the run's directory, in this folder")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the config")
 
 
 def measure(args: argparse.Namespace, say: Say) -> Measurement:
     """Runs, kills, examines."""
-    from stargate.errors import ConfigError
-
     kinds = args.kinds.split(",")
     if unknown := set(kinds) - {*KINDS, DRIVER}:
         raise ConfigError(f"--kinds: unknown {', '.join(sorted(unknown))}; known: {KINDS}")
@@ -101,23 +101,13 @@ def measure(args: argparse.Namespace, say: Say) -> Measurement:
         "trainer.micro_batch_size=1",
         *args.set,
     ]
-    with _folder(args.keep) as folder:
-        from stargate.config.files import load_config
-
-        config = load_config(args.config, [*overrides, f"runs_dir={folder}"])
+    temporary = tempfile.TemporaryDirectory(prefix="stargate-chaos-")
+    with nullcontext(args.keep) if args.keep is not None else temporary as folder:
+        overrides.append(f"runs_dir={folder}")
+        config = load_config(args.config, overrides)
         chaos = Chaos(kinds, args.kills, args.gap, random.Random(args.seed), say)
-        with chaos:
-            chaos.run(args.config, [*overrides, f"runs_dir={folder}"])
+        chaos.run(args.config, overrides)
         return asyncio.run(_examine(chaos, config, say))
-
-
-@contextmanager
-def _folder(keep: Path | None) -> Iterator[Path]:
-    if keep is not None:
-        yield keep
-        return
-    with tempfile.TemporaryDirectory(prefix="stargate-chaos-") as name:
-        yield Path(name)
 
 
 @dataclass
@@ -141,6 +131,8 @@ class Driver:
     lines: list[str] = field(default_factory=list)
     last_line: float = field(default_factory=time.monotonic)
     ready: float | None = None  # when all actors had started
+    start_seconds: float = 0.0  # what that took, as the run said
+    run_dir: Path = Path()
     num_read: int = 0  # lines that were looked at
 
     def __post_init__(self) -> None:
@@ -159,8 +151,10 @@ class Driver:
         for line in self.process.stdout:
             self.last_line = time.monotonic()
             self.lines.append(line.rstrip("\n"))
-            if _READY.match(line):
-                self.ready = self.last_line
+            if found := _RUN_DIR.match(line):
+                self.run_dir = Path(found[1])
+            elif found := _READY.match(line):
+                self.start_seconds, self.ready = float(found[1]), self.last_line
 
     def end(self) -> int:
         """Waits for the end and for the last line. The exit code."""
@@ -170,7 +164,9 @@ class Driver:
 
 
 class Chaos:
-    """A run, and the kills in it. Ends all of the run's processes when it is left."""
+    """A run, and the kills in it."""
+
+    _driver: Driver  # of the command that goes on: run, or the last resume
 
     def __init__(
         self, kinds: list[str], num_kills: int, gap: float, rng: random.Random, say: Say
@@ -180,58 +176,57 @@ class Chaos:
         self.starts: list[float] = []  # seconds that these starts took by themselves
         self.run_dir = Path()
         self.seconds = 0.0
-        self._kinds, self._num_kills = kinds, num_kills
-        self._gap = gap
-        self._rng = rng
-        self._say = say
-        self._driver: Driver | None = None
-
-    def __enter__(self) -> "Chaos":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._driver is not None and self._driver.process.poll() is None:
-            self._driver.process.send_signal(signal.SIGTERM)
-            self._driver.end()
+        self._kinds, self._num_kills, self._gap = kinds, num_kills, gap
+        self._rng, self._say = rng, say
 
     def run(self, config: str, overrides: list[str]) -> None:
-        """Runs to the end. Raises EngineError when the run fails or hangs."""
+        """Runs to the end. Raises EngineError when the run fails or hangs.
+
+        Whatever happens, no process of the run is left.
+        """
         started = time.monotonic()
         self._driver = Driver(["run", config, *overrides])
-        self._await_ready(self._driver)
+        try:
+            self._kill_all()
+        finally:
+            if self._driver.process.poll() is None:
+                self._driver.process.send_signal(signal.SIGTERM)
+                self._driver.end()
+        self.seconds = time.monotonic() - started
+
+    def _kill_all(self) -> None:
+        self._await_ready()
         # A kind of which no process is there when its turn comes is made up for by others.
         while (num_left := self._num_kills - len(self.kills)) > 0:
             if not self._kill_in_turn(_victims(self._kinds, num_left, self._rng)):
                 break
-        self._await(self._driver, lambda: False)
+        self._await(lambda: False)
         if len(self.kills) < self._num_kills:
             self._say("the run ended before all kills: give it more tasks, personas or dialogues")
-        self.seconds = time.monotonic() - started
-        self._note_recoveries(self._driver)
+        self._note_recoveries()
 
     def _kill_in_turn(self, victims: list[str]) -> bool:
         """Kills one process of each kind in a list. False when the run has ended before."""
         for victim in victims:
-            assert self._driver is not None
             if self._driver.process.poll() is not None:
                 return False
             twice = self._rng.randrange(_TWICE_IN) == 0
-            if not twice and not self._pause(self._driver):
+            if not twice and not self._pause():
                 return False
             if victim == DRIVER:
-                self._restart_driver(self._driver)
+                self._restart_driver()
             else:
-                self._kill(self._driver, victim)
+                self._kill(victim)
         return True
 
-    def _pause(self, driver: Driver) -> bool:
+    def _pause(self) -> bool:
         """Until nobody is missing and some more seconds. False when the run has ended."""
-        if not self._await(driver, self._all_back):
+        if not self._await(self._all_back):
             return False
         until = time.monotonic() + self._rng.uniform(0.0, self._gap)
-        return self._await(driver, lambda: time.monotonic() >= until)
+        return self._await(lambda: time.monotonic() >= until)
 
-    def _kill(self, driver: Driver, kind: str) -> None:
+    def _kill(self, kind: str) -> None:
         """Kills a process of a kind; of those that are there and not yet on their way out."""
         missing = {kill.post for kill in self.kills if kill.missing}
 
@@ -239,7 +234,7 @@ class Chaos:
             found = processes_of(self.run_dir)
             return [one for one in found if one.kind == kind and one.post not in missing]
 
-        if not self._await(driver, lambda: bool(candidates()) or self._all_back()):
+        if not self._await(lambda: bool(candidates()) or self._all_back()):
             return
         there = candidates()
         if not there:
@@ -254,58 +249,54 @@ class Chaos:
         self.kills.append(Kill(kind, victim.post, time.monotonic()))
         self._say(f"kill {len(self.kills)}: {kind} of {victim.post} (pid {victim.pid})")
 
-    def _restart_driver(self, driver: Driver) -> None:
+    def _restart_driver(self) -> None:
         """Kills the driver, waits for its processes to end, and goes on with `stargate resume`."""
-        self._note_recoveries(driver)
+        self._note_recoveries()
         for kill in self.kills:
             kill.missing = False
         killed = time.monotonic()
-        driver.process.kill()
-        driver.end()
+        self._driver.process.kill()
+        self._driver.end()
         self.kills.append(Kill(DRIVER, DRIVER, killed, missing=False))
-        self._say(f"kill {len(self.kills)}: driver (pid {driver.process.pid})")
+        self._say(f"kill {len(self.kills)}: driver (pid {self._driver.process.pid})")
         while left_over(self.run_dir) and time.monotonic() < killed + _END_SECONDS:
             time.sleep(_POLL_SECONDS)
         self._driver = Driver(["resume", str(self.run_dir)])
-        self._await_ready(self._driver)
+        self._await_ready()
         if self._driver.ready is not None:
             self.resumes.append(self._driver.ready - killed)
-            self.starts.append(_setup_seconds(self._driver.lines))
+            self.starts.append(self._driver.start_seconds)
 
-    def _await_ready(self, driver: Driver) -> None:
-        self._await(driver, lambda: driver.ready is not None)
-        for line in list(driver.lines):
-            if found := _RUN_DIR.match(line):
-                self.run_dir = Path(found[1])
+    def _await_ready(self) -> None:
+        self._await(lambda: self._driver.ready is not None)
+        self.run_dir = self._driver.run_dir
 
     def _all_back(self) -> bool:
         return not any(kill.missing for kill in self.kills)
 
-    def _note_recoveries(self, driver: Driver) -> None:
+    def _note_recoveries(self) -> None:
         """Looks which posts the run has said to be filled again."""
         now = time.monotonic()
-        for line in driver.lines[driver.num_read :]:
-            driver.num_read += 1
+        for line in self._driver.lines[self._driver.num_read :]:
+            self._driver.num_read += 1
             if found := _BACK.match(line):
                 self._say(line)
                 for kill in self.kills:
                     if kill.missing and _is_of(kill.post, found[1]):
                         kill.seconds, kill.missing = now - kill.at, False
 
-    def _await(self, driver: Driver, met: Callable[[], bool]) -> bool:
+    def _await(self, met: Callable[[], bool]) -> bool:
         """Until `met()`. False when the run has ended well before; EngineError when it failed."""
-        from stargate.errors import EngineError
-
         while True:
-            self._note_recoveries(driver)  # when they happen: their time counts
+            self._note_recoveries()  # when they happen: their time counts
             if met():
                 return True
-            if driver.process.poll() is not None:
-                if code := driver.end():
-                    last = "\n".join(driver.lines[-15:])
+            if self._driver.process.poll() is not None:
+                if code := self._driver.end():
+                    last = "\n".join(self._driver.lines[-15:])
                     raise EngineError(f"the run ended with {code} ({self.run_dir}):\n{last}")
                 return False
-            if time.monotonic() - driver.last_line > _SILENCE_SECONDS:
+            if time.monotonic() - self._driver.last_line > _SILENCE_SECONDS:
                 raise EngineError(f"the run hangs: no line for {_SILENCE_SECONDS:.0f} s")
             time.sleep(_POLL_SECONDS)
 
@@ -323,16 +314,7 @@ def _is_of(post: str, name: str) -> bool:
     return post == name or post.startswith(f"{name}-")
 
 
-def _setup_seconds(lines: list[str]) -> float:
-    """How long the actors took to start, as the run said."""
-    return next(float(found[1]) for line in lines if (found := _READY.match(line)))
-
-
-async def _examine(chaos: Chaos, config: "RunConfig", say: Say) -> Measurement:
-    from stargate.benchmarks.chaos_records import examine
-    from stargate.launch.setup import prepare
-    from stargate.records.store import RunStore
-
+async def _examine(chaos: Chaos, config: RunConfig, say: Say) -> Measurement:
     store = RunStore(chaos.run_dir)
     summary = store.read_json("summary.json") or {}
     say("scoring what was recorded once more")
@@ -340,21 +322,19 @@ async def _examine(chaos: Chaos, config: "RunConfig", say: Say) -> Measurement:
     for kind in ("altered", "misselected", "misscored"):
         for name in getattr(found, kind):
             say(f"{kind}: {name}")
-    took = {
-        kind: [k.seconds for k in chaos.kills if k.kind == kind and k.seconds is not None]
-        for kind in KINDS
-    }
-    beyond = [
-        all_of_it - start for all_of_it, start in zip(chaos.resumes, chaos.starts, strict=True)
-    ]
+    longest: dict[str, float] = {}
+    for kill in chaos.kills:
+        if kill.seconds is not None:
+            longest[kill.kind] = max(kill.seconds, longest.get(kill.kind, 0.0))
+    beyond = [whole - start for whole, start in zip(chaos.resumes, chaos.starts, strict=True)]
     figures: dict[str, Any] = {
         "kills": len(chaos.kills),
         "lost": found.lost,
         "duplicated": found.duplicated,
         "selection_consistent": found.selection_consistent,
-        "longest_recovery_s": max((max(times) for times in took.values() if times), default=None),
+        "longest_recovery_s": max(longest.values(), default=None),
         "kills_by_kind": dict(Counter(kill.kind for kill in chaos.kills)),
-        "longest_recovery_s_by_kind": {kind: max(times) for kind, times in took.items() if times},
+        "longest_recovery_s_by_kind": longest,
         "longest_resume_s": max(chaos.resumes, default=None),
         "longest_resume_beyond_start_s": max(beyond, default=None),
         "num_dialogues": summary["rollout"]["num_dialogues"],

@@ -9,12 +9,18 @@ Texts are not compared: an engine's batches differ with timing, and with them a 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from stargate.launch.setup import Prepared
-    from stargate.records.store import RunStore
-    from stargate.types import Dialogue, Pair, Selection
+from stargate.algorithm.scoring import GoldScoring
+from stargate.algorithm.selection import select
+from stargate.config.run import RolloutConfig
+from stargate.launch.setup import Prepared
+from stargate.records.schemas import dialogue_from_row
+from stargate.records.store import RunStore
+from stargate.resources.models import context_length
+from stargate.rollout.dialogue import plan_dialogues
+from stargate.seeds import derive_seed
+from stargate.types import Dialogue, DialogueScore, Pair, Selection
 
 # What a float32 score may differ by (nats): other requests shared its batch.
 SCORE_NOISE = 0.02
@@ -37,10 +43,8 @@ class Due:
     policy_version: int
 
 
-def due_dialogues(prepared: "Prepared") -> dict[str, Due]:
+def due_dialogues(prepared: Prepared) -> dict[str, Due]:
     """All dialogues that a run plays, by id: those of its iterations and of its evaluations."""
-    from stargate.rollout.dialogue import plan_dialogues
-
     config = prepared.config
     due: dict[str, Due] = {}
     for number in range(config.schedule.num_iterations):
@@ -53,10 +57,7 @@ def due_dialogues(prepared: "Prepared") -> dict[str, Due]:
     return due
 
 
-def _due_to_test(version: int, prepared: "Prepared") -> Iterator[tuple[str, Due]]:
-    from stargate.config.run import RolloutConfig
-    from stargate.rollout.dialogue import plan_dialogues
-
+def _due_to_test(version: int, prepared: Prepared) -> Iterator[tuple[str, Due]]:
     config = prepared.config
     for pairs, count in (
         (prepared.test_pairs.scored, config.evaluation.num_dialogues),
@@ -85,10 +86,8 @@ class Findings:
         return not (self.altered or self.misselected or self.misscored)
 
 
-async def examine(prepared: "Prepared", store: "RunStore", num_dropped: int) -> Findings:
+async def examine(prepared: Prepared, store: RunStore, num_dropped: int) -> Findings:
     """Compares a finished run's records with what is due. Loads m_0 to score again."""
-    from stargate.records.schemas import dialogue_from_row
-
     due = due_dialogues(prepared)
     scopes = sorted({name.partition("/")[0] for name in due})
     dialogues = {}
@@ -125,13 +124,13 @@ async def examine(prepared: "Prepared", store: "RunStore", num_dropped: int) -> 
     )
 
 
-def _as_due(dialogue: "Dialogue", due: Due | None) -> bool:
+def _as_due(dialogue: Dialogue, due: Due | None) -> bool:
     return due == Due(dialogue.num_turns, dialogue.seed, dialogue.policy_version) and (
         len(dialogue.turns) == dialogue.num_turns
     )
 
 
-def _num_duplicates(store: "RunStore", scope: str) -> int:
+def _num_duplicates(store: RunStore, scope: str) -> int:
     num = 0
     for table, keys in _KEYS.items():
         rows = Counter(tuple(row[key] for key in keys) for row in store.read(scope, table))
@@ -140,12 +139,10 @@ def _num_duplicates(store: "RunStore", scope: str) -> int:
 
 
 async def _score_again(
-    prepared: "Prepared", pairs: dict[str, "Pair"], dialogues: "list[Dialogue]"
+    prepared: Prepared, pairs: dict[str, Pair], dialogues: list[Dialogue]
 ) -> dict[str, float]:
     """Gold log-probs of recorded dialogues under m_0, in this process."""
     from stargate.actors.scoring.scorer import Scorer, ScorerSpec
-    from stargate.algorithm.scoring import GoldScoring
-    from stargate.resources.models import context_length
 
     scoring = GoldScoring(prepared.views, prepared.chat, context_length(prepared.base_model_dir))
     requests = [scoring.after_dialogue(d.id, pairs[d.pair_id], d.turns) for d in dialogues]
@@ -166,8 +163,8 @@ async def _score_again(
 
 
 def _check_selections(
-    prepared: "Prepared",
-    store: "RunStore",
+    prepared: Prepared,
+    store: RunStore,
     scope: str,
     recorded: dict[str, Any],
     again: dict[str, float],
@@ -175,10 +172,6 @@ def _check_selections(
     """Pairs with a selection that does not follow from the scores, and how many have no selection
     or no example.
     """
-    from stargate.algorithm.selection import select
-    from stargate.seeds import derive_seed
-    from stargate.types import DialogueScore, Selection
-
     config = prepared.config
     selections = {one.pair_id: one for one in store.records(scope, "selections", Selection)}
     examples = {row["pair_id"]: row["dialogue_id"] for row in store.read(scope, "examples")}
@@ -194,7 +187,7 @@ def _check_selections(
     return bad, len(pairs - selections.keys()) + len(selections.keys() - examples.keys())
 
 
-def _is_best(selection: "Selection", again: dict[str, float]) -> bool:
+def _is_best(selection: Selection, again: dict[str, float]) -> bool:
     """Whether no other dialogue of the pair scores better, by more than scores are exact."""
     best = max(again[name] for name in selection.candidates)
     return again[selection.dialogue_id] >= best - 2 * SCORE_NOISE

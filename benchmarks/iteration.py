@@ -15,20 +15,27 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stargate.benchmarks.card import Measurement, Ratio, Say
+import psutil
 
-if TYPE_CHECKING:
-    from stargate.benchmarks.iteration_timeline import Timeline
-    from stargate.launch.setup import Prepared, RunningSystem
-    from stargate.records.store import RunStore
+from stargate.benchmarks.options import positive
+from stargate.benchmarks.results import Measurement, Ratio, Say
+from stargate.benchmarks.sides import in_turn
+from stargate.config.files import load_config
+from stargate.launch.setup import Prepared, RunningSystem, prepare, running_system
+from stargate.monitoring.progress import PlainProgress
+from stargate.pair_steps import make_examples
+from stargate.records.counters import Counters
+from stargate.records.store import RunStore
+from stargate.training_loop import run_iteration
 
-HELP = "one iteration streamed, against the stages one after the other"
 RATIOS: Mapping[str, Ratio] = {
     "vs_sequential": Ratio(
         "numerator: seconds of rollouts, scoring, selection and responses when each stage waits "
@@ -47,12 +54,13 @@ _FIRST_VERSION = 10
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the benchmark's options."""
-    parser.add_argument("--config", default="cpu_demo", help="config to play (default: cpu_demo)")
-    parser.add_argument("--tasks", type=int, default=4, help="tasks of the split (default: 4)")
-    parser.add_argument("--personas", type=int, default=4, help="personas of it (default: 4)")
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each side (default: 2)")
-    parser.add_argument("--no-train", action="store_true", help="leave training and push out")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--config", default="cpu_demo", help="config to play")
+    add("--tasks", type=int, default=4, help="tasks of the split")
+    add("--personas", type=int, default=4, help="personas of it")
+    add("--rounds", type=positive, default=2, help="runs of each side")
+    add("--no-train", action="store_true", help="leave training and push out")
+    add(
         "--set",
         action="append",
         default=[],
@@ -63,12 +71,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace, say: Say) -> Measurement:
     """Measures everything in this run."""
-    from stargate.config.files import load_config
-    from stargate.errors import ConfigError
-    from stargate.launch.setup import prepare
-
-    if args.rounds < 1:
-        raise ConfigError(f"--rounds must be >= 1, got {args.rounds}")
     chosen = [
         f"data.train={{tasks: {args.tasks}, personas: {args.personas}}}",
         "schedule.num_iterations=1",
@@ -79,13 +81,72 @@ def measure(args: argparse.Namespace, say: Say) -> Measurement:
     return asyncio.run(_measure(prepared, args.rounds, not args.no_train, say))
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stage of one pair: seconds on one clock."""
+
+    stage: str
+    start: float
+    end: float
+
+
+@dataclass
+class Timeline(Counters):
+    """Counters that also remember when each span was."""
+
+    spans: list[Span] = field(default_factory=list)
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            with super().span(name):
+                yield
+        finally:
+            self.spans.append(Span(name, started, time.perf_counter()))
+
+
+def stage_seconds(spans: Iterable[Span]) -> dict[str, float]:
+    """Wall time of each stage, whichever pair it ran for."""
+    stages: dict[str, list[Span]] = {}
+    for span in sorted(spans, key=lambda span: span.start):
+        stages.setdefault(span.stage, []).append(span)
+    return {stage: _wall_seconds(of_stage) for stage, of_stage in stages.items()}
+
+
+def shared_seconds(spans: Sequence[Span]) -> dict[str, float]:
+    """For every two stages, by "one+other": the seconds at which both ran."""
+    alone = stage_seconds(spans)
+    shared = {}
+    for one, other in combinations(alone, 2):
+        either = _wall_seconds([span for span in spans if span.stage in (one, other)])
+        shared[f"{one}+{other}"] = max(0.0, alone[one] + alone[other] - either)
+    return shared
+
+
+def _wall_seconds(spans: Iterable[Span]) -> float:
+    """The time in which any of them ran."""
+    seconds, end = 0.0, float("-inf")
+    for span in sorted(spans, key=lambda span: span.start):
+        seconds += max(0.0, span.end - max(span.start, end))
+        end = max(end, span.end)
+    return seconds
+
+
+def idle_shares(
+    before: Mapping[str, float], after: Mapping[str, float], seconds: float
+) -> dict[str, float]:
+    """Of each name whose busy seconds grew from `before` to `after`: the idle share of the time."""
+    return {name: max(0.0, 1.0 - (after[name] - before[name]) / seconds) for name in before}
+
+
 @dataclass(frozen=True)
 class Played:
     """One side's run: what it took, what was idle, what came out."""
 
     side: str
     seconds: float  # rollouts to examples
-    timeline: "Timeline"
+    timeline: Timeline
     idle: dict[str, float]  # share of `seconds` by actor and by core
     selections: dict[str, str]  # pair -> dialogue
     examples: dict[str, tuple[int, ...]]  # pair -> token ids
@@ -97,11 +158,7 @@ class Played:
         return sum(self.timeline.generated_tokens.values())
 
 
-async def _measure(prepared: "Prepared", rounds: int, train: bool, say: Say) -> Measurement:
-    from stargate.launch.setup import running_system
-    from stargate.monitoring.progress import PlainProgress
-    from stargate.records.counters import Counters
-
+async def _measure(prepared: Prepared, rounds: int, train: bool, say: Say) -> Measurement:
     setup = Counters()
     with TemporaryDirectory(prefix="stargate-bench-") as folder:
         logs = Path(folder) / "logs"
@@ -113,12 +170,10 @@ async def _measure(prepared: "Prepared", rounds: int, train: bool, say: Say) -> 
             say("warming up")
             await bench.play("warm", _WARM_PAIRS)
             played = []
-            for number in range(rounds):
-                sides = (SEQUENTIAL, STREAMED) if number % 2 == 0 else (STREAMED, SEQUENTIAL)
-                for side in sides:
-                    one = await bench.play(side, None, train and number == rounds - 1)
-                    say(f"{side}: {one.seconds:.1f} s")
-                    played.append(one)
+            for number, side in in_turn((SEQUENTIAL, STREAMED), rounds):
+                one = await bench.play(side, None, train and number == rounds - 1)
+                say(f"{side}: {one.seconds:.1f} s")
+                played.append(one)
     figures = {
         "pairs": len(prepared.train_pairs(0)),
         "dialogues_per_pair": prepared.config.rollout.num_dialogues,
@@ -160,8 +215,6 @@ def same_share(ones: Mapping[str, Any], others: Mapping[str, Any]) -> float:
 
 def _describe(ones: Sequence[Played]) -> dict[str, Any]:
     """One side: all its times, and the rest of its last run."""
-    from stargate.benchmarks.iteration_timeline import shared_seconds, stage_seconds
-
     last = ones[-1]
     return {
         "seconds": [one.seconds for one in ones],
@@ -180,18 +233,13 @@ def _describe(ones: Sequence[Played]) -> dict[str, Any]:
 class _Bench:
     """Plays the pairs, each time into a run directory of its own."""
 
-    def __init__(self, running: "RunningSystem", folder: Path) -> None:
+    def __init__(self, running: RunningSystem, folder: Path) -> None:
         self._running = running
         self._folder = folder
         self._number = 0
 
     async def play(self, side: str, num_pairs: int | None, train: bool = False) -> Played:
         """Rollouts to examples; with `train` also what follows, timed by itself."""
-        from stargate.benchmarks.iteration_timeline import Timeline, idle_shares
-        from stargate.pair_steps import make_examples
-        from stargate.records.store import RunStore
-        from stargate.training_loop import run_iteration
-
         prepared = self._running.prepared
         pairs = prepared.train_pairs(0)[:num_pairs]
         store, timeline = RunStore(self._folder / f"{self._number}-{side}"), Timeline()
@@ -212,27 +260,25 @@ class _Bench:
             seconds=seconds,
             timeline=timeline,
             idle=idle,
-            selections=_selections(store),
-            examples=_examples(store),
+            selections={
+                row["pair_id"]: row["dialogue_id"] for row in store.read(_SCOPE, "selections")
+            },
+            examples={
+                row["pair_id"]: tuple(row["input_ids"]) for row in store.read(_SCOPE, "examples")
+            },
             train_seconds=timeline.stage_seconds.get("train", 0.0),
             push_seconds=timeline.stage_seconds.get("push", 0.0),
         )
 
     async def _busy_seconds(self) -> dict[str, float]:
         """Of each actor since its start, and of each of our cores since the machine's."""
-        import psutil
+        from stargate.actors.rpc.remote import remote  # with ray, which help does without
 
-        from stargate.actors.rpc.remote import remote
-
-        actor_group = self._running.actor_group
+        group = self._running.actor_group
         actors = {
             f"{role}-{number}": actor
-            for role, actors in (
-                ("questioner", actor_group.questioners),
-                ("roleplayer", actor_group.roleplayers),
-                ("scorer", actor_group.scorers),
-            )
-            for number, actor in enumerate(actors)
+            for role in ("questioner", "roleplayer", "scorer")
+            for number, actor in enumerate(getattr(group, f"{role}s"))
         }
         stats = await asyncio.gather(*(remote(actor.stats.remote()) for actor in actors.values()))
         busy = {name: one.busy_seconds for name, one in zip(actors, stats, strict=True)}
@@ -241,11 +287,3 @@ class _Bench:
             used = cores[core]
             busy[f"core-{core}"] = used.user + used.nice + used.system + used.irq + used.softirq
         return busy
-
-
-def _selections(store: "RunStore") -> dict[str, str]:
-    return {row["pair_id"]: row["dialogue_id"] for row in store.read(_SCOPE, "selections")}
-
-
-def _examples(store: "RunStore") -> dict[str, tuple[int, ...]]:
-    return {row["pair_id"]: tuple(row["input_ids"]) for row in store.read(_SCOPE, "examples")}

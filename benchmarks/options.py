@@ -3,6 +3,16 @@
 import argparse
 
 
+class BenchmarkHelp(argparse.RawDescriptionHelpFormatter):
+    """Keeps the description as it is written, and says each option's default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.default in (None, False, [], argparse.SUPPRESS) or "default" in text:
+            return text
+        return f"{text} (default: %(default)s)".lstrip()
+
+
 def positive(text: str) -> int:
     """A count, for argparse."""
     return _at_least(1, text)

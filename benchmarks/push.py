@@ -14,18 +14,21 @@ import os
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stargate.benchmarks.card import Measurement, Ratio, Say
+from stargate.actors.engines.spec import EngineSpec
+from stargate.benchmarks.options import positive
+from stargate.benchmarks.results import Measurement, Ratio, Say
+from stargate.config.run import EngineConfig
+from stargate.errors import EngineError
+from stargate.resources.machine import describe_machine
+from stargate.resources.models import resolve_model
+from stargate.text.chat import Message, load_chat_format
+from stargate.types import GenerateRequest, Generation, PushResult, Sampling
 
-if TYPE_CHECKING:
-    from stargate.actors.engines.spec import EngineSpec
-    from stargate.types import PushResult
-
-HELP = "a weight push, against save + engine restart and against copying the bytes"
 RATIOS: Mapping[str, Ratio] = {
     "vs_restart": Ratio(
         "numerator: saving the model folder + starting a new engine process on it until it is "
@@ -49,52 +52,28 @@ _NOISE = 0.05  # of each tensor's own standard deviation: enough to change every
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the benchmark's options."""
-    parser.add_argument("--model", default="embedded", help="model to push (default: embedded)")
-    parser.add_argument("--pushes", type=int, default=9, help="pushes to measure (default: 9)")
-    parser.add_argument("--cores", help="CPU cores of the engine, e.g. 0 (default: the first)")
-    parser.add_argument("--max-model-len", type=int, default=2048, help="context of the engine")
+    add = parser.add_argument
+    add("--model", default="embedded", help="model to push")
+    add("--pushes", type=positive, default=9, help="pushes to measure")
+    add("--cores", help="CPU cores of the engine, e.g. 0 (default: the first)")
+    add("--max-model-len", type=int, default=2048, help="context of the engine")
 
 
 def measure(args: argparse.Namespace, say: Say) -> Measurement:
     """Measures everything in this run."""
-    from stargate.errors import ConfigError
-    from stargate.resources.machine import describe_machine
-    from stargate.resources.models import resolve_model
-
-    if args.pushes < 1:
-        raise ConfigError(f"--pushes must be >= 1, got {args.pushes}")
     num_gpus = len(describe_machine().gpus)
-    cores = args.cores or str(min(os.sched_getaffinity(0)))
-    model_dir = resolve_model(args.model)
-    with TemporaryDirectory(prefix="stargate-bench-") as name:
-        folder = Path(name)
+    with TemporaryDirectory(prefix="stargate-bench-") as folder:
         say("saving two changed copies of the model")
-        copies, saves = save_copies(model_dir, folder)
-        return asyncio.run(_measure(args, _Setting(folder, copies, saves, cores, num_gpus), say))
-
-
-@dataclass(frozen=True)
-class _Setting:
-    """What is there before the first engine starts."""
-
-    folder: Path
-    copies: list[Path]
-    saves: list[float]
-    cores: str
-    num_gpus: int
-
-    def spec(self, args: argparse.Namespace, model_dir: Path) -> "EngineSpec":
-        from stargate.actors.engines.spec import EngineSpec
-        from stargate.config.run import EngineConfig
-
-        return EngineSpec(
+        copies, saves = save_copies(resolve_model(args.model), Path(folder))
+        spec = EngineSpec(
             role="questioner",
-            model_dir=str(model_dir),
+            model_dir=str(copies[1]),
             config=EngineConfig(max_model_len=args.max_model_len, cpu_kv_cache_gb=0.6),
-            device="cuda" if self.num_gpus else "cpu",
-            cpu_cores=None if self.num_gpus else self.cores,
-            log_file=str(self.folder / "engine.log"),
+            device="cuda" if num_gpus else "cpu",
+            cpu_cores=None if num_gpus else args.cores or str(min(os.sched_getaffinity(0))),
+            log_file=str(Path(folder) / "engine.log"),
         )
+        return asyncio.run(_measure(spec, copies, saves, args.pushes, num_gpus, say))
 
 
 def save_copies(model_dir: Path, folder: Path) -> tuple[list[Path], list[float]]:
@@ -119,38 +98,43 @@ def save_copies(model_dir: Path, folder: Path) -> tuple[list[Path], list[float]]
     return copies, seconds
 
 
-async def _measure(args: argparse.Namespace, setting: _Setting, say: Say) -> Measurement:
+async def _measure(
+    spec: EngineSpec,
+    copies: list[Path],
+    saves: list[float],
+    num_pushes: int,
+    num_gpus: int,
+    say: Say,
+) -> Measurement:
     import ray
 
     from stargate.actors.engines.weight_files import weight_files
     from stargate.actors.rpc.clients import WeightPusher
     from stargate.actors.runtime.spawn import start_ray
 
-    start_ray(setting.num_gpus)
+    start_ray(num_gpus)
     try:
         say("starting the engine")
-        engine = _Hosted(setting.spec(args, setting.copies[1]))
-        first_start = await engine.start()
-        pusher = WeightPusher([engine.actor])
-        source = _bytes_of(weight_files(setting.copies[0]))
+        engine, first_start = await _start(spec)
+        pusher = WeightPusher([engine])
+        source = _bytes_of(weight_files(copies[0]))
         copy_seconds(source)
         # The engine's first push goes vLLM's own way and shows where each tensor belongs.
-        first = await pusher(str(setting.copies[0]), 1)
+        first = await pusher(str(copies[0]), 1)
         copying, pushed = [], []
-        for number in range(args.pushes):
+        for number in range(num_pushes):
             copying.append(copy_seconds(source))
-            pushed.append(await pusher(str(setting.copies[number % 2]), number + 2))
-        last = setting.copies[(args.pushes - 1) % 2]
-        say(f"pushed {args.pushes} times; restarting the engine on what was pushed last")
-        answer = await engine.answer()
-        stopping = await engine.stop()
-        fresh = _Hosted(setting.spec(args, last))
-        restart = await fresh.start()
-        same = answer == await fresh.answer()
-        await fresh.stop()
+            pushed.append(await pusher(str(copies[number % 2]), number + 2))
+        say(f"pushed {num_pushes} times; restarting the engine on what was pushed last")
+        answer = await _answer(engine, spec)
+        stopping = await _stop(engine)
+        last = replace(spec, model_dir=str(copies[(num_pushes - 1) % 2]))
+        fresh, restart = await _start(last)
+        same = answer == await _answer(fresh, last)
+        await _stop(fresh)
     finally:
         ray.shutdown()
-    times = Times(setting.saves, first_start, stopping, restart, copying, first, pushed)
+    times = Times(saves, first_start, stopping, restart, copying, first, pushed)
     return summarise(times, len(source), same)
 
 
@@ -163,14 +147,12 @@ class Times:
     stopping: float
     restart: float
     copying: list[float]
-    first_push: "PushResult"
-    pushed: "list[PushResult]"
+    first_push: PushResult
+    pushed: list[PushResult]
 
 
 def summarise(times: Times, num_bytes: int, same: bool) -> Measurement:
     """The ratios and figures. Raises EngineError if push and restart did not do the same work."""
-    from stargate.errors import EngineError
-
     if not same:
         raise EngineError("the engine answers otherwise after a push than after a restart")
     push = statistics.median(result.seconds for result in times.pushed)
@@ -203,14 +185,10 @@ def copy_seconds(source: Any) -> float:
     """Copies a byte tensor into fresh memory, as one thread does."""
     import torch
 
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        started = time.perf_counter()
-        copied = source.clone()
-        seconds = time.perf_counter() - started
-    finally:
-        torch.set_num_threads(threads)
+    started = time.perf_counter()
+    copied = source.clone()
+    seconds = time.perf_counter() - started
     if copied.data_ptr() == source.data_ptr():
         raise RuntimeError("nothing was copied")
     return seconds
@@ -224,49 +202,38 @@ def _bytes_of(files: list[Path]) -> Any:
     return torch.from_numpy(np.concatenate([np.fromfile(file, np.uint8) for file in files]))
 
 
-class _Hosted:
-    """An engine in its Ray actor, as spawn.py makes it."""
+async def _start(spec: EngineSpec) -> tuple[Any, float]:
+    """An engine in its Ray actor, as spawn.py makes it; seconds until it was ready."""
+    from stargate.actors.engines.engine import Engine
+    from stargate.actors.engines.spec import engine_environment
+    from stargate.actors.rpc.remote import remote
+    from stargate.actors.runtime.spawn import actor_class
 
-    def __init__(self, spec: "EngineSpec") -> None:
-        from stargate.actors.engines.engine import Engine
-        from stargate.actors.engines.spec import engine_environment
-        from stargate.actors.runtime.spawn import actor_class
+    started = time.perf_counter()
+    num_gpus = spec.config.tensor_parallel_size if spec.device == "cuda" else 0
+    engine = actor_class(Engine, num_gpus, engine_environment(spec)).remote(spec)
+    await remote(engine.start.remote())
+    return engine, time.perf_counter() - started
 
-        self._spec = spec
-        self._started = time.perf_counter()
-        num_gpus = spec.config.tensor_parallel_size if spec.device == "cuda" else 0
-        self.actor: Any = actor_class(Engine, num_gpus, engine_environment(spec)).remote(spec)
 
-    async def start(self) -> float:
-        """Seconds from the actor's making until the engine is ready."""
-        from stargate.actors.rpc.remote import remote
+async def _answer(engine: Any, spec: EngineSpec) -> tuple[int, ...]:
+    """A greedy text: the same for the same weights."""
+    from stargate.actors.rpc.remote import remote
 
-        await remote(self.actor.start.remote())
-        return time.perf_counter() - self._started
+    prompt_ids = load_chat_format(spec.model_dir, False).prompt_ids([Message("user", _PROMPT)])
+    sampling = Sampling(0.0, 1.0, _NEW_TOKENS, 0)
+    request = GenerateRequest("answer", "answer", prompt_ids, sampling)
+    generation: Generation = await remote(engine.generate.remote(request))
+    return generation.token_ids
 
-    async def answer(self) -> tuple[int, ...]:
-        """A greedy text: the same for the same weights."""
-        from stargate.actors.rpc.remote import remote
-        from stargate.text.chat import Message, load_chat_format
-        from stargate.types import GenerateRequest, Generation, Sampling
 
-        chat = load_chat_format(self._spec.model_dir, False)
-        request = GenerateRequest(
-            request_id="answer",
-            session="answer",
-            prompt_ids=chat.prompt_ids([Message("user", _PROMPT)]),
-            sampling=Sampling(0.0, 1.0, _NEW_TOKENS, 0),
-        )
-        generation: Generation = await remote(self.actor.generate.remote(request))
-        return generation.token_ids
+async def _stop(engine: Any) -> float:
+    """Ends the engine in order; seconds that it took."""
+    import ray
 
-    async def stop(self) -> float:
-        """Ends the engine in order; seconds that it took."""
-        import ray
+    from stargate.actors.rpc.remote import remote
 
-        from stargate.actors.rpc.remote import remote
-
-        started = time.perf_counter()
-        await remote(self.actor.shutdown.remote())
-        ray.kill(self.actor)
-        return time.perf_counter() - started
+    started = time.perf_counter()
+    await remote(engine.shutdown.remote())
+    ray.kill(engine)
+    return time.perf_counter() - started

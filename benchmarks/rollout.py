@@ -9,21 +9,33 @@ and sums over the rounds are compared; lock-step runs once, with the requests of
 
 import argparse
 import asyncio
-import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from stargate.benchmarks.card import Measurement, Ratio, Say
 from stargate.benchmarks.options import positive
+from stargate.benchmarks.results import Measurement, Ratio, Say
+from stargate.benchmarks.rollout_figures import (
+    percentile,
+    role_figures,
+    step_figures,
+    turn_seconds,
+)
+from stargate.config.files import load_config
+from stargate.errors import ConfigError
+from stargate.launch.setup import Prepared, prepare, running_system
+from stargate.monitoring.progress import PlainProgress
+from stargate.records.counters import Counters
+from stargate.rollout.dialogue import plan_dialogues
+from stargate.types import DialoguePlan
 
 if TYPE_CHECKING:
-    from stargate.benchmarks.rollout_passes import Played, Replayed, Stand
-    from stargate.benchmarks.workload import Workload
+    from stargate.benchmarks.rollout_passes import Played, Replayed
 
-HELP = "dialogues of two engines against their ceiling and against lock-step loops"
 RATIOS: Mapping[str, Ratio] = {
     "vs_ceiling": Ratio(
         "turns per second of the pipeline / of the same engines given the same prompts and output "
@@ -47,151 +59,127 @@ _WARM_UP_DIALOGUES = 16
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the benchmark's options."""
-    parser.add_argument(
-        "--dialogues", type=positive, default=192, metavar="N", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--turns", type=positive, default=3, metavar="K", help="turns of each (default: 3)"
-    )
-    parser.add_argument(
-        "--rounds", type=positive, default=2, metavar="R", help="default: %(default)s"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--dialogues", type=positive, default=192, metavar="N", help="how many to play")
+    add("--turns", type=positive, default=3, metavar="K", help="turns of each")
+    add("--rounds", type=positive, default=2, metavar="R", help="how often each side works")
+    add(
         "--preset",
         default="cpu_learn",
         metavar="CONFIG",
-        help="model, prompts, sampling and engines (default: %(default)s)",
+        help="model, prompts, sampling and engines",
     )
-    parser.add_argument(
+    add(
         "--grounding",
         choices=("persona", "preset"),
         default="persona",
         help="persona: the Roleplayer's engine writes every answer (default); preset: as it says",
     )
-    parser.add_argument(
-        "--max-new-tokens", type=positive, metavar="N", help="of each text (default: the preset's)"
-    )
-    parser.add_argument(
-        "--skip-reload", action="store_true", help="leave vs_lockstep_reload out: it takes minutes"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="of the preset, as for stargate run"
-    )
+    add("--max-new-tokens", type=positive, metavar="N", help="of each text (default: the preset's)")
+    add("--skip-reload", action="store_true", help="leave vs_lockstep_reload out: it takes minutes")
+    add("overrides", nargs="*", metavar="key=value", help="of the preset, as for stargate run")
 
 
 def measure(args: argparse.Namespace, say: Say) -> Measurement:
     """Measures everything in this run."""
-    from stargate.benchmarks.workload import make_workload, workload_overrides
-
     own = workload_overrides(args.grounding, args.turns, args.max_new_tokens)
-    workload = make_workload(args.preset, [*own, *args.overrides], args.dialogues, say)
-    return asyncio.run(_measure(workload, args.rounds, not args.skip_reload, say))
+    prepared = prepare(load_config(args.preset, [*own, *args.overrides]), say, training=False)
+    plans = _plans(prepared, args.preset, args.dialogues)
+    return asyncio.run(_measure(prepared, plans, args.rounds, not args.skip_reload, say))
 
 
-async def _measure(workload: "Workload", rounds: int, reload: bool, say: Say) -> Measurement:
-    async with _stand(workload, say) as stand:
-        say("warming up")
-        warm = await stand.pipeline(workload.plans[:_WARM_UP_DIALOGUES])
-        await stand.ceiling(warm.recorded)
-        played: list[Played] = []
-        ceilings: list[Replayed] = []
-        for number in range(1, rounds + 1):
-            played.append(await stand.pipeline(workload.plans))
-            say(f"round {number}: pipeline {played[-1].seconds:.1f} s")
-            ceilings.append(await stand.ceiling(played[-1].recorded))
-            say(f"round {number}: ceiling {ceilings[-1].seconds:.1f} s")
-        lock_step = await stand.lock_step(played[-1].recorded)
-        say(f"lock-step {lock_step.seconds:.1f} s")
-        reloaded = await stand.reload(played[-1].recorded) if reload else None
+def workload_overrides(grounding: str, num_turns: int, max_new_tokens: int | None) -> list[str]:
+    """A benchmark's options as overrides of its preset. `grounding`: "persona", "preset"."""
+    overrides = [f"rollout.turns=[{num_turns}]"]
+    if grounding == "persona":
+        # Both roles' engines write in every turn; with facts, a turn may need no call at all.
+        overrides.append("roleplayer.grounding={type: persona}")
+    if max_new_tokens is not None:
+        for role in ("questioner", "roleplayer"):
+            overrides.append(f"{role}.sampling.max_new_tokens={max_new_tokens}")
+    return overrides
+
+
+def _plans(prepared: Prepared, preset: str, num_dialogues: int) -> list[DialoguePlan]:
+    """The first dialogues of a run's first iteration, then of its test pairs.
+
+    N dialogues of a pair follow each other, as in a run. Raises ConfigError if there are too few.
+    """
+    config = prepared.config
+    pairs = [*prepared.train_pairs(0), *prepared.test_pairs.scored]
+    planned = plan_dialogues(pairs, "bench", config.seed, config.rollout)
+    plans = [plan for of_pair in planned for plan in of_pair]
+    if len(plans) < num_dialogues:
+        raise ConfigError(
+            f"--dialogues {num_dialogues}: {preset} has {len(pairs)} pairs with "
+            f"{config.rollout.num_dialogues} dialogues each, {len(plans)} in all"
+        )
+    return plans[:num_dialogues]
+
+
+async def _measure(
+    prepared: Prepared, plans: Sequence[DialoguePlan], rounds: int, reload: bool, say: Say
+) -> Measurement:
+    from stargate.benchmarks.rollout_engine import MeasuredEngine
+    from stargate.benchmarks.rollout_passes import Stand
+
+    played, ceilings = [], []
+    progress = PlainProgress(sys.stderr)
+    parts: dict[str, Any] = {"training": False, "scoring": False, "engine_class": MeasuredEngine}
+    with TemporaryDirectory(prefix="stargate-bench-") as name:
+        folder = Path(name)
+        async with running_system(prepared, folder, Counters(), progress, **parts) as running:
+            stand = Stand(running, folder / "run")
+            say("warming up")
+            warm = await stand.pipeline(plans[:_WARM_UP_DIALOGUES])
+            await stand.ceiling(warm.recorded)
+            for number in range(1, rounds + 1):
+                played.append(await stand.pipeline(plans))
+                say(f"round {number}: pipeline {played[-1].seconds:.1f} s")
+                ceilings.append(await stand.ceiling(played[-1].recorded))
+                say(f"round {number}: ceiling {ceilings[-1].seconds:.1f} s")
+            lock_step = await stand.lock_step(played[-1].recorded)
+            say(f"lock-step {lock_step.seconds:.1f} s")
+            reloaded = await stand.reload(played[-1].recorded) if reload else None
     return _measurement(played, ceilings, lock_step, reloaded)
 
 
-@asynccontextmanager
-async def _stand(workload: "Workload", say: Say) -> AsyncIterator["Stand"]:
-    """Ray, the engines of both roles and what matches facts; all are ended whatever happens."""
-    import ray
-
-    from stargate.actors.runtime.spawn import ActorPlan, start_actors, start_ray, stop_actors
-    from stargate.benchmarks.rollout_engine import MeasuredEngine
-    from stargate.benchmarks.rollout_passes import Stand
-    from stargate.launch.setup import fact_matcher, worker_spec
-
-    prepared = workload.prepared
-    actor_group = matcher = None
-    with tempfile.TemporaryDirectory(prefix="stargate-bench-") as folder:
-        try:
-            start_ray(prepared.num_gpus)
-            matcher = fact_matcher(prepared)
-            plan = ActorPlan(
-                config=prepared.config,
-                placement=prepared.placement,
-                base_model_dir=prepared.base_model_dir,
-                roleplayer_dir=prepared.roleplayer_dir,
-                log_dir=Path(folder),
-                training=False,
-                scoring=False,
-                engine_class=MeasuredEngine,
-                worker=worker_spec(prepared),
-            )
-            say("starting the engines")
-            actor_group = await start_actors(plan, say)
-            yield Stand(workload, plan, actor_group, matcher)
-        finally:
-            if actor_group is not None:
-                await asyncio.shield(stop_actors(actor_group))
-            if matcher is not None:
-                matcher.close()
-            ray.shutdown()
-
-
 def _measurement(
-    played: Sequence["Played"],
-    ceilings: Sequence["Replayed"],
+    played: "Sequence[Played]",
+    ceilings: "Sequence[Replayed]",
     lock_step: "Replayed",
     reloaded: "Replayed | None",
 ) -> Measurement:
-    seconds = sum(one.seconds for one in played)
     last = played[-1]
-    ratios = {
-        "vs_ceiling": sum(one.seconds for one in ceilings) / seconds,
-        "vs_lockstep": lock_step.seconds / last.seconds,
+    passes: dict[str, Played | Replayed] = {
+        "pipeline": last,
+        "ceiling": ceilings[-1],
+        "lock_step": lock_step,
     }
-    figures = _figures(last) | {
-        "seconds": {
-            "pipeline": [one.seconds for one in played],
-            "ceiling": [one.seconds for one in ceilings],
-            "lock_step": lock_step.seconds,
-        },
-        "work": {
-            "pipeline": asdict(last.work),
-            "ceiling": asdict(ceilings[-1].work),
-            "lock_step": asdict(lock_step.work),
-        },
-        "cpu_seconds": {
-            "pipeline": dict(last.cpu),
-            "ceiling": dict(ceilings[-1].cpu),
-            "lock_step": dict(lock_step.cpu),
-        },
+    seconds: dict[str, Any] = {
+        "pipeline": [one.seconds for one in played],
+        "ceiling": [one.seconds for one in ceilings],
+        "lock_step": lock_step.seconds,
+    }
+    ratios = {
+        "vs_ceiling": sum(seconds["ceiling"]) / sum(seconds["pipeline"]),
+        "vs_lockstep": lock_step.seconds / last.seconds,
     }
     if reloaded is not None:
         ratios["vs_lockstep_reload"] = reloaded.seconds / last.seconds
-        figures["seconds"] |= {
-            "lock_step_reload": reloaded.seconds,
-            "of_which_restarts": reloaded.restart_seconds,
-        }
-    return Measurement(ratios, figures)
+        seconds["lock_step_reload"] = reloaded.seconds
+        seconds["of_which_restarts"] = reloaded.restart_seconds
+    of_passes = {
+        "seconds": seconds,
+        "work": {name: asdict(one.work) for name, one in passes.items()},
+        "cpu_seconds": {name: dict(one.cpu) for name, one in passes.items()},
+    }
+    return Measurement(ratios, _figures(last) | of_passes)
 
 
 def _figures(played: "Played") -> dict[str, Any]:
     """Figures of one pipeline pass."""
-    from stargate.benchmarks.rollout_figures import (
-        percentile,
-        role_figures,
-        step_figures,
-        turn_seconds,
-    )
-
-    latencies = turn_seconds(one for role in played.recorded for one in played.served(role))
+    latencies = turn_seconds(chain.from_iterable(played.recorded.values()))
     figures: dict[str, Any] = {
         "dialogues": len(played.dialogues),
         "dropped": played.num_dropped,
@@ -203,7 +191,6 @@ def _figures(played: "Played") -> dict[str, Any]:
         "driver_cpu_s": played.cpu["driver"],
     }
     for role, busy in played.busy_shares.items():
-        figures[role] = role_figures(played.served(role), played.seconds, busy) | dict(
-            step_figures(played.steps[role])
-        )
+        of_role = role_figures(played.served(role), played.seconds, busy)
+        figures[role] = of_role | step_figures(played.steps_of(role))
     return figures

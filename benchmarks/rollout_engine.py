@@ -9,64 +9,14 @@ It also counts what vLLM reports at every step: how full the batch was, how long
 import asyncio
 import os
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 from stargate.actors.engines.engine import Engine
 from stargate.actors.rpc.batched_calls import CallBatch, Delivery
+from stargate.benchmarks.rollout_figures import Served, StepFigures, Work
 from stargate.errors import EngineError
 from stargate.types import GenerateRequest, Generation
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """One finished request. Times are seconds of this machine's monotonic clock."""
-
-    request: GenerateRequest
-    num_generated: int
-    num_cached: int
-    submitted: float
-    finished: float
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a pass asked of the engines, and the prompt tokens found in prefix caches."""
-
-    num_requests: int = 0
-    num_prompt_tokens: int = 0
-    num_generated_tokens: int = 0
-    num_cached_tokens: int = 0
-
-    def __add__(self, other: "Work") -> "Work":
-        return Work(
-            self.num_requests + other.num_requests,
-            self.num_prompt_tokens + other.num_prompt_tokens,
-            self.num_generated_tokens + other.num_generated_tokens,
-            self.num_cached_tokens + other.num_cached_tokens,
-        )
-
-
-def work_of(served: Iterable[Served]) -> Work:
-    """The sum over finished requests."""
-    return sum((_work(one, one.num_generated, one.num_cached) for one in served), Work())
-
-
-def _work(one: Served, num_generated: int, num_cached: int) -> Work:
-    return Work(1, len(one.request.prompt_ids), num_generated, num_cached)
-
-
-@dataclass
-class StepFigures:
-    """What vLLM's steps looked like. `queue_seconds`: per request, until it was first scheduled."""
-
-    num_steps: int = 0
-    num_running: int = 0  # summed over steps
-    num_waiting: int = 0  # summed over steps
-    peak_kv_usage: float = 0.0
-    num_preempted: int = 0
-    queue_seconds: list[float] = field(default_factory=list)
 
 
 class MeasuredEngine(Engine):
@@ -82,15 +32,8 @@ class MeasuredEngine(Engine):
         """Generates one text, and keeps the request with its output length."""
         submitted = time.perf_counter()
         generation = await super().generate(request)
-        self._records.append(
-            Served(
-                request=request,
-                num_generated=len(generation.token_ids),
-                num_cached=generation.num_cached_tokens,
-                submitted=submitted,
-                finished=time.perf_counter(),
-            )
-        )
+        lengths = len(generation.token_ids), generation.num_cached_tokens
+        self._records.append(Served(request, *lengths, submitted, time.perf_counter()))
         return generation
 
     async def exchange(self, batch: CallBatch[GenerateRequest]) -> Delivery[Generation]:
@@ -135,7 +78,7 @@ class MeasuredEngine(Engine):
             raise EngineError(
                 f"{one.request.request_id}: replayed with {got} tokens, not {one.num_generated}"
             )
-        return _work(one, got, output.num_cached_tokens or 0)
+        return Work.of(one.request, got, output.num_cached_tokens or 0)
 
     def _stat_loggers(self) -> list[Any] | None:
         """vLLM asks each class for an object; this one adds to `_steps`, which `reset` replaces."""

@@ -3,41 +3,55 @@
 request id "DIALOGUE/q0" is a dialogue's first question, "DIALOGUE/a0" the answer to it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, field
+from operator import add
+from typing import Any
+
+from stargate.types import GenerateRequest
 
 QUESTIONER, ROLEPLAYER = "questioner", "roleplayer"
 _ROLES = {"q": QUESTIONER, "a": ROLEPLAYER}
 
 
-class Named(Protocol):
-    """What has a request id, as GenerateRequest."""
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One finished request. Times are seconds of its machine's monotonic clock."""
 
-    @property
-    def request_id(self) -> str: ...
+    request: GenerateRequest
+    num_generated: int
+    num_cached: int
+    submitted: float
+    finished: float
 
-    @property
-    def prompt_ids(self) -> tuple[int, ...]: ...
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a pass asked of the engines, and the prompt tokens found in prefix caches."""
+
+    num_requests: int = 0
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_cached_tokens: int = 0
+
+    @classmethod
+    def of(cls, request: GenerateRequest, num_generated: int, num_cached: int) -> "Work":
+        return cls(1, len(request.prompt_ids), num_generated, num_cached)
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*map(add, astuple(self), astuple(other)))
 
 
-class Finished(Protocol):
-    """One finished request, as rollout_engine.Served."""
+@dataclass
+class StepFigures:
+    """What vLLM's steps looked like. `queue_seconds`: per request, until it was first scheduled."""
 
-    @property
-    def request(self) -> Named: ...
-
-    @property
-    def num_generated(self) -> int: ...
-
-    @property
-    def num_cached(self) -> int: ...
-
-    @property
-    def submitted(self) -> float: ...
-
-    @property
-    def finished(self) -> float: ...
+    num_steps: int = 0
+    num_running: int = 0  # summed over steps
+    num_waiting: int = 0  # summed over steps
+    peak_kv_usage: float = 0.0
+    num_preempted: int = 0
+    queue_seconds: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -60,17 +74,17 @@ def place_of(request_id: str) -> tuple[str, Phase]:
     return dialogue, Phase(int(last[1:]), last[0] == "a")
 
 
-def phases(served: Iterable[Finished]) -> list[Phase]:
+def phases(served: Iterable[Served]) -> list[Phase]:
     """The phases in which a lock-step loop would do these requests."""
     return sorted({place_of(one.request.request_id)[1] for one in served})
 
 
-def turn_seconds(served: Iterable[Finished]) -> list[float]:
+def turn_seconds(served: Iterable[Served]) -> list[float]:
     """Per turn: from its question's submission to the next one's, or to the dialogue's last text.
 
     So all that lies between two texts counts: remote calls, prompts, matching of facts.
     """
-    dialogues: dict[str, dict[Phase, Finished]] = {}
+    dialogues: dict[str, dict[Phase, Served]] = {}
     for one in served:
         dialogue, phase = place_of(one.request.request_id)
         dialogues.setdefault(dialogue, {})[phase] = one
@@ -94,7 +108,7 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def role_figures(served: Sequence[Finished], seconds: float, busy: float) -> dict[str, Any]:
+def role_figures(served: Sequence[Served], seconds: float, busy: float) -> dict[str, Any]:
     """Figures of one role in one pass of `seconds`; `busy` is its engines' mean busy share."""
     prompt = sum(len(one.request.prompt_ids) for one in served)
     generated = sum(one.num_generated for one in served)
@@ -108,8 +122,8 @@ def role_figures(served: Sequence[Finished], seconds: float, busy: float) -> dic
     }
 
 
-def step_figures(steps: Sequence[Any]) -> Mapping[str, float]:
-    """vLLM's own figures of a role, from its engines' StepFigures."""
+def step_figures(steps: Sequence[StepFigures]) -> dict[str, float]:
+    """vLLM's own figures of a role, from those of its engines."""
     num_steps = max(1, sum(one.num_steps for one in steps))
     queued = [seconds for one in steps for seconds in one.queue_seconds] or [0.0]
     return {

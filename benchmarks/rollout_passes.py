@@ -12,53 +12,52 @@ no prompt building, which is in their favour.
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
 
 from stargate.actors.engines.spec import EngineStats
-from stargate.actors.rpc.guarded import GuardedPool, GuardedWorkers
 from stargate.actors.rpc.remote import remote
-from stargate.actors.runtime.spawn import ActorGroup, ActorPlan, spawn_engine, stop_actors
-from stargate.actors.runtime.supervisor import Supervisor
-from stargate.benchmarks.rollout_cpu import cpu_seconds, used
-from stargate.benchmarks.rollout_engine import Served, StepFigures, Work, work_of
+from stargate.actors.runtime.spawn import ActorGroup, spawn_engine, stop_actors
+from stargate.benchmarks.cpu_time import cpu_seconds, used
 from stargate.benchmarks.rollout_figures import (
     QUESTIONER,
     ROLEPLAYER,
-    Phase,
+    Served,
+    StepFigures,
+    Work,
     phases,
     place_of,
 )
-from stargate.benchmarks.workload import Workload
 from stargate.errors import RecordDropped
-from stargate.protocols import Play
-from stargate.rollout.deadline import TurnWatch
-from stargate.rollout.dialogue import play
-from stargate.rollout.slow_start import SlowStart
+from stargate.launch.setup import RunningSystem
+from stargate.records.counters import Counters
+from stargate.records.store import RunStore
 from stargate.types import Dialogue, DialoguePlan
 
-# role -> per engine, what it served, in the order in which it came
-Recorded = Mapping[str, Sequence[Sequence[Served]]]
+_Done = TypeVar("_Done")
+ROLES = (QUESTIONER, ROLEPLAYER)
+Engine = tuple[str, int]  # role and number
+# What each engine served, in the order in which it came.
+Recorded = Mapping[Engine, Sequence[Served]]
 
 
 @dataclass(frozen=True)
-class Timed:
-    """One pass: its seconds, and the CPU seconds of each process in them."""
+class Played:
+    """The pipeline's pass: its dialogues and what the engines did for them.
 
-    seconds: float
-    cpu: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Played(Timed):
-    """The pipeline's pass: its dialogues and what the engines did for them."""
+    `cpu`: CPU seconds of each kind of process.
+    """
 
     dialogues: Sequence[Dialogue]
+    seconds: float
+    cpu: Mapping[str, float]
     num_dropped: int
     recorded: Recorded
-    steps: Mapping[str, Sequence[StepFigures]]
+    steps: Mapping[Engine, StepFigures]
     busy_shares: Mapping[str, float]
     num_calls: int
 
@@ -68,36 +67,38 @@ class Played(Timed):
 
     @property
     def work(self) -> Work:
-        return work_of(one for role in self.recorded for one in self.served(role))
+        served = chain.from_iterable(self.recorded.values())
+        return sum((Work.of(s.request, s.num_generated, s.num_cached) for s in served), Work())
 
     def served(self, role: str) -> list[Served]:
-        return [one for of_engine in self.recorded[role] for one in of_engine]
+        return list(chain.from_iterable(_of_role(self.recorded, role)))
+
+    def steps_of(self, role: str) -> list[StepFigures]:
+        return _of_role(self.steps, role)
 
 
 @dataclass(frozen=True)
-class Replayed(Timed):
+class Replayed:
     """A pass of replayed requests."""
 
     work: Work
+    seconds: float
+    cpu: Mapping[str, float]
     restart_seconds: float = 0.0
 
 
 class Stand:
     """Running engines, and the passes over them."""
 
-    def __init__(
-        self, workload: Workload, plan: ActorPlan, actor_group: ActorGroup, matcher: Any
-    ) -> None:
-        assert actor_group.supervisor is not None  # start_actors has set it
-        self._plan = plan
-        self._actor_group = actor_group
-        self._supervisor = actor_group.supervisor
-        self._max_concurrent = workload.config.rollout.max_concurrent_dialogues
-        self._play = _player(workload, actor_group, actor_group.supervisor, matcher)
+    def __init__(self, running: RunningSystem, folder: Path) -> None:
+        self._plan, self._actor_group = running.plan, running.actor_group
+        config = running.prepared.config
+        self._max_concurrent = config.rollout.max_concurrent_dialogues
+        roles, context = running.open(config, RunStore(folder), Counters())
+        self._play = context.player(roles)
 
     async def pipeline(self, plans: Sequence[DialoguePlan]) -> Played:
         """Plays the dialogues as a run does."""
-        await self._reset()
         slots = asyncio.Semaphore(self._max_concurrent)
 
         async def one(plan: DialoguePlan) -> Dialogue | None:
@@ -107,125 +108,105 @@ class Stand:
                 except RecordDropped:
                     return None
 
-        busy, cpu = await self._busy(), await self._cpu()
-        started = time.perf_counter()
-        played = await asyncio.gather(*(one(plan) for plan in plans))
-        seconds = time.perf_counter() - started
-        cpu = used(cpu, await self._cpu())
-        dialogues = [dialogue for dialogue in played if dialogue is not None]
+        async def all_of_them() -> list[Dialogue]:
+            played = await asyncio.gather(*(one(plan) for plan in plans))
+            return [dialogue for dialogue in played if dialogue is not None]
+
+        busy = await self._busy()
+        dialogues, seconds, cpu = await self._timed(all_of_them)
         return Played(
+            dialogues=dialogues,
             seconds=seconds,
             cpu=cpu,
-            dialogues=dialogues,
-            num_dropped=len(played) - len(dialogues),
+            num_dropped=len(plans) - len(dialogues),
             recorded=await self._of_each("served"),
             steps=await self._of_each("steps"),
             busy_shares={
-                role: (after - busy[role]) / seconds / len(self._engines(role))
+                role: (after - busy[role]) / seconds / len(self._actor_group.engines(role))
                 for role, after in (await self._busy()).items()
             },
-            num_calls=sum(sum(calls) for calls in (await self._of_each("num_calls")).values()),
+            num_calls=sum((await self._of_each("num_calls")).values()),
         )
 
     async def ceiling(self, recorded: Recorded) -> Replayed:
         """All requests at once, on all engines of both roles."""
-        await self._reset()
-        cpu = await self._cpu()
-        started = time.perf_counter()
-        done = await asyncio.gather(
-            *(self._replay(role, requests) for role, requests in recorded.items())
-        )
-        seconds = time.perf_counter() - started
-        return Replayed(seconds, used(cpu, await self._cpu()), sum(done, Work()))
+        return Replayed(*await self._timed(partial(self._replay, recorded)))
 
     async def lock_step(self, recorded: Recorded) -> Replayed:
         """One turn of one role after the other, with engines that stay as they are."""
-        await self._reset()
-        cpu = await self._cpu()
-        work = Work()
-        started = time.perf_counter()
-        for phase in _all_phases(recorded):
-            work += await self._replay(phase.role, _of_phase(recorded[phase.role], phase))
-        seconds = time.perf_counter() - started
-        return Replayed(seconds, used(cpu, await self._cpu()), work)
+
+        async def in_phases() -> Work:
+            return sum([await self._replay(one) for _, one in _by_phase(recorded)], Work())
+
+        return Replayed(*await self._timed(in_phases))
 
     async def reload(self, recorded: Recorded) -> Replayed:
         """Lock-step in which the engines of a role are restarted before each of their turns."""
-        await self._supervisor.close()  # it would take the place of who is ended here
+        await self._actor_group.supervisor.close()  # it would take the place of who is ended here
         work = Work()
         restarting = 0.0
         started = time.perf_counter()
-        for phase in _all_phases(recorded):
+        for role, requests in _by_phase(recorded):
             before = time.perf_counter()
-            await self._restart(phase.role)
+            await self._restart(role)
             restarting += time.perf_counter() - before
-            work += await self._replay(phase.role, _of_phase(recorded[phase.role], phase))
+            work += await self._replay(requests)
         # Processes come and go here, so their CPU seconds would not add up.
-        return Replayed(time.perf_counter() - started, {}, work, restarting)
+        return Replayed(work, time.perf_counter() - started, {}, restarting)
 
-    async def _replay(self, role: str, requests: Sequence[Sequence[Served]]) -> Work:
+    async def _timed(
+        self, work: Callable[[], Awaitable[_Done]]
+    ) -> tuple[_Done, float, dict[str, float]]:
+        """What comes of work that begins with empty caches, its seconds, and CPU seconds."""
+        await self._of_each("reset")
+        before = await self._cpu()
+        started = time.perf_counter()
+        done = await work()
+        seconds = time.perf_counter() - started
+        return done, seconds, used(before, await self._cpu())
+
+    async def _replay(self, recorded: Recorded) -> Work:
         calls = [
-            remote(engine.replay.remote(list(of_engine)))
-            for engine, of_engine in zip(self._engines(role), requests, strict=True)
+            remote(self._actor_group.engines(role)[number].replay.remote(list(served)))
+            for (role, number), served in recorded.items()
         ]
         return sum(await asyncio.gather(*calls), Work())
 
     async def _restart(self, role: str) -> None:
-        engines = self._engines(role)
+        engines = self._actor_group.engines(role)
         await stop_actors(ActorGroup(questioners=list(engines)))
         engines[:] = [spawn_engine(self._plan, role, number) for number in range(len(engines))]
         await asyncio.gather(*(remote(engine.start.remote()) for engine in engines))
 
-    def _engines(self, role: str) -> list[Any]:
-        return (
-            self._actor_group.questioners if role == QUESTIONER else self._actor_group.roleplayers
-        )
-
-    async def _reset(self) -> None:
-        await self._of_each("reset")
-
-    async def _of_each(self, method: str) -> dict[str, list[Any]]:
-        """What a method of every engine returns, by role."""
-        return {
-            role: await asyncio.gather(
-                *(remote(getattr(engine, method).remote()) for engine in self._engines(role))
-            )
-            for role in (QUESTIONER, ROLEPLAYER)
+    async def _of_each(self, method: str) -> dict[Engine, Any]:
+        """What a method of every engine returns."""
+        engines = {
+            (role, number): engine
+            for role in ROLES
+            for number, engine in enumerate(self._actor_group.engines(role))
         }
+        calls = (remote(getattr(engine, method).remote()) for engine in engines.values())
+        return dict(zip(engines, await asyncio.gather(*calls), strict=True))
 
     async def _busy(self) -> dict[str, float]:
-        stats: dict[str, list[EngineStats]] = await self._of_each("stats")
-        return {role: sum(one.busy_seconds for one in of_role) for role, of_role in stats.items()}
+        stats: dict[Engine, EngineStats] = await self._of_each("stats")
+        return {role: sum(one.busy_seconds for one in _of_role(stats, role)) for role in ROLES}
 
     async def _cpu(self) -> dict[str, float]:
-        return cpu_seconds(await self._of_each("process_id"))
+        pids = await self._of_each("process_id")
+        return cpu_seconds({role: _of_role(pids, role) for role in ROLES})
 
 
-def _player(
-    workload: Workload, actor_group: ActorGroup, supervisor: Supervisor, matcher: Any
-) -> Play:
-    """What plays a dialogue, as launch/setup.py builds it: dialogue workers, or this process."""
-    if actor_group.workers:
-        return GuardedWorkers(actor_group.workers, supervisor)
-    return partial(
-        play,
-        questioner=workload.questioner(
-            GuardedPool("questioner", actor_group.questioners, supervisor)
-        ),
-        roleplay=workload.roleplayer(
-            GuardedPool("roleplayer", actor_group.roleplayers, supervisor), matcher
-        ),
-        watch=TurnWatch(workload.config.rollout.turn_timeout_s),
-        start=SlowStart(workload.config.num_first_dialogues),
-    )
+def _of_role(found: Mapping[Engine, _Done], role: str) -> list[_Done]:
+    return [one for (name, _), one in found.items() if name == role]
 
 
-def _all_phases(recorded: Recorded) -> list[Phase]:
-    return phases(one for of_role in recorded.values() for served in of_role for one in served)
-
-
-def _of_phase(requests: Sequence[Sequence[Served]], phase: Phase) -> list[list[Served]]:
-    return [
-        [one for one in of_engine if place_of(one.request.request_id)[1] == phase]
-        for of_engine in requests
-    ]
+def _by_phase(recorded: Recorded) -> Iterator[tuple[str, Recorded]]:
+    """The requests of each phase and its role, in the order of a lock-step loop."""
+    for phase in phases(chain.from_iterable(recorded.values())):
+        requests = {
+            engine: [one for one in served if place_of(one.request.request_id)[1] == phase]
+            for engine, served in recorded.items()
+            if engine[0] == phase.role
+        }
+        yield phase.role, requests

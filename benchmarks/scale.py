@@ -13,16 +13,16 @@ processes share this machine's cores, also the simulated engines': the card says
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from stargate.benchmarks.card import Measurement, Ratio, Say
 from stargate.benchmarks.options import not_negative, positive
+from stargate.benchmarks.results import Measurement, Ratio, Say
 
 if TYPE_CHECKING:
     from stargate.benchmarks.scale_run import Played
 
-HELP = "the orchestration with simulated engines: 1 to 64 engine pairs, memory, Ray calls"
 RATIOS: Mapping[str, Ratio] = {
     "linear_64": Ratio(
         "turns per second of the rollouts with 64 simulated engine pairs / 64 x that with one "
@@ -36,6 +36,10 @@ _SIMULATED = "SIMULATED engines, scorer and trainer: latency and batching from a
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the benchmark's options."""
+
+    def add(name: str, default: int, text: str, least: Callable[[str], int] = positive) -> None:
+        parser.add_argument(name, type=least, default=default, metavar="N", help=text)
+
     parser.add_argument(
         "--pairs",
         type=positive,
@@ -44,55 +48,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="numbers of engine pairs (default: 1 4 16 64; linear_64 needs 1 and 64)",
     )
-    parser.add_argument(
-        "--per-pair",
-        type=positive,
-        default=120,
-        metavar="N",
-        help="dialogues per engine pair (default: %(default)s)",
-    )
+    add("--per-pair", 120, "dialogues per engine pair")
     parser.add_argument(
         "--curve",
         choices=("cpu", "fast"),
         default="cpu",
         help="simulated speed of those engines: cpu is measured, fast is of the order of an H100",
     )
-    parser.add_argument(
+    add(
         "--dialogues",
-        type=positive,
-        default=40_000,
-        metavar="N",
-        help="dialogues for the orchestrator's own limit (default: %(default)s; "
-        "the paper's iteration has 125000)",
+        40_000,
+        "dialogues for the orchestrator's own limit (default: %(default)s; the paper's iteration "
+        "has 125000)",
     )
-    parser.add_argument(
-        "--limit-pairs",
-        type=positive,
-        default=16,
-        metavar="N",
-        help="engine pairs there (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=not_negative,
-        default=2,
-        metavar="N",
-        help="dialogue workers; 0: the driver plays (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--hosts",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="processes that the simulated engines share (default: %(default)s)",
-    )
-    parser.add_argument(
+    add("--limit-pairs", 16, "engine pairs there")
+    add("--workers", 2, "dialogue workers; 0: the driver plays", not_negative)
+    add("--hosts", 1, "processes that the simulated engines share")
+    add(
         "--max-new-tokens",
-        type=positive,
-        default=48,
-        metavar="N",
-        help="of each question and answer; simulated lengths are uniform from half of it to all "
-        "(default: %(default)s)",
+        48,
+        "of each question and answer; simulated lengths are uniform from half of it to all",
     )
 
 
@@ -133,24 +108,18 @@ def measure(args: argparse.Namespace, say: Say) -> Measurement:
 
 
 def _describe(found: "Played") -> dict[str, Any]:
+    figures = asdict(found)
+    cpu_seconds = figures.pop("cpu_seconds")
+    del figures["setting"]
     return {
         "engine_pairs": found.setting.num_engine_pairs,
         "curve": f"{found.setting.curve} (simulated)",
-        "dialogues": found.num_dialogues,
-        "turns": found.num_turns,
-        "seconds": found.seconds,
         "turns_per_s": found.turns_per_s,
-        "iteration_seconds": found.iteration_seconds,
-        "ray_calls_per_turn": found.ray_calls_per_turn,
-        "rows_per_file": found.rows_per_file,
-        "engine_busy_share": found.engine_busy_share,
-        "mean_requests_running": found.mean_running,
-        "driver_rss_gb": found.driver_rss_gb,
-        "worker_rss_gb": found.worker_rss_gb,
+        **figures,
         "cpu_ms_per_turn": {
-            name: 1e3 * seconds / found.num_turns for name, seconds in found.cpu_seconds.items()
+            name: 1e3 * seconds / found.turns for name, seconds in cpu_seconds.items()
         },
         "cpu_share_of_a_core": {
-            name: seconds / found.iteration_seconds for name, seconds in found.cpu_seconds.items()
+            name: seconds / found.iteration_seconds for name, seconds in cpu_seconds.items()
         },
     }

@@ -10,17 +10,19 @@ texts cut from a given stream of token ids. Everything around them is the real t
 import asyncio
 import heapq
 import os
-import time
 from bisect import bisect_left
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 from zlib import crc32
 
 from stargate.actors.rpc.batched_calls import BatchedServer, CallBatch, Delivery
 from stargate.actors.rpc.wire import Records
+from stargate.actors.training.rank import TrainProgress
 from stargate.types import (
     GenerateRequest,
     Generation,
@@ -89,25 +91,17 @@ CURVES = {
 }
 
 
-@dataclass(frozen=True)
-class TextSource:
-    """Real text to cut simulated ones from: token ids, and the text of every prefix is decoded by
-    `texts` beforehand, because a decoder would cost time that a real engine has elsewhere.
-    """
-
-    variants: dict[int, tuple[tuple[str, tuple[int, ...]], ...]]  # by max_new_tokens
-
-    def pick(self, max_new_tokens: int, seed: int) -> tuple[str, tuple[int, ...]]:
-        texts = self.variants[max_new_tokens]
-        return texts[seed % len(texts)]
+# max_new_tokens -> texts with their token ids, decoded beforehand: a decoder would cost time that a
+# real engine has elsewhere.
+Texts = Mapping[int, Sequence[tuple[str, tuple[int, ...]]]]
 
 
-def make_texts(tokenizer: Any, corpus: str, limits: Sequence[int], seed: int = 0) -> TextSource:
-    """Texts whose lengths are uniform between half of a limit and the limit, the end token
-    included (an assumption of the simulation).
+def make_texts(tokenizer: Any, corpus: str, limits: Sequence[int]) -> Texts:
+    """Real text in pieces whose lengths are uniform between half of a limit and the limit, the end
+    token included (an assumption of the simulation).
     """
     stream = tokenizer.backend_tokenizer.encode(corpus, add_special_tokens=False).ids
-    random = Random(seed)
+    random = Random(0)
     variants = {}
     for limit in dict.fromkeys(limits):
         texts = []
@@ -116,8 +110,8 @@ def make_texts(tokenizer: Any, corpus: str, limits: Sequence[int], seed: int = 0
             start = random.randrange(len(stream) - length)
             ids = stream[start : start + length]
             texts.append((tokenizer.decode(ids), (*ids, tokenizer.eos_token_id)))
-        variants[limit] = tuple(texts)
-    return TextSource(variants)
+        variants[limit] = texts
+    return variants
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +128,7 @@ class SimulatedEngine:
     a real engine on a machine of its own would not wait either.
     """
 
-    def __init__(self, curve: Curve, texts: TextSource) -> None:
+    def __init__(self, curve: Curve, texts: Texts) -> None:
         self._curve = curve
         self._steps = [curve.step_seconds(n) for n in range(1, curve.max_num_seqs + 1)]
         self._texts = texts
@@ -146,7 +140,6 @@ class SimulatedEngine:
         self._next_step: float | None = None  # loop time; None: idle
         self._cached: OrderedDict[int | str, int] = OrderedDict()
         self._server = BatchedServer(self.generate)
-        self.num_requests = self.num_tokens = 0
         self.busy_seconds = 0.0
         self.seat_seconds = 0.0
 
@@ -156,9 +149,9 @@ class SimulatedEngine:
     def generate(self, request: GenerateRequest) -> "asyncio.Future[Generation]":
         """A text of the source, when the curve says that it has ended."""
         loop = asyncio.get_running_loop()
-        text, token_ids = self._texts.pick(request.sampling.max_new_tokens, request.sampling.seed)
-        num_cached = self._num_cached(request)
-        job = _Job(request, text, token_ids, num_cached, loop.create_future())
+        texts = self._texts[request.sampling.max_new_tokens]
+        text, token_ids = texts[request.sampling.seed % len(texts)]
+        job = _Job(request, text, token_ids, self._num_cached(request), loop.create_future())
         self._queue.append(job)
         if self._next_step is None:
             self._next_step = loop.time()
@@ -191,8 +184,6 @@ class SimulatedEngine:
             job = heapq.heappop(self._running)[2]
             if not job.ended.done():  # else it was cancelled
                 job.ended.set_result(self._generation(job))
-            self.num_requests += 1
-            self.num_tokens += len(job.token_ids)
         num_prefilled = 0
         while self._queue and len(self._running) < self._curve.max_num_seqs:
             job = self._queue.popleft()
@@ -234,32 +225,28 @@ class SimulatedEngine:
         return min(known, len(ids) - 1) // block * block
 
 
-@dataclass(frozen=True)
-class HostStats:
-    """What the simulated engines of one process did, and what the process took."""
+class _Actor:
+    """What the simulated actors have in common."""
 
-    num_requests: int
-    num_tokens: int
-    busy_seconds: tuple[float, ...]  # per engine
-    mean_running: tuple[float, ...]  # per engine, while busy
-    num_calls: int
-    cpu_seconds: float
-
-
-class SimulatedEngines:
-    """Several simulated engines in one process: each is called for itself, as if it had its own."""
-
-    def __init__(self, curve: Curve, texts: TextSource, count: int) -> None:
-        self._engines = [SimulatedEngine(curve, texts) for _ in range(count)]
-        self._num_calls = 0
+    num_calls_so_far = 0
 
     async def start(self) -> int:
         return os.getpid()
 
+    async def num_calls(self) -> int:
+        return self.num_calls_so_far
+
+
+class SimulatedEngines(_Actor):
+    """Several simulated engines in one process: each is called for itself, as if it had its own."""
+
+    def __init__(self, curve: Curve, texts: Texts, count: int) -> None:
+        self._engines = [SimulatedEngine(curve, texts) for _ in range(count)]
+
     async def exchange(
         self, number: int, batch: CallBatch[GenerateRequest]
     ) -> Delivery[Generation]:
-        self._num_calls += 1
+        self.num_calls_so_far += 1
         return await self._engines[number].exchange(batch)
 
     async def load_weights(self, number: int, weights: str, version: int) -> dict[str, float]:
@@ -268,19 +255,13 @@ class SimulatedEngines:
     async def reported_version(self, number: int) -> int:
         return await self._engines[number].reported_version()
 
-    async def stats(self) -> HostStats:
-        engines = self._engines
-        return HostStats(
-            num_requests=sum(engine.num_requests for engine in engines),
-            num_tokens=sum(engine.num_tokens for engine in engines),
-            busy_seconds=tuple(engine.busy_seconds for engine in engines),
-            mean_running=tuple(e.seat_seconds / max(e.busy_seconds, 1e-9) for e in engines),
-            num_calls=self._num_calls,
-            cpu_seconds=time.process_time(),
-        )
+    async def busy_seconds(self) -> list[float]:
+        """Of each engine."""
+        return [engine.busy_seconds for engine in self._engines]
 
-    async def shutdown(self) -> None:
-        """Nothing runs here."""
+    async def mean_running(self) -> list[float]:
+        """Of each engine, while it was busy."""
+        return [e.seat_seconds / max(e.busy_seconds, 1e-9) for e in self._engines]
 
 
 class EngineHandle:
@@ -290,42 +271,23 @@ class EngineHandle:
         self._host = host
         self._number = number
 
-    @property
-    def exchange(self) -> "_Method":
-        return _Method(self._host.exchange, self._number)
-
-    @property
-    def load_weights(self) -> "_Method":
-        return _Method(self._host.load_weights, self._number)
-
-    @property
-    def reported_version(self) -> "_Method":
-        return _Method(self._host.reported_version, self._number)
+    def __getattr__(self, method: str) -> Any:
+        if method.startswith("_"):  # unpickling asks for some before there is a host
+            raise AttributeError(method)
+        call = getattr(self._host, method).remote
+        return SimpleNamespace(remote=partial(call, self._number))
 
 
-class _Method:
-    def __init__(self, method: Any, number: int) -> None:
-        self._method = method
-        self._number = number
-
-    def remote(self, *arguments: Any) -> Any:
-        return self._method.remote(self._number, *arguments)
-
-
-class SimulatedScorer:
+class SimulatedScorer(_Actor):
     """Scores by a checksum, `tokens_per_s` at a time."""
 
     def __init__(self, tokens_per_s: float) -> None:
         self._tokens_per_s = tokens_per_s
         self._free_at = 0.0
-        self._num_calls = 0
-
-    async def start(self) -> int:
-        return os.getpid()
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """One batch after the other, each as long as its tokens take."""
-        self._num_calls += 1
+        self.num_calls_so_far += 1
         num_tokens = sum(len(r.context_ids) + sum(map(len, r.golds)) for r in requests)
         now = asyncio.get_running_loop().time()
         self._free_at = max(self._free_at, now) + num_tokens / self._tokens_per_s
@@ -337,30 +299,17 @@ class SimulatedScorer:
             for r in requests
         )
 
-    async def stats(self) -> tuple[int, float]:
-        """Calls and CPU seconds."""
-        return self._num_calls, time.process_time()
 
-    async def shutdown(self) -> None:
-        """Nothing runs here."""
-
-
-class SimulatedTrainer:
+class SimulatedTrainer(_Actor):
     """One trainer rank that counts its examples and trains nothing."""
 
-    def __init__(self) -> None:
-        self._number = 0
+    _number = 0
 
-    async def start(self) -> int:
-        return os.getpid()
-
-    async def progress(self) -> Any:
-        from stargate.actors.training.rank import TrainProgress
-
+    async def progress(self) -> TrainProgress:
         return TrainProgress(number=self._number, steps=1, total_steps=1)
 
     async def train(
-        self, examples: Sequence[TrainingExample], start_dir: str, output: str, version: int
+        self, examples: Sequence[TrainingExample], start: str, output: str, *version: int | str
     ) -> TrainResult:
         self._number += 1
         return TrainResult(
@@ -374,6 +323,3 @@ class SimulatedTrainer:
             seconds=0.0,
             model_dir=output,
         )
-
-    async def shutdown(self) -> None:
-        """Nothing runs here."""

@@ -20,21 +20,29 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from stargate.benchmarks.card import Measurement, Ratio, Say
 from stargate.benchmarks.options import positive
+from stargate.benchmarks.results import Measurement, Ratio, Say
+from stargate.benchmarks.score_sides import Job, Side, start_side
+from stargate.benchmarks.score_work import (
+    PairRequests,
+    load_work,
+    num_tokens,
+    num_unique,
+    with_golds,
+)
+from stargate.benchmarks.sides import SideProcess
+from stargate.errors import DivergenceError
+from stargate.resources.machine import gpus
+from stargate.resources.models import resolve_model
 
-if TYPE_CHECKING:
-    from stargate.benchmarks.score_sides import Side, Worker
-    from stargate.benchmarks.score_work import PairRequests
+# (request, number of the gold) -> its log-probs (G,)
+GoldLogprobs = dict[tuple[str, int], tuple[float, ...]]
+Sides = Mapping[Side, Sequence[SideProcess]]
+# pass -> its work
+Passes = Mapping[str, Sequence[PairRequests]]
 
-    # (request, number of the gold) -> its log-probs (G,)
-    GoldLogprobs = dict[tuple[str, int], tuple[float, ...]]
-
-HELP = "the scorer against vLLM's prompt_logprobs and a bare forward pass"
 RATIOS: Mapping[str, Ratio] = {
     "vs_prompt_logprobs": Ratio(
         "tokens per second of our scorer / of vLLM's prompt_logprobs on the same requests, one "
@@ -65,65 +73,60 @@ _SEVERAL_GOLDS = ("long_n", "recorded_n")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the benchmark's options."""
-    parser.add_argument(
-        "--pairs", type=positive, default=8, metavar="N", help="of four dialogues (default: 8)"
-    )
-    parser.add_argument(
-        "--golds", type=positive, default=8, metavar="N", help="per dialogue (default: 8)"
-    )
-    parser.add_argument(
-        "--rounds", type=positive, default=2, metavar="R", help="default: %(default)s"
-    )
-    parser.add_argument("--model", default="embedded", help="as in a config (default: %(default)s)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="of the model")
-    parser.add_argument(
-        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--max-batch-tokens",
-        type=positive,
-        default=1024,
-        metavar="N",
-        help="of our scorer (default: %(default)s)",
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add = parser.add_argument
+    add("--pairs", type=positive, default=8, metavar="N", help="of four dialogues")
+    add("--golds", type=positive, default=8, metavar="N", help="per dialogue")
+    add("--rounds", type=positive, default=2, metavar="R", help="how often each side works")
+    add("--model", default="embedded", help="as in a config")
+    add("--trust-remote-code", action="store_true", help="of the model")
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the weights")
+    add("--max-batch-tokens", type=positive, default=1024, metavar="N", help="of our scorer")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where all sides compute")
 
 
 def measure(args: argparse.Namespace, say: Say) -> Measurement:
     """Measures everything in this run. Raises DivergenceError where log-probs differ."""
-    from stargate.benchmarks.score_work import load_work, with_golds
-    from stargate.resources.models import resolve_model
-
     model_dir = resolve_model(args.model)
     work = load_work(model_dir, args.pairs, args.golds, args.trust_remote_code)
     few = work.played[:_MAX_GOLDS_PAIRS]
-    passes = {
+    passes: Passes = {
         "single": with_golds(work.played, 1),
         "long_1": with_golds(work.long, 1),
-        "long_n": list(work.long),
+        "long_n": work.long,
         "recorded_1": with_golds(few, 1),
-        "recorded_n": list(few),
+        "recorded_n": few,
     }
     cores = _cores(args.device)[: args.pairs]
     results = Results()
     with tempfile.TemporaryDirectory(prefix="stargate-score-") as logs, ExitStack() as stack:
-        start = partial(_start, stack, args, model_dir, Path(logs))
+
+        def start(side: Side, cores: Sequence[int | None]) -> list[SideProcess]:
+            """One process per core. They are not waited for."""
+            started = []
+            for core in cores:
+                log_file = str(Path(logs) / f"{side}-{core}.log")
+                common = (args.dtype, args.max_batch_tokens, core, log_file)
+                job = Job(side, str(model_dir), *common, args.trust_remote_code)
+                started.append(start_side(job))
+                stack.callback(started[-1].close)
+            return started
+
         say("a float32 pass, one sequence at a time")
         sample = [work.played[0][:_NUM_REFERENCES], work.long[0]]
         reference = start("reference", cores[:1])
-        reference[0].ready()
+        reference[0].answer()
         results.run("float32", reference, with_golds(sample, 1))
         reference[0].close()
         say(f"starting vLLM and the scorer, {len(cores)} of each, and the bare pass")
-        sides: dict[Side, list[Worker]] = {
+        sides: Sides = {
             "prompt_logprobs": start("prompt_logprobs", cores),
             "scorer": start("scorer", cores),
             "forward": start("forward", cores[:1]),
         }
-        for workers in sides.values():
-            for worker in workers:
-                worker.ready()
-                worker.ask(passes["single"][:1])  # warms it up
+        for processes in sides.values():
+            for process in processes:
+                process.answer()
+                process.ask(passes["single"][:1])  # warms it up
         for number in range(args.rounds):
             say(f"round {number + 1} of {args.rounds}")
             _play_round(sides, passes, results)
@@ -136,14 +139,14 @@ class Results:
     """Per pass: seconds, summed over the rounds, and the log-probs of each gold."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    logprobs: "dict[str, GoldLogprobs]" = field(default_factory=dict)
+    logprobs: dict[str, GoldLogprobs] = field(default_factory=dict)
 
-    def run(self, name: str, workers: "Sequence[Worker]", work: "Sequence[PairRequests]") -> None:
-        """Lets the workers do the pass together, each its share of the pairs."""
-        shares = [work[number :: len(workers)] for number in range(len(workers))]
-        for worker, share in zip(workers, shares, strict=True):
-            worker.send(share)
-        answers = [worker.answer() for worker in workers]
+    def run(self, name: str, sides: Sequence[SideProcess], work: Sequence[PairRequests]) -> None:
+        """Lets the processes do the pass together, each its share of the pairs."""
+        shares = [work[number :: len(sides)] for number in range(len(sides))]
+        for side, share in zip(sides, shares, strict=True):
+            side.send(list(share))
+        answers = [side.answer() for side in sides]
         seconds = max(answer.seconds for answer in answers)
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         found = self.logprobs.setdefault(name, {})
@@ -166,8 +169,6 @@ class Results:
 
     def check(self) -> None:
         """Raises DivergenceError where the scorer's own log-probs differ by too much."""
-        from stargate.errors import DivergenceError
-
         for name, difference in self.differences().items():
             if name != "prompt_logprobs_from_float32" and not difference <= _MAX_DIFFERENCE:
                 raise DivergenceError(
@@ -176,7 +177,7 @@ class Results:
                 )
 
 
-def largest_difference(some: "GoldLogprobs", others: "GoldLogprobs") -> float:
+def largest_difference(some: GoldLogprobs, others: GoldLogprobs) -> float:
     """Of the golds that both have: the largest difference of the mean, in nats per token."""
     common = some.keys() & others.keys()
     if not common:
@@ -188,28 +189,19 @@ def largest_difference(some: "GoldLogprobs", others: "GoldLogprobs") -> float:
     return max(gaps)
 
 
-def _play_round(
-    sides: "Mapping[Side, Sequence[Worker]]",
-    passes: "Mapping[str, Sequence[PairRequests]]",
-    results: Results,
-) -> None:
-    single = passes["single"]
-    for side, workers in sides.items():
-        results.run(f"{side}_1", workers[:1], single)
-    for side, workers in sides.items():
-        if len(workers) > 1:
-            results.run(f"{side}_{len(workers)}", workers, single)
+def _play_round(sides: Sides, passes: Passes, results: Results) -> None:
+    for side, processes in sides.items():
+        results.run(f"{side}_1", processes[:1], passes["single"])
+    for side, processes in sides.items():
+        if len(processes) > 1:
+            results.run(f"{side}_{len(processes)}", processes, passes["single"])
     for name in ("long_1", "long_n", "recorded_1", "recorded_n"):
         results.run(name, sides["scorer"][:1], passes[name])
     for name in _SEVERAL_GOLDS:
         results.run(f"prompt_logprobs_{name}", sides["prompt_logprobs"][:1], passes[name])
 
 
-def _measurement(
-    args: argparse.Namespace, passes: "Mapping[str, Sequence[PairRequests]]", results: Results
-) -> Measurement:
-    from stargate.benchmarks.score_work import num_tokens, num_unique
-
+def _measurement(args: argparse.Namespace, passes: Passes, results: Results) -> Measurement:
     took = results.seconds
     asked = num_tokens(passes["single"]) * args.rounds
     unique = {name: num_unique(work) * args.rounds for name, work in passes.items()}
@@ -256,44 +248,14 @@ def _measurement(
     return Measurement(ratios, figures)
 
 
-def _start(
-    stack: ExitStack,
-    args: argparse.Namespace,
-    model_dir: Path,
-    logs: Path,
-    side: "Side",
-    cores: Sequence[int | None],
-) -> "list[Worker]":
-    """One process per core, which end with the stack. They are not waited for."""
-    from stargate.benchmarks.score_sides import Job, Worker
-
-    workers = []
-    for core in cores:
-        job = Job(
-            side=side,
-            model_dir=str(model_dir),
-            dtype=args.dtype,
-            max_batch_tokens=args.max_batch_tokens,
-            core=core,
-            log_file=str(logs / f"{side}-{core}.log"),
-            trust_remote_code=args.trust_remote_code,
-        )
-        worker = Worker(job)
-        stack.callback(worker.close)
-        workers.append(worker)
-    return workers
-
-
 def _cores(device: str) -> list[int | None]:
     """Up to two CPU cores that this process may use; [None] for the GPU."""
-    from stargate.resources.machine import gpus
-
     if device == "cuda" or (device == "auto" and gpus()):
         return [None]
     return [*sorted(os.sched_getaffinity(0))[:2]]
 
 
-def _keys(work: "Sequence[PairRequests]") -> list[tuple[str, int]]:
+def _keys(work: Sequence[PairRequests]) -> list[tuple[str, int]]:
     """Of each gold, in the order in which every side gives its log-probs."""
     return [
         (request.key, number)

@@ -1,19 +1,14 @@
-"""The sides of `stargate bench score`, each in processes of its own, asked one after another.
+"""The sides of `stargate bench score`, each in processes of its own (sides.py).
 
-    parent                        child: import, load, warm up
-      wait until ready       <--  "ready"
-      ask(work)              -->  the work, timed  --> Answer
-
-A child on CPUs is pinned to its core and computes with one thread. While one side works the others
-wait in a pipe.
+A process on CPUs is pinned to its core and computes with one thread. One that is ready says so,
+then answers work with log-probs and seconds.
 """
 
 import asyncio
-import multiprocessing
 import os
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,16 +16,13 @@ from typing import Any, Literal
 
 from stargate.actors.runtime.heap import ONE_HEAP, heap_environment
 from stargate.benchmarks.score_work import PairRequests, Stretch, stretches, texts_of
+from stargate.benchmarks.sides import SideProcess
 from stargate.config.run import EngineConfig, ScorerConfig
-from stargate.errors import EngineError
 
 Side = Literal["scorer", "prompt_logprobs", "forward", "reference"]
 Dtype = Literal["bfloat16", "float32"]
 # Log-probs of each gold (G,), in the order of the requests and of their golds.
 Logprobs = list[tuple[float, ...]]
-# Seconds within which a side must answer: starting an engine, or minutes of work on a CPU.
-_DEADLINE_S = 900.0
-_STOP_S = 60.0
 # Tokens of a batch of the bare forward pass on a CPU: with 4,096 it is a quarter slower.
 _FORWARD_CPU_TOKENS = 1024
 
@@ -60,97 +52,27 @@ class Answer:
     logprobs: Logprobs
 
 
-class Worker:
-    """One side in its process. Close it whatever happens."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        # Not a daemon: vLLM starts processes of its own.
-        self._process = context.Process(target=_serve, args=(job, theirs))
-        # As a run starts a scorer; the other sides as they come.
-        environment = heap_environment(ONE_HEAP, job.device) if job.side == "scorer" else {}
-        os.environ.update(environment)
-        try:
-            self._process.start()
-        finally:
-            for name in environment:
-                del os.environ[name]
-        theirs.close()
-
-    def ready(self) -> None:
-        """Waits until it is set up; the first thing to do."""
-        self._answer()
-
-    def send(self, work: Sequence[PairRequests]) -> None:
-        """Gives it work; `answer` waits for the result."""
-        self._pipe.send(list(work))
-
-    def answer(self) -> Answer:
-        found = self._answer()
-        assert isinstance(found, Answer)
-        return found
-
-    def ask(self, work: Sequence[PairRequests]) -> Answer:
-        self.send(work)
-        return self.answer()
-
-    def close(self) -> None:
-        """Ends the process, and waits for it: an engine needs some seconds."""
-        self._pipe.close()
-        self._process.join(timeout=_STOP_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-    def _answer(self) -> Any:
-        if not self._pipe.poll(_DEADLINE_S):
-            raise EngineError(
-                f"bench score: {self.job.side} has not answered in {_DEADLINE_S:.0f} s"
-            )
-        try:
-            answer = self._pipe.recv()
-        except EOFError as error:
-            raise EngineError(
-                f"bench score: the process of {self.job.side} died; see {self.job.log_file}"
-            ) from error
-        if isinstance(answer, Exception):
-            raise EngineError(f"bench score: {self.job.side} failed: {answer}")
-        return answer
+Score = Callable[[list[PairRequests]], Answer]
 
 
-def _serve(job: Job, pipe: Connection) -> None:
-    """The child's whole life."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+def start_side(job: Job) -> SideProcess:
+    """The process of a side, which is not waited for."""
+    environment = {"TOKENIZERS_PARALLELISM": "false"}
     if job.core is not None:
-        os.environ["OMP_NUM_THREADS"] = "1"
-        os.environ["DS_ACCELERATOR"] = "cpu"  # transformers imports an installed DeepSpeed
-    from stargate.actors.training.modeling import redirect_output
+        environment["OMP_NUM_THREADS"] = "1"
+        environment["DS_ACCELERATOR"] = "cpu"  # transformers imports an installed DeepSpeed
+    if job.side == "scorer":  # as a run starts one; the other sides as they come
+        environment |= heap_environment(ONE_HEAP, job.device)
+    name, place = f"bench score: {job.side}", f"{__name__}:play"
+    return SideProcess(name, place, job, job.log_file, environment)
 
-    redirect_output(job.log_file)
-    try:
-        score, close = _SIDES[job.side](job)
-    except Exception as error:  # whatever it is, the parent is the one to hear it
-        traceback.print_exc()
-        pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
-        return
-    try:
+
+def play(job: Job, pipe: Connection) -> None:
+    """A side's whole life."""
+    with _SIDES[job.side](job) as score:
         pipe.send("ready")
         while True:
-            work = pipe.recv()
-            try:
-                pipe.send(score(work))
-            except Exception as error:
-                traceback.print_exc()
-                pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
-    except EOFError:
-        pass  # the parent has closed its end: that is how it ends this
-    finally:
-        close()
-
-
-_Started = tuple[Callable[[list[PairRequests]], Answer], Callable[[], None]]
+            pipe.send(score(pipe.recv()))
 
 
 def _pin(job: Job) -> None:
@@ -158,21 +80,15 @@ def _pin(job: Job) -> None:
         os.sched_setaffinity(0, {job.core})
 
 
-def _scorer(job: Job) -> _Started:
+@contextmanager
+def _scorer(job: Job) -> Iterator[Score]:
     """Our scorer, asked as a run asks it: one call per pair, all at once."""
     from stargate.actors.scoring.scorer import Scorer, ScorerSpec
 
     _pin(job)
     config = ScorerConfig(dtype=job.dtype, max_batch_tokens=job.max_batch_tokens)
-    scorer = Scorer(
-        ScorerSpec(
-            job.model_dir,
-            config,
-            num_threads=1,
-            device=job.device,
-            trust_remote_code=job.trust_remote_code,
-        )
-    )
+    trusted = job.trust_remote_code
+    scorer = Scorer(ScorerSpec(job.model_dir, config, 1, job.device, trust_remote_code=trusted))
     scorer.start()
 
     async def all_at_once(work: list[PairRequests]) -> Logprobs:
@@ -184,10 +100,14 @@ def _scorer(job: Job) -> _Started:
         logprobs = asyncio.run(all_at_once(work))
         return Answer(time.perf_counter() - started, logprobs)
 
-    return score, scorer.shutdown
+    try:
+        yield score
+    finally:
+        scorer.shutdown()
 
 
-def _prompt_logprobs(job: Job) -> _Started:
+@contextmanager
+def _prompt_logprobs(job: Job) -> Iterator[Score]:
     """vLLM, given every context with its gold as a prompt, all at once."""
     from stargate.actors.engines.core_process import child_processes, end_processes
     from stargate.actors.engines.spec import EngineSpec, engine_arguments, engine_environment
@@ -231,26 +151,34 @@ def _prompt_logprobs(job: Job) -> _Started:
             )
         return Answer(seconds, found)
 
-    def close() -> None:
+    try:
+        yield score
+    finally:
         llm.llm_engine.engine_core.shutdown()
         end_processes(child_processes() - before)
 
-    return score, close
 
-
-def _forward(job: Job) -> _Started:
-    """A Hugging Face forward pass of the unique tokens, sorted by length, and nothing else."""
+def _load(job: Job, dtype: Dtype) -> Any:
+    """Hugging Face's model, on one thread of the job's core or on the GPU."""
     import torch
 
     from stargate.actors.training.modeling import load_model
 
     _pin(job)
-    dtype = torch.bfloat16 if job.dtype == "bfloat16" else torch.float32
-    model = load_model(job.model_dir, dtype, job.device, job.trust_remote_code)
-    max_tokens = job.max_batch_tokens
+    model = load_model(job.model_dir, getattr(torch, dtype), job.device, job.trust_remote_code)
     if job.core is not None:
         torch.set_num_threads(1)
-        max_tokens = min(max_tokens, _FORWARD_CPU_TOKENS)
+    return model
+
+
+@contextmanager
+def _forward(job: Job) -> Iterator[Score]:
+    """A Hugging Face forward pass of the unique tokens, sorted by length, and nothing else."""
+    import torch
+
+    model = _load(job, job.dtype)
+    on_cpu = job.core is not None
+    max_tokens = min(job.max_batch_tokens, _FORWARD_CPU_TOKENS) if on_cpu else job.max_batch_tokens
 
     def score(work: list[PairRequests]) -> Answer:
         batches = by_length(stretches(work), max_tokens)
@@ -270,7 +198,7 @@ def _forward(job: Job) -> _Started:
                 logits[-1, -1].item()  # waits for a GPU
         return Answer(time.perf_counter() - started, [])
 
-    return score, lambda: None
+    yield score
 
 
 def by_length(sequences: Sequence[Stretch], max_tokens: int) -> list[list[Stretch]]:
@@ -284,16 +212,12 @@ def by_length(sequences: Sequence[Stretch], max_tokens: int) -> list[list[Stretc
     return batches
 
 
-def _reference(job: Job) -> _Started:
+@contextmanager
+def _reference(job: Job) -> Iterator[Score]:
     """Full logits in float32, one sequence at a time: what every side should come to."""
     import torch
 
-    from stargate.actors.training.modeling import load_model
-
-    _pin(job)
-    model = load_model(job.model_dir, torch.float32, job.device, job.trust_remote_code)
-    if job.core is not None:
-        torch.set_num_threads(1)
+    model = _load(job, "float32")
 
     def score(work: list[PairRequests]) -> Answer:
         started = time.perf_counter()
@@ -306,10 +230,10 @@ def _reference(job: Job) -> _Started:
                 found.append(tuple(float(logprobs[first + k, t]) for k, t in enumerate(text.gold)))
         return Answer(time.perf_counter() - started, found)
 
-    return score, lambda: None
+    yield score
 
 
-_SIDES: dict[Side, Callable[[Job], _Started]] = {
+_SIDES = {
     "scorer": _scorer,
     "prompt_logprobs": _prompt_logprobs,
     "forward": _forward,

@@ -2,9 +2,7 @@
 
     score_dialogues.jsonl (texts) + the starter data set's golds + a model's chat template -> Work
 
-The dialogues were played by the embedded model with itself (`cpu_learn`, iteration 0: all four
-dialogues of each of 24 pairs, three turns each). They are kept as texts, so that any model's
-tokenizer can be used. Contexts have about 200 tokens, golds 137.
+All four dialogues of each of 24 pairs, three turns each. Contexts have about 200 tokens, golds 137.
 
 For several golds per dialogue there are long dialogues as well: the turns of a pair's four
 dialogues, one after another, about 580 tokens of context. Three turns of models that write as
@@ -12,16 +10,20 @@ freely as the paper's come to that. Beside a recorded context of 200 tokens, 8 g
 times the tokens of one, whoever scores them.
 """
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stargate.actors.scoring.prefix_tree import Text, common_length, num_unique_tokens
 from stargate.algorithm.scoring import GoldScoring
+from stargate.benchmarks.recorded import pair_of, read_rows, turn_of
 from stargate.data.dataset import Dataset, open_dataset
 from stargate.errors import DataError
-from stargate.types import Pair, ScoreRequest, StopReason, Turn
+from stargate.resources.models import context_length
+from stargate.text.chat import HfChatTokenizer, load_chat_format
+from stargate.text.prompts import load_prompts
+from stargate.text.views import Views
+from stargate.types import Pair, ScoreRequest
 
 DIALOGUES = Path(__file__).parent / "score_dialogues.jsonl"
 # The requests of one pair, which a run asks for together.
@@ -48,31 +50,24 @@ def load_work(model_dir: Path, num_pairs: int, num_golds: int, trust_remote_code
     """The first `num_pairs` pairs. Raises DataError if there are not so many pairs or golds."""
     from transformers import AutoTokenizer
 
-    from stargate.resources.models import context_length
-    from stargate.text.chat import HfChatTokenizer, load_chat_format
-    from stargate.text.prompts import load_prompts
-    from stargate.text.views import Views
-
-    rows = [json.loads(line) for line in DIALOGUES.read_text(encoding="utf-8").splitlines()]
-    if not 1 <= num_pairs <= len(rows):
-        raise DataError(f"--pairs must be in 1..{len(rows)}, got {num_pairs}")
+    rows = read_rows(DIALOGUES, num_pairs, "--pairs")
     data = open_dataset("starter")
     chat = load_chat_format(str(model_dir), trust_remote_code)
     tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
     encode = HfChatTokenizer(tokenizer).encode
     scoring = GoldScoring(Views(load_prompts("small")), chat, context_length(model_dir))
     played, long = [], []
-    for row in rows[:num_pairs]:
-        pair, others = _pair(data, row["task_id"], row["persona_id"], num_golds - 1)
-        dialogues = [tuple(_turn(one, encode) for one in said) for said in row["dialogues"]]
+    for row in rows:
+        pair = pair_of(row, data)
+        others = _other_golds(pair, data, num_golds - 1)
+        dialogues = [tuple(turn_of(one, encode) for one in said) for said in row["dialogues"]]
         joined = tuple(turn for turns in dialogues for turn in turns)
-        played.append(
-            tuple(
-                scoring.after_dialogue(f"{pair.id}/{n}", pair, turns, others)
-                for n, turns in enumerate(dialogues)
-            )
-        )
-        long.append((scoring.after_dialogue(f"{pair.id}/long", pair, joined, others),))
+        requests = [
+            scoring.after_dialogue(f"{pair.id}/{name}", pair, turns, others)
+            for name, turns in (*enumerate(dialogues), ("long", joined))
+        ]
+        played.append(tuple(requests[:-1]))
+        long.append((requests[-1],))
     return Work(tuple(played), tuple(long))
 
 
@@ -120,27 +115,13 @@ def stretches(pairs: Sequence[PairRequests]) -> list[Stretch]:
     return found
 
 
-def _pair(
-    data: Dataset, task_id: str, persona_id: str, num_others: int
-) -> tuple[Pair, tuple[str, ...]]:
-    """A pair, and the golds of `num_others` other personas for its task."""
+def _other_golds(pair: Pair, data: Dataset, count: int) -> tuple[str, ...]:
+    """The golds of `count` other personas for the pair's task."""
     others = [
         text
         for (task, persona), (text, _) in sorted(data.golds.items())
-        if task == task_id and persona != persona_id
+        if task == pair.task.id and persona != pair.persona.id
     ]
-    if len(others) < num_others:
-        raise DataError(f"--golds must be in 1..{len(others) + 1}, got {num_others + 1}")
-    gold = data.golds[task_id, persona_id]
-    pair = Pair(data.tasks[task_id], data.personas[persona_id], *gold)
-    return pair, tuple(others[:num_others])
-
-
-def _turn(said: dict[str, str], encode: Callable[[str], list[int]]) -> Turn:
-    """A turn with the ids that a model would have sampled for its question, without an end token.
-
-    The answer is not sampled: the template tokenises it as text.
-    """
-    asked = tuple(encode(said["question"]))
-    stop = StopReason.LENGTH
-    return Turn(said["question"], asked, stop, said["answer"], (), StopReason.FIXED)
+    if len(others) < count:
+        raise DataError(f"--golds must be in 1..{len(others) + 1}, got {count + 1}")
+    return tuple(others[:count])

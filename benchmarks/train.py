@@ -8,16 +8,26 @@ reported apart. Tokens are those of the examples, padding never counts.
 import argparse
 import statistics
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from stargate.benchmarks.card import Measurement, Ratio, Say
+from pydantic import ValidationError
 
-if TYPE_CHECKING:
-    from stargate.benchmarks.train_sides import Finished, Job, Ready, Side, StepTime, Worker
+from stargate.actors.training.rank import TrainerSpec, make_layout
+from stargate.algorithm.step_plan import plan_steps
+from stargate.benchmarks.options import positive
+from stargate.benchmarks.results import Measurement, Ratio, Say
+from stargate.benchmarks.sides import SideProcess, in_turn
+from stargate.benchmarks.train_work import Job, StepTime, load_examples
+from stargate.config.files import describe_problem
+from stargate.config.run import LoraConfig, TrainerConfig
+from stargate.errors import ConfigError, DataError
+from stargate.resources.machine import gpus, usable_cores
+from stargate.resources.models import resolve_model
 
-HELP = "the trainer against Hugging Face's padded Trainer and a bare torch loop"
 RATIOS: Mapping[str, Ratio] = {
     "vs_padded_trainer": Ratio(
         "tokens/s of our trainer rank (DeepSpeed, as in a run: rows of up to micro_batch_size x "
@@ -33,6 +43,12 @@ RATIOS: Mapping[str, Ratio] = {
         goal=0.95,
     ),
 }
+# side -> its place; each is a process of its own.
+SIDES = {
+    "ours": "stargate.benchmarks.train_ours:play",
+    "padded_trainer": "stargate.benchmarks.train_padded:play",
+    "bare_loop": "stargate.benchmarks.train_bare:play",
+}
 # How far the first step's loss of a side may be from ours: bfloat16 rounds in other places, and
 # the Trainer's autocast keeps more of the model in float32.
 _SAME_LOSS = 0.03
@@ -40,73 +56,65 @@ _SAME_LOSS = 0.03
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the benchmark's options."""
-    parser.add_argument("--model", default="embedded", help="name or folder (default: embedded)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--model", default="embedded", help="name or folder")
+    add(
         "--target",
         choices=("gold_response", "questions_only"),
         default="gold_response",
         help="what the examples end with: the gold (long and short ones, as in the paper; the "
         "default) or the last question",
     )
-    parser.add_argument("--dialogues", type=int, default=64, help="recorded dialogues to use")
-    parser.add_argument("--batch-size", type=int, default=8, help="examples per optimizer step")
-    parser.add_argument(
-        "--micro-batch-size", type=int, default=4, help="as trainer.micro_batch_size"
-    )
-    parser.add_argument(
-        "--row-tokens", type=int, help="as trainer.row_tokens; default: its default"
-    )
-    parser.add_argument("--no-packing", action="store_true", help="trainer.packing=false for ours")
-    parser.add_argument("--steps", type=int, default=6, help="measured optimizer steps")
-    parser.add_argument("--warmup-steps", type=int, default=2, help="steps before those")
-    parser.add_argument("--zero-stage", type=int, choices=(0, 1, 2, 3), default=2)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument(
-        "--lora", type=int, metavar="RANK", help="train LoRA adapters, on all sides"
-    )
-    parser.add_argument(
-        "--activation-checkpointing", action="store_true", help="on all sides; see peak memory"
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=int, help="CPU threads of each side; default: all cores")
-    parser.add_argument("--trust-remote-code", action="store_true")
+    add("--dialogues", type=int, default=64, help="recorded dialogues to use")
+    add("--batch-size", type=int, default=8, help="examples per optimizer step")
+    add("--micro-batch-size", type=int, default=4, help="as trainer.micro_batch_size")
+    add("--row-tokens", type=int, help="as trainer.row_tokens; default: its default")
+    add("--no-packing", action="store_true", help="trainer.packing=false for ours")
+    add("--steps", type=positive, default=6, help="measured optimizer steps")
+    add("--warmup-steps", type=positive, default=2, help="steps before those: they are slower")
+    add("--zero-stage", type=int, choices=(0, 1, 2, 3), default=2, help="of our side")
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the weights")
+    add("--lora", type=int, metavar="RANK", help="train LoRA adapters, on all sides")
+    add("--activation-checkpointing", action="store_true", help="on all sides; see peak memory")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where all sides compute")
+    add("--threads", type=int, help="CPU threads of each side; default: all cores")
+    add("--trust-remote-code", action="store_true")
 
 
 def measure(args: argparse.Namespace, say: Say) -> Measurement:
     """Measures everything in this run."""
-    from stargate.benchmarks.train_sides import SIDES, Worker
-    from stargate.errors import ConfigError
-
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         job = _make_job(args, folder)
         say(
             f"{job.num_threads} threads on {job.device}, {len(job.examples)} examples, "
             f"{len(job.steps)} steps; starting {', '.join(SIDES)}"
         )
-        workers = []
-        ready: dict[Side, Ready] = {}
-        for side in SIDES:  # one after the other: loading at the same time would be slower
-            worker = Worker(side, job)
-            stack.callback(worker.close)
-            ready[side] = worker.ready()
-            say(f"{side}: ready after {ready[side].setup_s:.1f} s")
-            workers.append(worker)
-        if job.config.packing and not ready["ours"].packed:
-            raise ConfigError(f"bench train: {args.model} can't be packed; use --no-packing")
-        times = _play(workers, len(job.steps), args.warmup_steps, say)
-        finished = {worker.side: worker.finish() for worker in workers}
+        environment = {"OMP_NUM_THREADS": str(job.num_threads), "TOKENIZERS_PARALLELISM": "false"}
+        sides: dict[str, SideProcess] = {}
+        setup: dict[str, float] = {}
+        for name, play in SIDES.items():  # one by one: loading at the same time would be slower
+            started = time.perf_counter()
+            log_file = str(Path(folder) / f"{name}.log")
+            side = SideProcess(f"bench train: {name}", play, job, log_file, environment)
+            stack.callback(side.close)
+            packed = side.answer()
+            if name == "ours" and job.config.packing and not packed:
+                raise ConfigError(f"bench train: {args.model} can't be packed; use --no-packing")
+            sides[name], setup[name] = side, time.perf_counter() - started
+            say(f"{name}: ready after {setup[name]:.1f} s")
+        times: dict[str, list[StepTime]] = {name: [] for name in SIDES}
+        for number, name in in_turn(list(SIDES), len(job.steps)):
+            times[name].append(sides[name].ask("step"))
+            if all(len(taken) > number for taken in times.values()):
+                shown = ", ".join(f"{n} {taken[-1].seconds:.2f} s" for n, taken in times.items())
+                kind = "warm-up" if number < args.warmup_steps else "step"
+                say(f"{kind} {number + 1} of {len(job.steps)}: {shown}")
+        closing = {name: side.ask("finish") for name, side in sides.items()}
     _check_same_work(times)
-    return summarize(job, args.warmup_steps, times, ready, finished)
+    return summarize(job, args.warmup_steps, times, setup, closing)
 
 
-def _make_job(args: argparse.Namespace, folder: str) -> "Job":
-    from stargate.actors.training.rank import TrainerSpec, make_layout
-    from stargate.algorithm.step_plan import plan_steps
-    from stargate.benchmarks.train_examples import load_examples
-    from stargate.benchmarks.train_sides import Job
-    from stargate.resources.machine import gpus, usable_cores
-    from stargate.resources.models import resolve_model
-
+def _make_job(args: argparse.Namespace, folder: str) -> Job:
     config = _trainer_config(args)
     model_dir = resolve_model(args.model, trust_remote_code=args.trust_remote_code)
     examples = load_examples(model_dir, args.target, args.dialogues, args.trust_remote_code)
@@ -116,12 +124,11 @@ def _make_job(args: argparse.Namespace, folder: str) -> "Job":
     whole = len(examples) - len(examples) % config.batch_size
     wanted = args.steps + args.warmup_steps
     epochs = -(-wanted // (whole // config.batch_size))
-    device: Literal["cpu", "cuda"]
-    device = args.device if args.device != "auto" else ("cuda" if gpus() else "cpu")
+    device: Literal["cpu", "cuda"] = "cuda" if gpus() else "cpu"
     return Job(
         model_dir=str(model_dir),
         config=config,
-        device=device,
+        device=device if args.device == "auto" else args.device,
         num_threads=args.threads or usable_cores(),
         examples=examples,
         steps=plan_steps(range(whole), lengths, layout, epochs, seed=0)[:wanted],
@@ -130,15 +137,7 @@ def _make_job(args: argparse.Namespace, folder: str) -> "Job":
     )
 
 
-def _trainer_config(args: argparse.Namespace) -> Any:
-    from pydantic import ValidationError
-
-    from stargate.config.files import describe_problem
-    from stargate.config.run import LoraConfig, TrainerConfig
-    from stargate.errors import ConfigError
-
-    if args.steps < 1 or args.warmup_steps < 1:
-        raise ConfigError("--steps and --warmup-steps must be at least 1: first steps are slower")
+def _trainer_config(args: argparse.Namespace) -> TrainerConfig:
     if args.dialogues < args.batch_size:
         raise ConfigError(f"--dialogues must be at least --batch-size, got {args.dialogues}")
     try:
@@ -157,25 +156,8 @@ def _trainer_config(args: argparse.Namespace) -> Any:
         raise ConfigError(f"bench train: {describe_problem(error)}") from error
 
 
-def _play(
-    workers: "Sequence[Worker]", num_steps: int, num_warmup: int, say: Say
-) -> "dict[Side, list[StepTime]]":
-    """Every step on every side. Who begins changes from step to step."""
-    times: dict[Side, list[StepTime]] = {worker.side: [] for worker in workers}
-    for number in range(num_steps):
-        first = number % len(workers)
-        for worker in [*workers[first:], *workers[:first]]:
-            times[worker.side].append(worker.step())
-        shown = ", ".join(f"{side} {taken[-1].seconds:.2f} s" for side, taken in times.items())
-        kind = "warm-up" if number < num_warmup else "step"
-        say(f"{kind} {number + 1} of {num_steps}: {shown}")
-    return times
-
-
-def _check_same_work(times: "Mapping[Side, Sequence[StepTime]]") -> None:
+def _check_same_work(times: Mapping[str, Sequence[StepTime]]) -> None:
     """Before the first update all sides have the same weights, so they have the same loss."""
-    from stargate.errors import DataError
-
     own = times["ours"][0].loss
     for side, taken in times.items():
         if not abs(taken[0].loss - own) <= _SAME_LOSS * own:
@@ -186,19 +168,22 @@ def _check_same_work(times: "Mapping[Side, Sequence[StepTime]]") -> None:
 
 
 def summarize(
-    job: "Job",
+    job: Job,
     num_warmup: int,
-    times: "Mapping[Side, Sequence[StepTime]]",
-    ready: "Mapping[Side, Ready]",
-    finished: "Mapping[Side, Finished]",
+    times: Mapping[str, Sequence[StepTime]],
+    setup: Mapping[str, float],
+    closing: Mapping[str, Mapping[str, float]],
 ) -> Measurement:
-    """Ratios and figures of the steps after the warm-up."""
+    """Ratios and figures of the steps after the warm-up.
+
+    By side: seconds until it was ready, and what it said at its end: seconds by phase, memory.
+    """
     seconds = {side: [t.seconds for t in taken[num_warmup:]] for side, taken in times.items()}
     steps = job.steps[num_warmup:]
     lengths = [len(example.input_ids) for example in job.examples]
     tokens = sum(lengths[i] for step in steps for i in step.examples)
 
-    def ratio(other: "Side") -> float:
+    def ratio(other: str) -> float:
         pairs = zip(seconds[other], seconds["ours"], strict=True)
         return statistics.median(theirs / own for theirs, own in pairs)
 
@@ -208,32 +193,22 @@ def summarize(
             "seconds": sum(taken),
             "first_loss": times[side][0].loss,
             "last_loss": times[side][-1].loss,
-            "setup_s": ready[side].setup_s,
-            **finished[side].closing,
-            "peak_memory_gb": finished[side].peak_memory_gb,
+            "setup_s": setup[side],
+            **closing[side],
         }
         for side, taken in seconds.items()
     }
-    return Measurement(
-        ratios={
-            "vs_padded_trainer": ratio("padded_trainer"),
-            "vs_bare_loop": ratio("bare_loop"),
-        },
-        figures={
-            **sides,
-            "work": {
-                "steps": len(steps),
-                "tokens": tokens,
-                "loss_tokens": sum(
-                    job.examples[i].num_loss_tokens for step in steps for i in step.examples
-                ),
-                "shortest_example": min(lengths),
-                "mean_example": statistics.mean(lengths),
-                "longest_example": max(lengths),
-                "packed": ready["ours"].packed,
-                "forward_passes_per_step": sum(len(s.ranks[0]) for s in steps) / len(steps),
-                "threads": job.num_threads,
-                "device": job.device,
-            },
-        },
-    )
+    work = {
+        "steps": len(steps),
+        "tokens": tokens,
+        "loss_tokens": sum(map(job.num_loss_tokens, steps)),
+        "shortest_example": min(lengths),
+        "mean_example": statistics.mean(lengths),
+        "longest_example": max(lengths),
+        "packed": job.config.packing,
+        "forward_passes_per_step": sum(len(s.ranks[0]) for s in steps) / len(steps),
+        "threads": job.num_threads,
+        "device": job.device,
+    }
+    ratios = {f"vs_{side}": ratio(side) for side in ("padded_trainer", "bare_loop")}
+    return Measurement(ratios, {**sides, "work": work})

@@ -5,6 +5,8 @@ only, LoRA and checkpointing if asked for), and the same precision: with bfloat1
 beside float32 masters, float32 sums of gradients and float32 moments, in plain torch.
 """
 
+from multiprocessing.connection import Connection
+
 import torch
 from torch import nn
 
@@ -12,10 +14,10 @@ from stargate.actors.training import lora as adapters
 from stargate.actors.training.batches import make_batch
 from stargate.actors.training.modeling import SelectedLogits, load_model, token_losses
 from stargate.actors.training.packing import make_packable
-from stargate.benchmarks.train_sides import Job, Turns
+from stargate.benchmarks.train_work import Job, StepTime
 
 
-def play(job: Job, turns: Turns) -> None:
+def play(job: Job, pipe: Connection) -> None:
     """A plain loop."""
     torch.set_num_threads(job.num_threads)
     torch.manual_seed(job.seed)
@@ -36,11 +38,11 @@ def play(job: Job, turns: Turns) -> None:
     optimizer = torch.optim.AdamW(
         masters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    turns.is_ready(packed)
+    pipe.send(packed)
     for step in job.steps:
-        turns.wait()
-        start = turns.now()
-        num_loss_tokens = sum(job.examples[i].num_loss_tokens for i in step.examples)
+        pipe.recv()
+        start = job.now()
+        num_loss_tokens = job.num_loss_tokens(step)
         nats = 0.0
         for micro in step.ranks[0]:
             batch = make_batch([job.examples[i] for i in micro], packed, device)
@@ -62,6 +64,6 @@ def play(job: Job, turns: Turns) -> None:
         with torch.no_grad():
             for parameter, master in zip(learning, masters, strict=True):
                 parameter.copy_(master)
-        turns.stepped(turns.now() - start, nats / num_loss_tokens)
-    turns.wait()
-    turns.finished({})
+        pipe.send(StepTime(job.now() - start, nats / num_loss_tokens))
+    pipe.recv()
+    pipe.send({"peak_memory_gb": job.peak_memory_gb()})

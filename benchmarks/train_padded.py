@@ -5,10 +5,11 @@ our float32 masters do.
 """
 
 import random
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import SequentialSampler
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -18,12 +19,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from stargate.benchmarks.train_sides import Job, Turns
+from stargate.benchmarks.train_work import Job, StepTime
 
 _IGNORED = -100  # a label without loss
 
 
-def play(job: Job, turns: Turns) -> None:
+def play(job: Job, pipe: Connection) -> None:
     """The same batches as ours, in an order that nobody sorted."""
     torch.set_num_threads(job.num_threads)
     torch.manual_seed(job.seed)
@@ -34,16 +35,13 @@ def play(job: Job, turns: Turns) -> None:
     if config.lora is not None:
         import peft
 
-        targets = list(config.lora.target_modules) or "all-linear"
-        model = peft.get_peft_model(
-            model,
-            peft.LoraConfig(
-                r=config.lora.rank,
-                lora_alpha=config.lora.alpha,
-                target_modules=targets,
-                task_type="CAUSAL_LM",
-            ),
+        lora = peft.LoraConfig(
+            r=config.lora.rank,
+            lora_alpha=config.lora.alpha,
+            target_modules=list(config.lora.target_modules) or "all-linear",
+            task_type="CAUSAL_LM",
         )
+        model = peft.get_peft_model(model, lora)
     tokenizer = AutoTokenizer.from_pretrained(
         job.model_dir, trust_remote_code=job.trust_remote_code
     )
@@ -52,13 +50,28 @@ def play(job: Job, turns: Turns) -> None:
     trainer = _InOrder(
         model=model,
         args=_arguments(job),
-        train_dataset=_Rows(job),
+        train_dataset=_rows(job),
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=_IGNORED),
-        callbacks=[_Gate(turns)],
+        callbacks=[_Gate(job, pipe)],
     )
     trainer.train()
-    turns.wait()
-    turns.finished({})
+    pipe.recv()
+    pipe.send({"peak_memory_gb": job.peak_memory_gb()})
+
+
+def _rows(job: Job) -> list[dict[str, list[int]]]:
+    """All steps' examples one after the other, shuffled within a step."""
+    draw = random.Random(job.seed)
+    rows = []
+    for step in job.steps:
+        chosen = list(step.examples)
+        draw.shuffle(chosen)
+        for example in (job.examples[i] for i in chosen):
+            learned = zip(example.input_ids, example.weights, strict=True)
+            labels = [token if weight else _IGNORED for token, weight in learned]
+            ids = list(example.input_ids)
+            rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+    return rows
 
 
 def _arguments(job: Job) -> TrainingArguments:
@@ -94,50 +107,26 @@ class _InOrder(Trainer):  # type: ignore[misc]  # transformers has no types
         return SequentialSampler(self.train_dataset)
 
 
-class _Rows(Dataset[dict[str, list[int]]]):
-    """All steps' examples one after the other, shuffled within a step."""
-
-    def __init__(self, job: Job) -> None:
-        draw = random.Random(job.seed)
-        self._examples = []
-        for step in job.steps:
-            chosen = list(step.examples)
-            draw.shuffle(chosen)
-            self._examples += [job.examples[i] for i in chosen]
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        example = self._examples[index]
-        labels = [
-            token if learned else _IGNORED
-            for token, learned in zip(example.input_ids, example.weights, strict=True)
-        ]
-        ids = list(example.input_ids)
-        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
-
-
 class _Gate(TrainerCallback):  # type: ignore[misc]  # transformers has no types
     """Holds each step back until it is asked for, and times it: forward to optimizer step.
 
     Putting the batches together happens before, and is not counted.
     """
 
-    def __init__(self, turns: Turns) -> None:
-        self._turns = turns
+    def __init__(self, job: Job, pipe: Connection) -> None:
+        self._job, self._pipe = job, pipe
         self._start = self._seconds = 0.0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._turns.is_ready(packed=False)
+        self._pipe.send(False)  # not packed
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._turns.wait()
-        self._start = self._turns.now()
+        self._pipe.recv()
+        self._start = self._job.now()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._seconds = self._turns.now() - self._start
+        self._seconds = self._job.now() - self._start
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs is not None and "loss" in logs:
-            self._turns.stepped(self._seconds, float(logs["loss"]))
+            self._pipe.send(StepTime(self._seconds, float(logs["loss"])))

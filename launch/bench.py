@@ -12,56 +12,78 @@ import argparse
 import importlib
 import sys
 from pathlib import Path
-from types import ModuleType
+from typing import Any, cast
+
+from stargate.benchmarks.options import BenchmarkHelp
+from stargate.benchmarks.results import (
+    Benchmark,
+    baseline_file,
+    card,
+    compare,
+    json_line,
+    read_result,
+    record,
+)
+from stargate.errors import ConfigError, DataError
 
 HELP = "measure throughput, as ratios against something real in the same run"
 HAS_SUBCOMMANDS = True
 
-# benchmark -> module
+# benchmark (a module of benchmarks/) -> one line of help
 BENCHMARKS = {
-    "rollout": "stargate.benchmarks.rollout",
-    "score": "stargate.benchmarks.score",
-    "train": "stargate.benchmarks.train",
-    "push": "stargate.benchmarks.push",
-    "iteration": "stargate.benchmarks.iteration",
-    "scale": "stargate.benchmarks.scale",
-    "chaos": "stargate.benchmarks.chaos",
+    "rollout": "dialogues of two engines against their ceiling and against lock-step loops",
+    "score": "the scorer against vLLM's prompt_logprobs and a bare forward pass",
+    "train": "the trainer against Hugging Face's padded Trainer and a bare torch loop",
+    "push": "a weight push, against save + engine restart and against copying the bytes",
+    "iteration": "one iteration streamed, against the stages one after the other",
+    "scale": "the orchestration with simulated engines: 1 to 64 engine pairs, memory, Ray calls",
+    "chaos": "random kills over all kinds of processes in one run: nothing may be lost",
 }
 _HAS_FALLEN = 1
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds one subcommand per benchmark, and `compare`."""
-    commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
-    for name, place in BENCHMARKS.items():
-        module = importlib.import_module(place)
-        command = commands.add_parser(
-            name,
-            help=module.HELP,
-            description=module.__doc__,
-            epilog=_explain(module),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.configure(command)
-        command.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")
-    compare = commands.add_parser("compare", help="flag ratios that fell by more than 10 %%")
-    compare.add_argument("new", type=Path, metavar="NEW.json", help="a benchmark's JSON line")
-    compare.add_argument(
+    commands = parser.add_subparsers(
+        dest="benchmark", required=True, metavar="BENCHMARK", parser_class=_Subcommand
+    )
+    for name, text in BENCHMARKS.items():
+        commands.add_parser(name, help=text, formatter_class=BenchmarkHelp)
+    comparing = commands.add_parser("compare", help="flag ratios that fell by more than 10 %%")
+    comparing.add_argument("new", type=Path, metavar="NEW.json", help="a benchmark's JSON line")
+    comparing.add_argument(
         "--against", type=Path, metavar="OLD.json", help="default: this checkout's baseline"
     )
+
+
+class _Subcommand(argparse.ArgumentParser):
+    """Imports its benchmark when it is asked for, and no other one."""
+
+    def parse_known_args(self, *arguments: Any, **named: Any) -> Any:
+        name = self.prog.rpartition(" ")[2]
+        if name in BENCHMARKS and self.description is None:
+            module = _load(name)
+            self.description, self.epilog = module.__doc__, _explain(module)
+            module.configure(self)
+            self.add_argument(
+                "--json", type=Path, metavar="FILE", help="also write the result here"
+            )
+        return super().parse_known_args(*arguments, **named)
+
+
+def _load(name: str) -> Benchmark:
+    return cast(Benchmark, importlib.import_module(f"stargate.benchmarks.{name}"))
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures, or compares."""
     if args.benchmark == "compare":
         return _compare(args.new, args.against)
-    from stargate.benchmarks.card import card, json_line, record
-
-    module = importlib.import_module(BENCHMARKS[args.benchmark])
-    if args.json is not None:
-        _check_writable(args.json)
     from stargate.monitoring.progress import safe_text
 
+    module = _load(args.benchmark)
+    if args.json is not None:
+        _check_writable(args.json)
     measured = module.measure(
         args, lambda text: print(safe_text(text), file=sys.stderr, flush=True)
     )
@@ -75,25 +97,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _explain(module: ModuleType) -> str:
+def _explain(module: Benchmark) -> str:
     lines = ["ratios:"]
     for name, ratio in module.RATIOS.items():
         lines.append(f"  {name} (goal {ratio.aim})\n    {ratio.meaning}")
-    return "\n".join(lines).replace("%", "%%")
+    return "\n".join(lines)
 
 
 def _check_writable(file: Path) -> None:
     """Before minutes are spent on a result that nobody could keep."""
-    from stargate.errors import ConfigError
-
     if not file.parent.is_dir():
         raise ConfigError(f"--json {file}: the folder {file.parent} does not exist; make it first")
 
 
 def _compare(new: Path, against: Path | None) -> int:
-    from stargate.benchmarks.compare import baseline_file, compare, read_result
-    from stargate.errors import DataError
-
     now = read_result(new)
     name = now["benchmark"]
     if name not in BENCHMARKS:
@@ -104,7 +121,7 @@ def _compare(new: Path, against: Path | None) -> int:
     if not before["ratios"]:
         print(f"{name}: has no ratios to compare")
     fallen = 0
-    for found in compare(before, now, importlib.import_module(BENCHMARKS[name]).RATIOS):
+    for found in compare(before, now, _load(name).RATIOS):
         shown = "not measured" if found.now is None else f"{found.now:.3f}"
         flag = f"FELL by {found.loss:.0%}" if found.fell else "ok"
         print(f"{found.name:<20} {found.before:>10.3f} -> {shown:<12} {flag}")

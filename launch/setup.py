@@ -193,6 +193,7 @@ class RunningSystem:
     matcher: Any
     progress: Progress
     scaler: Any = None  # actors/runtime/scaler.py: Scaler
+    plan: Any = None  # actors/runtime/spawn.py: ActorPlan
 
     def open(
         self, config: RunConfig, store: RunStore, counters: Counters
@@ -268,9 +269,17 @@ class RunningSystem:
 
 @asynccontextmanager
 async def running_system(
-    prepared: Prepared, log_dir: Path, counters: Counters, progress: Progress, training: bool = True
+    prepared: Prepared,
+    log_dir: Path,
+    counters: Counters,
+    progress: Progress,
+    training: bool = True,
+    **changes: Any,
 ) -> AsyncIterator[RunningSystem]:
-    """Starts Ray and all actors, and ends them whatever happens. Without `training`: no trainer."""
+    """Starts Ray and all actors, and ends them whatever happens. Without `training`: no trainer.
+
+    `changes`: fields of ActorPlan, where a benchmark starts something else.
+    """
     import ray
 
     from stargate.actors.runtime.cluster import Cluster
@@ -308,12 +317,13 @@ async def running_system(
                 training=training,
                 worker=worker_spec(prepared),
                 cluster=cluster,
+                **changes,
             )
             actor_group = await start_actors(plan, progress.say)
             cores = sorted(os.sched_getaffinity(0))[: usable_cores()]
             scaler = Scaler(plan, actor_group, cores, prepared.num_gpus, progress.say)
             stage.advance()
-        yield RunningSystem(prepared, actor_group, matcher, progress, scaler)
+        yield RunningSystem(prepared, actor_group, matcher, progress, scaler, plan)
     finally:
         # Shielded: a second Ctrl-C must not leave engines behind that the first one meant to end.
         if actor_group is not None:

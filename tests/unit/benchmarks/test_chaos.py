@@ -93,8 +93,7 @@ def test_it_kills_waits_and_resumes(run_dir: Path) -> None:
             (run_dir / "finish").touch()
 
     mayhem = Chaos(["scorer", "driver"], 5, 0.1, random.Random(3), say)
-    with mayhem:
-        mayhem.run(str(run_dir), [])
+    mayhem.run(str(run_dir), [])
     kinds = [kill.kind for kill in mayhem.kills]
     assert len(kinds) == 5
     assert {"scorer", "driver"} == set(kinds)
@@ -117,8 +116,7 @@ def test_the_last_recovery_is_seen_while_the_run_goes_on(
             (run_dir / "finish").touch()
 
     mayhem = Chaos(["scorer"], 1, 0.1, random.Random(3), say)
-    with mayhem:
-        mayhem.run(str(run_dir), [])
+    mayhem.run(str(run_dir), [])
     assert [kill.missing for kill in mayhem.kills] == [False]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stargate.benchmarks.compare import BASELINES
+from stargate.benchmarks.results import BASELINES
 from stargate.launch.bench import BENCHMARKS
 from stargate.launch.cli import main
 

@@ -11,16 +11,14 @@ from stargate.benchmarks.iteration import (
     SEQUENTIAL,
     STREAMED,
     Played,
-    _Bench,
-    same_share,
-    summarise,
-)
-from stargate.benchmarks.iteration_timeline import (
     Span,
     Timeline,
+    _Bench,
     idle_shares,
+    same_share,
     shared_seconds,
     stage_seconds,
+    summarise,
 )
 from stargate.config.run import RunConfig
 from stargate.records.counters import Counters

@@ -1,13 +1,14 @@
 """The rollout benchmark's pure parts: phases, latencies, figures, whose CPU time it was."""
 
-from dataclasses import dataclass
-
 import pytest
 
-from stargate.benchmarks.rollout_cpu import engine_part, used
-from stargate.benchmarks.rollout_engine import StepFigures
+from stargate.benchmarks.cpu_time import engine_part, used
+from stargate.benchmarks.rollout import workload_overrides
 from stargate.benchmarks.rollout_figures import (
     Phase,
+    Served,
+    StepFigures,
+    Work,
     percentile,
     phases,
     place_of,
@@ -15,29 +16,22 @@ from stargate.benchmarks.rollout_figures import (
     step_figures,
     turn_seconds,
 )
-from stargate.benchmarks.workload import workload_overrides
 from stargate.config.files import load_config
 from stargate.errors import ConfigError, DataError
 from stargate.launch.setup import prepare
+from stargate.types import GenerateRequest, Sampling
 
 
-@dataclass(frozen=True)
-class Request:
-    request_id: str
-    prompt_ids: tuple[int, ...] = (1, 2, 3, 4)
-
-
-@dataclass(frozen=True)
-class Text:
-    request: Request
-    submitted: float = 0.0
-    finished: float = 0.0
-    num_generated: int = 5
-    num_cached: int = 0
-
-
-def text(request_id: str, submitted: float = 0.0, finished: float = 0.0) -> Text:
-    return Text(Request(request_id), submitted, finished)
+def text(
+    request_id: str,
+    submitted: float = 0.0,
+    finished: float = 0.0,
+    num_prompt: int = 4,
+    num_generated: int = 5,
+    num_cached: int = 0,
+) -> Served:
+    request = GenerateRequest(request_id, "d", (1,) * num_prompt, Sampling(0.0, 1.0, 20, 0))
+    return Served(request, num_generated, num_cached, submitted, finished)
 
 
 def test_a_request_id_names_its_dialogue_turn_and_role() -> None:
@@ -85,8 +79,8 @@ def test_percentiles_are_values_that_occurred() -> None:
 
 def test_role_figures() -> None:
     served = [
-        Text(Request("d/q0", (1,) * 30)),
-        Text(Request("d/q1", (1,) * 50), num_cached=32, num_generated=15),
+        text("d/q0", num_prompt=30),
+        text("d/q1", num_prompt=50, num_cached=32, num_generated=15),
     ]
     assert role_figures(served, seconds=4.0, busy=0.75) == {
         "requests": 2,
@@ -96,6 +90,11 @@ def test_role_figures() -> None:
         "prompt_tokens_per_text": 40.0,
         "prefix_cache_hit_rate": 0.4,
     }
+
+
+def test_work_adds_up() -> None:
+    request = text("d/q0", num_prompt=30).request
+    assert Work.of(request, 5, 16) + Work.of(request, 7, 0) == Work(2, 60, 12, 16)
 
 
 def test_step_figures_of_several_engines() -> None:

@@ -14,13 +14,12 @@ from stargate.benchmarks.scale_engines import (
     SimulatedEngine,
     SimulatedEngines,
     SimulatedScorer,
-    TextSource,
 )
 from stargate.benchmarks.scale_run import Played, Setting, make_pairs
 from stargate.types import GenerateRequest, Generation, Sampling, ScoreRequest
 from tests.fakes.scripted import make_pair
 
-TEXTS = TextSource({4: (("ab?", (1, 2, 3, 9)),), 20: (("long", tuple(range(20))),)})
+TEXTS = {4: [("ab?", (1, 2, 3, 9))], 20: [("long", tuple(range(20)))]}
 # 10 ms a step whatever runs, 1 ms per prefilled token, two places.
 PLAIN = Curve("a test", ((1, 100.0), (2, 200.0)), 1000.0, max_num_seqs=2, push_seconds=0.0)
 
@@ -143,8 +142,8 @@ def played(setting: Setting) -> Played:
     rate = 10.0 * setting.num_engine_pairs * (0.96 if setting.num_engine_pairs == 64 else 1.0)
     return Played(
         setting=setting,
-        num_dialogues=setting.num_dialogues,
-        num_turns=turns,
+        dialogues=setting.num_dialogues,
+        turns=turns,
         seconds=turns / rate,
         iteration_seconds=turns / rate + 1,
         driver_rss_gb=0.5,
@@ -152,7 +151,7 @@ def played(setting: Setting) -> Played:
         ray_calls_per_turn=0.3,
         rows_per_file=50.0,
         engine_busy_share=0.9,
-        mean_running=60.0,
+        mean_requests_running=60.0,
         cpu_seconds={"driver": 1.0},
     )
 

@@ -7,8 +7,7 @@ import pytest
 
 from stargate.algorithm.step_plan import Step
 from stargate.benchmarks import train
-from stargate.benchmarks.train_examples import DIALOGUES
-from stargate.benchmarks.train_sides import Finished, Job, Ready, Side, StepTime
+from stargate.benchmarks.train_work import DIALOGUES, Job, StepTime
 from stargate.config.run import TrainerConfig
 from stargate.data.dataset import open_dataset
 from stargate.errors import ConfigError, DataError
@@ -30,15 +29,8 @@ def make_job() -> Job:
     return Job("model", TrainerConfig(), "cpu", 2, examples, [both, one, both, both], "folder")
 
 
-def times(**seconds: list[float]) -> dict[Side, list[StepTime]]:
-    sides: dict[Side, list[StepTime]] = {
-        "ours": [],
-        "padded_trainer": [],
-        "bare_loop": [],
-    }
-    for side in sides:
-        sides[side] = [StepTime(s, 2.0) for s in seconds[side]]
-    return sides
+def times(**seconds: list[float]) -> dict[str, list[StepTime]]:
+    return {side: [StepTime(s, 2.0) for s in taken] for side, taken in seconds.items()}
 
 
 def test_ratios_are_medians_over_the_steps_after_the_warm_up() -> None:
@@ -47,14 +39,9 @@ def test_ratios_are_medians_over_the_steps_after_the_warm_up() -> None:
         padded_trainer=[1.0, 2.0, 3.0, 8.0],  # 2, 1.5 and 4 times ours
         bare_loop=[1.0, 0.9, 1.0, 2.2],  # 0.9, 0.5 and 1.1 times ours
     )
-    sides = tuple(taken)
-    measured = train.summarize(
-        make_job(),
-        1,
-        taken,
-        {side: Ready(3.0, True) for side in sides},
-        {side: Finished({"save_s": 0.5} if side == "ours" else {}, 1.5) for side in sides},
-    )
+    closing = {side: {"peak_memory_gb": 1.5} for side in taken}
+    closing["ours"]["save_s"] = 0.5
+    measured = train.summarize(make_job(), 1, taken, dict.fromkeys(taken, 3.0), closing)
     assert measured.ratios == {
         "vs_padded_trainer": pytest.approx(2.0),
         "vs_bare_loop": pytest.approx(0.9),
@@ -81,7 +68,6 @@ def test_sides_that_do_other_work_are_found(loss: float) -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (("--steps", "0"), "--steps and --warmup-steps must be at least 1"),
         (("--dialogues", "4"), "--dialogues must be at least --batch-size, got 4"),
         (("--batch-size", "6"), "batch_size must be a multiple of .* = 4, got 6"),
         (("--lora", "0"), "rank: Input should be greater than or equal to 1, got 0"),
@@ -92,6 +78,15 @@ def test_options_that_can_not_be_measured_are_one_clear_line(
 ) -> None:
     with pytest.raises((ConfigError, ValueError), match=problem):
         train._trainer_config(parse(*options))
+
+
+@pytest.mark.parametrize("option", ["--steps", "--warmup-steps"])
+def test_there_must_be_steps_of_either_kind(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(option, "0")
+    assert f"{option}: must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_options_reach_the_trainer() -> None:

@@ -1,20 +1,28 @@
 """What every benchmark says: ratios against something real in the same run, and plain figures.
 
-    a benchmark module: HELP, RATIOS, configure(parser), measure(args, say) -> Measurement
+    a benchmark module: RATIOS, configure(parser), measure(args, say) -> Measurement
     Measurement + this machine -> one JSON line (`record`) and a card for the screen (`card`)
+    that line, in a file -> is a ratio worse than before, or than the baseline? (`compare`)
 
 A ratio travels between machines, an absolute time does not: goals and comparisons are about ratios.
 """
 
+import argparse
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
+from stargate.errors import DataError
 from stargate.resources.machine import environment
 
 Say = Callable[[str], None]
 
+BASELINES = Path(__file__).parent / "baselines"
+# A ratio of one machine's noise moves by a few percent; more than this is a change.
+MAX_LOSS = 0.10
 # What a record's hardware is, of all that is known about the machine.
 _HARDWARE = ("cpu", "cores", "memory_total_gb", "gpus", "system")
 
@@ -44,16 +52,18 @@ class Measurement:
 
 
 class Benchmark(Protocol):
-    """A module of this folder. Nothing heavy is imported before `measure`."""
+    """A module of this folder; its docstring is the description in `--help`.
 
-    HELP: str
+    Neither ray nor torch is imported before `measure`: help is instant.
+    """
+
     RATIOS: Mapping[str, Ratio]
 
-    def configure(self, parser: Any) -> None:
+    def configure(self, parser: argparse.ArgumentParser) -> None:
         """Adds the benchmark's options."""
         ...
 
-    def measure(self, args: Any, say: Say) -> Measurement:
+    def measure(self, args: argparse.Namespace, say: Say) -> Measurement:
         """Measures everything in this run. `say` shows a line of progress."""
         ...
 
@@ -111,3 +121,60 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_rounded(item) for item in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One ratio, before and now. `loss` is the share that was lost; below 0 it was a gain."""
+
+    name: str
+    before: float
+    now: float | None
+    loss: float
+
+    @property
+    def fell(self) -> bool:
+        return self.loss > MAX_LOSS
+
+
+def compare(
+    before: Mapping[str, Any], now: Mapping[str, Any], ratios: Mapping[str, Ratio]
+) -> list[Comparison]:
+    """Every ratio of `before`. One that is no longer measured has fallen as far as it can."""
+    found = []
+    for name, old in before["ratios"].items():
+        new = now["ratios"].get(name)
+        if new is None:
+            found.append(Comparison(name, old, None, 1.0))
+            continue
+        rising = ratios[name].higher_is_better if name in ratios else True
+        found.append(Comparison(name, old, new, 1.0 - (new / old if rising else old / new)))
+    return found
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """A result from a file that holds its JSON line. Raises DataError."""
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{file}: can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(
+            f"{file}: not a benchmark's JSON line ({error}); make one with "
+            "`stargate bench NAME --json FILE`"
+        ) from error
+    if not isinstance(result, dict) or not isinstance(result.get("benchmark"), str):
+        raise DataError(f"{file}: not a benchmark's result: it names no benchmark")
+    values = result.get("ratios")
+    if not isinstance(values, dict) or not all(map(_is_positive, values.values())):
+        raise DataError(f"{file}: ratios must be positive numbers by name, got {values!r}")
+    return result
+
+
+def baseline_file(name: str) -> Path:
+    """Where the checked-in result of a benchmark lies."""
+    return BASELINES / f"{name}.json"
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value > 0

@@ -25,10 +25,10 @@ def cpu_seconds(engines: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """
     driver = psutil.Process(os.getpid())
     of_engine = {pid: role for role, pids in engines.items() for pid in pids}
-    found: dict[str, float] = {"driver": _seconds(driver)}
+    found: dict[str, float] = {"driver": seconds_of(driver)}
     for process in driver.children(recursive=True):
         name = _name_of(process, of_engine)
-        found[name] = found.get(name, 0.0) + _seconds(process)
+        found[name] = found.get(name, 0.0) + seconds_of(process)
     return found
 
 
@@ -53,8 +53,11 @@ def engine_part(title: str) -> str:
     return next((part for name, part in _ENGINE_PARTS.items() if name in title), "front_end")
 
 
-def _seconds(process: psutil.Process) -> float:
+def seconds_of(process: psutil.Process, *names: str) -> float:
+    """A process's CPU seconds; 0 if it has ended, or has another name than those."""
     try:
+        if names and process.name() not in names:
+            return 0.0
         times = process.cpu_times()
     except psutil.Error:
         return 0.0
