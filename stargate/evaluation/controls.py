@@ -12,8 +12,9 @@ matched minus shuffled is the part of the gain that is about the person: a dialo
 cancels out. The last two are costlier and made for the first `num_detailed_dialogues` of a pair.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from stargate.errors import RecordDropped
@@ -22,7 +23,7 @@ from stargate.protocols import Score
 from stargate.records.schemas import Row
 from stargate.rollout.tasks import task_group
 from stargate.run_context import RunContext
-from stargate.types import Dialogue, Pair, ScoreRequest, ScoreResult
+from stargate.types import Dialogue, Pair, ScoreRequest
 
 # Controls without a dialogue: no checkpoint changes them, so they are made once.
 FIXED = frozenset({"no_dialogue", "persona_given"})
@@ -55,31 +56,8 @@ def control_from_row(row: Row) -> ControlScore:
     return ControlScore(**row)
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A control to score."""
-
-    control: str
-    pair_id: str
-    dialogue_id: str | None
-    other_dialogue_id: str | None
-    num_turns: int | None
-    build: Callable[[], ScoreRequest]
-
-    @property
-    def key(self) -> tuple[str, str, str | None, int | None]:
-        return self.control, self.pair_id, self.dialogue_id, self.num_turns
-
-    def scored(self, result: ScoreResult) -> ControlScore:
-        return ControlScore(
-            self.control,
-            self.pair_id,
-            self.dialogue_id,
-            self.other_dialogue_id,
-            result.sums[0],
-            len(result.token_logprobs[0]),
-            self.num_turns,
-        )
+# A score to be made, with NaN for its value, and what makes its request.
+_Wanted = tuple[ControlScore, Callable[[], ScoreRequest]]
 
 
 async def score_all(
@@ -103,25 +81,27 @@ async def score_all(
     await context.store.append(scope, "controls", [asdict(entry) for entry in known])
     found |= {entry.key: entry for entry in known}
     wanted = [item for pair in pairs for item in _wanted(pair, pairs, played, context)]
-    missing = [item for item in wanted if item.key not in found]
+    missing = [(unscored, build) for unscored, build in wanted if unscored.key not in found]
     with context.progress.stage(f"{scope} score", len(missing), "sequences") as stage:
         stage.begin()
 
-        async def one(item: _Wanted) -> None:
+        async def one(unscored: ControlScore, build: Callable[[], ScoreRequest]) -> None:
             try:
-                request = item.build()
+                request = build()
             except RecordDropped as problem:
                 context.counters.drop(problem)
                 stage.advance()
                 return
             [result] = await score([request])
-            entry = found[item.key] = item.scored(result)
+            [value], [tokens] = result.sums, result.token_logprobs
+            entry = replace(unscored, gold_logprob=value, num_gold_tokens=len(tokens))
+            found[entry.key] = entry
             await context.store.append(scope, "controls", [asdict(entry)])
             stage.advance(tokens=len(request.context_ids) + len(request.golds[0]))
 
         async with task_group() as group:
-            for item in missing:
-                group.create_task(one(item))
+            for unscored, build in missing:
+                group.create_task(one(unscored, build))
     return sorted(found.values(), key=lambda e: (e.pair_id, e.dialogue_id or "", e.control))
 
 
@@ -144,30 +124,35 @@ def _wanted(
 ) -> list[_Wanted]:
     """Every control of one pair."""
     after, with_persona = context.scoring.after_dialogue, context.scoring.with_persona
-    wanted = [
-        _Wanted("no_dialogue", pair.id, None, None, None, partial(after, pair.id, pair, ())),
-        _Wanted("persona_given", pair.id, None, None, None, partial(with_persona, pair.id, pair)),
+    wanted: list[_Wanted] = [
+        (_unscored("no_dialogue", pair), partial(after, pair.id, pair, ())),
+        (_unscored("persona_given", pair), partial(with_persona, pair.id, pair)),
     ]
     for own in played[pair.id]:
         build = partial(after, own.id, pair)
-        wanted.append(_Wanted("matched", pair.id, own.id, None, None, partial(build, own.turns)))
+        wanted.append((_unscored("matched", pair, own), partial(build, own.turns)))
         other = shuffled_partner(pair, own.index, pairs, played)
         if other is None:
             problem = "no other persona for this task"
             context.counters.drop(RecordDropped("no_shuffle_partner", own.id, problem))
         else:
-            shuffled = partial(build, other.turns)
-            wanted.append(_Wanted("shuffled", pair.id, own.id, other.id, None, shuffled))
-        if own.index < context.config.evaluation.num_detailed_dialogues:
-            wanted += _detailed(pair, own, context)
+            wanted.append((_unscored("shuffled", pair, own, other), partial(build, other.turns)))
+        if own.index >= context.config.evaluation.num_detailed_dialogues:
+            continue
+        given = partial(with_persona, own.id, pair, own.turns)
+        wanted.append((_unscored("persona_and_dialogue", pair, own), given))
+        for number in range(1, len(own.turns)):  # after the last turn: that is `matched`
+            unscored = _unscored("after_turn", pair, own, num_turns=number)
+            wanted.append((unscored, partial(build, own.turns[:number])))
     return wanted
 
 
-def _detailed(pair: Pair, own: Dialogue, context: RunContext) -> list[_Wanted]:
-    """With the persona given too; and after each turn but the last: that is the matched control."""
-    build = partial(context.scoring.with_persona, own.id, pair, own.turns)
-    wanted = [_Wanted("persona_and_dialogue", pair.id, own.id, None, None, build)]
-    for number in range(1, len(own.turns)):
-        build = partial(context.scoring.after_dialogue, own.id, pair, own.turns[:number])
-        wanted.append(_Wanted("after_turn", pair.id, own.id, None, number, build))
-    return wanted
+def _unscored(
+    control: str,
+    pair: Pair,
+    own: Dialogue | None = None,
+    other: Dialogue | None = None,
+    num_turns: int | None = None,
+) -> ControlScore:
+    own_id, other_id = own.id if own else None, other.id if other else None
+    return ControlScore(control, pair.id, own_id, other_id, math.nan, 0, num_turns)

@@ -104,31 +104,27 @@ def qualify(
     return Qualification(criteria, rates)
 
 
-def _enough(n: int, limits: JudgeThresholds) -> bool:
-    return n >= limits.min_comparisons
-
-
 def _near_half(name: str, found: Measure, limits: JudgeThresholds) -> Criterion:
-    low, high = 0.5 - limits.max_self_deviation, 0.5 + limits.max_self_deviation
+    most = limits.max_self_deviation
     # Rounded, because 0.5 - 0.1 is not quite 0.4 and a rate of exactly 0.4 is allowed.
-    near = found.mean is not None and round(abs(found.mean - 0.5), 9) <= limits.max_self_deviation
-    return Criterion(
-        name,
-        found.mean,
-        f"{low:g} to {high:g} over at least {limits.min_comparisons} comparisons",
-        near and _enough(found.n, limits),
-        found.n,
-        found.ci_low,
-        found.ci_high,
-    )
+    near = found.mean is not None and round(abs(found.mean - 0.5), 9) <= most
+    return _criterion(name, found, f"{0.5 - most:g} to {0.5 + most:g}", near, limits)
 
 
 def _at_least(name: str, found: Measure, minimum: float, limits: JudgeThresholds) -> Criterion:
+    reached = found.mean is not None and found.mean >= minimum
+    return _criterion(name, found, f"{minimum:g} or more", reached, limits)
+
+
+def _criterion(
+    name: str, found: Measure, requirement: str, reached: bool, limits: JudgeThresholds
+) -> Criterion:
+    """What was reached with too few comparisons counts as not reached."""
     return Criterion(
         name,
         found.mean,
-        f"{minimum:g} or more over at least {limits.min_comparisons} comparisons",
-        found.mean is not None and found.mean >= minimum and _enough(found.n, limits),
+        f"{requirement} over at least {limits.min_comparisons} comparisons",
+        reached and found.n >= limits.min_comparisons,
         found.n,
         found.ci_low,
         found.ci_high,
@@ -145,15 +141,11 @@ def _order_consistency(comparisons: Sequence[Comparison], limits: JudgeThreshold
         first == second and first in (0.0, 1.0)
         for first, second in (entry.scores for entry in comparisons)
     )
-    n = len(comparisons)
-    share = agreeing / n if n else None
-    minimum = limits.min_order_consistency
-    return Criterion(
+    return _at_least(
         "order_consistency",
-        share,
-        f"{minimum:g} or more over at least {limits.min_comparisons} comparisons",
-        share is not None and share >= minimum and _enough(n, limits),
-        n,
+        _share(agreeing, len(comparisons)),
+        limits.min_order_consistency,
+        limits,
     )
 
 
@@ -163,12 +155,16 @@ def _unparsable(comparisons: Sequence[Comparison], limits: JudgeThresholds) -> C
         for entry in comparisons
         for verdict in (entry.candidate_first, entry.candidate_second)
     ]
-    n = len(verdicts)
-    share = verdicts.count(Verdict.UNPARSABLE) / n if n else None
+    found = _share(verdicts.count(Verdict.UNPARSABLE), len(verdicts))
     return Criterion(
         "unparsable_rate",
-        share,
+        found.mean,
         f"{limits.max_unparsable_rate:g} or less",
-        share is not None and share <= limits.max_unparsable_rate,
-        n,
+        found.mean is not None and found.mean <= limits.max_unparsable_rate,
+        found.n,
     )
+
+
+def _share(count: int, n: int) -> Measure:
+    """A share without an interval."""
+    return Measure(count / n if n else None, None, None, None, n, 0, 0)

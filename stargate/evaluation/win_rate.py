@@ -233,12 +233,12 @@ def _rate(
 
 
 def _share_for_first_shown(comparison: Comparison, missing: float) -> float:
-    """How much of the two verdicts went to the response shown first."""
-    first, second = (
-        _score(verdict, Verdict.A)
-        for verdict in (comparison.candidate_first, comparison.candidate_second)
-    )
-    return ((missing if first is None else first) + (missing if second is None else second)) / 2
+    """How much of the two verdicts went to the response shown first: the second time the
+    baseline's.
+    """
+    first, _ = _filled(comparison, missing)
+    _, second = _filled(comparison, 1.0 - missing)
+    return (first + 1.0 - second) / 2
 
 
 def _mean(values: Sequence[float]) -> float | None:
