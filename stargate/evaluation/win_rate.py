@@ -21,12 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from stargate.evaluation.statistics import (
-    BootstrapConfig,
-    Measure,
-    Observation,
-    measure,
-)
+from stargate.evaluation.statistics import BootstrapConfig, Measure, Observation, measure
 from stargate.evaluation.two_way import Floats
 from stargate.evaluation.verdicts import Verdict
 

@@ -23,14 +23,7 @@ from stargate.oracle.cache import AnswerCache
 from stargate.oracle.cost import NANOS, Estimate, Ledger, Meter, Reservation, estimate
 from stargate.oracle.database import Database
 from stargate.oracle.keys import canonical_json, canonical_request, request_body, request_key
-from stargate.oracle.records import (
-    AnswerStatus,
-    ChatRequest,
-    ChatResult,
-    Complete,
-    NoReply,
-    Reply,
-)
+from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, Complete, NoReply, Reply
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from urllib.parse import quote
 
 from stargate.config.oracle import AzureOracleConfig, RemoteOracleConfig
 from stargate.errors import DataError, StargateError, one_line
+from stargate.monitoring.waiting import Waiting
 from stargate.oracle.answers import MalformedReply, parse_reply
 from stargate.oracle.api_key import ApiKey, LogMask, read_api_key
 from stargate.oracle.base import CachedOracle, Question
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 # Servers close idle connections (uvicorn, and so vLLM, after 5 s); we do it first, or a request
 # could meet the closing.
 _KEEPALIVE_S = 4.0
-# Retries are spoken about so often (s).
-_SPEAK_EVERY_S = 30.0
 
 _log = logging.getLogger("stargate.oracle")
 
@@ -87,8 +86,7 @@ class Oracle(CachedOracle):
         self._connection: _Connection | None = None
         self._failures_in_a_row = 0
         self._unspoken_retries = 0
-        # The first retries are nothing to speak of.
-        self._spoke_at = time.monotonic()
+        self._waiting = Waiting(_log.warning)  # the first retries are nothing to speak of
 
     async def _disconnect(self) -> None:
         if self._connection is not None:
@@ -201,16 +199,11 @@ class Oracle(CachedOracle):
     def _speak(self, failure: Failure) -> None:
         """Says now and then why answers take long."""
         self._unspoken_retries += 1
-        now = time.monotonic()
-        if now - self._spoke_at < _SPEAK_EVERY_S:
-            return
-        _log.warning(
-            "oracle %s: asking again (%d times since the last notice); last: %s",
-            self.identity,
-            self._unspoken_retries,
-            failure.detail,
-        )
-        self._spoke_at, self._unspoken_retries = now, 0
+        if self._waiting.speak(
+            f"oracle {self.identity}: asking again ({self._unspoken_retries} times since the last "
+            f"notice); last: {failure.detail}"
+        ):
+            self._unspoken_retries = 0
 
     def _hint(self, failure: Failure) -> str:
         """What to look at when the server rejects what we send."""

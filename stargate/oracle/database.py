@@ -152,21 +152,14 @@ class Database:
         self.locks.close()
 
     def _write(self) -> None:
-        while True:
-            job = self._jobs.get()
-            batch: list[_Job] = []
-            while job is not None:
-                batch.append(job)
-                if len(batch) == _MAX_BATCH:
-                    break
-                try:
-                    job = self._jobs.get_nowait()
-                except queue.Empty:
-                    break
-            if batch:
+        is_open = True
+        while is_open:
+            jobs = [self._jobs.get()]
+            while len(jobs) < _MAX_BATCH and not self._jobs.empty():  # only this thread takes any
+                jobs.append(self._jobs.get())
+            is_open = None not in jobs
+            if batch := [job for job in jobs if job is not None]:
                 self._commit(batch)
-            if job is None:
-                return
 
     def _commit(self, batch: list[_Job]) -> None:
         try:

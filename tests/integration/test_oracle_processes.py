@@ -143,8 +143,9 @@ def test_processes_share_a_new_file(tmp_path: Path) -> None:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0, 0]
 
-    async def work(cache: AnswerCache, _: Database) -> None:
-        assert sorted(cache.keys()) == [index.to_bytes(32, "big") for index in range(100)]
+    async def work(_: AnswerCache, database: Database) -> None:
+        keys = [key for (key,) in database.read("SELECT key FROM answers ORDER BY key")]
+        assert keys == [index.to_bytes(32, "big") for index in range(100)]
 
     with_cache(path, work)
     with sqlite3.connect(path) as connection:

@@ -5,24 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from stargate.config.oracle import (
-    LimitsConfig,
-    RetryConfig,
-)
+from stargate.config.oracle import LimitsConfig, RetryConfig
 from stargate.oracle.base import stream
 from stargate.oracle.client import Oracle
 from stargate.oracle.records import ChatResult
-from tests.fakes.misbehaving_server import (
-    Behaviour,
-    MisbehavingServer,
-    answer_to,
-    mixture,
-)
-from tests.fakes.oracle_cases import (
-    ask,
-    config,
-    with_oracle,
-)
+from tests.fakes.misbehaving_server import Behaviour, MisbehavingServer, answer_to, mixture
+from tests.fakes.oracle_cases import ask, config, with_oracle
 
 pytestmark = pytest.mark.integration
 

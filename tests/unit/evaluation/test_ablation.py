@@ -31,11 +31,7 @@ from stargate.monitoring.progress import PlainProgress
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore
 from stargate.run_context import Roles, RunContext
-from stargate.types import (
-    GenerateRequest,
-    TrainingExample,
-    TrainResult,
-)
+from stargate.types import GenerateRequest, TrainingExample, TrainResult
 from tests.fakes.scripted import FixedRoleplay, ScriptedGenerate, ScriptedScore, byte_chat
 from tests.unit.test_pair_steps import PAIRS, RecordingPush, RecordingTrain, favour_second, say
 from tests.unit.text.test_views import VIEWS

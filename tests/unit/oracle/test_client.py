@@ -8,26 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from stargate.config.oracle import (
-    AzureOracleConfig,
-)
+from stargate.config.oracle import AzureOracleConfig
 from stargate.errors import ConfigError, DataError, RecordDropped
 from stargate.oracle.base import stream
 from stargate.oracle.client import Oracle
 from stargate.oracle.cost import Estimate
 from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, chat
-from tests.fakes.misbehaving_server import (
-    MisbehavingServer,
-    Raw,
-    completion,
-)
-from tests.fakes.oracle_cases import (
-    PRICED,
-    ask,
-    complete_all,
-    config,
-    with_oracle,
-)
+from tests.fakes.misbehaving_server import MisbehavingServer, Raw, completion
+from tests.fakes.oracle_cases import PRICED, ask, complete_all, config, with_oracle
 
 
 def test_one_request_is_one_call_and_then_cached(tmp_path: Path) -> None:
