@@ -9,8 +9,8 @@
     shuffled   m_0, for this persona                     m_0, for the next persona of the same task
 
 `own` and `fixed` are the win rates; the others are trials of the judge itself, in which the better
-response is the candidate (`self`: neither is). One bout per pair and set. A pair without one of the
-two responses has no bout: that is counted by `drop`.
+response is the candidate (`self`: neither is). One comparison per pair and set. A pair without one
+of the two responses has no comparison: that is counted by `drop`.
 """
 
 from collections import Counter
@@ -20,7 +20,6 @@ from enum import StrEnum
 
 from stargate.errors import RecordDropped
 from stargate.evaluation.playing import next_personas
-from stargate.evaluation.responses import Response
 from stargate.seeds import derive_seed
 from stargate.types import Pair
 
@@ -35,8 +34,22 @@ class Order(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Contestant:
-    """One side of a bout. `label` says what it is ("m1 eval-m1/t:p/0"), `length` is in tokens."""
+class Response:
+    """What m_`responder_version` finally said after a dialogue: a row of `responses`."""
+
+    dialogue_id: str
+    pair_id: str
+    responder_version: int
+    text: str
+    num_tokens: int
+    stop: str
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedResponse:
+    """One side of a comparison. `label` says what it is ("m1 eval-m1/t:p/0"), `length` is in
+    tokens.
+    """
 
     label: str
     text: str
@@ -44,20 +57,18 @@ class Contestant:
 
 
 @dataclass(frozen=True, slots=True)
-class Bout:
-    """Two responses for one pair; the judge sees the pair's task AND persona."""
+class Comparison:
+    """Two responses for one pair; the judge sees the pair's task AND persona. `name` is its set."""
 
-    comparison: str
+    name: str
     pair: Pair
-    candidate: Contestant
-    baseline: Contestant
+    candidate: ComparedResponse
+    baseline: ComparedResponse
 
     @property
     def where(self) -> str:
         """How messages name it: "own t:p m1 eval-m1/t:p/0 against m0 eval-m0/t:p/0"."""
-        return (
-            f"{self.comparison} {self.pair.id} {self.candidate.label} against {self.baseline.label}"
-        )
+        return f"{self.name} {self.pair.id} {self.candidate.label} against {self.baseline.label}"
 
 
 def choose_pairs(pairs: Sequence[Pair], max_pairs: int | None, seed: int) -> list[Pair]:
@@ -97,13 +108,13 @@ def with_next_personas(chosen: Sequence[Pair], pairs: Sequence[Pair]) -> list[Pa
     return list(wanted.values())
 
 
-def win_rate_bouts(
+def win_rate_comparisons(
     version: int,
     chosen: Sequence[Pair],
     candidates: Iterable[Response],
     baselines: Iterable[Response],
     drop: Drop,
-) -> list[Bout]:
+) -> list[Comparison]:
     """`own` and `fixed` of m_`version`.
 
     `candidates` are the responses of its scope, `baselines` those of eval-m0.
@@ -112,7 +123,7 @@ def win_rate_bouts(
     m0 = _by_pair(baselines, 0)
     sets = {"own": _by_pair(after_its_own, version), "fixed": _by_pair(after_its_own, 0)}
     return [
-        Bout(name, pair, _response(of_candidate[0]), _response(of_baseline[0]))
+        Comparison(name, pair, _response(of_candidate[0]), _response(of_baseline[0]))
         for name, responses in sets.items()
         for pair in chosen
         if (of_candidate := _found(responses, pair, 1, name, drop))
@@ -120,33 +131,33 @@ def win_rate_bouts(
     ]
 
 
-def trial_bouts(
+def trial_comparisons(
     chosen: Sequence[Pair],
     pairs: Sequence[Pair],
     responses: Iterable[Response],
     praise: str,
     count: Callable[[str], int],
     drop: Drop,
-) -> list[Bout]:
+) -> list[Comparison]:
     """The judge's trials, all about m_0: `gold`, `self`, `praise` and `shuffled`.
 
     `responses` are those of eval-m0, `pairs` all that may have one (the next persona is among
     them), `count` tells the tokens of a text.
     """
     m0 = _by_pair(responses, 0)
-    constant = Contestant("praise", praise, count(praise))
-    bouts: list[Bout] = []
+    constant = ComparedResponse("praise", praise, count(praise))
+    comparisons: list[Comparison] = []
     for pair in chosen:
         if pair.gold is not None and (own := _found(m0, pair, 1, "gold", drop)):
-            gold = Contestant("gold", pair.gold, count(pair.gold))
-            bouts.append(Bout("gold", pair, gold, _response(own[0])))
+            gold = ComparedResponse("gold", pair.gold, count(pair.gold))
+            comparisons.append(Comparison("gold", pair, gold, _response(own[0])))
         if own := _found(m0, pair, 2, "self", drop):
-            bouts.append(Bout("self", pair, _response(own[0]), _response(own[1])))
+            comparisons.append(Comparison("self", pair, _response(own[0]), _response(own[1])))
         if own := _found(m0, pair, 1, "praise", drop):
-            bouts.append(Bout("praise", pair, _response(own[0]), constant))
+            comparisons.append(Comparison("praise", pair, _response(own[0]), constant))
         if own := _found(m0, pair, 1, "shuffled", drop):
-            bouts += _shuffled(pair, own[0], pairs, m0, drop)
-    return bouts
+            comparisons += _shuffled(pair, own[0], pairs, m0, drop)
+    return comparisons
 
 
 def _shuffled(
@@ -155,12 +166,13 @@ def _shuffled(
     pairs: Sequence[Pair],
     m0: Mapping[str, Sequence[Response]],
     drop: Drop,
-) -> Iterator[Bout]:
+) -> Iterator[Comparison]:
     for other in next_personas(pair, pairs):
         if responses := m0.get(other.id):
-            yield Bout("shuffled", pair, _response(own), _response(responses[0]))
+            yield Comparison("shuffled", pair, _response(own), _response(responses[0]))
             return
-    drop(RecordDropped("no_bout", f"shuffled {pair.id}", "no other persona's response to the task"))
+    problem = "no other persona's response to the task"
+    drop(RecordDropped("no_comparison", f"shuffled {pair.id}", problem))
 
 
 def _by_pair(responses: Iterable[Response], responder_version: int) -> dict[str, list[Response]]:
@@ -181,10 +193,10 @@ def _found(
     found = responses.get(pair.id, ())
     if len(found) >= num:
         return found
-    drop(RecordDropped("no_bout", f"{name} {pair.id}", f"{len(found)} of {num} responses"))
+    drop(RecordDropped("no_comparison", f"{name} {pair.id}", f"{len(found)} of {num} responses"))
     return None
 
 
-def _response(response: Response) -> Contestant:
+def _response(response: Response) -> ComparedResponse:
     label = f"m{response.responder_version} {response.dialogue_id}"
-    return Contestant(label, response.text, response.num_tokens)
+    return ComparedResponse(label, response.text, response.num_tokens)

@@ -1,4 +1,4 @@
-"""The judge of an evaluation: bouts from the tables of responses, verdicts into the tables.
+"""The judge of an evaluation: comparisons from the tables of responses, verdicts into the tables.
 
 m_0's responses -> the judge's trials; m_t's and m_0's -> own, fixed -> verdicts on disk
 """
@@ -8,10 +8,15 @@ from functools import partial
 
 from stargate.config.judge import ApiBackend
 from stargate.config.run import RunConfig
-from stargate.evaluation.comparisons import Bout, choose_pairs, trial_bouts, win_rate_bouts
+from stargate.evaluation.comparisons import (
+    Comparison,
+    Response,
+    choose_pairs,
+    trial_comparisons,
+    win_rate_comparisons,
+)
 from stargate.evaluation.judging import Judge, JudgeEngine, judge_all, open_judge
 from stargate.evaluation.playing import scope_of
-from stargate.evaluation.responses import Response, response_from_row
 from stargate.run_context import RunContext
 from stargate.types import Pair
 
@@ -31,7 +36,7 @@ async def judge_checkpoints(
     async with open_judge(config, context.store.root / "judge.sqlite", engine) as judge:
         for version in versions:
             if version == 0:
-                bouts = trial_bouts(
+                comparisons = trial_comparisons(
                     chosen,
                     pairs,
                     responses[0],
@@ -40,10 +45,10 @@ async def judge_checkpoints(
                     context.counters.drop,
                 )
             else:
-                bouts = win_rate_bouts(
+                comparisons = win_rate_comparisons(
                     version, chosen, responses[version], responses[0], context.counters.drop
                 )
-            await _judge(scope_of(version), bouts, judge, context)
+            await _judge(scope_of(version), comparisons, judge, context)
 
 
 def judge_name(config: RunConfig) -> str | None:
@@ -56,11 +61,13 @@ def judge_name(config: RunConfig) -> str | None:
     return config.roleplayer.model
 
 
-async def _judge(scope: str, bouts: Sequence[Bout], judge: Judge, context: RunContext) -> None:
-    with context.progress.stage(f"{scope} judge", 2 * len(bouts), "verdicts") as stage:
+async def _judge(
+    scope: str, comparisons: Sequence[Comparison], judge: Judge, context: RunContext
+) -> None:
+    with context.progress.stage(f"{scope} judge", 2 * len(comparisons), "verdicts") as stage:
         stage.begin()
         done = await judge_all(
-            bouts,
+            comparisons,
             judge.ask,
             partial(context.store.append, scope, "verdicts"),
             context.store.read(scope, "verdicts"),
@@ -72,4 +79,4 @@ async def _judge(scope: str, bouts: Sequence[Bout], judge: Judge, context: RunCo
 
 
 def _responses(version: int, context: RunContext) -> list[Response]:
-    return [response_from_row(row) for row in context.store.read(scope_of(version), "responses")]
+    return [Response(**row) for row in context.store.read(scope_of(version), "responses")]

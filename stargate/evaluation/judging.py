@@ -1,6 +1,6 @@
-"""Asks a judge about bouts, in both orders, and keeps every verdict.
+"""Asks a judge about comparisons, in both orders, and keeps every verdict.
 
-    bouts x 2 orders -> prompt -> ask -> verdict -> row of `verdicts` on disk
+    comparisons x 2 orders -> prompt -> ask -> verdict -> row of `verdicts` on disk
 
 What the table has already is not asked again. A reply that is refused, cut off, empty or absent is
 an unparsable verdict: it is kept with what was said, counted, and bounded in the win rate. Behind
@@ -18,7 +18,7 @@ from stargate.config.files import packaged_configs_dir
 from stargate.config.judge import ApiBackend, JudgeConfig
 from stargate.config.oracle import LocalOracleConfig
 from stargate.errors import ConfigError, DataError
-from stargate.evaluation.comparisons import Bout, Order
+from stargate.evaluation.comparisons import Comparison, Order
 from stargate.evaluation.verdicts import VERDICT_SCHEMA, Verdict, parse_verdict
 from stargate.oracle.open import open_oracle
 from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, Complete, JsonSchema
@@ -67,7 +67,7 @@ class Judgement:
     problem: str | None = None
 
 
-Ask = Callable[[Bout, Order], Awaitable[Judgement]]
+Ask = Callable[[Comparison, Order], Awaitable[Judgement]]
 
 
 class Judge:
@@ -84,20 +84,20 @@ class Judge:
         self._temperature = backend.temperature if isinstance(backend, ApiBackend) else 0.0
         self._is_json = isinstance(backend, ApiBackend) and backend.verdict == "json_schema"
 
-    async def ask(self, bout: Bout, order: Order) -> Judgement:
-        """Raises StargateError only where no other bout could be judged either."""
-        return self._judgement(await self._oracle.complete(self.request(bout, order)))
+    async def ask(self, comparison: Comparison, order: Order) -> Judgement:
+        """Raises StargateError only where no other comparison could be judged either."""
+        return self._judgement(await self._oracle.complete(self.request(comparison, order)))
 
-    def request(self, bout: Bout, order: Order) -> ChatRequest:
+    def request(self, comparison: Comparison, order: Order) -> ChatRequest:
         """What is asked."""
-        shown = (bout.candidate, bout.baseline)
+        shown = (comparison.candidate, comparison.baseline)
         first, second = shown if order is Order.CANDIDATE_FIRST else reversed(shown)
         prompts = self.prompts
         text = prompts.render(
             prompts.turn,
-            name=bout.pair.persona.name,
-            persona=quoted(bout.pair.persona.text),
-            task=quoted(bout.pair.task.text),
+            name=comparison.pair.persona.name,
+            persona=quoted(comparison.pair.persona.text),
+            task=quoted(comparison.pair.task.text),
             response_a=quoted(first.text),
             response_b=quoted(second.text),
             verdict=prompts.render(prompts.json_schema if self._is_json else prompts.text),
@@ -109,7 +109,7 @@ class Judge:
             temperature=self._temperature,
             schema=_SCHEMA if self._is_json else None,
             purpose="verdict",
-            record=f"{bout.where} {order}",
+            record=f"{comparison.where} {order}",
         )
 
     def _judgement(self, result: ChatResult) -> Judgement:
@@ -165,7 +165,7 @@ async def open_judge(
 
 
 @dataclass
-class Judged:
+class VerdictCounts:
     """What became of the verdicts that were asked now."""
 
     num_asked: int = 0
@@ -173,47 +173,47 @@ class Judged:
 
 
 async def judge_all(
-    bouts: Sequence[Bout],
+    comparisons: Sequence[Comparison],
     ask: Ask,
     keep: Callable[[Sequence[Row]], Awaitable[None]],
     known: Iterable[Row] = (),
     advance: Callable[[], object] = lambda: None,
-) -> Judged:
-    """Asks both orders of every bout side by side, and keeps each verdict as it comes.
+) -> VerdictCounts:
+    """Asks both orders of every comparison side by side, and keeps each verdict as it comes.
 
     `keep` makes rows of `verdicts` durable; `known` are the rows that the table has. Raises
-    DataError if those are about other responses than the bouts', and what `ask` raises.
+    DataError if those are about other responses than the comparisons', and what `ask` raises.
     """
     texts = {_key(row): (row["candidate_text"], row["baseline_text"]) for row in known}
-    done = Judged()
-    wanted: dict[tuple[str, ...], tuple[Bout, Order]] = {}
-    for bout in bouts:
+    done = VerdictCounts()
+    wanted: dict[tuple[str, ...], tuple[Comparison, Order]] = {}
+    for comparison in comparisons:
         for order in Order:
-            key = _key(_columns(bout, order))
+            key = _key(_columns(comparison, order))
             if key in wanted:
-                raise ValueError(f"{bout.where}: stands twice among the bouts")
-            wanted[key] = bout, order
-            if key in texts and texts[key] != (bout.candidate.text, bout.baseline.text):
+                raise ValueError(f"{comparison.where}: stands twice among the comparisons")
+            wanted[key] = comparison, order
+            if key in texts and texts[key] != (comparison.candidate.text, comparison.baseline.text):
                 raise DataError(
-                    f"verdicts: {bout.where}: was judged with other texts; remove the table "
+                    f"verdicts: {comparison.where}: was judged with other texts; remove the table "
                     "`verdicts` of this evaluation to have it judged again"
                 )
 
-    async def one(bout: Bout, order: Order) -> None:
-        judgement = await ask(bout, order)
+    async def one(comparison: Comparison, order: Order) -> None:
+        judgement = await ask(comparison, order)
         verdict = {"verdict": str(judgement.verdict), "reply": judgement.reply}
-        await keep([{**_columns(bout, order), **verdict}])
+        await keep([{**_columns(comparison, order), **verdict}])
         done.num_asked += 1
         if judgement.verdict is Verdict.UNPARSABLE:
             done.problems[judgement.problem or "no_verdict"] += 1
         advance()
 
     async with task_group() as group:
-        for key, (bout, order) in wanted.items():
+        for key, (comparison, order) in wanted.items():
             if key in texts:
                 advance()
             else:
-                group.create_task(one(bout, order))
+                group.create_task(one(comparison, order))
     return done
 
 
@@ -222,23 +222,23 @@ def quoted(text: str) -> str:
     return "\n".join(f"| {line}".rstrip() for line in text.splitlines() or [""])
 
 
-def _columns(bout: Bout, order: Order) -> Row:
+def _columns(comparison: Comparison, order: Order) -> Row:
     """The columns of one row of `verdicts` that are known before the judge is asked."""
     return {
-        "comparison": bout.comparison,
-        "task_id": bout.pair.task.id,
-        "persona_id": bout.pair.persona.id,
-        "candidate": bout.candidate.label,
-        "baseline": bout.baseline.label,
+        "comparison": comparison.name,
+        "task_id": comparison.pair.task.id,
+        "persona_id": comparison.pair.persona.id,
+        "candidate": comparison.candidate.label,
+        "baseline": comparison.baseline.label,
         "order": str(order),
-        "candidate_text": bout.candidate.text,
-        "baseline_text": bout.baseline.text,
-        "candidate_length": bout.candidate.length,
-        "baseline_length": bout.baseline.length,
+        "candidate_text": comparison.candidate.text,
+        "baseline_text": comparison.baseline.text,
+        "candidate_length": comparison.candidate.length,
+        "baseline_length": comparison.baseline.length,
     }
 
 
 def _key(row: Row) -> tuple[str, ...]:
-    """What names a verdict: a bout and its order."""
+    """What names a verdict: a comparison and its order."""
     columns = ("comparison", "task_id", "persona_id", "candidate", "baseline", "order")
     return tuple(row[column] for column in columns)

@@ -44,7 +44,7 @@ from stargate.evaluation.statistics import (
     paired_difference,
 )
 from stargate.evaluation.verdicts import Verdict
-from stargate.evaluation.win_rate import Comparison, WinRate, win_rate
+from stargate.evaluation.win_rate import JudgedComparison, WinRate, win_rate
 from stargate.records.schemas import Row, dialogue_from_row
 from stargate.records.store import RunStore
 from stargate.types import Dialogue, Pair
@@ -108,7 +108,7 @@ class CheckpointRecords:
     pairs: Mapping[str, Pair]
     dialogues: Sequence[Dialogue]
     controls: Sequence[ControlScore]
-    comparisons: Mapping[str, Sequence[Comparison]]
+    comparisons: Mapping[str, Sequence[JudgedComparison]]
 
 
 def write_evaluation(
@@ -167,7 +167,7 @@ def read_checkpoint(store: RunStore, scope: str, pairs: Mapping[str, Pair]) -> C
     return CheckpointRecords(pairs, dialogues, controls, comparisons)
 
 
-def comparisons_from_rows(rows: Iterable[Row], scope: str) -> dict[str, list[Comparison]]:
+def comparisons_from_rows(rows: Iterable[Row], scope: str) -> dict[str, list[JudgedComparison]]:
     """Rows of `verdicts`, the two orders of each comparison together, by name of the comparison.
 
     Raises DataError naming a comparison with one order only: half of it would be a position's win.
@@ -185,13 +185,13 @@ def comparisons_from_rows(rows: Iterable[Row], scope: str) -> dict[str, list[Com
         if row["verdict"] not in set(Verdict):
             raise DataError(f"{where}: unknown verdict {row['verdict']!r}")
         orders[key][row["order"]] = row
-    found: dict[str, list[Comparison]] = defaultdict(list)
+    found: dict[str, list[JudgedComparison]] = defaultdict(list)
     for key, judged in sorted(orders.items()):
         if len(judged) < len(_ORDERS):
             raise DataError(f"{scope}/verdicts: {' '.join(key)}: judged {next(iter(judged))} only")
         first, second = (judged[order] for order in _ORDERS)
         found[key[0]].append(
-            Comparison(
+            JudgedComparison(
                 task=first["task_id"],
                 persona=first["persona_id"],
                 candidate_first=Verdict(first["verdict"]),
@@ -317,7 +317,7 @@ def judge_qualification(
     """None if no judge was asked anything. One that was asked for win rates but not tried is
     unfit: `qualify` misses its comparisons.
     """
-    judged: dict[str, list[Comparison]] = defaultdict(list)
+    judged: dict[str, list[JudgedComparison]] = defaultdict(list)
     for records in checkpoints:
         for name, comparisons in records.comparisons.items():
             judged[name] += comparisons

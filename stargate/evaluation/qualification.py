@@ -18,7 +18,7 @@ from typing import Any
 from stargate.config.judge import JudgeThresholds
 from stargate.evaluation.statistics import BootstrapConfig, Measure
 from stargate.evaluation.verdicts import Verdict
-from stargate.evaluation.win_rate import Comparison, WinRate, win_rate
+from stargate.evaluation.win_rate import JudgedComparison, WinRate, win_rate
 
 TRIALS = ("self", "gold", "praise", "shuffled")
 
@@ -78,7 +78,7 @@ class Qualification:
 
 
 def qualify(
-    trials: Mapping[str, Sequence[Comparison]],
+    trials: Mapping[str, Sequence[JudgedComparison]],
     thresholds: JudgeThresholds | None = None,
     config: BootstrapConfig | None = None,
 ) -> Qualification:
@@ -131,7 +131,9 @@ def _criterion(
     )
 
 
-def _order_consistency(comparisons: Sequence[Comparison], limits: JudgeThresholds) -> Criterion:
+def _order_consistency(
+    comparisons: Sequence[JudgedComparison], limits: JudgeThresholds
+) -> Criterion:
     """Over the comparisons that have a better response: between equals a judge may well waver.
 
     Two verdicts agree when both name the same response. Two ties are no opinion, so they don't
@@ -149,7 +151,7 @@ def _order_consistency(comparisons: Sequence[Comparison], limits: JudgeThreshold
     )
 
 
-def _unparsable(comparisons: Sequence[Comparison], limits: JudgeThresholds) -> Criterion:
+def _unparsable(comparisons: Sequence[JudgedComparison], limits: JudgeThresholds) -> Criterion:
     verdicts = [
         verdict
         for entry in comparisons

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from stargate.errors import RecordDropped
-from stargate.evaluation.comparisons import choose_pairs, with_next_personas
+from stargate.evaluation.comparisons import Response, choose_pairs, with_next_personas
 from stargate.evaluation.playing import scope_of
-from stargate.evaluation.responses import Response, response_from_row
 from stargate.protocols import Generate
 from stargate.rollout.tasks import run_bounded
 from stargate.run_context import RunContext
@@ -42,8 +41,8 @@ async def respond_to_all(
     if version == 0:
         chosen = with_next_personas(chosen, pairs)
     done = {
-        (entry.dialogue_id, entry.responder_version)
-        for entry in map(response_from_row, context.store.read(scope, "responses"))
+        (row["dialogue_id"], row["responder_version"])
+        for row in context.store.read(scope, "responses")
     }
     per_pair = 2 if version == 0 else 1
     missing = [

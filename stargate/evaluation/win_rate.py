@@ -30,7 +30,7 @@ _RATE = (0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class JudgedComparison:
     """A candidate's response against a baseline's for one pair, judged in both orders.
 
     `candidate_first` is the verdict where the candidate was A, `candidate_second` where it was B.
@@ -125,7 +125,9 @@ class WinRate:
         }
 
 
-def win_rate(comparisons: Sequence[Comparison], config: BootstrapConfig | None = None) -> WinRate:
+def win_rate(
+    comparisons: Sequence[JudgedComparison], config: BootstrapConfig | None = None
+) -> WinRate:
     """Rates of the candidate with two-way clustered intervals. No comparison is left out."""
     outcomes = [_agreed(*_filled(entry, _TIE)) for entry in comparisons]
     parsed = [entry.scores for entry in comparisons if None not in entry.scores]
@@ -154,7 +156,7 @@ def win_rate(comparisons: Sequence[Comparison], config: BootstrapConfig | None =
 
 
 def length_controlled(
-    comparisons: Sequence[Comparison], config: BootstrapConfig | None = None
+    comparisons: Sequence[JudgedComparison], config: BootstrapConfig | None = None
 ) -> LengthControlled:
     """Regresses the agreed outcome (tie: half a win) on candidate minus baseline length.
 
@@ -201,19 +203,19 @@ def _agreed(first: float, second: float) -> float:
     return first if first == second else _TIE
 
 
-def _filled(comparison: Comparison, missing: float) -> tuple[float, float]:
+def _filled(comparison: JudgedComparison, missing: float) -> tuple[float, float]:
     """The two scores with `missing` for an unparsable verdict."""
     first, second = comparison.scores
     return missing if first is None else first, missing if second is None else second
 
 
-def _difference(comparison: Comparison) -> int:
+def _difference(comparison: JudgedComparison) -> int:
     return comparison.candidate_length - comparison.baseline_length
 
 
 def _rate(
-    comparisons: Sequence[Comparison],
-    value: Callable[[Comparison, float], float],
+    comparisons: Sequence[JudgedComparison],
+    value: Callable[[JudgedComparison, float], float],
     config: BootstrapConfig | None,
 ) -> Rate:
     """One observation per comparison: its `value`, given the score of an unparsable verdict."""
@@ -227,7 +229,7 @@ def _rate(
     )
 
 
-def _share_for_first_shown(comparison: Comparison, missing: float) -> float:
+def _share_for_first_shown(comparison: JudgedComparison, missing: float) -> float:
     """How much of the two verdicts went to the response shown first: the second time the
     baseline's.
     """

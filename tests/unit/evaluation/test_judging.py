@@ -1,4 +1,4 @@
-"""A judge over bouts: what is compared, what it reads, what is kept, and what the verdicts give."""
+"""A judge: what is compared, what it reads, what is kept, and what the verdicts give."""
 
 import asyncio
 from collections import Counter
@@ -13,12 +13,13 @@ from stargate.config.judge import ApiBackend, JudgeConfig
 from stargate.config.oracle import OpenAIOracleConfig
 from stargate.errors import ConfigError, DataError
 from stargate.evaluation.comparisons import (
-    Bout,
-    Contestant,
+    ComparedResponse,
+    Comparison,
     Order,
+    Response,
     choose_pairs,
-    trial_bouts,
-    win_rate_bouts,
+    trial_comparisons,
+    win_rate_comparisons,
     with_next_personas,
 )
 from stargate.evaluation.judging import (
@@ -33,7 +34,6 @@ from stargate.evaluation.judging import (
 )
 from stargate.evaluation.measures import comparisons_from_rows
 from stargate.evaluation.qualification import qualify
-from stargate.evaluation.responses import Response
 from stargate.evaluation.statistics import BootstrapConfig
 from stargate.evaluation.verdicts import VERDICT_SCHEMA, Verdict
 from stargate.evaluation.win_rate import WinRate, win_rate
@@ -66,15 +66,15 @@ def response(version: int, pair: str, index: int = 0, responder: int | None = No
     return Response(f"eval-m{version}/{pair}/{index}", pair, by, text, len(text), "stop")
 
 
-def bout(
+def comparison(
     candidate: str = "good", baseline: str = "bad", task: str = "t", name: str = "own"
-) -> Bout:
+) -> Comparison:
     pair = make_pair(task, "p")
-    return Bout(
+    return Comparison(
         name,
         pair,
-        Contestant(f"m1 {task}", candidate, len(candidate)),
-        Contestant(f"m0 {task}", baseline, len(baseline)),
+        ComparedResponse(f"m1 {task}", candidate, len(candidate)),
+        ComparedResponse(f"m0 {task}", baseline, len(baseline)),
     )
 
 
@@ -98,13 +98,13 @@ def fake_judge(oracle: FakeOracle, config: JudgeConfig | None = None) -> Judge:
     return Judge(oracle, config or JudgeConfig(), TINY, "judge-model")
 
 
-def judge_rows(bouts: Sequence[Bout], script: Callable[[str], str]) -> list[Row]:
+def judge_rows(comparisons: Sequence[Comparison], script: Callable[[str], str]) -> list[Row]:
     rows: list[Row] = []
 
     async def keep(new: Sequence[Row]) -> None:
         rows.extend(new)
 
-    asyncio.run(judge_all(bouts, fake_judge(FakeOracle(script)).ask, keep))
+    asyncio.run(judge_all(comparisons, fake_judge(FakeOracle(script)).ask, keep))
     return rows
 
 
@@ -154,39 +154,39 @@ def test_all_pairs_with_a_gold_are_chosen_without_a_limit() -> None:
         assert sorted(pair.id for pair in chosen) == sorted(pair.id for pair in GRID)
 
 
-def test_win_rate_bouts() -> None:
+def test_win_rate_comparisons() -> None:
     pair = make_pair("t", "p")
     candidates = [response(1, "t:p", 0), response(1, "t:p", 0, responder=0)]
     baselines = [response(0, "t:p", 1), response(0, "t:p", 0)]
     counters = Counters()
-    assert win_rate_bouts(1, [pair], candidates, baselines, counters.drop) == [
-        Bout(
+    assert win_rate_comparisons(1, [pair], candidates, baselines, counters.drop) == [
+        Comparison(
             "own",
             pair,
-            Contestant("m1 eval-m1/t:p/0", "m1 after m1 t:p 0", 17),
-            Contestant("m0 eval-m0/t:p/0", "m0 after m0 t:p 0", 17),
+            ComparedResponse("m1 eval-m1/t:p/0", "m1 after m1 t:p 0", 17),
+            ComparedResponse("m0 eval-m0/t:p/0", "m0 after m0 t:p 0", 17),
         ),
-        Bout(
+        Comparison(
             "fixed",
             pair,
-            Contestant("m0 eval-m1/t:p/0", "m0 after m1 t:p 0", 17),
-            Contestant("m0 eval-m0/t:p/0", "m0 after m0 t:p 0", 17),
+            ComparedResponse("m0 eval-m1/t:p/0", "m0 after m1 t:p 0", 17),
+            ComparedResponse("m0 eval-m0/t:p/0", "m0 after m0 t:p 0", 17),
         ),
     ]
     assert not counters.dropped
 
 
-def test_trial_bouts() -> None:
+def test_trial_comparisons() -> None:
     pairs = [make_pair("t", "p", "gold p"), make_pair("u", "p"), make_pair("t", "q", "gold q")]
     responses = [response(0, "t:p", 0), response(0, "t:p", 1), response(0, "t:q", 0)]
     counters = Counters()
-    bouts = trial_bouts(pairs[:1], pairs, responses, "Great!", len, counters.drop)
-    own = Contestant("m0 eval-m0/t:p/0", "m0 after m0 t:p 0", 17)
-    assert [(b.comparison, b.candidate, b.baseline) for b in bouts] == [
-        ("gold", Contestant("gold", "gold p", 6), own),
-        ("self", own, Contestant("m0 eval-m0/t:p/1", "m0 after m0 t:p 1", 17)),
-        ("praise", own, Contestant("praise", "Great!", 6)),
-        ("shuffled", own, Contestant("m0 eval-m0/t:q/0", "m0 after m0 t:q 0", 17)),
+    comparisons = trial_comparisons(pairs[:1], pairs, responses, "Great!", len, counters.drop)
+    own = ComparedResponse("m0 eval-m0/t:p/0", "m0 after m0 t:p 0", 17)
+    assert [(b.name, b.candidate, b.baseline) for b in comparisons] == [
+        ("gold", ComparedResponse("gold", "gold p", 6), own),
+        ("self", own, ComparedResponse("m0 eval-m0/t:p/1", "m0 after m0 t:p 1", 17)),
+        ("praise", own, ComparedResponse("praise", "Great!", 6)),
+        ("shuffled", own, ComparedResponse("m0 eval-m0/t:q/0", "m0 after m0 t:q 0", 17)),
     ]
     assert not counters.dropped
 
@@ -194,10 +194,10 @@ def test_trial_bouts() -> None:
 def test_the_next_persona_is_found_cyclically_and_beyond_the_chosen() -> None:
     pairs = [make_pair("t", name) for name in "pqr"]
     responses = [response(0, f"t:{name}") for name in "pr"]
-    [*_, last] = trial_bouts(pairs[2:], pairs, responses, "Great!", len, Counters().drop)
-    assert (last.comparison, last.baseline.label) == ("shuffled", "m0 eval-m0/t:p/0")
+    [*_, last] = trial_comparisons(pairs[2:], pairs, responses, "Great!", len, Counters().drop)
+    assert (last.name, last.baseline.label) == ("shuffled", "m0 eval-m0/t:p/0")
     # q has no response, so p's neighbour is r.
-    [*_, last] = trial_bouts(pairs[:1], pairs, responses, "Great!", len, Counters().drop)
+    [*_, last] = trial_comparisons(pairs[:1], pairs, responses, "Great!", len, Counters().drop)
     assert last.baseline.label == "m0 eval-m0/t:r/0"
     assert [pair.id for pair in with_next_personas(pairs[1:], pairs)] == ["t:q", "t:r", "t:p"]
 
@@ -205,20 +205,22 @@ def test_the_next_persona_is_found_cyclically_and_beyond_the_chosen() -> None:
 def test_pairs_without_responses_are_counted() -> None:
     pair = make_pair("t", "p")
     counters = Counters()
-    assert win_rate_bouts(1, [pair], [response(1, "t:p")], [], counters.drop) == []
-    assert counters.dropped == {"no_bout": 2}
-    assert counters.dropped_examples["no_bout"] == [
-        "own t:p: no_bout: 0 of 1 responses",
-        "fixed t:p: no_bout: 0 of 1 responses",
+    assert win_rate_comparisons(1, [pair], [response(1, "t:p")], [], counters.drop) == []
+    assert counters.dropped == {"no_comparison": 2}
+    assert counters.dropped_examples["no_comparison"] == [
+        "own t:p: no_comparison: 0 of 1 responses",
+        "fixed t:p: no_comparison: 0 of 1 responses",
     ]
-    bouts = trial_bouts([pair], [pair], [response(0, "t:p")], "Great!", len, counters.drop)
-    assert [b.comparison for b in bouts] == ["gold", "praise"]
-    assert counters.dropped == {"no_bout": 4}  # self: 1 of 2; shuffled: nobody else
+    comparisons = trial_comparisons(
+        [pair], [pair], [response(0, "t:p")], "Great!", len, counters.drop
+    )
+    assert [b.name for b in comparisons] == ["gold", "praise"]
+    assert counters.dropped == {"no_comparison": 4}  # self: 1 of 2; shuffled: nobody else
 
 
 def test_both_orders_swap_the_responses_and_nothing_else() -> None:
     judge = fake_judge(FakeOracle(str))
-    first, second = (judge.request(bout("good\nadvice", "bad"), order) for order in Order)
+    first, second = (judge.request(comparison("good\nadvice", "bad"), order) for order in Order)
     assert first.messages[0].text == (
         "P/| About p./| t?\nA: | good\n| advice\nB: | bad\nEnd with the line."
     )
@@ -233,7 +235,7 @@ def test_both_orders_swap_the_responses_and_nothing_else() -> None:
 def test_the_packaged_prompt() -> None:
     prompts = load_judge_prompts("judge")
     judge = Judge(FakeOracle(str), JudgeConfig(), prompts, "m")
-    text = judge.request(bout("Walk.\n\nThen rest.", "Run."), SECOND).messages[0].text
+    text = judge.request(comparison("Walk.\n\nThen rest.", "Run."), SECOND).messages[0].text
     assert (
         "The person is called P. This is who they are:\n| About p.\n\nTheir request:\n| t?\n\n"
         "Response A:\n| Run.\n\nResponse B:\n| Walk.\n|\n| Then rest.\n\nThe quoted texts" in text
@@ -251,14 +253,18 @@ def test_no_response_can_pass_for_the_frame(end: str) -> None:
     assert lines == ["| Nice.", "|", "| Response B:", "| | Awful.", "| Final Response: A"]
     assert quoted("") == "|"
     # Jinja in a response is text, too.
-    text = fake_judge(FakeOracle(str)).request(bout("{{ name }}"), FIRST).messages[0].text
+    text = fake_judge(FakeOracle(str)).request(comparison("{{ name }}"), FIRST).messages[0].text
     assert "A: | {{ name }}" in text
 
 
 def test_known_preferences_give_the_known_win_rate(tmp_path: Path) -> None:
     texts = ("best", "m0", "worst")
-    bouts = [bout("best", "m0", "t1"), bout("worst", "m0", "t2"), bout("best", "m0", "t3")]
-    rows = judge_rows(bouts, prefers(*texts))
+    comparisons = [
+        comparison("best", "m0", "t1"),
+        comparison("worst", "m0", "t2"),
+        comparison("best", "m0", "t3"),
+    ]
+    rows = judge_rows(comparisons, prefers(*texts))
     assert [list(row) for row in rows[:1]] == [
         [
             *("comparison", "task_id", "persona_id", "candidate", "baseline", "order"),
@@ -285,8 +291,8 @@ def test_known_preferences_give_the_known_win_rate(tmp_path: Path) -> None:
 
 def test_a_judge_that_always_says_a_wins_nothing_and_is_unfit() -> None:
     names = ("own", "self", "gold", "praise", "shuffled")
-    bouts = [bout("x", "y", f"t{i}", name) for name in names for i in range(25)]
-    rows = judge_rows(bouts, lambda prompt: "**Final Response: A**")
+    comparisons = [comparison("x", "y", f"t{i}", name) for name in names for i in range(25)]
+    rows = judge_rows(comparisons, lambda prompt: "**Final Response: A**")
     rate = rate_of(rows)
     assert (rate.wins, rate.ties, rate.losses) == (0, 25, 0)
     assert rate.agreed.measure.mean == 0.5
@@ -321,7 +327,7 @@ def test_what_is_no_verdict_is_kept_and_counted(
     async def keep(new: Sequence[Row]) -> None:
         rows.extend(new)
 
-    done = asyncio.run(judge_all([bout()], judge.ask, keep))
+    done = asyncio.run(judge_all([comparison()], judge.ask, keep))
     assert [(row["verdict"], row["reply"]) for row in rows] == [("unparsable", reply)] * 2
     assert (done.num_asked, done.problems) == (2, {problem: 2})
     rate = rate_of(rows)
@@ -333,21 +339,21 @@ def test_all_are_asked_side_by_side() -> None:
     async def run() -> None:
         meeting = asyncio.Barrier(6)
 
-        async def ask(bout: Bout, order: Order) -> Judgement:
+        async def ask(comparison: Comparison, order: Order) -> Judgement:
             await asyncio.wait_for(meeting.wait(), 5)
             return Judgement(A, "Final Response: A")
 
         async def keep(rows: Sequence[Row]) -> None:
             pass
 
-        done = await judge_all([bout(task=f"t{i}") for i in range(3)], ask, keep)
+        done = await judge_all([comparison(task=f"t{i}") for i in range(3)], ask, keep)
         assert done.num_asked == 6
 
     asyncio.run(run())
 
 
 def test_a_stopped_judge_goes_on_where_it_was(tmp_path: Path) -> None:
-    bouts = [bout("best", "m0", f"t{i}") for i in range(4)]
+    comparisons = [comparison("best", "m0", f"t{i}") for i in range(4)]
     asked: list[tuple[str, Order]] = []
     advanced: list[int] = []
 
@@ -357,19 +363,19 @@ def test_a_stopped_judge_goes_on_where_it_was(tmp_path: Path) -> None:
         judge = fake_judge(FakeOracle(prefers("best", "m0")))
         one_at_a_time = asyncio.Lock()
 
-        async def ask(bout: Bout, order: Order) -> Judgement:
+        async def ask(comparison: Comparison, order: Order) -> Judgement:
             async with one_at_a_time:
                 if len(asked) == last:
                     await asyncio.sleep(0.2)  # what was said is written meanwhile
                     raise OracleError("gone")
-                asked.append((bout.pair.task.id, order))
-            return await judge.ask(bout, order)
+                asked.append((comparison.pair.task.id, order))
+            return await judge.ask(comparison, order)
 
         async def keep(rows: Sequence[Row]) -> None:
             await store.append("eval-m1", "verdicts", rows)
 
         known = store.read("eval-m1", "verdicts")
-        done = await judge_all(bouts, ask, keep, known, lambda: advanced.append(1))
+        done = await judge_all(comparisons, ask, keep, known, lambda: advanced.append(1))
         assert done.num_asked == 5
 
     with pytest.raises(OracleError, match="gone"):
@@ -385,20 +391,20 @@ def test_a_stopped_judge_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_verdicts_about_other_texts_are_not_taken_for_these() -> None:
-    rows = judge_rows([bout("good", "bad")], lambda prompt: "Final Response: A")
+    rows = judge_rows([comparison("good", "bad")], lambda prompt: "Final Response: A")
 
-    async def never(bout: Bout, order: Order) -> Judgement:
+    async def never(comparison: Comparison, order: Order) -> Judgement:
         raise AssertionError
 
     async def keep(rows: Sequence[Row]) -> None:
         raise AssertionError
 
-    done = asyncio.run(judge_all([bout("good", "bad")], never, keep, rows))
+    done = asyncio.run(judge_all([comparison("good", "bad")], never, keep, rows))
     assert done.num_asked == 0
     with pytest.raises(DataError, match="own t:p m1 t against m0 t: was judged with other texts"):
-        asyncio.run(judge_all([bout("better", "bad")], never, keep, rows))
+        asyncio.run(judge_all([comparison("better", "bad")], never, keep, rows))
     with pytest.raises(ValueError, match="stands twice"):
-        asyncio.run(judge_all([bout(), bout()], never, keep))
+        asyncio.run(judge_all([comparison(), comparison()], never, keep))
 
 
 def api(**fields: object) -> JudgeConfig:
@@ -409,17 +415,17 @@ def api(**fields: object) -> JudgeConfig:
 def test_a_schema_for_servers_that_hold_to_one() -> None:
     oracle = FakeOracle(lambda prompt: '{"winner": "tie"}')
     judge = fake_judge(oracle, api(verdict="json_schema", temperature=None))
-    assert asyncio.run(judge.ask(bout(), FIRST)) == Judgement(TIE, '{"winner": "tie"}')
+    assert asyncio.run(judge.ask(comparison(), FIRST)) == Judgement(TIE, '{"winner": "tie"}')
     [request] = oracle.requests
     assert request.messages[0].text.endswith("Reply with JSON.")
     assert request.schema == JsonSchema.of("verdict", VERDICT_SCHEMA)
     assert request.temperature is None
     said = FakeOracle(lambda prompt: "Final Response: A", AnswerStatus.INVALID)
-    judgement = asyncio.run(fake_judge(said, api(verdict="json_schema")).ask(bout(), FIRST))
+    judgement = asyncio.run(fake_judge(said, api(verdict="json_schema")).ask(comparison(), FIRST))
     assert judgement == Judgement(BAD, "Final Response: A", "no_verdict")
     # A judge asked for a line may still answer with text only.
     judgement = asyncio.run(
-        fake_judge(FakeOracle(lambda p: "Final Response: B"), api()).ask(bout(), FIRST)
+        fake_judge(FakeOracle(lambda p: "Final Response: B"), api()).ask(comparison(), FIRST)
     )
     assert judgement.verdict is B
 
@@ -440,7 +446,7 @@ def engine_verdicts(
 
     async def run() -> list[Judgement]:
         async with open_judge(config, tmp_path / "judge.sqlite", engine) as judge:
-            return [await judge.ask(bout(), order) for order in Order]
+            return [await judge.ask(comparison(), order) for order in Order]
 
     return asyncio.run(run())
 
@@ -526,4 +532,4 @@ def test_a_prompt_file_of_ones_own(tmp_path: Path) -> None:
     file.write_text("version: 1\ntext: t\njson_schema: j\npraise: p\nturn: '{{ persono }}'\n")
     judge = Judge(FakeOracle(str), JudgeConfig(), load_judge_prompts(str(file)), "m")
     with pytest.raises(ConfigError, match="'persono' is undefined"):
-        judge.request(bout(), FIRST)
+        judge.request(comparison(), FIRST)

@@ -43,7 +43,7 @@ from stargate.evaluation.measures import (
 )
 from stargate.evaluation.statistics import BootstrapConfig, Observation
 from stargate.evaluation.verdicts import Verdict
-from stargate.evaluation.win_rate import Comparison
+from stargate.evaluation.win_rate import JudgedComparison
 from stargate.records.schemas import Row, dialogue_row
 from stargate.records.store import RunStore
 from stargate.types import Dialogue, Pair, Persona, Task, Turn
@@ -374,10 +374,10 @@ def test_verdicts_of_both_orders_make_one_comparison() -> None:
     found = comparisons_from_rows(OWN[::-1], "eval-m1")
     assert list(found) == ["own"]
     assert found["own"] == [
-        Comparison("a", "p", Verdict.A, Verdict.B, 30, 20),
-        Comparison("a", "q", Verdict.A, Verdict.A, 20, 20),
-        Comparison("b", "p", Verdict.B, Verdict.A, 10, 30),
-        Comparison("b", "q", Verdict.A, Verdict.UNPARSABLE, 25, 20),
+        JudgedComparison("a", "p", Verdict.A, Verdict.B, 30, 20),
+        JudgedComparison("a", "q", Verdict.A, Verdict.A, 20, 20),
+        JudgedComparison("b", "p", Verdict.B, Verdict.A, 10, 30),
+        JudgedComparison("b", "q", Verdict.A, Verdict.UNPARSABLE, 25, 20),
     ]
 
 

@@ -11,17 +11,19 @@ from stargate.config.judge import JudgeThresholds
 from stargate.evaluation.qualification import TRIALS, Qualification, qualify
 from stargate.evaluation.statistics import BootstrapConfig
 from stargate.evaluation.verdicts import Verdict
-from stargate.evaluation.win_rate import Comparison
+from stargate.evaluation.win_rate import JudgedComparison
 
 A, B, TIE, BAD = Verdict.A, Verdict.B, Verdict.TIE, Verdict.UNPARSABLE
 Judge = Callable[[bool], tuple[Verdict, Verdict]]  # is there a better one? -> both orders
 
 
-def judged(judge: Judge, has_better: bool, n: int) -> list[Comparison]:
-    return [Comparison(f"t{i // 5}", f"p{i % 5}", *judge(has_better), 100, 100) for i in range(n)]
+def judged(judge: Judge, has_better: bool, n: int) -> list[JudgedComparison]:
+    return [
+        JudgedComparison(f"t{i // 5}", f"p{i % 5}", *judge(has_better), 100, 100) for i in range(n)
+    ]
 
 
-def trials(judge: Judge, n: int = 40) -> dict[str, list[Comparison]]:
+def trials(judge: Judge, n: int = 40) -> dict[str, list[JudgedComparison]]:
     return {name: judged(judge, name != "self", n) for name in TRIALS}
 
 

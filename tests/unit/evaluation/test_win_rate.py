@@ -10,17 +10,22 @@ from hypothesis import strategies as st
 
 from stargate.evaluation.statistics import BootstrapConfig
 from stargate.evaluation.verdicts import Verdict
-from stargate.evaluation.win_rate import Comparison, LengthControlled, length_controlled, win_rate
+from stargate.evaluation.win_rate import (
+    JudgedComparison,
+    LengthControlled,
+    length_controlled,
+    win_rate,
+)
 
 A, B, TIE, BAD = Verdict.A, Verdict.B, Verdict.TIE, Verdict.UNPARSABLE
 
 
 def compared(
     *verdicts: tuple[Verdict, Verdict], lengths: list[int] | None = None, personas: int = 3
-) -> list[Comparison]:
+) -> list[JudgedComparison]:
     """One comparison each, over tasks x personas; `lengths` are candidate minus baseline."""
     return [
-        Comparison(
+        JudgedComparison(
             f"t{index // personas}",
             f"p{index % personas}",
             first,
@@ -138,7 +143,7 @@ def test_length_is_reported() -> None:
     assert got.length_difference.mean == 3.0
 
 
-def logistic_table(intercept: float, slope: float, seed: int) -> list[Comparison]:
+def logistic_table(intercept: float, slope: float, seed: int) -> list[JudgedComparison]:
     """25 tasks x 20 personas whose outcome depends on length by these coefficients."""
     generator = np.random.default_rng(seed)
     lengths = generator.integers(-40, 120, 500)
