@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stargate.errors import DataError
+from stargate.evaluation.checkpoint import plain_means
 from stargate.evaluation.evaluator import Evaluator
 from stargate.evaluation.playing import scope_of
 from stargate.monitoring.journal import RunJournal
@@ -113,9 +114,9 @@ class TrainingLoop:
             self._journal.evaluation(version, known, known=True)
             return
         await self._hold(version)
-        evaluation = await self._evaluator.checkpoint(version, self._roles, self._context)
-        self._evaluator.write(self._store)
-        self._journal.evaluation(version, evaluation.measures, known=known is not None)
+        await self._evaluator.checkpoint(version, self._roles, self._context)
+        measured = self._evaluator.write(self._store)[f"m{version}"]
+        self._journal.evaluation(version, plain_means(measured), known=known is not None)
 
     async def _judge(self, versions: Sequence[int]) -> None:
         if self._context.config.evaluation.enabled:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stargate.config.run import FactsGrounding, RunConfig
-from stargate.evaluation.checkpoint import Evaluation, evaluate
+from stargate.evaluation.checkpoint import evaluate
 from stargate.evaluation.controls import FIXED, ControlScore, control_from_row
 from stargate.evaluation.judge_steps import judge_checkpoints, judge_name
 from stargate.evaluation.judging import JudgeEngine
@@ -42,11 +42,10 @@ class Evaluator:
     voice_dir: Path
     _fixed: Sequence[ControlScore] = ()
 
-    async def checkpoint(self, version: int, roles: Roles, context: RunContext) -> Evaluation:
+    async def checkpoint(self, version: int, roles: Roles, context: RunContext) -> None:
         """Evaluates m_`version`, whose weights the Questioner's engines hold."""
-        evaluation = await evaluate(version, self.pairs, roles, context, self._fixed)
-        self._fixed = evaluation.fixed
-        return evaluation
+        scores = await evaluate(version, self.pairs, roles, context, self._fixed)
+        self._fixed = [entry for entry in scores if entry.control in FIXED]
 
     def recall(self, version: int, store: RunStore) -> None:
         """m_`version` was evaluated before: its controls without a dialogue hold for the others."""

@@ -1,20 +1,27 @@
 """Evaluation arithmetic on known answers."""
 
 import asyncio
-import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from stargate.evaluation.checkpoint import estimate, evaluate, summarise
-from stargate.evaluation.controls import ControlScore, shuffled_partner
+from stargate.evaluation.checkpoint import evaluate, plain_means
+from stargate.evaluation.controls import FIXED, shuffled_partner
+from stargate.evaluation.measures import write_evaluation
 from stargate.evaluation.playing import EvaluationPairs
+from stargate.run_context import Roles, RunContext
 from stargate.types import Dialogue, Pair, ScoreRequest
-from tests.fakes.scripted import ScriptedGenerate, ScriptedScore, make_pair, make_turn
+from tests.fakes.scripted import ScriptedGenerate, ScriptedScore, make_pair
+from tests.unit.evaluation.test_measures import ABOUT, QUICK
 from tests.unit.test_pair_steps import roles, run_context
 
-PAIRS: list[Pair] = [make_pair(task=t, persona=p) for t in ("t1", "t2") for p in ("a", "b", "c")]
+FACTS = ("I like tea.", "I own a dog.", "I work at night.")
+PAIRS: list[Pair] = [
+    make_pair(task=t, persona=p, facts=FACTS) for t in ("t1", "t2") for p in ("a", "b", "c")
+]
 
 
 def dialogue(pair: Pair, index: int, *turns: object) -> Dialogue:
@@ -44,40 +51,37 @@ def test_a_missing_partner_is_skipped_and_none_is_none() -> None:
     assert shuffled_partner(PAIRS[0], 0, alone, played) is None
 
 
-def test_matched_minus_shuffled_pairs_by_dialogue() -> None:
-    scores = [
-        ControlScore("matched", "p", "d1", None, -10.0, 5),
-        ControlScore("shuffled", "p", "d1", "x", -14.0, 5),
-        ControlScore("matched", "p", "d2", None, -20.0, 5),
-        ControlScore("shuffled", "p", "d2", "x", -22.0, 5),
-        ControlScore("matched", "p", "d3", None, -99.0, 5),  # has no partner: not in the difference
-        ControlScore("no_dialogue", "p", None, None, -30.0, 5),
-    ]
-    turns = (make_turn("one?", elicited=(0, 1)), make_turn("I say.", elicited=(1,)))
-    got = summarise([dialogue(PAIRS[0], 0, *turns)], scores)
-    assert got["matched_minus_shuffled"] == 3.0
-    assert got["matched_minus_shuffled_n"] == 2
-    assert got["gold_logprob"] == pytest.approx(-43.0)
-    assert got["no_dialogue"] == -30.0
-    assert got["persona_given"] is None
-    assert got["question_rate"] == 0.5
-    assert got["facts_per_dialogue"] == 2.0  # fact 1 counts once
-    assert (got["num_dialogues"], got["num_turns"]) == (1, 2)
+def evaluated(
+    version: int, pairs: EvaluationPairs, parts: Roles, context: RunContext
+) -> dict[str, Any]:
+    """What a run logs of a checkpoint that is evaluated."""
+    asyncio.run(evaluate(version, pairs, parts, context))
+    return logged(version, pairs, context)
 
 
-def test_estimate_by_hand() -> None:
-    got = estimate([1.0, 2.0, 3.0, 4.0])
-    assert got.mean == 2.5
-    assert got.standard_error == pytest.approx(math.sqrt(5 / 3) / 2)
-    assert estimate([]).mean is None
-    assert estimate([7.0]).standard_error is None
+def logged(version: int, pairs: EvaluationPairs, context: RunContext) -> dict[str, Any]:
+    values = write_evaluation(context.store, pairs.all, len, ABOUT, QUICK)
+    return plain_means(values[f"m{version}"])
+
+
+def test_a_run_logs_means_with_their_errors_and_numbers() -> None:
+    one = {"mean": 0.5, "standard_error": 0.1, "n": 4}
+    facts = {"mean": 2.0, "standard_error": None, "n": 1}
+    got = plain_means({"question_rate": one, "facts_per_dialogue": facts, "win_rate": one})
+    assert {name: value for name, value in got.items() if value} == {
+        **{"num_dialogues": 1, "num_turns": 4},
+        **{"question_rate": 0.5, "question_rate_se": 0.1, "question_rate_n": 4},
+        **{"facts_per_dialogue": 2.0, "facts_per_dialogue_n": 1},
+    }
+    assert (got["gold_logprob"], got["gold_logprob_se"], got["gold_logprob_n"]) == (None, None, 0)
 
 
 def test_evaluate_scores_every_control_of_every_pair(tmp_path: Path) -> None:
     score = ScriptedScore(lambda request: -1.0)
     context = run_context(tmp_path, evaluation={"num_dialogues": 2, "num_turns": 3})
-    evaluation = asyncio.run(evaluate(0, EvaluationPairs(PAIRS), roles(score=score), context))
-    got = evaluation.measures
+    pairs = EvaluationPairs(PAIRS)
+    scores = asyncio.run(evaluate(0, pairs, roles(score=score), context))
+    got = logged(0, pairs, context)
     assert got["num_dialogues"] == 12
     assert got["gold_logprob"] == -4.0  # "gold" has four characters
     assert [got[f"{name}_n"] for name in ("gold_logprob", "shuffled", "no_dialogue")] == [12, 12, 6]
@@ -93,11 +97,10 @@ def test_evaluate_scores_every_control_of_every_pair(tmp_path: Path) -> None:
 
     # The next checkpoint reuses the controls without a dialogue; its table is complete too.
     num_requests = len(score.requests)
-    again = asyncio.run(
-        evaluate(1, EvaluationPairs(PAIRS), roles(score=score), context, evaluation.fixed)
-    )
+    fixed = [entry for entry in scores if entry.control in FIXED]
+    asyncio.run(evaluate(1, pairs, roles(score=score), context, fixed))
     assert len(score.requests) - num_requests == 12 + 12 + 6 + 12
-    assert again.measures["no_dialogue_n"] == 6
+    assert logged(1, pairs, context)["no_dialogue_n"] == 6
     assert len(list(context.store.read("eval-m1", "controls"))) == 54
 
 
@@ -124,7 +127,7 @@ def test_an_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
     small = run_context(tmp_path, evaluation={"num_dialogues": 1, "num_turns": 1})
     asyncio.run(evaluate(0, EvaluationPairs(PAIRS), first, small))
     larger = run_context(tmp_path, evaluation={"num_dialogues": 3, "num_turns": 1})
-    got = asyncio.run(evaluate(0, EvaluationPairs(PAIRS), second, larger)).measures
+    got = evaluated(0, EvaluationPairs(PAIRS), second, larger)
     assert (len(first.generate.requests), len(second.generate.requests)) == (6, 12)  # type: ignore[attr-defined]
     assert (len(first.score.requests), len(second.score.requests)) == (30, 24)  # type: ignore[attr-defined]
     assert (got["num_dialogues"], got["gold_logprob_n"], got["no_dialogue_n"]) == (18, 18, 6)
@@ -134,9 +137,10 @@ def test_an_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_tasks_that_need_no_question_are_played_once_and_never_scored(tmp_path: Path) -> None:
     needless = [make_pair(task="sum", persona=p, gold=None) for p in ("a", "b")]
+    needless = [replace(p, task=replace(p.task, needs_question=False)) for p in needless]
     parts = roles()
     context = run_context(tmp_path, evaluation={"num_dialogues": 2, "num_turns": 1})
-    got = asyncio.run(evaluate(0, EvaluationPairs(PAIRS, needless), parts, context)).measures
+    got = evaluated(0, EvaluationPairs(PAIRS, needless), parts, context)
     played = [row["id"] for row in context.store.read("eval-m0", "dialogues")]
     assert [name for name in sorted(played) if "sum" in name] == [
         "eval-m0/sum:a/0",
