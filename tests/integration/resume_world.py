@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from stargate.config.run import RunConfig
+from stargate.evaluation import statistics
 from stargate.evaluation.evaluator import Evaluator
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.launch import session as session_module
@@ -89,7 +90,7 @@ class FakePrepared:
         return TRAIN_PAIRS
 
     def evaluator(self, config: RunConfig, trained: RunConfig) -> Evaluator:
-        nobody: Any = None  # no judge
+        nobody: Any = SimpleNamespace(count=len)  # no judge
         base = self.base_model_dir
         return Evaluator(config, trained, self.test_pairs, base, nobody, nobody, base)
 
@@ -200,8 +201,7 @@ def without_waiting(patch: pytest.MonkeyPatch) -> None:
     """Leaves out what takes long and is not what these tests look at."""
     patch.setattr(store_module, "_GATHER_SECONDS", 0.0)
     patch.setattr(journal_module, "PeakMemory", _NoMemory)
-    # eval.json needs a bootstrap.
-    patch.setattr(Evaluator, "write", lambda self, store: {})
+    patch.setattr(statistics, "two_way_interval", lambda table, config: None)
 
 
 def play(world: World, monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:

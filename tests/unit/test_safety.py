@@ -16,7 +16,7 @@ from stargate.config.run import RunConfig
 from stargate.data.dataset import read_dataset
 from stargate.data.importers import TaskSource, import_dataset
 from stargate.errors import ConfigError, DataError, RecordDropped
-from stargate.evaluation.evaluator import Evaluator
+from stargate.evaluation import statistics
 from stargate.launch.cli import main
 from stargate.launch.eval_session import EvaluationRequest, evaluation_root
 from stargate.launch.session import fill_run_dir
@@ -219,8 +219,8 @@ def test_remote_code_is_announced_before_anything_is_opened() -> None:
 def test_remote_code_is_in_the_log_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # eval.json needs a bootstrap, which is slow and not what is tested.
-    monkeypatch.setattr(Evaluator, "write", lambda self, store: {})
+    # The bootstrap is slow and not what is tested.
+    monkeypatch.setattr(statistics, "two_way_interval", lambda table, config: None)
     names = ["own_response"]
     made = test_ablation.ablation(tmp_path, names, trust_remote_code=True)
     test_ablation.play(test_ablation.FakeSystem(), made, names)
