@@ -20,7 +20,6 @@ from functools import partial
 from stargate.errors import RecordDropped
 from stargate.evaluation.playing import next_personas, scope_of
 from stargate.protocols import Score
-from stargate.records.schemas import Row
 from stargate.rollout.tasks import task_group
 from stargate.run_context import RunContext
 from stargate.types import Dialogue, Pair, ScoreRequest
@@ -51,11 +50,6 @@ class ControlScore:
         return self.control, self.pair_id, self.dialogue_id, self.num_turns
 
 
-def control_from_row(row: Row) -> ControlScore:
-    """The record of one row of `controls`."""
-    return ControlScore(**row)
-
-
 # A score to be made, with NaN for its value, and what makes its request.
 _Wanted = tuple[ControlScore, Callable[[], ScoreRequest]]
 
@@ -75,7 +69,8 @@ async def score_all(
     """
     scope = scope_of(version)
     found = {
-        entry.key: entry for entry in map(control_from_row, context.store.read(scope, "controls"))
+        entry.key: entry
+        for entry in (ControlScore(**row) for row in context.store.read(scope, "controls"))
     }
     known = [entry for entry in fixed if entry.key not in found]
     await context.store.append(scope, "controls", [asdict(entry) for entry in known])

@@ -12,7 +12,7 @@ from typing import Any
 
 from stargate.config.run import FactsGrounding, RunConfig
 from stargate.evaluation.checkpoint import evaluate
-from stargate.evaluation.controls import FIXED, ControlScore, control_from_row
+from stargate.evaluation.controls import FIXED, ControlScore
 from stargate.evaluation.judge_steps import judge_checkpoints, judge_name
 from stargate.evaluation.judging import JudgeEngine
 from stargate.evaluation.measures import About, RoleplayerAbout, write_evaluation
@@ -49,8 +49,8 @@ class Evaluator:
 
     def recall(self, version: int, store: RunStore) -> None:
         """m_`version` was evaluated before: its controls without a dialogue hold for the others."""
-        controls = map(control_from_row, store.read(scope_of(version), "controls"))
-        self._fixed = [entry for entry in controls if entry.control in FIXED]
+        rows = store.read(scope_of(version), "controls")
+        self._fixed = [ControlScore(**row) for row in rows if row["control"] in FIXED]
 
     async def judge(self, versions: Sequence[int], roles: Roles, context: RunContext) -> None:
         """Has m_0 respond to the dialogues of all `versions`, and the judge compare.

@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 from stargate.config.judge import JudgeThresholds
 from stargate.errors import DataError
-from stargate.evaluation.controls import FIXED, ControlScore, control_from_row
+from stargate.evaluation.controls import FIXED, ControlScore
 from stargate.evaluation.elicitation import CountTokens, observe_elicitation
 from stargate.evaluation.qualification import TRIALS, Qualification, qualify
 from stargate.evaluation.statistics import (
@@ -150,7 +150,7 @@ def read_checkpoint(store: RunStore, scope: str, pairs: Mapping[str, Pair]) -> C
     or a dialogue that isn't, and for comparisons that were not judged in both orders.
     """
     dialogues = [dialogue_from_row(row) for row in store.read(scope, "dialogues")]
-    controls = [control_from_row(row) for row in store.read(scope, "controls")]
+    controls = [ControlScore(**row) for row in store.read(scope, "controls")]
     _require_once((dialogue.id for dialogue in dialogues), f"{scope}/dialogues")
     _require_once((entry.key for entry in controls), f"{scope}/controls")
     named = {dialogue.pair_id for dialogue in dialogues} | {entry.pair_id for entry in controls}

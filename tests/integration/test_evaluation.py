@@ -9,7 +9,7 @@ import pytest
 
 from stargate.config.run import DataConfig
 from stargate.data.dataset import load_dataset
-from stargate.evaluation.controls import ControlScore, control_from_row
+from stargate.evaluation.controls import ControlScore
 from stargate.records.schemas import dialogue_from_row
 from stargate.records.store import RunStore
 from stargate.resources.models import resolve_model
@@ -55,7 +55,7 @@ def test_controls_equal_a_naive_float32_pass(finished: tuple[Run, str]) -> None:
     store = RunStore(run.dir)
     pairs = {pair.id: pair for pair in load_dataset(DataConfig()).pairs("test")}
     dialogues = {d.id: d for d in map(dialogue_from_row, store.read("eval-m1", "dialogues"))}
-    entries = [control_from_row(row) for row in store.read("eval-m1", "controls")]
+    entries = [ControlScore(**row) for row in store.read("eval-m1", "controls")]
     assert {entry.control for entry in entries} == CONTROLS
     compared = 0
     for entry in entries:
