@@ -84,14 +84,13 @@ def await_taken(root: Path, request: "ScaleRequest") -> "ScaleAnswer":
 
     Raises MachineError if it takes no request, or refuses this one.
     """
-    from stargate.records.files import is_held
-    from stargate.resources.scale_request import read_answer, withdraw_request
+    from stargate.resources.scale_request import withdraw_request
 
     deadline = time.monotonic() + TAKE_SECONDS
     while True:
-        held = is_held(root)  # before the look: its last answer comes before it lets go
-        if (found := read_answer(root, request)) is not None:
-            break
+        held, found = _look(root, request)
+        if found is not None:
+            return found
         if not held:
             withdraw_request(root)
             raise MachineError(f"{root}: the run ended before it took the request")
@@ -103,25 +102,28 @@ def await_taken(root: Path, request: "ScaleRequest") -> "ScaleAnswer":
         if time.monotonic() >= 2 * TAKE_SECONDS + deadline:
             raise MachineError(f"{root}: the run took the request and says nothing; see its log")
         time.sleep(_LOOK_SECONDS)
-    if found.state == "refused":
-        raise MachineError(f"refused: {found.message}")
-    return found
 
 
 def await_done(root: Path, request: "ScaleRequest") -> str:
     """What the run says last. Raises MachineError if it could not do it, or has ended."""
-    from stargate.records.files import is_held
-    from stargate.resources.scale_request import read_answer
-
     while True:
-        held = is_held(root)  # before the look: its last answer comes before it lets go
-        found = read_answer(root, request)
-        if found is not None and found.state == "done":
-            return found.message
-        if found is not None and found.state == "refused":
-            raise MachineError(f"refused: {found.message}")
+        held, found = _look(root, request)
         if found is None:
             raise MachineError(f"{root}: another request was answered meanwhile; see the run's log")
+        if found.state == "done":
+            return found.message
         if not held:
             raise MachineError(f"{root}: the run has ended before it was done")
         time.sleep(_LOOK_SECONDS)
+
+
+def _look(root: Path, request: "ScaleRequest") -> "tuple[bool, ScaleAnswer | None]":
+    """Whether a process holds the run, and then its answer: its last comes before it lets go."""
+    from stargate.records.files import is_held
+    from stargate.resources.scale_request import read_answer
+
+    held = is_held(root)
+    found = read_answer(root, request)
+    if found is not None and found.state == "refused":
+        raise MachineError(f"refused: {found.message}")
+    return held, found

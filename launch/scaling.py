@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stargate.errors import DataError, MachineError, StargateError
-from stargate.resources.scale_request import ScaleRequest, answer, shown, take_request, write_answer
+from stargate.resources.scale_request import ScaleRequest, shown, take_request, write_answer
 
 _log = logging.getLogger(__name__)
 
@@ -108,8 +108,8 @@ class _Desk:
         await self._answer(request, state, text)
 
     async def _answer(self, request: ScaleRequest, state: str, text: str) -> None:
-        record = answer(request, state, text)
-        writing = asyncio.ensure_future(asyncio.to_thread(write_answer, self._root, record))
+        call = asyncio.to_thread(write_answer, self._root, request, state, text)
+        writing = asyncio.ensure_future(call)
         try:
             try:
                 await asyncio.shield(writing)

@@ -19,8 +19,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from stargate.errors import MachineError
-
 GIB = 2**30
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -158,13 +156,6 @@ def memory_problem(needed_gb: float, purpose: str) -> str | None:
         f"{purpose} needs about {needed_gb:.0f} GiB of free memory, got {available:.1f} GiB "
         f"(of {total:.1f}); close other programs or use a larger machine"
     )
-
-
-def check_memory(needed_gb: float, purpose: str) -> None:
-    """Raises MachineError unless `needed_gb` GiB are available."""
-    problem = memory_problem(needed_gb, purpose)
-    if problem is not None:
-        raise MachineError(problem)
 
 
 def disk_free_gb(path: Path) -> float:

@@ -81,8 +81,7 @@ def send_request(root: Path, engines: Mapping[str, int]) -> ScaleRequest:
     file = root / REQUEST_FILE
     if os.path.lexists(file):
         raise DataError(f"{file}: another request waits to be taken; try again in a moment")
-    values = {"id": secrets.token_hex(16), "engines": dict(engines)}
-    request = ScaleRequest.model_validate(values)
+    request = ScaleRequest(id=secrets.token_hex(16), engines=dict(engines))
     _write(file, request)
     return request
 
@@ -115,15 +114,11 @@ def take_request(root: Path) -> ScaleRequest | None:
         taken.unlink(missing_ok=True)
 
 
-def write_answer(root: Path, answer: ScaleAnswer) -> None:
-    """Tells who asked. Raises MachineError when the disk takes nothing."""
-    _write(root / ANSWER_FILE, answer)
-
-
-def answer(request: ScaleRequest, state: str, message: str) -> ScaleAnswer:
-    """An answer, cut to what a file may hold."""
+def write_answer(root: Path, request: ScaleRequest, state: str, message: str) -> None:
+    """Tells who asked, cut to what a file may hold. Raises MachineError for a full disk."""
     line = " ".join(message.split())[:_MAX_MESSAGE]
-    return ScaleAnswer.model_validate({"id": request.id, "state": state, "message": line})
+    answer = ScaleAnswer.model_validate({"id": request.id, "state": state, "message": line})
+    _write(root / ANSWER_FILE, answer)
 
 
 def read_answer(root: Path, request: ScaleRequest) -> ScaleAnswer | None:

@@ -20,7 +20,6 @@ from stargate.records.files import hold, is_held
 from stargate.resources.scale_request import (
     ANSWER_FILE,
     REQUEST_FILE,
-    answer,
     parse_engines,
     read_answer,
     send_request,
@@ -74,7 +73,7 @@ def test_an_answer_belongs_to_its_request(tmp_path: Path) -> None:
     assert read_answer(tmp_path, first) is None
     assert withdraw_request(tmp_path)
     second = send_request(tmp_path, {"questioner": 3})
-    write_answer(tmp_path, answer(second, "working", "two\nlines " + "x" * 5000))
+    write_answer(tmp_path, second, "working", "two\nlines " + "x" * 5000)
     assert read_answer(tmp_path, first) is None
     found = read_answer(tmp_path, second)
     assert found is not None
@@ -317,7 +316,7 @@ def test_what_the_command_prints_can_not_move_the_cursor(
     tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     request = send_request(tmp_path, {"questioner": 2})
-    write_answer(tmp_path, answer(request, "working", "a\x1b[2Jb"))
+    write_answer(tmp_path, request, "working", "a\x1b[2Jb")
     with hold(tmp_path):
         PlainProgress().say(scale.await_taken(tmp_path, request).message)
     assert capsys.readouterr().out == "a\\x1b[2Jb\n"

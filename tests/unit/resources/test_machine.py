@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from stargate.errors import MachineError
 from stargate.resources import machine, memory, preflight
 
 
@@ -23,50 +22,50 @@ MEMINFO = "MemTotal: 8388608 kB\nMemFree: 1048576 kB\nMemAvailable: 4194304 kB\n
 GIB = 2**30
 
 
-def test_memory_without_limits_is_the_machines(tmp_path: Path) -> None:
-    proc = write(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": "0::/\n"})
-    groups = write(tmp_path / "cg", {"memory.max": "max\n", "memory.current": "5\n"})
-    assert machine.memory(proc, groups) == (8.0, 4.0)
-
-
-def test_memory_is_cut_by_the_tightest_cgroup_v2_on_the_way_up(tmp_path: Path) -> None:
-    proc = write(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": "0::/a/b\n"})
-    groups = write(
-        tmp_path / "cg",
-        {
-            "a/memory.max": str(3 * GIB),
-            "a/memory.current": str(2 * GIB),
-            "a/memory.stat": f"anon 1\ninactive_file {GIB // 2}\n",
-            "a/b/memory.max": "max",
-            "a/b/memory.current": str(2 * GIB),
-        },
-    )
-    assert machine.memory(proc, groups) == (3.0, 1.5)
-
-
-def test_memory_is_cut_by_cgroup_v1_of_a_container(tmp_path: Path) -> None:
-    # The path is the host's and does not exist inside; the container's own limits are at the root.
-    proc = write(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": "4:memory:/docker/1\n"})
-    groups = write(
-        tmp_path / "cg",
-        {
-            "memory/memory.limit_in_bytes": str(2 * GIB),
-            "memory/memory.usage_in_bytes": str(GIB),
-        },
-    )
-    assert machine.memory(proc, groups) == (2.0, 1.0)
-
-
-def test_unlimited_cgroup_v1_is_no_limit(tmp_path: Path) -> None:
-    proc = write(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": "4:memory:/\n"})
-    groups = write(
-        tmp_path / "cg",
-        {
-            "memory/memory.limit_in_bytes": "9223372036854771712",
-            "memory/memory.usage_in_bytes": str(7 * GIB),
-        },
-    )
-    assert machine.memory(proc, groups) == (8.0, 4.0)
+@pytest.mark.parametrize(
+    ("cgroup", "files", "expected"),
+    [
+        pytest.param(
+            "0::/\n", {"memory.max": "max\n", "memory.current": "5\n"}, (8.0, 4.0), id="no limit"
+        ),
+        pytest.param(
+            "0::/a/b\n",
+            {
+                "a/memory.max": str(3 * GIB),
+                "a/memory.current": str(2 * GIB),
+                "a/memory.stat": f"anon 1\ninactive_file {GIB // 2}\n",
+                "a/b/memory.max": "max",
+                "a/b/memory.current": str(2 * GIB),
+            },
+            (3.0, 1.5),
+            id="the tightest cgroup v2 on the way up",
+        ),
+        # The path is the host's and does not exist inside; the container's limits are at the root.
+        pytest.param(
+            "4:memory:/docker/1\n",
+            {
+                "memory/memory.limit_in_bytes": str(2 * GIB),
+                "memory/memory.usage_in_bytes": str(GIB),
+            },
+            (2.0, 1.0),
+            id="cgroup v1 of a container",
+        ),
+        pytest.param(
+            "4:memory:/\n",
+            {
+                "memory/memory.limit_in_bytes": "9223372036854771712",
+                "memory/memory.usage_in_bytes": str(7 * GIB),
+            },
+            (8.0, 4.0),
+            id="cgroup v1 without a limit",
+        ),
+    ],
+)
+def test_memory_is_the_machines_cut_by_cgroups(
+    tmp_path: Path, cgroup: str, files: dict[str, str], expected: tuple[float, float]
+) -> None:
+    proc = write(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": cgroup})
+    assert machine.memory(proc, write(tmp_path / "cg", files)) == expected
 
 
 @pytest.mark.parametrize(
@@ -93,13 +92,12 @@ def test_cpu_model_and_flags(tmp_path: Path) -> None:
     assert machine.cpu_model(proc) == ("Fast 9000", frozenset({"avx2", "avx512_bf16"}))
 
 
-def test_check_memory_says_what_was_got(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_said_with_what_was_got(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "memory", lambda: (8.0, 3.25))
-    machine.check_memory(3.0, "this run")
-    with pytest.raises(
-        MachineError, match=r"this run needs about 12 GiB .* got 3\.2 GiB \(of 8\.0"
-    ):
-        machine.check_memory(12.0, "this run")
+    assert machine.memory_problem(3.0, "this run") is None
+    problem = machine.memory_problem(12.0, "this run")
+    assert problem is not None
+    assert problem.startswith("this run needs about 12 GiB of free memory, got 3.2 GiB (of 8.0)")
 
 
 def test_git_state_of_a_checkout(tmp_path: Path) -> None:
