@@ -14,7 +14,7 @@ A few chunks are under way at a time, so that weights of any size pass through a
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,9 +64,12 @@ class SameFiles:
 
 @dataclass
 class _Loan:
-    """A folder that a node has for as long as somebody there uses it."""
+    """A folder that a node has for as long as somebody there uses it.
 
-    arrival: "asyncio.Future[str]"
+    `sending` ends with what became of it on each of the nodes that are sent it.
+    """
+
+    sending: "asyncio.Task[dict[str, str | Exception]]"
     num_users: int = 0
 
 
@@ -83,9 +86,11 @@ class FileTransfer:
     chunk_bytes: int = CHUNK_BYTES
     num_sent: int = 0  # folders that arrived on some node
     _loans: dict[tuple[str, str], _Loan] = field(default_factory=dict)
-    # Folders that are about to be sent, and the nodes that have asked for them so far.
-    _asked: "dict[str, dict[str, asyncio.Future[str]]]" = field(default_factory=dict)
-    _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
+    # What is about to send a folder, and the nodes that have asked for it so far.
+    _asked: "dict[str, tuple[asyncio.Task[dict[str, str | Exception]], set[str]]]" = field(
+        default_factory=dict
+    )
+    _returning: "set[asyncio.Task[None]]" = field(default_factory=set)
 
     @contextlib.asynccontextmanager
     async def lend(self, folder: str, node: str) -> AsyncIterator[str]:
@@ -95,71 +100,64 @@ class FileTransfer:
         """
         loan = self._loans.get((node, folder))
         if loan is None:
-            loan = self._loans[node, folder] = _Loan(self._ask(folder, node))
+            loan = self._loans[node, folder] = _Loan(self._sending(folder, node))
         loan.num_users += 1
         try:
             # Shielded: others may wait for the same arrival.
-            yield await asyncio.shield(loan.arrival)
+            place = (await asyncio.shield(loan.sending))[node]
+            if isinstance(place, Exception):
+                raise place
+            yield place
         finally:
             loan.num_users -= 1
             if not loan.num_users:
-                del self._loans[node, folder]
-                self._in_background(self._remove(node, loan))
+                if loan.sending.done():
+                    del self._loans[node, folder]
+                task = asyncio.create_task(self._return(folder, node, loan))
+                self._returning.add(task)
+                task.add_done_callback(self._returning.discard)
 
-    def _ask(self, folder: str, node: str) -> "asyncio.Future[str]":
+    def _sending(self, folder: str, node: str) -> "asyncio.Task[dict[str, str | Exception]]":
         """Has the folder sent, soon: who asks within a moment is served by the same reading."""
-        loop = asyncio.get_running_loop()
-        arrival: asyncio.Future[str] = loop.create_future()
-        # Whoever asked may have been cancelled: no warning of asyncio's about the error.
-        arrival.add_done_callback(lambda done: done.cancelled() or done.exception())
         if folder not in self._asked:
-            self._asked[folder] = {}
-            self._in_background(self._send_soon(folder))
-        if (given_up := self._asked[folder].get(node)) is not None:
-            given_up.cancel()  # whoever asked before went away
-        self._asked[folder][node] = arrival
-        return arrival
+            nodes: set[str] = set()
+            task = asyncio.create_task(self._send(folder, nodes))
+            # Whoever asked may have been cancelled: no warning of asyncio's about the error.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._asked[folder] = task, nodes
+        task, nodes = self._asked[folder]
+        nodes.add(node)
+        return task
 
-    async def _send_soon(self, folder: str) -> None:
-        await asyncio.sleep(_GATHER_SECONDS)
-        arrivals = self._asked.pop(folder)
-        try:
-            await self._send(Path(folder), arrivals)
-        except Exception as error:  # a file that can't be read: nobody gets it
-            for arrival in arrivals.values():
-                if not arrival.done():
-                    arrival.set_exception(error)
-
-    async def _remove(self, node: str, loan: _Loan) -> None:
+    async def _return(self, folder: str, node: str, loan: _Loan) -> None:
+        """Removes a folder that nobody uses, once it is there."""
+        await asyncio.wait({loan.sending})
+        if loan.num_users:
+            return  # somebody asked for it before it was there
+        if self._loans.get((node, folder)) is loan:
+            del self._loans[node, folder]
         with contextlib.suppress(Exception):  # it never arrived, or node and folder are gone
-            place = await loan.arrival
-            await remote(self.agents[node].remove.remote(place))
+            place = loan.sending.result()[node]
+            if isinstance(place, str):
+                await remote(self.agents[node].remove.remote(place))
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _send(self, folder: Path, arrivals: Mapping[str, "asyncio.Future[str]"]) -> None:
+    async def _send(self, folder: str, nodes: set[str]) -> dict[str, str | Exception]:
         """One reading of the files for all nodes; a node that fails does not hold the others."""
+        await asyncio.sleep(_GATHER_SECONDS)
+        del self._asked[folder]
         started = time.perf_counter()
-        sizes = file_sizes(folder)
-        lines = {
-            node: _Line(self.agents[node], sizes, asyncio.Semaphore(_WINDOW)) for node in arrivals
-        }
+        sizes = file_sizes(Path(folder))
+        lines = {node: _Line(self.agents[node], sizes) for node in nodes}
         await asyncio.gather(*(line.open() for line in lines.values()))
         for name, offset, size in _chunks(sizes, self.chunk_bytes):
-            chunk = await asyncio.to_thread(self._load, folder / name, offset, size)
+            chunk = await asyncio.to_thread(self._load, Path(folder, name), offset, size)
             # Until the slowest has room: the store holds a few chunks only.
             await asyncio.gather(*(line.send(name, offset, chunk) for line in lines.values()))
             del chunk
-        for node, line in lines.items():
-            try:
-                arrivals[node].set_result(await line.close())
-                self.num_sent += 1
-            except Exception as error:
-                arrivals[node].set_exception(error)
-        self._tell("sent", folder, sizes, started, f" to {len(lines)} node(s)")
+        arrived = {node: await line.close() for node, line in lines.items()}
+        self.num_sent += sum(isinstance(place, str) for place in arrived.values())
+        self._tell("sent", Path(folder), sizes, started, f" to {len(lines)} node(s)")
+        return arrived
 
     def _load(self, file: Path, offset: int, size: int) -> Any:
         import numpy as np
@@ -215,48 +213,41 @@ class _Line:
 
     agent: Any
     sizes: Mapping[str, int]
-    room: asyncio.Semaphore
-    place: str | None = None
+    room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_WINDOW))
+    place: str = ""
     problem: Exception | None = None
     writes: "set[asyncio.Task[None]]" = field(default_factory=set)
 
     async def open(self) -> None:
-        await self._try(self._open())
-
-    async def _open(self) -> None:
-        self.place = await remote(self.agent.open_folder.remote(self.sizes))
+        self.place = await self._done(self.agent.open_folder.remote(self.sizes)) or ""
 
     async def send(self, name: str, offset: int, chunk: Any) -> None:
         """Returns when there is room for one more chunk on the way, not when this one is there."""
-        if self.problem is not None:
-            return
-        await self.room.acquire()
-        task = asyncio.create_task(
-            self._try(remote(self.agent.write.remote(self.place, name, offset, chunk)))
-        )
-        self.writes.add(task)
-        task.add_done_callback(self._sent)
+        if self.problem is None:
+            await self.room.acquire()
+            write = self.agent.write.remote(self.place, name, offset, chunk)
+            task = asyncio.create_task(self._done(write))
+            self.writes.add(task)
+            task.add_done_callback(self._written)
 
-    def _sent(self, task: "asyncio.Task[None]") -> None:
+    def _written(self, task: "asyncio.Task[None]") -> None:
         self.writes.discard(task)
         self.room.release()
 
-    async def close(self) -> str:
-        """Where the whole folder is. Raises what went wrong, after what has come is removed."""
+    async def close(self) -> str | Exception:
+        """Where the whole folder is; or what went wrong, after what has come is removed."""
         await asyncio.gather(*self.writes)
         if self.problem is None:
-            await self._try(remote(self.agent.close_folder.remote(self.place, self.sizes)))
-        if self.problem is not None:
-            if self.place is not None:
-                with contextlib.suppress(Exception):  # the node may be gone; the cause is shown
-                    await remote(self.agent.remove.remote(self.place))
-            raise self.problem
-        assert self.place is not None
-        return self.place
+            await self._done(self.agent.close_folder.remote(self.place, self.sizes))
+        if self.problem is not None and self.place:
+            with contextlib.suppress(Exception):  # the node may be gone; the cause is shown
+                await remote(self.agent.remove.remote(self.place))
+        return self.problem or self.place
 
-    async def _try(self, step: Awaitable[None]) -> None:
+    async def _done(self, call: Awaitable[Any]) -> Any:
+        """A call's result; None, and the problem is noted, where it failed."""
         try:
-            await step
+            return await remote(call)
         except Exception as error:  # shown to whoever waits for this node
             self.problem = self.problem or error
 

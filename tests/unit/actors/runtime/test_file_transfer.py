@@ -147,6 +147,30 @@ def test_a_folder_that_is_not_there_reaches_nobody(shm: Path, tmp_path: Path) ->
     play(story)
 
 
+def test_who_gives_up_and_who_asks_again_share_one_copy(shm: Path, model: Path) -> None:
+    handle = Handle()
+    file_transfer = FileTransfer({"a": handle}, lambda chunk: chunk)
+
+    async def use() -> None:
+        async with file_transfer.lend(str(model), "a") as place:
+            await asyncio.sleep(0.02)
+            assert len(contents(place)) == 3
+
+    async def story() -> None:
+        first = asyncio.create_task(use())
+        await asyncio.sleep(0.001)
+        first.cancel()
+        await use()
+        last = asyncio.create_task(use())
+        await asyncio.sleep(0.001)
+        last.cancel()
+
+    play(story)
+    assert file_transfer.num_sent == handle.calls.count("remove") == 2
+    assert file_transfer._loans == {}
+    handle.agent.shutdown()
+
+
 def test_what_was_saved_there_is_fetched_whole_or_not_at_all(
     shm: Path, model: Path, tmp_path: Path
 ) -> None:
