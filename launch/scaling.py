@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stargate.errors import DataError, MachineError, StargateError
+from stargate.monitoring.progress import logged
 from stargate.resources.scale_request import ScaleRequest, shown, take_request, write_answer
 
 _log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ async def following(
 
 class _Desk:
     def __init__(self, root: Path, scaler: Scale, say: Callable[[str], None]) -> None:
-        self._root, self._scaler, self._say = root, scaler, say
+        self._root, self._scaler, self._tell = root, scaler, logged(say, __name__)
         self._doing: asyncio.Task[None] | None = None
 
     async def drop_old(self) -> None:
@@ -118,7 +119,3 @@ class _Desk:
                 raise
         except (MachineError, OSError) as error:  # who asked hears nothing; the log has it
             _log.warning("scale: the answer can't be written: %s", error)
-
-    def _tell(self, text: str) -> None:
-        _log.warning("%s", text)  # the run's log takes nothing below
-        self._say(text)

@@ -11,7 +11,6 @@ All of it ends with the run; the cluster goes on.
 
 import asyncio
 import contextlib
-import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -35,11 +34,10 @@ from stargate.actors.runtime.file_transfer import FileTransfer
 from stargate.actors.runtime.node_agent import NodeAgent, NodeReport, sources_digest
 from stargate.config.run import ClusterConfig
 from stargate.errors import EngineError, MachineError, one_line
+from stargate.monitoring.progress import logged
 from stargate.monitoring.waiting import Waiting, await_aloud
 from stargate.resources.cluster import Node, assign, usable_nodes
 from stargate.resources.placement import full_nodes, role_of, seat_again, seat_more
-
-_log = logging.getLogger(__name__)
 
 # Seconds that a process has to start on its node, at least: Ray brings it the job's files first.
 _PROCESS_SECONDS = 300.0
@@ -78,7 +76,7 @@ class Cluster:
         self._discovery, self._config = discovery, config
         self._base_model_dir = str(base_model_dir)
         self._log_dir = log_dir
-        self._say = say
+        self._tell = logged(say, __name__)
         self.seats = dict(discovery.placement.seats)
         # Of nodes that were made ready:
         self._nodes: dict[str, Node] = {}
@@ -311,10 +309,6 @@ class Cluster:
     def _label(self, actor: str) -> str:
         node = self.seats[actor].node
         return self._nodes[node].label if node in self._nodes else node
-
-    def _tell(self, text: str) -> None:
-        _log.warning("%s", text)  # the run's log takes nothing below
-        self._say(text)
 
 
 async def _plain(call: Awaitable[Any]) -> Any:

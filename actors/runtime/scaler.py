@@ -9,20 +9,18 @@ Who joins and leaves is the supervisor's (supervisor.py); here it is where they 
 """
 
 import contextlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from stargate.actors.rpc.remote import remote
 from stargate.actors.runtime.spawn import ActorGroup, ActorPlan, end_actors, engine_slot
 from stargate.actors.runtime.supervisor import Supervisor
 from stargate.errors import EngineError, MachineError
+from stargate.monitoring.progress import logged
 from stargate.monitoring.waiting import await_aloud
 from stargate.resources.cluster import ENGINES
 from stargate.resources.gpu_phases import is_colocated
 from stargate.resources.placement import Seat, own_machine, require_gpus, seat_more
 from stargate.resources.scale_request import shown
-
-_log = logging.getLogger(__name__)
 
 
 class Scaler:
@@ -39,7 +37,7 @@ class Scaler:
         """`cores` and `num_gpus` are this machine's; on a cluster its nodes tell theirs."""
         self._plan, self._actor_group = plan, actor_group
         self._machine = own_machine(cores, num_gpus)
-        self._say = say
+        self._say, self._tell = say, logged(say, __name__)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -128,7 +126,3 @@ class Scaler:
         if self._actor_group.supervisor is None:
             raise EngineError("the actors is not there yet")
         return self._actor_group.supervisor
-
-    def _tell(self, text: str) -> None:
-        _log.warning("%s", text)  # the run's log takes nothing below
-        self._say(text)

@@ -28,6 +28,7 @@ from stargate.actors.rpc.replica_pool import EnginePool
 from stargate.actors.runtime.actor_slots import ActorSlot, HeldWeights, RunFailure
 from stargate.actors.runtime.file_transfer import FileAccess, SameFiles
 from stargate.errors import EngineError, MachineError, StargateError, one_line
+from stargate.monitoring.progress import logged
 from stargate.records.counters import Counters
 
 _log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Supervisor:
         self._pools: dict[str, list[EnginePool]] = {}  # those that follow who joins and leaves
         self._max_restarts = max_restarts
         self._dismiss = dismiss
-        self._say = say
+        self._tell = logged(say, __name__)
         self._introduce = introduce or _tell_nobody
         self._file_access = file_access or SameFiles()
         # While an actor of a role may be started: not at any time where all share one GPU.
@@ -285,10 +286,6 @@ class Supervisor:
     async def _load(self, name: str, actor: Any, model_dir: str, version: int) -> None:
         async with self._file_access.bring(model_dir, name) as folder:
             await remote(actor.load_weights.remote(folder, version))
-
-    def _tell(self, text: str) -> None:
-        _log.warning("%s", text)
-        self._say(text)
 
 
 def _always(role: str) -> contextlib.AbstractAsyncContextManager[None]:

@@ -5,10 +5,11 @@ every few seconds between, so that a log stays readable. Model text that is show
 characters escaped.
 """
 
+import logging
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import IO, TYPE_CHECKING, Protocol, TextIO
 
@@ -60,6 +61,17 @@ def _escaped(character: str) -> str:
     if number < 0x100:
         return f"\\x{number:02x}"
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def logged(say: Callable[[str], None], name: str) -> Callable[[str], None]:
+    """`say`, also into a module's log: as a warning, a run's log takes nothing below."""
+    log = logging.getLogger(name)
+
+    def tell(text: str) -> None:
+        log.warning("%s", text)
+        say(text)
+
+    return tell
 
 
 class PlainProgress:
