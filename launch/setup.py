@@ -300,11 +300,7 @@ async def running_system(
             _cancel_on_sigterm()  # after Ray, which sets a handler of its own
             if prepared.discovery is not None:
                 cluster = Cluster(
-                    prepared.discovery,
-                    prepared.config.cluster,
-                    prepared.base_model_dir,
-                    log_dir,
-                    progress.say,
+                    prepared.discovery, prepared.base_model_dir, log_dir, progress.say
                 )
                 await cluster.open()
             matcher = fact_matcher(prepared)

@@ -32,11 +32,10 @@ from stargate.actors.runtime.discovery import (
 )
 from stargate.actors.runtime.file_transfer import FileTransfer
 from stargate.actors.runtime.node_agent import NodeAgent, NodeReport, sources_digest
-from stargate.config.run import ClusterConfig
 from stargate.errors import EngineError, MachineError, one_line
 from stargate.monitoring.progress import logged
 from stargate.monitoring.waiting import Waiting, await_aloud
-from stargate.resources.cluster import Node, assign, usable_nodes
+from stargate.resources.cluster import Node, assign, needs, usable_nodes
 from stargate.resources.placement import full_nodes, role_of, seat_again, seat_more
 
 # Seconds that a process has to start on its node, at least: Ray brings it the job's files first.
@@ -67,13 +66,12 @@ class Cluster:
     def __init__(
         self,
         discovery: Discovery,
-        config: ClusterConfig,
         base_model_dir: Path,
         log_dir: Path,
         say: Callable[[str], None],
     ) -> None:
         """`base_model_dir` and `log_dir` are folders of the driver's."""
-        self._discovery, self._config = discovery, config
+        self._discovery, self._config = discovery, discovery.config.cluster
         self._base_model_dir = str(base_model_dir)
         self._log_dir = log_dir
         self._tell = logged(say, __name__)
@@ -110,7 +108,7 @@ class Cluster:
         if niceness > 0:
             self._tell(f"note: Ray's workers run at nice {niceness} on node {node.label}")
         if report is None:
-            asked: NodeReport = await remote(agent.report.remote(self._discovery.names))
+            asked: NodeReport = await remote(agent.report.remote(self._discovery.config))
             check_sources(asked, node.label, sources_digest())
             report = asked
         log_dir = self._log_dir
@@ -217,10 +215,11 @@ class Cluster:
         """
         waiting = Waiting(self._tell)
         names = ", ".join(actors)
-        needed = self._discovery.needed
+        device = self._discovery.placement.device
+        first = {n.role: n for n in needs(self._discovery.config, device=device) if not n.number}
         wanted = [
-            replace(needed[f"{role_of(name)}-0"], number=int(name.rpartition("-")[2]))
-            for name in actors
+            replace(first[role], number=int(number))
+            for role, _, number in (name.rpartition("-") for name in actors)
         ]
         while True:
             free = usable_nodes(await asyncio.to_thread(living_nodes, free=True))

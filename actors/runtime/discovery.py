@@ -22,11 +22,11 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import AuthenticationError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from stargate.actors.runtime.node_agent import ModelNames, NodeReport, node_report, sources_digest
-from stargate.config.run import FactsGrounding, RunConfig
+from stargate.actors.runtime.node_agent import NodeReport, node_report, sources_digest
+from stargate.config.run import RunConfig
 from stargate.errors import MachineError, StargateError, one_line
 from stargate.monitoring.waiting import SPEAK_SECONDS, Waiting
-from stargate.resources.cluster import Need, Node, cluster_device, needs, nodes_for
+from stargate.resources.cluster import Node, cluster_device, needs, nodes_for
 from stargate.resources.placement import Placement, seat
 
 # Seconds between looks at the cluster.
@@ -43,15 +43,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Discovery:
-    """What was found and decided. Nodes are named by Ray's ids."""
+    """What was found and decided for a run. Nodes are named by Ray's ids."""
 
+    config: RunConfig
     address: str
     driver_node: str
     nodes: tuple[Node, ...]
     reports: Mapping[str, NodeReport]
-    needed: Mapping[str, Need]
     placement: Placement
-    names: ModelNames
 
 
 def attach(address: str) -> None:
@@ -100,24 +99,20 @@ def discover_cluster(
 
     Raises MachineError.
     """
-    grounded = isinstance(config.roleplayer.grounding, FactsGrounding)
-    names = ModelNames(config.model, config.roleplayer.model, grounded, config.trust_remote_code)
     with attached_from_here(address):
         assigned = find_room(config, say, training=training)
         used = set(assigned.values())
         present = [node for node in living_nodes() if node.name in used]
         if missing := len(used) - len(present):
             raise MachineError(f"{missing} nodes have left the cluster just now; try again")
-        reports = ask_nodes(present, names, say)
+        reports = ask_nodes(present, config, say)
         nodes = tuple(known(node, reports[node.name]) for node in present)
         placement = seat(config, assigned, nodes, training=training)
-        wanted = needs(config, device=placement.device, training=training)
         labels = {node.name: node.label for node in nodes}
         for node, actors in placement.by_node().items():
             say(f"cluster: node {labels[node]}: {', '.join(actors)}")
         driver_node = ray.get_runtime_context().get_node_id()
-    needed = {need.name: need for need in wanted}
-    return Discovery(address, driver_node, nodes, reports, needed, placement, names)
+    return Discovery(config, address, driver_node, nodes, reports, placement)
 
 
 def living_nodes(*, free: bool = False) -> list[Node]:
@@ -199,13 +194,13 @@ def _ask_autoscaler(config: RunConfig, training: bool) -> None:
     )
 
 
-def ask_nodes(nodes: Sequence[Node], names: ModelNames, say: Say) -> dict[str, NodeReport]:
+def ask_nodes(nodes: Sequence[Node], config: RunConfig, say: Say) -> dict[str, NodeReport]:
     """Every node's report, side by side; models that are not there yet are fetched now.
 
     Raises what went wrong on a node, with its name; MachineError if it has other code than we have.
     """
     calls = {
-        ray.remote(node_report).options(**task_options(node.name)).remote(names): node
+        ray.remote(node_report).options(**task_options(node.name)).remote(config): node
         for node in nodes
     }
     reports = {}

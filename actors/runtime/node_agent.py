@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import stargate
+from stargate.config.run import RunConfig
 from stargate.errors import DataError, MachineError
 from stargate.records.files import write_at
 from stargate.resources.machine import SHARED_MEMORY, free_port
-from stargate.resources.models import resolve_embedder, resolve_model
+from stargate.resources.models import resolve_model
 
 STAGED_PREFIX = "stargate-weights-"
 SCRATCH_PREFIX = "stargate-scratch-"
@@ -35,26 +36,14 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
-class ModelNames:
-    """The models that a node must have, as the config names them."""
-
-    model: str
-    roleplayer: str
-    embedder: bool
-    trust_remote_code: bool
-
-
-@dataclass(frozen=True, slots=True)
 class NodeReport:
     """What a node says of itself. Folders are those of this node."""
 
-    host: str
     machine: str  # the same for all nodes on one machine
     cores: tuple[int, ...]  # those that processes there may use
     sources: str  # digest of the Python files of `stargate` that run there
     base_model_dir: str
     roleplayer_dir: str
-    embedder_dir: str | None
 
 
 def sources_digest() -> str:
@@ -70,17 +59,15 @@ def sources_digest() -> str:
     return digest.hexdigest()
 
 
-def node_report(names: ModelNames) -> NodeReport:
+def node_report(config: RunConfig) -> NodeReport:
     """Finds (or fetches) the models on this node. Raises ModelError."""
-    trust = names.trust_remote_code
+    trust = config.trust_remote_code
     return NodeReport(
-        host=socket.gethostname(),
         machine=_BOOT_ID.read_text().strip(),
         cores=tuple(sorted(os.sched_getaffinity(0))),
         sources=sources_digest(),
-        base_model_dir=str(resolve_model(names.model, trust_remote_code=trust)),
-        roleplayer_dir=str(resolve_model(names.roleplayer, trust_remote_code=trust)),
-        embedder_dir=str(resolve_embedder()) if names.embedder else None,
+        base_model_dir=str(resolve_model(config.model, trust_remote_code=trust)),
+        roleplayer_dir=str(resolve_model(config.roleplayer.model, trust_remote_code=trust)),
     )
 
 
@@ -97,9 +84,9 @@ class NodeAgent:
             holder.sweep()
         return os.nice(0)
 
-    def report(self, names: ModelNames) -> NodeReport:
+    def report(self, config: RunConfig) -> NodeReport:
         """See `node_report`."""
-        return node_report(names)
+        return node_report(config)
 
     def sees(self, file: str, content: str) -> bool:
         """Whether a file that the driver wrote is here, in a folder that can be written."""

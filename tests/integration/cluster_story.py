@@ -100,7 +100,7 @@ async def _node_lost(
     import ray
 
     said: list[str] = []
-    cluster = Cluster(discovery, settings.cluster, folder / "base", folder / "logs", said.append)
+    cluster = Cluster(discovery, folder / "base", folder / "logs", said.append)
     await cluster.open()
     try:
 

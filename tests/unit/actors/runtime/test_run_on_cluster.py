@@ -11,15 +11,13 @@ from stargate.actors.runtime import cluster as cluster_module
 from stargate.actors.runtime import node_agent
 from stargate.actors.runtime.cluster import Cluster, Site
 from stargate.actors.runtime.discovery import Discovery
-from stargate.actors.runtime.node_agent import ModelNames, NodeAgent, NodeReport
+from stargate.actors.runtime.node_agent import NodeAgent, NodeReport
 from stargate.config.run import RunConfig
 from stargate.errors import EngineError, MachineError
 from stargate.monitoring import waiting
-from stargate.resources.cluster import Node, cluster_device, needs, nodes_for
+from stargate.resources.cluster import Node, nodes_for
 from stargate.resources.placement import seat
 from tests.unit.actors.runtime.test_file_transfer import Handle
-
-NAMES = ModelNames("embedded", "embedded", False, False)
 
 
 def node(name: str, address: str, num_cpus: float = 2) -> Node:
@@ -30,7 +28,7 @@ A, B, C = node("a", "10.0.0.1"), node("b", "10.0.0.2"), node("c", "10.0.0.3")
 
 
 def report(node: str) -> NodeReport:
-    return NodeReport(node, node, (0, 1, 2, 3), "same", f"/{node}/base", f"/{node}/other", None)
+    return NodeReport(node, (0, 1, 2, 3), "same", f"/{node}/base", f"/{node}/other")
 
 
 class World:
@@ -61,20 +59,16 @@ class World:
             }
         )
         nodes = (A, B)
-        wanted = needs(config, device=cluster_device(config, nodes))
         reports = {"a": report("a"), "b": report("b")}
         discovery = Discovery(
+            config=config,
             address="x:1",
             driver_node="b",
             nodes=nodes,
             reports=reports,
-            needed={need.name: need for need in wanted},
             placement=seat(config, nodes_for(config, nodes), nodes),
-            names=NAMES,
         )
-        self.cluster = Cluster(
-            discovery, config.cluster, Path("/b/base"), self.run_dir / "logs", self.said.append
-        )
+        self.cluster = Cluster(discovery, Path("/b/base"), self.run_dir / "logs", self.said.append)
         for one in nodes:
             self.open(one)
 
