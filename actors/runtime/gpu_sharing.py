@@ -12,31 +12,40 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from stargate.actors.rpc.remote import ActorDied, remote
+from stargate.actors.runtime.actor_slots import HeldWeights
 from stargate.actors.runtime.file_transfer import FileAccess
-from stargate.resources.gpu_phases import GpuPhases, SleepOrder, Start, opening
+from stargate.resources.cluster import ENGINES
+from stargate.resources.gpu_phases import GpuPhases, SleepOrder
 
 # Starts actors, given by name, side by side; raises the first failure.
 StartActors = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
 class SleepController:
-    """The actors that share one GPU, by role. `places` are the actors' own lists."""
+    """The actors that share one GPU, by role. `places` are the run's own lists."""
 
-    def __init__(self, places: Mapping[str, Sequence[Any]], file_access: FileAccess) -> None:
+    def __init__(
+        self, places: Mapping[str, Sequence[Any]], weights: HeldWeights, file_access: FileAccess
+    ) -> None:
         self._places = places
+        self._weights = weights
         self._file_access = file_access
-        self.weights: Callable[[], tuple[str, int]] | None = None  # what a Questioner must hold
 
     async def start(self, start: StartActors) -> GpuPhases:
-        """Starts everybody, one after the other, and sends to bed who can sleep."""
+        """Starts everybody, one after the other, as each measures the memory it gets.
+
+        Engines first and beside each other, as they play; then they sleep to make room.
+        """
         asleep: dict[str, int] = {}
-        for step in opening([role for role, actors in self._places.items() if actors]):
-            if isinstance(step, Start):
-                for number, actor in enumerate(self._places[step.role]):
-                    await start({f"{step.role}-{number}": actor})
-            else:
-                await self.carry_out(step)
-                asleep[step.role] = step.level
+        others = [role for role in self._places if role not in (*ENGINES, "scorer")]
+        for roles, can_sleep in ((ENGINES, True), (["scorer"], True), (others, False)):
+            present = [role for role in roles if self._places[role]]
+            for role in present:
+                for number, actor in enumerate(self._places[role]):
+                    await start({f"{role}-{number}": actor})
+            for role in present if can_sleep else ():
+                await self.carry_out(SleepOrder(role, 1))
+                asleep[role] = 1
         return GpuPhases(asleep, self.carry_out)
 
     async def carry_out(self, order: SleepOrder) -> None:
@@ -49,7 +58,6 @@ class SleepController:
             if order.level:
                 await remote(actor.sleep.remote(order.level))
             elif not await remote(actor.wake_up.remote()):
-                assert self.weights is not None, "nobody sleeps deeply before a run has begun"
-                model_dir, version = self.weights()
+                model_dir, version = self._weights.current
                 async with self._file_access.bring(model_dir, f"{order.role}-{number}") as folder:
                     await remote(actor.load_weights.remote(folder, version))

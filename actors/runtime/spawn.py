@@ -136,12 +136,13 @@ async def start_actors(plan: ActorPlan, say: Callable[[str], None]) -> ActorGrou
     """Starts every actor, side by side. On failure all are ended before the error is raised."""
     actor_group = ActorGroup(file_access=plan.cluster or SameFiles())
     slots = _slots(plan, actor_group)
+    weights = HeldWeights(str(plan.base_model_dir))
     try:
         await _hire_all([slot for slot in slots if slot.role != WORKER])
         await _hire_all([slot for slot in slots if slot.role == WORKER])
-        sleep_controller = SleepController(actor_group.by_role(), actor_group.file_access)
         if plan.placement.gpu_share:
-            actor_group.turns = await sleep_controller.start(partial(_start, say=say))
+            controller = SleepController(actor_group.by_role(), weights, actor_group.file_access)
+            actor_group.turns = await controller.start(partial(_start, say=say))
         else:
             named = {
                 f"{role}-{number}": actor
@@ -154,7 +155,7 @@ async def start_actors(plan: ActorPlan, say: Callable[[str], None]) -> ActorGrou
         raise
     actor_group.supervisor = Supervisor(
         slots,
-        HeldWeights(str(plan.base_model_dir)),
+        weights,
         plan.config.schedule.max_restarts,
         ray.kill,
         say,
@@ -162,8 +163,6 @@ async def start_actors(plan: ActorPlan, say: Callable[[str], None]) -> ActorGrou
         actor_group.file_access,
     )
     if actor_group.turns is not None:
-        held = actor_group.supervisor.weights
-        sleep_controller.weights = lambda: held.current
         actor_group.supervisor.room = partial(_room, actor_group.turns)
     actor_group.supervisor.watch()
     return actor_group

@@ -15,7 +15,7 @@ A phase is never cut short: a wave of dialogues is played to its end before it i
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -74,13 +74,6 @@ class SleepOrder:
     level: int
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """All actors of a role are started, one after the other: each measures the memory it gets."""
-
-    role: str
-
-
 def orders(asleep: Mapping[str, int], phase: GpuPhase) -> list[SleepOrder]:
     """What must happen before a phase can begin; `asleep` is the level of every role that there is.
 
@@ -90,18 +83,6 @@ def orders(asleep: Mapping[str, int], phase: GpuPhase) -> list[SleepOrder]:
     to_bed = [SleepOrder(r, level) for r, level in levels.items() if level and not asleep[r]]
     up = [SleepOrder(r, 0) for r, level in levels.items() if not level and asleep[r]]
     return to_bed + up
-
-
-def opening(roles: Sequence[str]) -> list[Start | SleepOrder]:
-    """How actors are started: engines beside each other, as they play; then they make room."""
-    steps: list[Start | SleepOrder] = []
-    engines = [role for role in ("questioner", "roleplayer") if role in roles]
-    steps += [Start(role) for role in engines]
-    steps += [SleepOrder(role, 1) for role in engines]
-    if "scorer" in roles:
-        steps += [Start("scorer"), SleepOrder("scorer", 1)]
-    steps += [Start(role) for role in roles if role not in ("questioner", "roleplayer", "scorer")]
-    return steps
 
 
 @dataclass

@@ -13,11 +13,9 @@ from stargate.resources.gpu_phases import (
     GpuPhase,
     GpuPhases,
     SleepOrder,
-    Start,
     check_phases,
     engine_share,
     gpu_share,
-    opening,
     orders,
     phase_memory,
 )
@@ -44,16 +42,6 @@ def test_orders_of_one_iteration_first_to_bed_then_up() -> None:
     assert orders({**asleep, "scorer": 0}, GpuPhase.PUSH) == [SleepOrder("scorer", 1)]
     # One that sleeps lightly is not woken to sleep deeper; a role that is not there gets no order.
     assert orders({"questioner": 1, "scorer": 0}, GpuPhase.TRAIN) == [SleepOrder("scorer", 1)]
-
-
-def test_actors_are_started_one_by_one() -> None:
-    assert opening(["questioner", "roleplayer", "scorer", "trainer", "dialogue-worker"]) == [
-        *(Start("questioner"), Start("roleplayer")),
-        *(SleepOrder("questioner", 1), SleepOrder("roleplayer", 1)),
-        *(Start("scorer"), SleepOrder("scorer", 1)),
-        *(Start("trainer"), Start("dialogue-worker")),
-    ]
-    assert opening(["questioner"]) == [Start("questioner"), SleepOrder("questioner", 1)]
 
 
 class Diary:

@@ -91,7 +91,7 @@ def test_a_whole_iteration_on_one_gpu() -> None:
     actor_group = places(diary)
 
     async def run() -> None:
-        turns = await SleepController(actor_group, SameFiles()).start(start)
+        turns = await SleepController(actor_group, HeldWeights("base"), SameFiles()).start(start)
         diary.append("--- started")
         roles = take_turns(roles_of(diary, actor_group), turns)
         await roles.generate("request")  # type: ignore[arg-type]
@@ -136,8 +136,9 @@ def test_an_engine_without_weights_gets_the_current_ones_and_the_dead_are_left_a
             brought.append((folder, actor))
             yield f"/there/{folder}"
 
-    sleep_controller = SleepController(actor_group, FileAccess())
-    sleep_controller.weights = lambda: ("models/m3", 3)
+    weights = HeldWeights("base")
+    weights.current = ("models/m3", 3)
+    sleep_controller = SleepController(actor_group, weights, FileAccess())
     asyncio.run(sleep_controller.carry_out(SleepOrder("questioner", 0)))
     assert diary == ["questioner-0 wake_up", "questioner-0 load_weights /there/models/m3 3"]
     assert brought == [("models/m3", "questioner-0")]
@@ -152,7 +153,7 @@ def test_a_dead_engine_comes_back_when_the_trainer_has_left_the_gpu(tmp_path: Pa
         return [Actor("questioner-0'", diary)]
 
     async def run() -> None:
-        turns = await SleepController(actor_group, SameFiles()).start(start)
+        turns = await SleepController(actor_group, HeldWeights("base"), SameFiles()).start(start)
         slots.append(
             ActorSlot(
                 "questioner", actor_group["questioner"], (0,), hire, lambda a: a.ping.remote()
