@@ -73,7 +73,6 @@ class Machine:
     cores_present: int
     memory_total_gb: float
     memory_available_gb: float
-    shm_free_gb: float | None
     gpus: tuple[Gpu, ...]
     compiler: str | None
 
@@ -82,7 +81,6 @@ def describe_machine() -> Machine:
     """Facts about this machine, in a fraction of a second (nvidia-smi is asked if there is one)."""
     cpu, flags = cpu_model()
     total, available = memory()
-    shm = shutil.disk_usage(SHARED_MEMORY).free / GIB if SHARED_MEMORY.is_dir() else None
     return Machine(
         system=platform.system(),
         architecture=platform.machine(),
@@ -94,7 +92,6 @@ def describe_machine() -> Machine:
         cores_present=os.cpu_count() or 1,
         memory_total_gb=total,
         memory_available_gb=available,
-        shm_free_gb=shm,
         gpus=gpus(),
         compiler=cpp_compiler(),
     )

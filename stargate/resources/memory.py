@@ -7,8 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -22,14 +21,12 @@ class MemoryPeak:
     """The highest memory of a process tree, in GiB.
 
     `measure` is "pss" where every process told its proportional share (shared pages are counted
-    once), else "rss" (shared pages counted once per process: too high). `processes` names the
-    largest ones at the peak.
+    once), else "rss" (shared pages counted once per process: too high).
     """
 
     gb: float
     measure: str
     num_samples: int
-    processes: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass
@@ -40,11 +37,10 @@ class PeakMemory:
             ...
         memory.peak().gb
 
-    The tree: `root_pid` (this process by default) and all its descendants, which covers what
-    `ray.init` and vLLM start. A process once seen stays a member if its parent dies.
+    The tree: this process and all its descendants, which covers what `ray.init` and vLLM start. A
+    process once seen stays a member if its parent dies.
     """
 
-    root_pid: int = field(default_factory=os.getpid)
     interval_s: float = 3.0
     # A sample of a large tree takes long: at 3 s it was 7 % of a core that the engines needed.
     max_share: float = 0.01  # of one core
@@ -71,22 +67,13 @@ class PeakMemory:
 
     def sample(self) -> MemoryPeak:
         """Memory of the tree right now; also counts towards the peak."""
-        sizes: list[tuple[str, float]] = []
-        measure = "pss"
-        for process in self._tree():
-            size = _memory_of(process)
-            if size is None:
-                continue
-            used, kind = size
-            measure = kind if kind == "rss" else measure
-            sizes.append((_short_name(process), used / GIB))
-        total = sum(size for _, size in sizes)
-        largest = tuple(sorted(sizes, key=lambda item: -item[1])[:8])
-        now = MemoryPeak(total, measure, self._peak.num_samples + 1, largest)
-        highest = now if total > self._peak.gb else self._peak
+        sizes = [size for process in self._tree() if (size := _memory_of(process)) is not None]
+        gb = sum(used for used, _ in sizes) / GIB
+        measure = max((kind for _, kind in sizes), default="pss")  # "rss" if any told no more
+        now = MemoryPeak(gb, measure, self._peak.num_samples + 1)
         # One process that only tells RSS makes the whole figure an upper bound, whenever it lived.
-        worst = "rss" if "rss" in (now.measure, self._peak.measure) else "pss"
-        self._peak = MemoryPeak(highest.gb, worst, now.num_samples, highest.processes)
+        worst = max(now.measure, self._peak.measure)
+        self._peak = MemoryPeak(max(gb, self._peak.gb), worst, now.num_samples)
         return now
 
     def _watch(self) -> None:
@@ -99,7 +86,7 @@ class PeakMemory:
     def _tree(self) -> "Iterator[psutil.Process]":
         import psutil
 
-        processes = {p.pid: p for p in psutil.process_iter(["ppid", "create_time", "cmdline"])}
+        processes = {p.pid: p for p in psutil.process_iter(["ppid", "create_time"])}
         alive = {
             pid: started
             for pid, started in self._members.items()
@@ -109,7 +96,7 @@ class PeakMemory:
         for pid, process in processes.items():
             children.setdefault(process.info["ppid"], []).append(pid)
         # A member that took part before is itself a root: its parent may be gone by now.
-        waiting = [self.root_pid, *alive]
+        waiting = [os.getpid(), *alive]
         members: dict[int, float] = {}
         while waiting:
             pid = waiting.pop()
@@ -134,13 +121,3 @@ def _memory_of(process: "psutil.Process") -> tuple[int, str] | None:
         return int(process.memory_info().rss), "rss"
     except psutil.Error:
         return None
-
-
-def _short_name(process: "psutil.Process") -> str:
-    """The title that Ray and vLLM give their workers ("ray::Engine"), else the program."""
-    words: list[str] = process.info["cmdline"] or ["?"]
-    title = words[0].strip()
-    if "::" in title:
-        return title.split()[0]
-    script = next((Path(w).name for w in words[1:] if not w.startswith("-")), "")
-    return f"{Path(title).name} {script}".strip()[:40]
