@@ -29,20 +29,20 @@ class Scaler:
     def __init__(
         self,
         plan: ActorPlan,
-        actor_group: ActorGroup,
+        group: ActorGroup,
         cores: Sequence[int],
         num_gpus: int,
         say: Callable[[str], None],
     ) -> None:
         """`cores` and `num_gpus` are this machine's; on a cluster its nodes tell theirs."""
-        self._plan, self._actor_group = plan, actor_group
+        self._plan, self._group = plan, group
         self._machine = own_machine(cores, num_gpus)
         self._say, self._tell = say, logged(say, __name__)
 
     @property
     def counts(self) -> dict[str, int]:
         """Engines of each role that get work."""
-        return {role: len(self._actor_group.engines(role)) for role in ENGINES}
+        return {role: len(self._group.engines(role)) for role in ENGINES}
 
     async def scale(self, targets: Mapping[str, int]) -> str:
         """Returns what there is then. Raises MachineError or EngineError: those that came until
@@ -66,7 +66,7 @@ class Scaler:
 
     async def _take_out(self, role: str) -> None:
         name = f"{role}-{self.counts[role] - 1}"
-        leaving = self._actor_group.leaving
+        leaving = self._group.leaving
         late = f"{name}: still ends what it has under way"
         retiring = self._supervisor.retire(role, leaving)
         await await_aloud({name: retiring}, lambda _: self._say(late))
@@ -91,7 +91,7 @@ class Scaler:
                 finding = self._plan.cluster.seat_more(settings)
                 await await_aloud({names: finding}, lambda _: self._say(late))
             self._tell(f"starting {names}; the others go on")
-            slots = [engine_slot(self._plan, self._actor_group, *one) for one in adding]
+            slots = [engine_slot(self._plan, self._group, *one) for one in adding]
             late = f"{names}: not all there yet"
             await await_aloud({names: self._supervisor.add(slots)}, lambda _: self._say(late))
         except BaseException:
@@ -123,6 +123,6 @@ class Scaler:
 
     @property
     def _supervisor(self) -> Supervisor:
-        if self._actor_group.supervisor is None:
+        if self._group.supervisor is None:
             raise EngineError("the actors is not there yet")
-        return self._actor_group.supervisor
+        return self._group.supervisor

@@ -134,38 +134,38 @@ class ActorPlan:
 
 async def start_actors(plan: ActorPlan, say: Callable[[str], None]) -> ActorGroup:
     """Starts every actor, side by side. On failure all are ended before the error is raised."""
-    actor_group = ActorGroup(file_access=plan.cluster or SameFiles())
-    slots = _slots(plan, actor_group)
+    group = ActorGroup(file_access=plan.cluster or SameFiles())
+    slots = _slots(plan, group)
     weights = HeldWeights(str(plan.base_model_dir))
     try:
         await _hire_all([slot for slot in slots if slot.role != WORKER])
         await _hire_all([slot for slot in slots if slot.role == WORKER])
         if plan.placement.gpu_share:
-            controller = SleepController(actor_group.by_role(), weights, actor_group.file_access)
-            actor_group.turns = await controller.start(partial(_start, say=say))
+            controller = SleepController(group.by_role(), weights, group.file_access)
+            group.turns = await controller.start(partial(_start, say=say))
         else:
             named = {
                 f"{role}-{number}": actor
-                for role, actors in actor_group.by_role().items()
+                for role, actors in group.by_role().items()
                 for number, actor in enumerate(actors)
             }
             await _start(named, say=say)
     except BaseException:
-        await stop_actors(actor_group)
+        await stop_actors(group)
         raise
-    actor_group.supervisor = Supervisor(
+    group.supervisor = Supervisor(
         slots,
         weights,
         plan.config.schedule.max_restarts,
         ray.kill,
         say,
-        partial(_introduce, actor_group),
-        actor_group.file_access,
+        partial(_introduce, group),
+        group.file_access,
     )
-    if actor_group.turns is not None:
-        actor_group.supervisor.room = partial(_room, actor_group.turns)
-    actor_group.supervisor.watch()
-    return actor_group
+    if group.turns is not None:
+        group.supervisor.room = partial(_room, group.turns)
+    group.supervisor.watch()
+    return group
 
 
 def _room(turns: GpuPhases, role: str) -> contextlib.AbstractAsyncContextManager[None]:
@@ -184,37 +184,37 @@ async def _hire_all(slots: Sequence[ActorSlot]) -> None:
             raise actors
 
 
-def _slots(plan: ActorPlan, actor_group: ActorGroup) -> list[ActorSlot]:
+def _slots(plan: ActorPlan, group: ActorGroup) -> list[ActorSlot]:
     """Who is wanted: everybody whom the supervisor replaces. Workers last: they get the engines."""
     config = plan.config
     num_scorers = config.scorer.num_scorers if plan.scoring else 0
     num_workers = config.rollout.num_workers if plan.worker is not None else 0
     return [
         *(
-            engine_slot(plan, actor_group, role, number)
+            engine_slot(plan, group, role, number)
             for role in ENGINES
             for number in range(len(plan.placement.of(role)))
         ),
-        *(_scorer_slot(plan, actor_group, number) for number in range(num_scorers)),
-        *([_trainer_slot(plan, actor_group)] if plan.training else []),
-        *(_worker_slot(plan, actor_group, number) for number in range(num_workers)),
+        *(_scorer_slot(plan, group, number) for number in range(num_scorers)),
+        *([_trainer_slot(plan, group)] if plan.training else []),
+        *(_worker_slot(plan, group, number) for number in range(num_workers)),
     ]
 
 
-def engine_slot(plan: ActorPlan, actor_group: ActorGroup, role: str, number: int) -> ActorSlot:
+def engine_slot(plan: ActorPlan, group: ActorGroup, role: str, number: int) -> ActorSlot:
     """The place of one engine."""
     hire = partial(_hire, plan, [f"{role}-{number}"], lambda: [spawn_engine(plan, role, number)])
-    places, takes_weights = actor_group.engines(role), role == "questioner"
+    places, takes_weights = group.engines(role), role == "questioner"
     return ActorSlot(role, places, (number,), hire, lambda a: a.ping.remote(), takes_weights)
 
 
-def _scorer_slot(plan: ActorPlan, actor_group: ActorGroup, number: int) -> ActorSlot:
+def _scorer_slot(plan: ActorPlan, group: ActorGroup, number: int) -> ActorSlot:
     hire = partial(_hire, plan, [f"scorer-{number}"], lambda: [_spawn_scorer(plan, number)])
-    places = actor_group.scorers
+    places = group.scorers
     return ActorSlot("scorer", places, (number,), hire, lambda a: a.stats.remote())
 
 
-def _trainer_slot(plan: ActorPlan, actor_group: ActorGroup) -> ActorSlot:
+def _trainer_slot(plan: ActorPlan, group: ActorGroup) -> ActorSlot:
     ranks = range(plan.config.trainer.num_ranks)
     names = [f"trainer-{rank}" for rank in ranks]
 
@@ -225,16 +225,16 @@ def _trainer_slot(plan: ActorPlan, actor_group: ActorGroup) -> ActorSlot:
         return [_spawn_trainer(plan, rank, *meeting) for rank in ranks]
 
     hire = partial(_hire, plan, names, spawn)
-    return ActorSlot("trainer", actor_group.trainers, ranks, hire, lambda a: a.progress.remote())
+    return ActorSlot("trainer", group.trainers, ranks, hire, lambda a: a.progress.remote())
 
 
-def _worker_slot(plan: ActorPlan, actor_group: ActorGroup, number: int) -> ActorSlot:
+def _worker_slot(plan: ActorPlan, group: ActorGroup, number: int) -> ActorSlot:
     async def hire() -> list[Any]:
         options = plan.cluster.driver_options if plan.cluster is not None else {}
         assert plan.worker is not None
-        return [spawn_worker(plan.worker, number, actor_group, options)]
+        return [spawn_worker(plan.worker, number, group, options)]
 
-    return ActorSlot(WORKER, actor_group.workers, (number,), hire, lambda a: a.stats.remote())
+    return ActorSlot(WORKER, group.workers, (number,), hire, lambda a: a.stats.remote())
 
 
 async def _hire(
@@ -244,34 +244,32 @@ async def _hire(
     return spawn() if plan.cluster is None else await plan.cluster.hire(actors, spawn)
 
 
-async def _introduce(actor_group: ActorGroup, slot: ActorSlot) -> None:
+async def _introduce(group: ActorGroup, slot: ActorSlot) -> None:
     """Tells dialogue workers which engines there are: they hold handles of their own.
 
     Returns when engines that are no longer among them owe nothing to any worker.
     """
     roles: tuple[str, ...] = ENGINES
     if slot.role in ENGINES:
-        roles, workers = (slot.role,), list(actor_group.workers)
+        roles, workers = (slot.role,), list(group.workers)
     elif slot.role == WORKER:  # while it started, engines may have been replaced
         workers = slot.actors
     else:
         return
     # Every call leaves at once, in the order in which engines came and went.
-    calls = [
-        worker.meet.remote(r, list(actor_group.engines(r))) for worker in workers for r in roles
-    ]
+    calls = [worker.meet.remote(r, list(group.engines(r))) for worker in workers for r in roles]
     for call in asyncio.as_completed([remote(call) for call in calls]):
         with contextlib.suppress(ActorDied):  # the next one there is told when it has started
             await call
 
 
-async def stop_actors(actor_group: ActorGroup) -> None:
+async def stop_actors(group: ActorGroup) -> None:
     """Ends every actor, and what brings them back."""
-    if actor_group.supervisor is not None:
-        await actor_group.supervisor.close()
-    if actor_group.turns is not None:
-        await actor_group.turns.close()
-    await end_actors(actor_group.all())
+    if group.supervisor is not None:
+        await group.supervisor.close()
+    if group.turns is not None:
+        await group.turns.close()
+    await end_actors(group.all())
 
 
 async def end_actors(actors: Sequence[Any]) -> None:
@@ -316,7 +314,7 @@ def spawn_engine(plan: ActorPlan, role: str, number: int) -> Any:
 
 
 def spawn_worker(
-    spec: WorkerSpec, number: int, actor_group: ActorGroup, options: Mapping[str, Any] | None = None
+    spec: WorkerSpec, number: int, group: ActorGroup, options: Mapping[str, Any] | None = None
 ) -> Any:
     """The actor of one dialogue worker, which is not started yet. The actors' engines must be
     there.
@@ -324,7 +322,7 @@ def spawn_worker(
     # One thread: workers share the cores among themselves, and with the engines on a small machine.
     one_thread = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     actor = actor_class(DialogueWorker, 0, one_thread, options)
-    return actor.remote(spec, number, actor_group.questioners, actor_group.roleplayers)
+    return actor.remote(spec, number, group.questioners, group.roleplayers)
 
 
 def _spawn_scorer(plan: ActorPlan, number: int) -> Any:

@@ -1,13 +1,14 @@
 """A supervisor and its actor_group, with fakes in the place of Ray's actors."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 from stargate.actors.rpc.batched_calls import CallBatch, Delivery
+from stargate.actors.rpc.clients import WeightPusher
 from stargate.actors.rpc.remote import ActorDied
 from stargate.actors.runtime.actor_slots import ActorSlot, HeldWeights
 from stargate.actors.runtime.supervisor import Supervisor
@@ -15,6 +16,7 @@ from stargate.records.counters import Counters
 from stargate.types import (
     GenerateRequest,
     Generation,
+    PushResult,
     ScoreRequest,
     ScoreResult,
     StopReason,
@@ -95,12 +97,7 @@ class ActorGroup:
         self.actors = [FakeActor(f"{self.role}-{n}") for n in range(self.count)]
         slots = [range(self.count)] if self.together else [(n,) for n in range(self.count)]
         self.supervisor = Supervisor(
-            [
-                ActorSlot(
-                    self.role, self.actors, p, partial(self.hire, p), ping, self.takes_weights
-                )
-                for p in slots
-            ],
+            [self.slot(numbers) for numbers in slots],
             HeldWeights("base"),
             self.max_restarts,
             lambda actor: self.dismissed.append(actor.name),
@@ -112,6 +109,22 @@ class ActorGroup:
     @property
     def takes_weights(self) -> bool:
         return self.role == "questioner"
+
+    def slot(self, numbers: Sequence[int]) -> ActorSlot:
+        hire = partial(self.hire, numbers)
+        return ActorSlot(self.role, self.actors, numbers, hire, ping, self.takes_weights)
+
+    async def add(self, *numbers: int) -> None:
+        """More actors of the role join."""
+        await self.supervisor.add([self.slot((number,)) for number in numbers])
+
+    async def replace(self, number: int = 0) -> Any:
+        """As who was told that an actor is gone."""
+        return await self.supervisor.replace(self.role, number, GONE)
+
+    async def push(self, model_dir: str, version: int) -> PushResult:
+        """New weights for all."""
+        return await WeightPusher(self.actors, self.supervisor)(model_dir, version)
 
     async def hire(self, numbers: Any) -> list[FakeActor]:
         new = [FakeActor(f"{self.role}-{n}'") for n in numbers]

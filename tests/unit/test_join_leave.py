@@ -1,16 +1,13 @@
 """Engines that join and leave while others work and weights are pushed, with fakes for actors."""
 
 import asyncio
-from functools import partial
 from typing import Any
 
 import pytest
 
-from stargate.actors.rpc.clients import WeightPusher
 from stargate.actors.rpc.guarded import GuardedPool
 from stargate.actors.rpc.remote import ActorDied
 from stargate.actors.runtime import supervisor as supervisor_module
-from stargate.actors.runtime.actor_slots import ActorSlot
 from stargate.errors import EngineError
 from stargate.launch.summary import summary_lines
 from stargate.monitoring.summary import summarise_run
@@ -19,7 +16,7 @@ from stargate.records.resume import SITTINGS_FILE, RunTotals, read_totals
 from stargate.records.store import RunStore
 from stargate.resources.memory import MemoryPeak
 from stargate.types import GenerateRequest, Generation, Sampling
-from tests.fakes.actor_slots import GONE, ActorGroup, FakeActor, ping
+from tests.fakes.actor_slots import ActorGroup, FakeActor
 from tests.unit.actors.runtime import test_dialogue_worker
 from tests.unit.actors.runtime.test_dialogue_worker import (
     FakeEngine,
@@ -30,13 +27,6 @@ from tests.unit.actors.runtime.test_dialogue_worker import (
 )
 
 bytes_as_tokens = test_dialogue_worker.bytes_as_tokens  # a fixture
-
-
-def slot(actor_group: ActorGroup, number: int) -> ActorSlot:
-    hire = partial(actor_group.hire, [number])
-    return ActorSlot(
-        actor_group.role, actor_group.actors, (number,), hire, ping, actor_group.takes_weights
-    )
 
 
 def request(session: str) -> GenerateRequest:
@@ -52,24 +42,24 @@ def texts(generations: list[Generation]) -> list[tuple[str, int]]:
 
 def test_one_that_joins_holds_the_current_weights_before_it_gets_work() -> None:
     hold = asyncio.Event()
-    actor_group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", hold))
-    actor_group.supervisor.weights.current = ("models/m2", 2)
-    actor_group.actors[0].version = 2
+    group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", hold))
+    group.supervisor.weights.current = ("models/m2", 2)
+    group.actors[0].version = 2
 
     async def run() -> None:
-        pool = GuardedPool("questioner", actor_group.actors, actor_group.supervisor)
-        adding = asyncio.create_task(actor_group.supervisor.add([slot(actor_group, 1)]))
+        pool = GuardedPool("questioner", group.actors, group.supervisor)
+        adding = asyncio.create_task(group.add(1))
         await asyncio.sleep(0.01)
-        [new] = actor_group.hired
+        [new] = group.hired
         assert new.methods == ["start"]  # it starts, and the other one works
         assert texts([await pool(request("1")), await pool(request("2"))]) == [
             ("questioner-0", 2),
             ("questioner-0", 2),
         ]
-        assert len(actor_group.actors) == 1
+        assert len(group.actors) == 1
         hold.set()
         await adding
-        assert actor_group.actors == [actor_group.actors[0], new]
+        assert group.actors == [group.actors[0], new]
         assert new.calls == [("start",), ("load_weights", "models/m2", 2)]
         assert texts([await pool(request("1")), await pool(request("3"))]) == [
             ("questioner-0", 2),  # a session stays where it is
@@ -79,71 +69,67 @@ def test_one_that_joins_holds_the_current_weights_before_it_gets_work() -> None:
         assert texts(list(both)) == [("questioner-0", 2), ("questioner-1'", 2)]
 
     asyncio.run(run())
-    assert actor_group.counters.joined == {"questioner": 1}
-    assert actor_group.said[0].startswith("questioner-1 has joined after 0.")
-    assert actor_group.said[0].endswith(" s, with weights version 2")
-    assert actor_group.counters.restarts == {}
+    assert group.counters.joined == {"questioner": 1}
+    assert group.said[0].startswith("questioner-1 has joined after 0.")
+    assert group.said[0].endswith(" s, with weights version 2")
+    assert group.counters.restarts == {}
 
 
 def test_one_that_joins_during_a_push_is_pushed_into_too() -> None:
     """It takes its place with the old weights, while another engine still loads the new ones."""
-    actor_group = ActorGroup()
-    slow = actor_group.actors[0]
+    group = ActorGroup()
+    slow = group.actors[0]
     slow.hold = asyncio.Event()
 
     async def run() -> Any:
         assert slow.hold is not None
-        pushing = asyncio.create_task(
-            WeightPusher(actor_group.actors, actor_group.supervisor)("models/m1", 1)
-        )
+        pushing = asyncio.create_task(group.push("models/m1", 1))
         await asyncio.sleep(0.01)
-        await actor_group.supervisor.add([slot(actor_group, 1)])
-        assert actor_group.hired[0].methods == ["start"]  # m_1 is not current before all have it
+        await group.add(1)
+        assert group.hired[0].methods == ["start"]  # m_1 is not current before all have it
         slow.hold.set()
         return await pushing
 
     pushed = asyncio.run(run())
     assert (pushed.version, pushed.num_engines) == (1, 2)
-    assert [actor.version for actor in actor_group.actors] == [1, 1]
-    assert actor_group.hired[0].calls[1] == ("load_weights", "models/m1", 1)
+    assert [actor.version for actor in group.actors] == [1, 1]
+    assert group.hired[0].calls[1] == ("load_weights", "models/m1", 1)
 
 
 def test_one_that_starts_while_a_push_ends_loads_what_was_pushed() -> None:
     hold = asyncio.Event()
-    actor_group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", hold))
+    group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", hold))
 
     async def run() -> None:
-        adding = asyncio.create_task(actor_group.supervisor.add([slot(actor_group, 1)]))
+        adding = asyncio.create_task(group.add(1))
         await asyncio.sleep(0.01)
-        pushed = await WeightPusher(actor_group.actors, actor_group.supervisor)("models/m1", 1)
+        pushed = await group.push("models/m1", 1)
         assert pushed.num_engines == 1
         hold.set()
         await adding
 
     asyncio.run(run())
-    assert [actor.version for actor in actor_group.actors] == [1, 1]
-    assert actor_group.hired[0].calls == [("start",), ("load_weights", "models/m1", 1)]
+    assert [actor.version for actor in group.actors] == [1, 1]
+    assert group.hired[0].calls == [("start",), ("load_weights", "models/m1", 1)]
 
 
 def test_several_start_side_by_side_and_take_their_places_in_order() -> None:
     holds = [asyncio.Event(), asyncio.Event()]
-    actor_group = ActorGroup()
-    actor_group.prepare = lambda actor: setattr(actor, "hold", holds[len(actor_group.hired)])
+    group = ActorGroup()
+    group.prepare = lambda actor: setattr(actor, "hold", holds[len(group.hired)])
 
     async def run() -> None:
-        adding = asyncio.create_task(
-            actor_group.supervisor.add([slot(actor_group, 1), slot(actor_group, 2)])
-        )
+        adding = asyncio.create_task(group.add(1, 2))
         await asyncio.sleep(0.01)
-        assert [actor.methods for actor in actor_group.hired] == [["start"], ["start"]]
+        assert [actor.methods for actor in group.hired] == [["start"], ["start"]]
         holds[1].set()
         await asyncio.sleep(0.01)
-        assert len(actor_group.actors) == 1
+        assert len(group.actors) == 1
         holds[0].set()
         await adding
 
     asyncio.run(run())
-    assert [a.name for a in actor_group.actors] == [
+    assert [a.name for a in group.actors] == [
         "questioner-0",
         "questioner-1'",
         "questioner-2'",
@@ -151,103 +137,101 @@ def test_several_start_side_by_side_and_take_their_places_in_order() -> None:
 
 
 def test_one_that_can_not_start_is_ended_and_the_run_goes_on() -> None:
-    actor_group = ActorGroup()
+    group = ActorGroup()
 
     def prepare(actor: FakeActor) -> None:
         actor.dies_in = "start" if actor.name == "questioner-2'" else None
 
-    actor_group.prepare = prepare
+    group.prepare = prepare
 
     async def run() -> None:
         with pytest.raises(EngineError, match="questioner-2' is gone"):
-            await actor_group.supervisor.add([slot(actor_group, n) for n in (1, 2, 3)])
-        actor_group.supervisor.failure.check()  # no failure of the run
+            await group.add(1, 2, 3)
+        group.supervisor.failure.check()  # no failure of the run
 
     asyncio.run(run())
-    assert [actor.name for actor in actor_group.actors] == ["questioner-0", "questioner-1'"]
-    assert set(actor_group.dismissed) == {"questioner-2'", "questioner-3'"}
-    assert actor_group.counters.joined == {"questioner": 1}
+    assert [actor.name for actor in group.actors] == ["questioner-0", "questioner-1'"]
+    assert set(group.dismissed) == {"questioner-2'", "questioner-3'"}
+    assert group.counters.joined == {"questioner": 1}
 
 
 def test_when_the_run_ends_one_that_starts_is_ended() -> None:
-    actor_group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", asyncio.Event()))
+    group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", asyncio.Event()))
 
     async def run() -> None:
-        adding = asyncio.create_task(actor_group.supervisor.add([slot(actor_group, 1)]))
+        adding = asyncio.create_task(group.add(1))
         await asyncio.sleep(0.01)
         adding.cancel()
         with pytest.raises(asyncio.CancelledError):
             await adding
 
     asyncio.run(run())
-    assert set(actor_group.dismissed) == {"questioner-1'"}
-    assert len(actor_group.actors) == 1
+    assert set(group.dismissed) == {"questioner-1'"}
+    assert len(group.actors) == 1
 
 
 def test_one_that_has_joined_is_replaced_when_it_dies() -> None:
-    actor_group = ActorGroup()
+    group = ActorGroup()
 
     async def run() -> None:
-        await actor_group.supervisor.add([slot(actor_group, 1)])
-        actor_group.actors[1].alive = False
-        await actor_group.supervisor.replace("questioner", 1, GONE)
+        await group.add(1)
+        group.actors[1].alive = False
+        await group.replace(1)
 
     asyncio.run(run())
-    assert actor_group.actors[1] is actor_group.hired[1]
-    assert actor_group.counters.restarts == {"questioner": 1}
+    assert group.actors[1] is group.hired[1]
+    assert group.counters.restarts == {"questioner": 1}
 
 
 # --- leaving
 
 
 def test_the_last_one_leaves_and_requests_go_on() -> None:
-    actor_group = ActorGroup(role="roleplayer", count=3)
+    group = ActorGroup(role="roleplayer", count=3)
     leaving: list[Any] = []
 
     async def run() -> None:
-        pool = GuardedPool("roleplayer", actor_group.actors, actor_group.supervisor)
+        pool = GuardedPool("roleplayer", group.actors, group.supervisor)
         sessions = [str(n) for n in range(6)]
         before = texts(list(await asyncio.gather(*(pool(request(s)) for s in sessions))))
         assert {name for name, _ in before} == {"roleplayer-0", "roleplayer-1", "roleplayer-2"}
-        last = actor_group.actors[2]
-        assert await actor_group.supervisor.retire("roleplayer", leaving) == "roleplayer-2"
+        last = group.actors[2]
+        assert await group.supervisor.retire("roleplayer", leaving) == "roleplayer-2"
         assert leaving == [last]
         after = texts(list(await asyncio.gather(*(pool(request(s)) for s in sessions))))
         assert {name for name, _ in after} == {"roleplayer-0", "roleplayer-1"}
         # It is nobody's any more: its death is not noticed, nor is it asked whether it lives.
         last.alive = False
         with pytest.raises(EngineError, match="roleplayer-2 has left: gone"):
-            await actor_group.supervisor.replace("roleplayer", 2, GONE)
+            await group.replace(2)
 
     asyncio.run(run())
-    assert [actor.name for actor in actor_group.actors] == ["roleplayer-0", "roleplayer-1"]
-    assert actor_group.counters.left == {"roleplayer": 1}
-    assert (actor_group.hired, actor_group.dismissed) == ([], [])
-    assert actor_group.said == ["roleplayer-2 gets no new requests and ends those that it has"]
+    assert [actor.name for actor in group.actors] == ["roleplayer-0", "roleplayer-1"]
+    assert group.counters.left == {"roleplayer": 1}
+    assert (group.hired, group.dismissed) == ([], [])
+    assert group.said == ["roleplayer-2 gets no new requests and ends those that it has"]
 
 
 def test_one_of_each_role_stays() -> None:
-    actor_group = ActorGroup()
+    group = ActorGroup()
     with pytest.raises(EngineError, match="the last questioner can't leave"):
-        asyncio.run(actor_group.supervisor.retire("questioner", []))
-    assert len(actor_group.actors) == 1
+        asyncio.run(group.supervisor.retire("questioner", []))
+    assert len(group.actors) == 1
 
 
 def test_nobody_leaves_in_the_middle_of_a_push() -> None:
-    actor_group = ActorGroup(count=2)
-    slow = actor_group.actors[1]
+    group = ActorGroup(count=2)
+    slow = group.actors[1]
     slow.hold = asyncio.Event()
     leaving: list[Any] = []
 
     async def run() -> Any:
         assert slow.hold is not None
-        pushing = asyncio.create_task(
-            WeightPusher(actor_group.actors, actor_group.supervisor)("models/m1", 1)
-        )
+        pushing = asyncio.create_task(group.push("models/m1", 1))
         await asyncio.sleep(0.01)
-        retiring = asyncio.create_task(actor_group.supervisor.retire("questioner", leaving))
+        retiring = asyncio.create_task(group.supervisor.retire("questioner", leaving))
         await asyncio.sleep(0.01)
-        assert len(actor_group.actors) == 2
+        assert len(group.actors) == 2
         slow.hold.set()
         pushed = await pushing
         await retiring
@@ -255,46 +239,46 @@ def test_nobody_leaves_in_the_middle_of_a_push() -> None:
 
     assert asyncio.run(run()).num_engines == 2
     assert leaving == [slow]
-    assert len(actor_group.actors) == 1
+    assert len(group.actors) == 1
 
 
 def test_one_that_is_being_started_again_leaves_when_it_is_back() -> None:
     hold = asyncio.Event()
-    actor_group = ActorGroup(count=2, prepare=lambda actor: setattr(actor, "hold", hold))
-    actor_group.actors[1].alive = False
+    group = ActorGroup(count=2, prepare=lambda actor: setattr(actor, "hold", hold))
+    group.actors[1].alive = False
     leaving: list[Any] = []
 
     async def run() -> None:
-        asking = asyncio.create_task(actor_group.supervisor.replace("questioner", 1, GONE))
+        asking = asyncio.create_task(group.replace(1))
         await asyncio.sleep(0.01)
-        retiring = asyncio.create_task(actor_group.supervisor.retire("questioner", leaving))
+        retiring = asyncio.create_task(group.supervisor.retire("questioner", leaving))
         await asyncio.sleep(0.01)
-        assert len(actor_group.actors) == 2
+        assert len(group.actors) == 2
         hold.set()
         await retiring
         assert [await asking] == leaving  # it was there for a moment
 
     asyncio.run(run())
-    assert leaving == actor_group.hired
-    assert [actor.name for actor in actor_group.actors] == ["questioner-0"]
+    assert leaving == group.hired
+    assert [actor.name for actor in group.actors] == ["questioner-0"]
 
 
 def test_the_watch_asks_only_who_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "_WATCH_SECONDS", 0.001)
-    actor_group = ActorGroup(count=2)
+    group = ActorGroup(count=2)
 
     async def run() -> None:
-        actor_group.supervisor.watch()
-        await actor_group.supervisor.add([slot(actor_group, 2)])
+        group.supervisor.watch()
+        await group.add(2)
         leaving: list[Any] = []
-        await actor_group.supervisor.retire("questioner", leaving)
-        await actor_group.supervisor.retire("questioner", leaving)
+        await group.supervisor.retire("questioner", leaving)
+        await group.supervisor.retire("questioner", leaving)
         asked = [actor.methods.count("progress") for actor in leaving]
-        at_least = actor_group.actors[0].methods.count("progress") + 3
-        while actor_group.actors[0].methods.count("progress") < at_least:
+        at_least = group.actors[0].methods.count("progress") + 3
+        while group.actors[0].methods.count("progress") < at_least:
             await asyncio.sleep(0.001)
         assert [actor.methods.count("progress") for actor in leaving] == asked
-        await actor_group.supervisor.close()
+        await group.supervisor.close()
 
     asyncio.run(run())
 

@@ -65,13 +65,13 @@ async def start(actors: Any) -> None:
         await actor.start.remote()
 
 
-def roles_of(diary: list[str], actor_group: dict[str, list[Any]]) -> Roles:
+def roles_of(diary: list[str], group: dict[str, list[Any]]) -> Roles:
     def part(name: str) -> Any:
         async def call(*arguments: Any) -> str:
-            awake = [a.name for actors in actor_group.values() for a in actors if a.level == 0]
+            awake = [a.name for actors in group.values() for a in actors if a.level == 0]
             diary.append(f"{name}: awake are {', '.join(awake)}")
             if name == "push":
-                for engine in actor_group["questioner"]:
+                for engine in group["questioner"]:
                     await engine.load_weights.remote(*arguments)
             return name
 
@@ -88,12 +88,12 @@ def roles_of(diary: list[str], actor_group: dict[str, list[Any]]) -> Roles:
 
 def test_a_whole_iteration_on_one_gpu() -> None:
     diary: list[str] = []
-    actor_group = places(diary)
+    group = places(diary)
 
     async def run() -> None:
-        turns = await SleepController(actor_group, HeldWeights("base"), SameFiles()).start(start)
+        turns = await SleepController(group, HeldWeights("base"), SameFiles()).start(start)
         diary.append("--- started")
-        roles = take_turns(roles_of(diary, actor_group), turns)
+        roles = take_turns(roles_of(diary, group), turns)
         await roles.generate("request")  # type: ignore[arg-type]
         await roles.score([])
         await roles.generate("response")  # type: ignore[arg-type]
@@ -125,9 +125,9 @@ def test_a_whole_iteration_on_one_gpu() -> None:
 
 def test_an_engine_without_weights_gets_the_current_ones_and_the_dead_are_left_alone() -> None:
     diary: list[str] = []
-    actor_group = places(diary)
-    actor_group["questioner"][0].level = 2
-    actor_group["questioner"][1].alive = False
+    group = places(diary)
+    group["questioner"][0].level = 2
+    group["questioner"][1].alive = False
     brought: list[tuple[str, str]] = []
 
     class FileAccess(SameFiles):
@@ -138,7 +138,7 @@ def test_an_engine_without_weights_gets_the_current_ones_and_the_dead_are_left_a
 
     weights = HeldWeights("base")
     weights.current = ("models/m3", 3)
-    sleep_controller = SleepController(actor_group, weights, FileAccess())
+    sleep_controller = SleepController(group, weights, FileAccess())
     asyncio.run(sleep_controller.carry_out(SleepOrder("questioner", 0)))
     assert diary == ["questioner-0 wake_up", "questioner-0 load_weights /there/models/m3 3"]
     assert brought == [("models/m3", "questioner-0")]
@@ -146,18 +146,16 @@ def test_an_engine_without_weights_gets_the_current_ones_and_the_dead_are_left_a
 
 def test_a_dead_engine_comes_back_when_the_trainer_has_left_the_gpu(tmp_path: Path) -> None:
     diary: list[str] = []
-    actor_group = places(diary)
+    group = places(diary)
     slots: list[ActorSlot] = []
 
     async def hire() -> list[Any]:
         return [Actor("questioner-0'", diary)]
 
     async def run() -> None:
-        turns = await SleepController(actor_group, HeldWeights("base"), SameFiles()).start(start)
+        turns = await SleepController(group, HeldWeights("base"), SameFiles()).start(start)
         slots.append(
-            ActorSlot(
-                "questioner", actor_group["questioner"], (0,), hire, lambda a: a.ping.remote()
-            )
+            ActorSlot("questioner", group["questioner"], (0,), hire, lambda a: a.ping.remote())
         )
         supervisor = Supervisor(slots, HeldWeights("base"), 3, lambda actor: None, diary.append)
         supervisor.room = partial(_room, turns)
@@ -169,7 +167,7 @@ def test_a_dead_engine_comes_back_when_the_trainer_has_left_the_gpu(tmp_path: Pa
 
         stage = asyncio.ensure_future(turns.during(GpuPhase.TRAIN, train)())
         await asyncio.sleep(0.01)
-        actor_group["questioner"][0].alive = False
+        group["questioner"][0].alive = False
         back = asyncio.ensure_future(supervisor.replace("questioner", 0, ActorDied("gone")))
         await asyncio.sleep(0.02)
         assert "questioner-0' start" not in diary

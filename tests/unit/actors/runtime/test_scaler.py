@@ -75,7 +75,7 @@ class World:
         cores = list(range(num_cores))
         placement = place(config, cores, num_gpus)
         self.plan = ActorPlan(config, placement, Path("m0"), Path("m0"), Path("logs"))
-        self.actor_group = ActorGroup(
+        self.group = ActorGroup(
             questioners=[Engine(seat.actor) for seat in placement.of("questioner")],
             roleplayers=[Engine(seat.actor) for seat in placement.of("roleplayer")],
         )
@@ -87,39 +87,35 @@ class World:
         slots = [
             ActorSlot(role, engines, (n,), nobody, ping, role == "questioner")
             for role in ("questioner", "roleplayer")
-            for engines in [self.actor_group.engines(role)]
+            for engines in [self.group.engines(role)]
             for n in range(len(engines))
         ]
-        self.actor_group.supervisor = spawn.Supervisor(
+        self.group.supervisor = spawn.Supervisor(
             slots,
             HeldWeights("m0"),
             3,
             lambda actor: self.killed.append(actor.name),
             self.said.append,
         )
-        self.supervisor = self.actor_group.supervisor
-        self.scaler = Scaler(self.plan, self.actor_group, cores, num_gpus, self.said.append)
+        self.supervisor = self.group.supervisor
+        self.scaler = Scaler(self.plan, self.group, cores, num_gpus, self.said.append)
         self.prepare: Callable[[FakeActor], None] = lambda actor: None
 
-    def slot(self, plan: ActorPlan, actor_group: ActorGroup, role: str, number: int) -> ActorSlot:
+    def slot(self, plan: ActorPlan, group: ActorGroup, role: str, number: int) -> ActorSlot:
         async def hire() -> list[Any]:
             actor = Engine(f"{role}-{number}")
             self.prepare(actor)
             self.hired[actor.name] = plan.seats[actor.name].cores
             return [actor]
 
-        return ActorSlot(
-            role, actor_group.engines(role), (number,), hire, ping, role == "questioner"
-        )
+        return ActorSlot(role, group.engines(role), (number,), hire, ping, role == "questioner")
 
     def scale(self, **targets: int) -> str:
         return asyncio.run(self.scaler.scale(targets))
 
     @property
     def names(self) -> list[str]:
-        return [
-            actor.name for actor in (*self.actor_group.questioners, *self.actor_group.roleplayers)
-        ]
+        return [actor.name for actor in (*self.group.questioners, *self.group.roleplayers)]
 
 
 SHARED = {
@@ -134,14 +130,14 @@ def test_up_and_down_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert world.scale(questioner=3) == "now questioner=3 roleplayer=1"
     assert world.names == ["questioner-0", "questioner-1", "questioner-2", "roleplayer-0"]
     assert world.hired == {"questioner-1": "0", "questioner-2": "0"}
-    assert world.actor_group.questioners[2].calls == [("start",), ("load_weights", "models/m1", 1)]
+    assert world.group.questioners[2].calls == [("start",), ("load_weights", "models/m1", 1)]
     assert world.said[0] == "starting questioner-1, questioner-2; the others go on"
-    last = world.actor_group.questioners[2]
+    last = world.group.questioners[2]
     assert world.scale(questioner=1, roleplayer=1) == "now questioner=1 roleplayer=1"
     assert world.names == ["questioner-0", "roleplayer-0"]
     assert last.methods[-1] == "shutdown"  # in order, then its process
     assert world.killed == ["questioner-2", "questioner-1"]
-    assert world.actor_group.leaving == []
+    assert world.group.leaving == []
     assert world.said[-3:] == [
         "questioner-2 has left, after 7 requests",
         "questioner-1 gets no new requests and ends those that it has",

@@ -24,62 +24,62 @@ from tests.fakes.actor_slots import GONE, ActorGroup, FakeActor
 
 
 def test_a_dead_engine_is_replaced_once_and_holds_the_current_weights() -> None:
-    actor_group = ActorGroup()
-    actor_group.supervisor.weights.current = ("models/m2", 2)
-    dead = actor_group.actors[0]
+    group = ActorGroup()
+    group.supervisor.weights.current = ("models/m2", 2)
+    dead = group.actors[0]
     dead.alive = False
 
     async def run() -> list[Any]:
-        asking = [actor_group.supervisor.replace("questioner", 0, GONE) for _ in range(3)]
+        asking = [group.replace() for _ in range(3)]
         return await asyncio.gather(*asking)
 
     got = asyncio.run(run())
-    [new] = actor_group.hired
+    [new] = group.hired
     assert got == [new] * 3
-    assert actor_group.actors == [new]
+    assert group.actors == [new]
     assert new.methods == ["start", "load_weights"]
     assert new.calls[1] == ("load_weights", "models/m2", 2)
-    assert actor_group.dismissed == ["questioner-0"]
-    assert actor_group.counters.restarts == {"questioner": 1}
-    assert actor_group.said[0] == "questioner-0 died: gone; starting it again (restart 1 of 3)"
-    assert actor_group.said[1].startswith("questioner-0 is back after 0.")
-    assert actor_group.said[1].endswith(" s, with weights version 2")
+    assert group.dismissed == ["questioner-0"]
+    assert group.counters.restarts == {"questioner": 1}
+    assert group.said[0] == "questioner-0 died: gone; starting it again (restart 1 of 3)"
+    assert group.said[1].startswith("questioner-0 is back after 0.")
+    assert group.said[1].endswith(" s, with weights version 2")
 
 
 def test_it_appears_only_when_it_is_ready() -> None:
     hold = asyncio.Event()
-    actor_group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", hold))
-    dead = actor_group.actors[0]
+    group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", hold))
+    dead = group.actors[0]
     dead.alive = False
 
     async def run() -> None:
-        asking = asyncio.create_task(actor_group.supervisor.replace("questioner", 0, GONE))
+        asking = asyncio.create_task(group.replace())
         await asyncio.sleep(0.01)
-        assert actor_group.hired[0].methods == ["start"]
-        assert actor_group.actors == [dead]
+        assert group.hired[0].methods == ["start"]
+        assert group.actors == [dead]
         asking.cancel()  # who asked no longer waits; the restart goes on
         await asyncio.sleep(0.01)
         hold.set()
         await asyncio.sleep(0.01)
-        assert actor_group.actors == actor_group.hired
+        assert group.actors == group.hired
 
     asyncio.run(run())
 
 
 def test_one_that_answers_is_not_replaced() -> None:
-    actor_group = ActorGroup()
-    got = asyncio.run(actor_group.supervisor.replace("questioner", 0, GONE))
-    assert got is actor_group.actors[0]
-    assert (actor_group.hired, actor_group.said, actor_group.counters.restarts) == ([], [], {})
+    group = ActorGroup()
+    got = asyncio.run(group.replace())
+    assert got is group.actors[0]
+    assert (group.hired, group.said, group.counters.restarts) == ([], [], {})
 
 
 def test_a_death_just_after_a_look_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "_WATCH_SECONDS", 0.0)
-    actor_group = ActorGroup()
-    first = actor_group.actors[0]
+    group = ActorGroup()
+    first = group.actors[0]
 
     async def run() -> None:
-        actor_group.supervisor.watch()
+        group.supervisor.watch()
         answered, going_on = asyncio.Event(), asyncio.Event()
 
         async def answer_and_die() -> None:
@@ -89,47 +89,47 @@ def test_a_death_just_after_a_look_is_not_missed(monkeypatch: pytest.MonkeyPatch
 
         first.do_progress = answer_and_die  # type: ignore[method-assign]
         await answered.wait()
-        asking = asyncio.create_task(actor_group.supervisor.replace("questioner", 0, GONE))
+        asking = asyncio.create_task(group.replace())
         await asyncio.sleep(0)
         going_on.set()
-        assert await asking is actor_group.hired[0]
-        await actor_group.supervisor.close()
+        assert await asking is group.hired[0]
+        await group.supervisor.close()
 
     asyncio.run(run())
 
 
 def test_a_push_that_ends_during_a_restart_reaches_the_new_engine() -> None:
     hold = asyncio.Event()
-    actor_group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", hold))
-    actor_group.supervisor.weights.current = ("models/m1", 1)
-    actor_group.actors[0].alive = False
+    group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", hold))
+    group.supervisor.weights.current = ("models/m1", 1)
+    group.actors[0].alive = False
 
     async def run() -> None:
-        asking = asyncio.create_task(actor_group.supervisor.replace("questioner", 0, GONE))
+        asking = asyncio.create_task(group.replace())
         await asyncio.sleep(0.01)
         hold.set()
-        while "load_weights" not in actor_group.hired[0].methods:
+        while "load_weights" not in group.hired[0].methods:
             await asyncio.sleep(0)
-        actor_group.supervisor.weights.current = ("models/m2", 2)
+        group.supervisor.weights.current = ("models/m2", 2)
         await asking
 
     asyncio.run(run())
-    assert [call for call in actor_group.hired[0].calls if call[0] == "load_weights"] == [
+    assert [call for call in group.hired[0].calls if call[0] == "load_weights"] == [
         ("load_weights", "models/m1", 1),
         ("load_weights", "models/m2", 2),
     ]
 
 
 def test_too_many_restarts_stop_the_run_with_one_line() -> None:
-    actor_group = ActorGroup(max_restarts=2)
+    group = ActorGroup(max_restarts=2)
     request = GenerateRequest("r", "s", (1,), Sampling(0.0, 1.0, 1, 0))
 
     async def run() -> None:
         for _ in range(2):
-            actor_group.actors[0].alive = False
-            await actor_group.supervisor.replace("questioner", 0, GONE)
-        actor_group.actors[0].alive = False
-        pool = GuardedPool("questioner", actor_group.actors, actor_group.supervisor)
+            group.actors[0].alive = False
+            await group.replace()
+        group.actors[0].alive = False
+        pool = GuardedPool("questioner", group.actors, group.supervisor)
         with pytest.raises(EngineError) as caught:
             await pool(request)
         assert str(caught.value) == (
@@ -137,73 +137,73 @@ def test_too_many_restarts_stop_the_run_with_one_line() -> None:
             "questioner-0' is gone"
         )
         with pytest.raises(EngineError, match="once more than"):
-            await actor_group.supervisor.replace("questioner", 0, GONE)
+            await group.replace()
 
     asyncio.run(run())
-    assert actor_group.counters.restarts == {"questioner": 2}
-    assert len(actor_group.hired) == 2
+    assert group.counters.restarts == {"questioner": 2}
+    assert len(group.hired) == 2
 
 
 def test_one_that_does_not_start_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "_RETRY_SECONDS", 0.0)
-    actor_group = ActorGroup()
+    group = ActorGroup()
 
     def dies_first(actor: FakeActor) -> None:
-        actor.alive = bool(actor_group.hired)
+        actor.alive = bool(group.hired)
 
-    actor_group.prepare = dies_first
-    actor_group.actors[0].alive = False
-    got = asyncio.run(actor_group.supervisor.replace("questioner", 0, GONE))
-    assert got is actor_group.hired[1]
-    assert actor_group.dismissed == ["questioner-0", "questioner-0'", "questioner-0"]
-    assert "starting it again (restart 2 of 3)" in actor_group.said[1]
-    assert actor_group.counters.restarts == {"questioner": 1}  # one death, one that took its place
+    group.prepare = dies_first
+    group.actors[0].alive = False
+    got = asyncio.run(group.replace())
+    assert got is group.hired[1]
+    assert group.dismissed == ["questioner-0", "questioner-0'", "questioner-0"]
+    assert "starting it again (restart 2 of 3)" in group.said[1]
+    assert group.counters.restarts == {"questioner": 1}  # one death, one that took its place
 
 
 def test_restarts_count_within_a_run() -> None:
-    actor_group = ActorGroup(max_restarts=1)
+    group = ActorGroup(max_restarts=1)
 
     async def run() -> None:
         for _ in range(3):
-            actor_group.supervisor.begin(Counters())
-            actor_group.actors[0].alive = False
-            await actor_group.supervisor.replace("questioner", 0, GONE)
+            group.supervisor.begin(Counters())
+            group.actors[0].alive = False
+            await group.replace()
 
     asyncio.run(run())
-    assert len(actor_group.hired) == 3
+    assert len(group.hired) == 3
 
 
 def test_the_watch_finds_who_died_unnoticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "_WATCH_SECONDS", 0.001)
-    actor_group = ActorGroup(count=2)
+    group = ActorGroup(count=2)
 
     async def run() -> None:
-        actor_group.supervisor.watch()
-        actor_group.actors[1].alive = False
-        while not actor_group.counters.restarts:
+        group.supervisor.watch()
+        group.actors[1].alive = False
+        while not group.counters.restarts:
             await asyncio.sleep(0.001)
-        await actor_group.supervisor.close()
+        await group.supervisor.close()
 
     asyncio.run(run())
-    assert [actor.name for actor in actor_group.actors] == ["questioner-0", "questioner-1'"]
+    assert [actor.name for actor in group.actors] == ["questioner-0", "questioner-1'"]
 
 
 def test_after_the_end_nobody_is_hired() -> None:
     hold = asyncio.Event()
-    actor_group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", hold))
-    actor_group.actors[0].alive = False
+    group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", hold))
+    group.actors[0].alive = False
 
     async def run() -> None:
-        asking = asyncio.create_task(actor_group.supervisor.replace("questioner", 0, GONE))
+        asking = asyncio.create_task(group.replace())
         await asyncio.sleep(0.01)
-        await actor_group.supervisor.close()
+        await group.supervisor.close()
         with pytest.raises(asyncio.CancelledError):
             await asking
         with pytest.raises(EngineError, match="are being ended"):
-            await actor_group.supervisor.replace("questioner", 0, GONE)
+            await group.replace()
 
     asyncio.run(run())
-    assert actor_group.dismissed == ["questioner-0", "questioner-0'"]  # the half-started one too
+    assert group.dismissed == ["questioner-0", "questioner-0'"]  # the half-started one too
 
 
 def test_a_worker_goes_on_with_the_engine_that_it_is_told_of() -> None:
