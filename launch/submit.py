@@ -37,12 +37,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import stargate
 from stargate.config.files import load_config
 from stargate.errors import ConfigError
+from stargate.monitoring.waiting import Waiting
 from stargate.resources.submission import (
     EnvMasker,
     JobRequest,
@@ -73,8 +75,6 @@ _ANSWER_SECONDS = 15
 # Seconds without the job server after which following gives up, and between two tries.
 _LOST_SECONDS = 300.0
 _RETRY_SECONDS = 3.0
-# Seconds between lines that say what is awaited.
-_SPEAK_SECONDS = 30.0
 # Seconds that a job has to be stopped in: Ray's own limit (submission.STOP_SECONDS) and some more.
 _STOPPED_SECONDS = 90.0
 _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -311,14 +311,11 @@ def stop_job(client: Any, job_id: str) -> int:
             print(f"job {job_id} had ended already: {str(info.status).lower()}")
             return 0
         client.stop_job(job_id)
-        started = spoken = time.monotonic()
+        waiting = Waiting(partial(print, flush=True))
         while str(client.get_job_info(job_id).status) not in _TERMINAL:
-            now = time.monotonic()
-            if now - started > _STOPPED_SECONDS:
+            if waiting.seconds > _STOPPED_SECONDS:
                 raise SubmissionError(f"job {job_id} has not stopped in {_STOPPED_SECONDS:.0f} s")
-            if now - spoken >= _SPEAK_SECONDS:
-                spoken = now
-                print(f"waiting for job {job_id} to end, {now - started:.0f} s so far", flush=True)
+            waiting.speak(f"waiting for job {job_id} to end, {waiting.seconds:.0f} s so far")
             time.sleep(0.5)
     print(f"job {job_id}: {str(client.get_job_info(job_id).status).lower()}")
     return 0

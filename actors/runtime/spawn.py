@@ -125,11 +125,14 @@ class ActorPlan:
     def __post_init__(self) -> None:
         self.seats = self.cluster.seats if self.cluster else dict(self.placement.seats)
 
-    def site(self, seat: Seat) -> Site:
-        """The folders where an actor lives."""
+    def place(self, actor: str) -> tuple[Seat, Site, str]:
+        """An actor's seat, the folders there, and its log file there."""
+        seat = self.seats[actor]
         if self.cluster is not None:
-            return self.cluster.site(seat.node)
-        return Site(str(self.base_model_dir), str(self.roleplayer_dir), self.log_dir)
+            site = self.cluster.site(seat.node)
+        else:
+            site = Site(str(self.base_model_dir), str(self.roleplayer_dir), self.log_dir)
+        return seat, site, str(site.log_dir / f"{actor}.log")
 
 
 async def start_actors(plan: ActorPlan, say: Callable[[str], None]) -> ActorGroup:
@@ -296,9 +299,8 @@ async def _start(actors: Mapping[str, Any], say: Callable[[str], None]) -> None:
 
 def spawn_engine(plan: ActorPlan, role: str, number: int) -> Any:
     """The actor of one engine, which is not started yet."""
-    name, config = f"{role}-{number}", plan.config
-    seat = plan.seats[name]
-    site = plan.site(seat)
+    config = plan.config
+    seat, site, log_file = plan.place(f"{role}-{number}")
     spec = EngineSpec(
         role=role,
         model_dir=site.base_model_dir if role == "questioner" else site.roleplayer_dir,
@@ -307,7 +309,7 @@ def spawn_engine(plan: ActorPlan, role: str, number: int) -> Any:
         device=plan.placement.device,
         cpu_cores=seat.cores,
         trust_remote_code=config.trust_remote_code,
-        log_file=str(site.log_dir / f"{name}.log"),
+        log_file=log_file,
         sleeps=plan.placement.gpu_share > 0,
     )
     return seated_class(plan.engine_class, seat, engine_environment(spec)).remote(spec)
@@ -316,9 +318,7 @@ def spawn_engine(plan: ActorPlan, role: str, number: int) -> Any:
 def spawn_worker(
     spec: WorkerSpec, number: int, group: ActorGroup, options: Mapping[str, Any] | None = None
 ) -> Any:
-    """The actor of one dialogue worker, which is not started yet. The actors' engines must be
-    there.
-    """
+    """The actor of one dialogue worker, which is not started yet. The engines must be there."""
     # One thread: workers share the cores among themselves, and with the engines on a small machine.
     one_thread = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     actor = actor_class(DialogueWorker, 0, one_thread, options)
@@ -326,15 +326,14 @@ def spawn_worker(
 
 
 def _spawn_scorer(plan: ActorPlan, number: int) -> Any:
-    name, config = f"scorer-{number}", plan.config
-    seat = plan.seats[name]
-    site = plan.site(seat)
+    config = plan.config
+    seat, site, log_file = plan.place(f"scorer-{number}")
     spec = ScorerSpec(
         model_dir=site.base_model_dir,
         config=config.scorer,
         num_threads=seat.threads,
         device=_device(plan, seat),
-        log_file=str(site.log_dir / f"{name}.log"),
+        log_file=log_file,
         trust_remote_code=config.trust_remote_code,
     )
     return seated_class(Scorer, seat, _computing(spec)).remote(spec)
@@ -346,9 +345,8 @@ def _device(plan: ActorPlan, seat: Seat) -> Device:
 
 
 def _spawn_trainer(plan: ActorPlan, rank: int, address: str, port: int) -> Any:
-    name, config = f"trainer-{rank}", plan.config
-    seat = plan.seats[name]
-    site = plan.site(seat)
+    config = plan.config
+    seat, site, log_file = plan.place(f"trainer-{rank}")
     spec = TrainerSpec(
         base_model_dir=site.base_model_dir,
         config=config.trainer,
@@ -358,7 +356,7 @@ def _spawn_trainer(plan: ActorPlan, rank: int, address: str, port: int) -> Any:
         master_port=port,
         num_threads=seat.threads,
         device=_device(plan, seat),
-        log_file=str(site.log_dir / f"{name}.log"),
+        log_file=log_file,
         trust_remote_code=config.trust_remote_code,
         seed=derive_seed(config.seed, "trainer"),
     )

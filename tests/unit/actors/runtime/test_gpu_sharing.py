@@ -7,14 +7,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from stargate.actors.rpc.remote import ActorDied
+from stargate.actors.runtime import spawn
 from stargate.actors.runtime.actor_slots import ActorSlot, HeldWeights
 from stargate.actors.runtime.file_transfer import SameFiles
 from stargate.actors.runtime.gpu_sharing import SleepController
-from stargate.actors.runtime.spawn import _room
+from stargate.actors.runtime.spawn import ActorPlan, _room
 from stargate.actors.runtime.supervisor import Supervisor
+from stargate.config.run import RunConfig
 from stargate.launch.setup import take_turns
 from stargate.resources.gpu_phases import GpuPhase, SleepOrder
+from stargate.resources.placement import Seat, place
 from stargate.run_context import Roles
 
 
@@ -176,3 +181,28 @@ def test_a_dead_engine_comes_back_when_the_trainer_has_left_the_gpu(tmp_path: Pa
 
     asyncio.run(run())
     assert diary.index("training ends") < diary.index("questioner-0' start")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "num_gpus", "device", "share"),
+    [("colocated", 1, "cuda", 0.25), ("packed", 2, "cpu", 0.0)],
+)
+def test_who_has_a_part_of_a_gpu_computes_on_it(
+    monkeypatch: pytest.MonkeyPatch, strategy: str, num_gpus: int, device: str, share: float
+) -> None:
+    """Scorer and trainer ask for no GPU of their own: colocated they get one, else the CPU."""
+    engine = {"engine": {"gpu_memory_utilization": 0.4}}
+    config = RunConfig.model_validate(
+        {"cluster": {"strategy": strategy}, "questioner": engine, "roleplayer": engine}
+    )
+    placement = place(config, [0, 1, 2, 3], num_gpus, gpu_gib=80.0)
+    plan = ActorPlan(config, placement, Path("m0"), Path("m0"), Path("logs"))
+    given: list[tuple[str, float]] = []
+
+    def seated_class(_: type, seat: Seat, __: dict[str, str]) -> Any:
+        return SimpleNamespace(remote=lambda spec: given.append((spec.device, seat.num_gpus)))
+
+    monkeypatch.setattr(spawn, "seated_class", seated_class)
+    spawn._spawn_scorer(plan, 0)
+    spawn._spawn_trainer(plan, 0, "127.0.0.1", 1)
+    assert given == [(device, share)] * 2
