@@ -67,15 +67,14 @@ class DialogueWorker:
         self, spec: WorkerSpec, number: int, questioners: Sequence[Any], roleplayers: Sequence[Any]
     ) -> None:
         self._spec, self._number = spec, number
-        self._staff = {"questioner": _Staff(questioners), "roleplayer": _Staff(roleplayers)}
+        by_role = {"questioner": questioners, "roleplayer": roleplayers}
+        self._staff = {role: _Staff(engines) for role, engines in by_role.items()}
         # The same as a dead worker's before this one: engines then end what that had asked for.
         owner = f"dialogue-worker-{number}"
-        self._asking = EnginePool(
-            questioners, self._share(questioners), self._staff["questioner"].successor, owner
-        )
-        self._answering = EnginePool(
-            roleplayers, self._share(roleplayers), self._staff["roleplayer"].successor, owner
-        )
+        self._pools = {
+            role: EnginePool(engines, self._share(engines), self._staff[role].successor, owner)
+            for role, engines in by_role.items()
+        }
         self._watch = TurnWatch(spec.config.rollout.turn_timeout_s)
         self._matcher: Any = None
         self._player: Play | None = None
@@ -89,7 +88,7 @@ class DialogueWorker:
         if spec.roleplayer_dir != spec.base_model_dir:
             voice_chat = load_chat_format(spec.roleplayer_dir, config.trust_remote_code)
         questioner = Questioner(
-            self._asking,
+            self._pools["questioner"],
             _views(spec.prompts),
             chat,
             config.questioner.sampling,
@@ -98,7 +97,7 @@ class DialogueWorker:
         self._matcher = self._load_matcher()
         roleplay = build_roleplayer(
             config.roleplayer,
-            self._answering,
+            self._pools["roleplayer"],
             voice_chat,
             _views(spec.roleplayer_prompts),
             self._matcher,
@@ -121,7 +120,7 @@ class DialogueWorker:
         """Takes note of all engines of a role as they stand now: some may have been replaced, have
         joined, or are to be left. Returns when those that are left owe nothing to this worker.
         """
-        pool = self._asking if role == "questioner" else self._answering
+        pool = self._pools[role]
         leaving = [pool.leave() for _ in range(pool.num_replicas - len(engines))]
         self._staff[role].meet(engines)
         for engine in engines[pool.num_replicas :]:
@@ -133,7 +132,7 @@ class DialogueWorker:
         """What was done so far."""
         import psutil
 
-        pools = (self._asking, self._answering)
+        pools = self._pools.values()
         return WorkerStats(
             num_requests=sum(pool.num_requests for pool in pools),
             num_calls=sum(pool.num_calls for pool in pools),

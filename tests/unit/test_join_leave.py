@@ -316,7 +316,8 @@ def test_dialogue_workers_use_who_joins_and_let_go_who_leaves() -> None:
         await meet(asking[:1])
         assert await used() == [True, False, False]
         await meet(asking[:1])  # no news
-        assert [pool.num_replicas for pool in (workers[0]._asking, workers[1]._answering)] == [1, 1]
+        pools = workers[0]._pools["questioner"], workers[1]._pools["roleplayer"]
+        assert [pool.num_replicas for pool in pools] == [1, 1]
 
     asyncio.run(scenario())
 
