@@ -108,9 +108,9 @@ async def _measure(
 ) -> Measurement:
     import ray
 
-    from stargate.actors.engines.weight_files import weight_files
     from stargate.actors.rpc.clients import WeightPusher
     from stargate.actors.runtime.spawn import start_ray
+    from stargate.resources.models import weight_files
 
     start_ray(num_gpus)
     try:

@@ -41,11 +41,10 @@ from stargate.actors.engines.weight_files import (
     check_compatible,
     num_parameters,
     read_headers,
-    weight_files,
 )
 from stargate.actors.rpc.batched_calls import BatchedServer, CallBatch, Delivery
 from stargate.errors import EngineError, RecordDropped
-from stargate.resources.models import check_model_folder
+from stargate.resources.models import check_model_folder, weight_files
 from stargate.types import GenerateRequest, Generation, StopReason
 
 _STOP_REASONS = {"stop": StopReason.STOP, "length": StopReason.LENGTH}

@@ -8,7 +8,6 @@ Only file headers are read here, so neither torch nor vLLM is needed. `register`
 """
 
 import ctypes
-import json
 import multiprocessing
 import os
 import signal
@@ -17,7 +16,7 @@ from math import prod
 from pathlib import Path
 
 from stargate.errors import ModelError
-from stargate.resources.models import WEIGHTS, WEIGHTS_INDEX, safetensors_problem
+from stargate.resources.models import read_header, weight_files
 
 BACKEND = "stargate_file"
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -25,7 +24,6 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 SUMS = "weight-sums.json"
 # Tensors that a checkpoint may leave out because they are tied to the input embeddings.
 _TIED = frozenset({"lm_head.weight"})
-_LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header, little endian
 
 
 def register() -> None:
@@ -72,46 +70,13 @@ class TensorHeader:
     shape: tuple[int, ...]
 
 
-def weight_files(location: str | Path) -> list[Path]:
-    """The safetensors files of a model folder, or `location` itself if it is one file.
-
-    Raises ModelError.
-    """
-    place = Path(location)
-    if place.is_file():
-        return [place]
-    if (place / WEIGHTS).is_file():
-        return [place / WEIGHTS]
-    index = place / WEIGHTS_INDEX
-    if not index.is_file():
-        raise ModelError(f"{place}: no weights; expected {WEIGHTS} or {WEIGHTS_INDEX}")
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"{index}: not a safetensors index: {error!r}") from error
-    for name in names:
-        # An index must not lead out of its folder.
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ModelError(f"{index}: weight_map must hold plain file names, got {name!r}")
-        if not (place / name).is_file():
-            raise ModelError(f"{index}: names {name}, which is not there")
-    return [place / name for name in sorted(names)]
-
-
 def read_headers(location: str | Path) -> dict[str, TensorHeader]:
     """All tensors of a model, by name. Raises ModelError for a torn or foreign file."""
-    tensors: dict[str, TensorHeader] = {}
-    for file in weight_files(location):
-        problem = safetensors_problem(file)
-        if problem is not None:
-            raise ModelError(f"{file}: {problem}")
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-            entries = json.loads(stream.read(length))
-        entries.pop("__metadata__", None)
-        for name, entry in entries.items():
-            tensors[name] = TensorHeader(str(entry["dtype"]), tuple(entry["shape"]))
-    return tensors
+    return {
+        name: TensorHeader(str(tensor["dtype"]), tuple(tensor["shape"]))
+        for file in weight_files(location)
+        for name, tensor in read_header(file).items()
+    }
 
 
 def check_compatible(location: str | Path, served: dict[str, TensorHeader]) -> None:

@@ -10,6 +10,7 @@ import json
 import operator
 import re
 from pathlib import Path
+from typing import Any
 
 from stargate.errors import ModelError
 from stargate.resources.embedded import EMBEDDED, ensure_embedded_model
@@ -81,42 +82,52 @@ def check_model_folder(folder: Path) -> None:
     config = _read_object(folder / "config.json")
     if not config.get("model_type"):
         raise ModelError(f"{folder / 'config.json'}: names no model_type; not a model's config")
-    for shard in _weight_files(folder):
-        problem = safetensors_problem(shard)
-        if problem is not None:
-            raise ModelError(f"{shard}: {problem}")
+    for shard in weight_files(folder):
+        read_header(shard)
     if not any(all((folder / file).is_file() for file in files) for files in TOKENIZERS):
         known = " or ".join(" + ".join(files) for files in TOKENIZERS)
         raise ModelError(f"model {folder}: no tokenizer; expected {known}")
 
 
-def safetensors_problem(file: Path) -> str | None:
-    """What is wrong with a safetensors file, by its header and size; None if nothing is."""
+def read_header(file: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file by name, each with dtype, shape and data_offsets.
+
+    Raises ModelError for what its header and size say is wrong with it.
+    """
     size = file.stat().st_size
     with file.open("rb") as stream:
         head = stream.read(8)
         if head.startswith(b"version "):
-            return "a Git LFS pointer, not the weights; run: git lfs pull"
+            raise ModelError(f"{file}: a Git LFS pointer, not the weights; run: git lfs pull")
         header_size = int.from_bytes(head, "little")
         if len(head) < 8 or header_size > size - 8:
-            return f"cut off or not a safetensors file ({size} bytes)"
+            raise ModelError(f"{file}: cut off or not a safetensors file ({size} bytes)")
         try:
             header = json.loads(stream.read(header_size))
-            tensors = [tensor for key, tensor in header.items() if key[:2] != "__"]
-            ends = [operator.index(tensor["data_offsets"][1]) for tensor in tensors]
+            tensors = {name: tensor for name, tensor in header.items() if name[:2] != "__"}
+            ends = [operator.index(tensor["data_offsets"][1]) for tensor in tensors.values()]
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError, IndexError):
-            return "not a safetensors file"
+            raise ModelError(f"{file}: not a safetensors file") from None
     if not ends:
-        return "holds no weights"
+        raise ModelError(f"{file}: holds no weights")
     expected = 8 + header_size + max(ends)
-    return None if size == expected else f"cut off: {size} bytes, its header says {expected}"
+    if size != expected:
+        raise ModelError(f"{file}: cut off: {size} bytes, its header says {expected}")
+    return tensors
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(location: str | Path) -> list[Path]:
+    """The safetensors files of a model folder, or `location` itself if it is one file.
+
+    Raises ModelError.
+    """
+    folder = Path(location)
+    if folder.is_file():
+        return [folder]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
     index = folder / WEIGHTS_INDEX
     if not index.is_file():
-        if (folder / WEIGHTS).is_file():
-            return [folder / WEIGHTS]
         if any(folder.glob("*.bin")):
             raise ModelError(
                 f"model {folder}: only pickled weights (*.bin); save it as safetensors first"
@@ -124,15 +135,17 @@ def _weight_files(folder: Path) -> list[Path]:
         raise ModelError(f"model {folder}: no weights; expected {WEIGHTS} or {WEIGHTS_INDEX}")
     shards = _read_object(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
-        raise ModelError(f"{index}: names no weight files")
-    files = [folder / str(name) for name in sorted(set(shards.values()))]
-    missing = [file.name for file in files if not file.is_file()]
+        raise ModelError(f"{index}: not a safetensors index: it names no weight files")
+    names = sorted(set(map(str, shards.values())))
+    for name in names:
+        if Path(name).name != name:  # an index must not lead out of its folder
+            raise ModelError(f"{index}: weight_map must hold plain file names, got {name!r}")
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ModelError(
-            f"model {folder}: {len(missing)} of {len(files)} weight files are missing, "
-            f"first {missing[0]}"
+            f"{index}: {len(missing)} of {len(names)} weight files are missing, first {missing[0]}"
         )
-    return files
+    return [folder / name for name in names]
 
 
 def _read_object(file: Path) -> dict[str, object]:

@@ -8,6 +8,7 @@ import pytest
 from stargate.actors.engines import weight_files as weights
 from stargate.actors.engines.weight_files import TensorHeader
 from stargate.errors import ModelError
+from stargate.resources.models import weight_files
 
 SHAPES = {"embed.weight": (4, 2), "lm_head.weight": (4, 2), "norm.weight": (2,)}
 
@@ -46,7 +47,7 @@ def test_headers_of_a_file_and_of_its_folder(tmp_path: Path) -> None:
 
 def test_headers_of_a_sharded_folder(tmp_path: Path) -> None:
     sharded_folder(tmp_path, {"embed.weight": "a.safetensors", "norm.weight": "b.safetensors"})
-    assert weights.weight_files(tmp_path) == [
+    assert weight_files(tmp_path) == [
         tmp_path / "a.safetensors",
         tmp_path / "b.safetensors",
     ]
@@ -56,25 +57,30 @@ def test_headers_of_a_sharded_folder(tmp_path: Path) -> None:
 def test_an_index_can_not_lead_out_of_its_folder(tmp_path: Path) -> None:
     sharded_folder(tmp_path, {"norm.weight": "../a.safetensors"})
     with pytest.raises(ModelError, match=r"plain file names, got '\.\./a\.safetensors'"):
-        weights.weight_files(tmp_path)
+        weight_files(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": 3}'])
-def test_a_bad_index_is_named(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("[]", "expected an object, got list"),
+        ("{", "can't be read as JSON"),
+        ('{"weight_map": 3}', "not a safetensors index"),
+    ],
+)
+def test_a_bad_index_is_named(tmp_path: Path, content: str, problem: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(
-        ModelError, match=r"model\.safetensors\.index\.json: not a safetensors index"
-    ):
-        weights.weight_files(tmp_path)
+    with pytest.raises(ModelError, match=rf"model\.safetensors\.index\.json: {problem}"):
+        weight_files(tmp_path)
 
 
 def test_a_missing_shard_and_missing_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no weights; expected"):
-        weights.weight_files(tmp_path)
+        weight_files(tmp_path)
     sharded_folder(tmp_path, {"norm.weight": "b.safetensors"})
     (tmp_path / "b.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"names b\.safetensors, which is not there"):
-        weights.weight_files(tmp_path)
+    with pytest.raises(ModelError, match=r"1 of 1 weight files are missing, first b\.safet"):
+        weight_files(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 40, -1])
