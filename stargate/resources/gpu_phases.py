@@ -23,6 +23,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from stargate.config.run import RunConfig
 from stargate.errors import MachineError
+from stargate.resources.machine import GIB
 
 # GiB that a process holds on a GPU as long as it lives, asleep or not: CUDA's context, libraries.
 PROCESS_GIB = 0.75
@@ -34,7 +35,6 @@ MAX_SHARE = 0.95
 # and two moments of AdamW.
 _TRAINING_BYTES = 16
 _SCORING_BYTES = {"bfloat16": 2, "float32": 4}
-_GIB = 2**30
 # Ray counts shares of a GPU in these parts: sums of 0.1 come out even.
 GPU_PARTS = 10_000
 
@@ -239,7 +239,7 @@ def phase_memory(
 ) -> dict[GpuPhase, float]:
     """GiB of the GPU that each phase takes at least, for an m_0 of so many parameters."""
     asleep = _num_actors(config, training) * PROCESS_GIB + WORK_GIB
-    m0_gib = num_parameters * _SCORING_BYTES[config.scorer.dtype] / _GIB
+    m0_gib = num_parameters * _SCORING_BYTES[config.scorer.dtype] / GIB
     others_gib = _num_others(config, training) * PROCESS_GIB
     found = {
         GpuPhase.PLAY: engine_share(config) * gpu_gib + others_gib,
@@ -248,7 +248,7 @@ def phase_memory(
     if training:
         # Adapters train few weights; those of the model stay as they are, in two bytes or four.
         per = _SCORING_BYTES[config.trainer.dtype] if config.trainer.lora else _TRAINING_BYTES
-        found[GpuPhase.TRAIN] = num_parameters * per / _GIB + asleep
+        found[GpuPhase.TRAIN] = num_parameters * per / GIB + asleep
     return found
 
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from stargate.resources.machine import GIB
+
 if TYPE_CHECKING:
     import psutil
-
-GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
