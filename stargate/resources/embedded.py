@@ -132,15 +132,20 @@ def folder_problem(folder: Path, *, full: bool = False) -> str | None:
 
 def source_file(model: PackagedModel = SMOLLM2) -> Path:
     """The GGUF file in the installed package. Raises ModelError if it is not there."""
-    spec = importlib.util.find_spec(model.module)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"the package {model.package} is not installed; run: make install")
-    file = Path(spec.submodule_search_locations[0]) / model.file
+    file = package_folder(model.module, model.package) / model.file
     if not file.is_file():
         raise ModelError(
             f"{file} is missing; install {model.package}=={model.version} again: make install"
         )
     return file
+
+
+def package_folder(module: str, package: str) -> Path:
+    """Where an installed package lies, which is not imported. Raises ModelError if it is not."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"the package {package} is not installed; run: make install")
+    return Path(spec.submodule_search_locations[0])
 
 
 def file_sha256(file: Path) -> str:

