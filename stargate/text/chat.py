@@ -8,7 +8,7 @@ sampled ids are put in. So rollout, scoring and training see the same ids, and t
 known without searching in text.
 """
 
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,24 +16,16 @@ from itertools import chain
 from typing import Any, Literal, Protocol
 
 from stargate.errors import ModelError, RecordDropped, one_line
-from stargate.text.pieces import Pieces, special_pattern, words_stand_alone
-from stargate.text.skeleton import (
-    HOLE,
-    HOLE_CLOSE,
-    HOLE_OPEN,
-    Unseen,
-    is_harmless,
-    is_unpadded,
-    literals,
-)
 from stargate.types import StopReason
 
 Role = Literal["system", "user", "assistant"]
 
-# Golds whose ids are remembered, some kB each: a pair's dialogues share its gold.
-_MAX_TARGETS = 1024
-# Orders of roles whose template text is remembered. A dialogue of K turns has 2 K of them.
-_MAX_PATTERNS = 256
+# Texts between sampled messages whose ids are remembered, some kB each. What stands before the
+# first one is the same in all turns of a dialogue, and in all dialogues of a pair.
+_MAX_TEXTS = 4096
+# Private-use characters: no template and no honest text contains them.
+_HOLE_OPEN, _HOLE_CLOSE = "\ue000", "\ue001"
+_HOLE = re.compile(f"{_HOLE_OPEN}(\\d+){_HOLE_CLOSE}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +47,6 @@ class ChatTokenizer(Protocol):
     """The part of a tokenizer that is needed here; HfChatTokenizer adapts a Hugging Face one."""
 
     special_texts: tuple[str, ...]
-    template_text: str | None  # the chat template's source, where there is one
-    words_stand_alone: bool  # see pieces.py
 
     def render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
         """The chat template's text.
@@ -97,15 +87,10 @@ class ChatFormat:
     def __init__(self, tokenizer: ChatTokenizer, name: str) -> None:
         self._tokenizer = tokenizer
         self._name = name
-        self._special = special_pattern(tokenizer.special_texts)
+        texts = sorted(map(re.escape, filter(None, tokenizer.special_texts)), key=len, reverse=True)
+        self._special = re.compile("|".join(texts)) if texts else None
         self._has_system_role = self._probe_system_role()
-        self._pieces = Pieces(
-            tokenizer.encode, tokenizer.special_texts, tokenizer.words_stand_alone
-        )
-        self._encode_target = lru_cache(_MAX_TARGETS)(self._encode_target_now)
-        source = tokenizer.template_text
-        self._copies_only = source is not None and is_harmless(source)
-        self._literals = lru_cache(_MAX_PATTERNS)(self._literals_now)
+        self._encode = lru_cache(_MAX_TEXTS)(lambda text: tuple(tokenizer.encode(text)))
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids (T,) of the conversation, ending where the assistant's next turn begins."""
@@ -152,7 +137,7 @@ class ChatFormat:
         self, messages: Sequence[Message], add_generation_prompt: bool
     ) -> list[tuple[int, ...]]:
         """Ids of the segments."""
-        return [*map(self._pieces.text, self._segments(messages, add_generation_prompt))]
+        return [*map(self._encode, self._segments(messages, add_generation_prompt))]
 
     def _join_ids(
         self, messages: Sequence[Message], encoded: Sequence[Sequence[int]]
@@ -198,57 +183,20 @@ class ChatFormat:
 
     def _segments(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[str]:
         """Template text around the sampled messages: one more segment than there are of those."""
-        messages = self._without_system_role(messages)
-        contents = [None if m.token_ids is not None else self._plain(m.text) for m in messages]
-        roles = tuple(message.role for message in messages)
-        if not self._copies_only or not all(is_unpadded(c) for c in contents if c is not None):
-            return self._rendered_segments(roles, contents, add_generation_prompt)
-        around = self._literals(roles, add_generation_prompt)
-        if around is None:
-            return self._rendered_segments(roles, contents, add_generation_prompt)
-        segments = []
-        text = around[0]
-        for content, following in zip(contents, around[1:], strict=True):
-            if content is None:
-                segments.append(text)
-                text = following
-            else:
-                text += content + following
-        return [*segments, text]
-
-    def _literals_now(
-        self, roles: tuple[Role, ...], add_generation_prompt: bool
-    ) -> tuple[str, ...] | None:
-        """What the template writes around the messages of such roles; None where that depends on
-        what they say.
-        """
-        unseen: list[dict[str, str]] = [
-            {"role": role, "content": Unseen(n)} for n, role in enumerate(roles)
-        ]
-        try:
-            text = self._tokenizer.render(unseen, add_generation_prompt)
-        except Exception:  # it looked, or it refuses such roles: then it says so for the real ones
-            return None
-        return literals(text, len(roles))
-
-    def _rendered_segments(
-        self,
-        roles: Sequence[Role],
-        contents: Sequence[str | None],
-        add_generation_prompt: bool,
-    ) -> list[str]:
         rendered, holes = [], 0
-        for role, content in zip(roles, contents, strict=True):
-            if content is None:
-                content = f"{HOLE_OPEN}{holes}{HOLE_CLOSE}"
+        for message in self._without_system_role(messages):
+            if message.token_ids is None:
+                content = self._plain(message.text)
+            else:
+                content = f"{_HOLE_OPEN}{holes}{_HOLE_CLOSE}"
                 holes += 1
-            rendered.append({"role": role, "content": content})
+            rendered.append({"role": message.role, "content": content})
         try:
             text = self._tokenizer.render(rendered, add_generation_prompt)
         except Exception as error:  # a template is foreign code and may raise anything
             problem = one_line(error)
             raise ModelError(f"{self._name}: its chat template failed: {problem}") from error
-        parts = HOLE.split(text)
+        parts = _HOLE.split(text)
         segments, order = parts[0::2], [int(index) for index in parts[1::2]]
         if order != list(range(holes)):
             raise ModelError(
@@ -262,7 +210,7 @@ class ChatFormat:
 
         special tokens spelled out in it are broken up.
         """
-        if HOLE_OPEN in text or HOLE_CLOSE in text:
+        if _HOLE_OPEN in text or _HOLE_CLOSE in text:
             raise RecordDropped("reserved_character", text[:40], "contains U+E000 or U+E001")
         if self._special is None:
             return text
@@ -281,13 +229,8 @@ class ChatFormat:
     ) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
         """Ids of the segments before a target, and the target's."""
         *segments, header = self._segments(messages, add_generation_prompt=True)
-        # The target is most of the text. With what stands between it and the last special token it
-        # is the same for all dialogues of a pair, so it is encoded once.
-        border = self._pieces.cut_after_last_special(header)
-        left, right = header[:border], header[border:]
-        right_ids, target_ids = self._encode_target(right, self._plain(target.strip()))
-        last = self._pieces.text(left) + right_ids
-        return [*map(self._pieces.text, segments), last], target_ids
+        header_ids, target_ids = self._encode_target(header, self._plain(target.strip()))
+        return [*map(self._encode, segments), header_ids], target_ids
 
     def _end_ids(self, messages: Sequence[Message], target: str) -> tuple[int, ...]:
         """The token with which the template ends an assistant turn."""
@@ -295,9 +238,7 @@ class ChatFormat:
         after = self._segments([*messages, marker], add_generation_prompt=False)[-1]
         return tuple(self._tokenizer.encode(after)[:1])
 
-    def _encode_target_now(
-        self, before: str, target: str
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _encode_target(self, before: str, target: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         ids, offsets = self._tokenizer.encode_with_offsets(before + target)
         split = next((i for i, (_, end) in enumerate(offsets) if end > len(before)), len(ids))
         return tuple(ids[:split]), tuple(ids[split:])
@@ -325,11 +266,8 @@ class HfChatTokenizer:
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
         special = {token.content for token in added if token.special}
         self.special_texts = tuple(sorted(special | set(tokenizer.all_special_tokens)))
-        template = getattr(tokenizer, "chat_template", None)
-        self.template_text = template if isinstance(template, str) else None
         # Without the wrapper, which takes several times as long as the encoding of a short text.
         self._backend = tokenizer.backend_tokenizer
-        self.words_stand_alone = words_stand_alone(_settings_of(self._backend))
         self._backend.no_truncation()
         self._backend.no_padding()
 
@@ -366,31 +304,6 @@ def load_chat_format(model_dir: str, trust_remote_code: bool = False) -> ChatFor
     if not tokenizer.is_fast:
         raise ModelError(f"{model_dir}: needs a fast tokenizer (tokenizer.json), got a slow one")
     return ChatFormat(HfChatTokenizer(tokenizer), model_dir)
-
-
-def _settings_of(backend: Any) -> dict[str, Any]:
-    """A tokenizer.json without its vocabulary, which is most of it."""
-
-    def settings(part: Any) -> Any:
-        return None if part is None else json.loads(part.__getstate__())
-
-    return {
-        "model": {
-            "type": type(backend.model).__name__,
-            "dropout": getattr(backend.model, "dropout", None),
-        },
-        "normalizer": settings(backend.normalizer),
-        "pre_tokenizer": settings(backend.pre_tokenizer),
-        "added_tokens": [
-            {
-                "content": token.content,
-                "single_word": token.single_word,
-                "lstrip": token.lstrip,
-                "rstrip": token.rstrip,
-            }
-            for token in backend.get_added_tokens_decoder().values()
-        ],
-    }
 
 
 def _last_one(mask: Sequence[int]) -> int:

@@ -6,7 +6,6 @@ my/prompts.yaml` a file. Each message is rendered by itself, so text from data c
 Values are plain text, never HTML.
 """
 
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,7 +17,6 @@ from pydantic import PrivateAttr, ValidationError
 from stargate.config.component import Component
 from stargate.config.files import packaged_configs_dir, read_yaml
 from stargate.errors import ConfigError
-from stargate.text.skeleton import copied_parts, is_unpadded
 
 _JINJA = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)
 # What an expression of a template may raise when it is computed.
@@ -48,26 +46,14 @@ class TemplateFile(Component):
     version: int
 
     _compiled: dict[str, Any] = PrivateAttr(default_factory=dict)
-    _copied: dict[tuple[str, ...], list[str] | None] = PrivateAttr(default_factory=dict)
 
     def render(self, template: str, **values: Any) -> str:
         """One template's text. Raises ConfigError when it names a value that it is not given."""
-        if all(isinstance(value, str) and is_unpadded(value) for value in values.values()):
-            key = (template, *values)
-            if key not in self._copied:
-                self._copied[key] = copied_parts(self._rendered, template, list(values))
-            if (parts := self._copied[key]) is not None:
-                # Literals and names of values in turn.
-                parts = [values[part] if i % 2 else part for i, part in enumerate(parts)]
-                return "".join(parts).strip()
-        return self._rendered(template, values).strip()
-
-    def _rendered(self, template: str, values: Mapping[str, Any]) -> str:
         try:
             compiled = self._compiled.get(template)
             if compiled is None:
                 compiled = self._compiled[template] = _JINJA.from_string(template)
-            return str(compiled.render(**values))
+            return str(compiled.render(**values)).strip()
         except (TemplateError, *_EXPRESSION_ERRORS) as error:
             raise ConfigError(f"prompt template {template[:60]!r}: {error}") from error
 

@@ -29,8 +29,6 @@ class ByteTokenizer:
     """One id per character, four special tokens. `system_role` False refuses system messages."""
 
     special_texts = tuple(_SPECIAL)
-    template_text: str | None = None
-    words_stand_alone = False
 
     def __init__(self, system_role: bool = True) -> None:
         self._system_role = system_role
