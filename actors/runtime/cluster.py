@@ -82,7 +82,6 @@ class Cluster:
         self._agents: dict[str, Any] = {}
         self._file_transfer = FileTransfer(self._agents, ray.put, self._tell)
         self._shared: dict[tuple[str, Path], bool] = {}
-        self._meeting = (_LOOPBACK, 0)
         self._moving = asyncio.Lock()
 
     async def open(self) -> None:
@@ -127,21 +126,16 @@ class Cluster:
         """Of Ray, for actors that share the driver's files and sockets."""
         return {"scheduling_strategy": on_node(self._discovery.driver_node)}
 
-    @property
-    def meeting(self) -> tuple[str, int]:
-        """Address and port where the trainer ranks that are being hired meet."""
-        return self._meeting
-
-    async def hire(self, actors: Sequence[str], spawn: Callable[[], list[Any]]) -> list[Any]:
+    async def hire(
+        self, actors: Sequence[str], spawn: Callable[[], Awaitable[list[Any]]]
+    ) -> list[Any]:
         """Calls `spawn` once the actors' nodes are ready; returns when their processes are there.
 
         Raises MachineError when no node has room, or a process is not there in time.
         """
         async with self._moving:
             await self._leave_lost_nodes(actors)
-        if actors[0].startswith("trainer"):
-            self._meeting = await self._meet(actors)
-        handles = spawn()
+        handles = await spawn()
         try:
             awaited = {}
             for name, handle in zip(actors, handles, strict=True):
@@ -154,8 +148,10 @@ class Cluster:
             raise
         return handles
 
-    async def _meet(self, ranks: Sequence[str]) -> tuple[str, int]:
-        """Loopback if all ranks are on one node, else the address of the first one's."""
+    async def meet(self, ranks: Sequence[str]) -> tuple[str, int]:
+        """Address and port where trainer ranks meet: loopback if all are on one node, else the
+        address of the first one's.
+        """
         first = self.seats[ranks[0]].node
         alone = all(self.seats[rank].node == first for rank in ranks)
         address = _LOOPBACK if alone else self._nodes[first].address

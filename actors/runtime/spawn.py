@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -206,25 +206,34 @@ def _slots(plan: ActorPlan, group: ActorGroup) -> list[ActorSlot]:
 
 def engine_slot(plan: ActorPlan, group: ActorGroup, role: str, number: int) -> ActorSlot:
     """The place of one engine."""
-    hire = partial(_hire, plan, [f"{role}-{number}"], lambda: [spawn_engine(plan, role, number)])
+
+    async def spawn() -> list[Any]:
+        return [spawn_engine(plan, role, number)]
+
+    hire = partial(_hire, plan, [f"{role}-{number}"], spawn)
     places, takes_weights = group.engines(role), role == "questioner"
     return ActorSlot(role, places, (number,), hire, lambda a: a.ping.remote(), takes_weights)
 
 
 def _scorer_slot(plan: ActorPlan, group: ActorGroup, number: int) -> ActorSlot:
-    hire = partial(_hire, plan, [f"scorer-{number}"], lambda: [_spawn_scorer(plan, number)])
-    places = group.scorers
-    return ActorSlot("scorer", places, (number,), hire, lambda a: a.stats.remote())
+    async def spawn() -> list[Any]:
+        return [_spawn_scorer(plan, number)]
+
+    hire = partial(_hire, plan, [f"scorer-{number}"], spawn)
+    return ActorSlot("scorer", group.scorers, (number,), hire, lambda a: a.stats.remote())
 
 
 def _trainer_slot(plan: ActorPlan, group: ActorGroup) -> ActorSlot:
     ranks = range(plan.config.trainer.num_ranks)
     names = [f"trainer-{rank}" for rank in ranks]
 
-    def spawn() -> list[Any]:
+    async def spawn() -> list[Any]:
         # Anew each time: the last port may still be taken.
-        cluster = plan.cluster
-        meeting = cluster.meeting if cluster else (_LOOPBACK, free_port(_LOOPBACK))
+        meeting = (
+            (_LOOPBACK, free_port(_LOOPBACK))
+            if plan.cluster is None
+            else await plan.cluster.meet(names)
+        )
         return [_spawn_trainer(plan, rank, *meeting) for rank in ranks]
 
     hire = partial(_hire, plan, names, spawn)
@@ -241,10 +250,10 @@ def _worker_slot(plan: ActorPlan, group: ActorGroup, number: int) -> ActorSlot:
 
 
 async def _hire(
-    plan: ActorPlan, actors: Sequence[str], spawn: Callable[[], list[Any]]
+    plan: ActorPlan, actors: Sequence[str], spawn: Callable[[], Awaitable[list[Any]]]
 ) -> list[Any]:
     """Actors that are not started; on a cluster only after their nodes were made ready."""
-    return spawn() if plan.cluster is None else await plan.cluster.hire(actors, spawn)
+    return await (spawn() if plan.cluster is None else plan.cluster.hire(actors, spawn))
 
 
 async def _introduce(group: ActorGroup, slot: ActorSlot) -> None:

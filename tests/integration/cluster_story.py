@@ -104,7 +104,7 @@ async def _node_lost(
     await cluster.open()
     try:
 
-        def spawn() -> list[Any]:
+        async def spawn() -> list[Any]:
             return [seated_class(Holder, cluster.seats["questioner-0"], {}).remote()]
 
         handles = await cluster.hire(["questioner-0"], spawn)

@@ -91,6 +91,12 @@ class World:
     def _kill(self, handle: Any) -> None:
         self.killed.append(handle)
 
+    async def hire(self, names: list[str], actors: list[Any]) -> list[Any]:
+        async def spawn() -> list[Any]:
+            return actors
+
+        return await self.cluster.hire(names, spawn)
+
     async def brought(self, folder: Path, actor: str) -> str:
         async with self.cluster.bring(str(folder), actor) as place:
             return place
@@ -173,10 +179,9 @@ def test_ranks_on_several_nodes_meet_on_the_address_of_the_first(
 
     async def story() -> None:
         ranks = [Actor(), Actor()]
-        assert await world.cluster.hire(["trainer-0", "trainer-1"], lambda: ranks) == ranks
-        assert world.cluster.meeting == ("10.0.0.1", 1234)
-        await world.cluster.hire(["trainer-0"], lambda: [Actor()])
-        assert world.cluster.meeting == ("127.0.0.1", 1234)
+        assert await world.hire(["trainer-0", "trainer-1"], ranks) == ranks
+        assert await world.cluster.meet(["trainer-0", "trainer-1"]) == ("10.0.0.1", 1234)
+        assert await world.cluster.meet(["trainer-0"]) == ("127.0.0.1", 1234)
 
     asyncio.run(story())
     assert asked == ["10.0.0.1", "127.0.0.1"]
@@ -191,7 +196,7 @@ def test_a_process_that_does_not_come_has_a_deadline(
     actor = Actor(comes=False)
     late = "a process of questioner-0 on node label-a"
     with pytest.raises(MachineError, match=f"not there after 0 s: {late}"):
-        asyncio.run(world.cluster.hire(["questioner-0"], lambda: [actor]))
+        asyncio.run(world.hire(["questioner-0"], [actor]))
     assert world.killed == [actor]
     assert world.said[0] == f"setup: still waiting for {late}"
 
@@ -202,7 +207,7 @@ def test_an_actor_whose_node_has_left_moves_to_one_with_room(
     world = World(tmp_path, monkeypatch)
     world.living = [node("b", "10.0.0.2", num_cpus=1), C]  # the Roleplayer holds one of b
     new = [Actor()]
-    assert asyncio.run(world.cluster.hire(["questioner-0"], lambda: new)) == new
+    assert asyncio.run(world.hire(["questioner-0"], new)) == new
     assert world.where("questioner-0") == ("c", "0,1")
     assert world.said == [
         "questioner-0: node label-a has left the cluster",
@@ -218,7 +223,7 @@ def test_without_room_for_it_there_is_one_line(
     full = node("b", "10.0.0.2", num_cpus=0.5)
     world.living = [full]
     with pytest.raises(MachineError, match="no other node has room for questioner-0: "):
-        asyncio.run(world.cluster.hire(["questioner-0"], lambda: []))
+        asyncio.run(world.hire(["questioner-0"], []))
 
 
 def test_an_engine_that_joins_gets_a_node_with_free_cores(
