@@ -229,11 +229,8 @@ def _trainer_slot(plan: ActorPlan, group: ActorGroup) -> ActorSlot:
 
     async def spawn() -> list[Any]:
         # Anew each time: the last port may still be taken.
-        meeting = (
-            (_LOOPBACK, free_port(_LOOPBACK))
-            if plan.cluster is None
-            else await plan.cluster.meet(names)
-        )
+        cluster = plan.cluster
+        meeting = await cluster.meet(names) if cluster else (_LOOPBACK, free_port(_LOOPBACK))
         return [_spawn_trainer(plan, rank, *meeting) for rank in ranks]
 
     hire = partial(_hire, plan, names, spawn)
