@@ -43,9 +43,9 @@ async def following(
     if scaler is None:
         yield
         return
-    desk = _Desk(root, scaler, say)
-    await desk.drop_old()
-    task = asyncio.create_task(desk.work())
+    requests = _Requests(root, scaler, say)
+    await requests.drop_old()
+    task = asyncio.create_task(requests.work())
     try:
         yield
     finally:
@@ -53,7 +53,7 @@ async def following(
         await asyncio.wait({task})
 
 
-class _Desk:
+class _Requests:
     def __init__(self, root: Path, scaler: Scale, say: Callable[[str], None]) -> None:
         self._root, self._scaler, self._tell = root, scaler, logged(say, __name__)
         self._doing: asyncio.Task[None] | None = None

@@ -114,12 +114,8 @@ class Scaler:
 
     def _settings(self, adding: Sequence[tuple[str, int]]) -> dict[str, str | None]:
         """`cpu_cores` of each engine that joins."""
-        config = self._plan.config
-        own = {
-            "questioner": config.questioner.engine.cpu_cores,
-            "roleplayer": config.roleplayer.engine.cpu_cores,
-        }
-        return {f"{role}-{number}": own[role] for role, number in adding}
+        engines = self._plan.config.engines
+        return {f"{role}-{number}": engines[role].cpu_cores for role, number in adding}
 
     @property
     def _supervisor(self) -> Supervisor:

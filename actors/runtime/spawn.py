@@ -310,7 +310,7 @@ def spawn_engine(plan: ActorPlan, role: str, number: int) -> Any:
     spec = EngineSpec(
         role=role,
         model_dir=site.base_model_dir if role == "questioner" else site.roleplayer_dir,
-        config=(config.questioner if role == "questioner" else config.roleplayer).engine,
+        config=config.engines[role],
         seed=derive_seed(config.seed, role, number),
         device=plan.placement.device,
         cpu_cores=seat.cores,

@@ -303,6 +303,11 @@ class RunConfig(Component):
     tracking: TrackingConfig = TrackingConfig()
 
     @property
+    def engines(self) -> dict[str, EngineConfig]:
+        """The engines of each role that has any."""
+        return {"questioner": self.questioner.engine, "roleplayer": self.roleplayer.engine}
+
+    @property
     def num_first_dialogues(self) -> int:
         """How many dialogues begin at once, over all Questioner engines; 0: all."""
         return self.rollout.slow_start * self.questioner.engine.num_engines

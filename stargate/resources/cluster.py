@@ -83,10 +83,7 @@ def needs(config: RunConfig, *, device: Device, training: bool = True) -> list[N
     in_turn = device == "cpu" and config.schedule.overlap != "always"
     share = gpu_share(config, training=training) if is_colocated(config) else None
     roles: list[tuple[str, int, str, float, str, float]] = []
-    for role, engine in (
-        ("questioner", config.questioner.engine),
-        ("roleplayer", config.roleplayer.engine),
-    ):
+    for role, engine in config.engines.items():
         size = engine.tensor_parallel_size
         # Each tensor-parallel worker is a process that keeps a core busy.
         cpus = float(size if device == "cuda" else 1)

@@ -100,7 +100,7 @@ class GpuPhases:
         """`asleep` is how deep every role sleeps now."""
         self._asleep = dict(asleep)
         self._carry_out = carry_out
-        self._shift: GpuPhase | None = None
+        self._phase: GpuPhase | None = None
         self._working = 0
         self._waiting: list[_Waiting] = []
         self._changing: asyncio.Task[None] | None = None
@@ -136,7 +136,7 @@ class GpuPhases:
             self._asleep[role] = 0
 
     async def _enter(self, phases: tuple[GpuPhase, ...]) -> None:
-        if self._changing is None and self._shift in phases:
+        if self._changing is None and self._phase in phases:
             self._working += 1
             return
         waiting = _Waiting(phases, asyncio.get_running_loop().create_future())
@@ -161,11 +161,11 @@ class GpuPhases:
         """Begins a phase and lets in all who waited for it; or fails everybody who waits."""
         problem: BaseException | None = None
         try:
-            self._shift = None
+            self._phase = None
             for order in orders(self._asleep, phase):
                 await self._carry_out(order)
                 self._asleep[order.role] = order.level
-            self._shift = phase
+            self._phase = phase
         except Exception as error:  # whoever waits must hear it; nobody may wait for ever
             problem = error
         finally:
@@ -214,7 +214,7 @@ def gpu_share(config: RunConfig, *, training: bool = True) -> float:
 
 def engine_share(config: RunConfig) -> float:
     """The part of the GPU's memory that all engines have together when they are awake."""
-    engines = (config.questioner.engine, config.roleplayer.engine)
+    engines = config.engines.values()
     return sum(engine.num_engines * engine.gpu_memory_utilization for engine in engines)
 
 
@@ -272,8 +272,8 @@ def check_phases(
 
 def _num_actors(config: RunConfig, training: bool) -> int:
     """Processes that use the GPU."""
-    engines = config.questioner.engine.num_engines + config.roleplayer.engine.num_engines
-    return engines + _num_others(config, training)
+    num_engines = sum(engine.num_engines for engine in config.engines.values())
+    return num_engines + _num_others(config, training)
 
 
 def _num_others(config: RunConfig, training: bool) -> int:

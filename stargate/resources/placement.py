@@ -159,12 +159,8 @@ def _pinned(
             f"{len(engines)} engines need a core each, {where} has {len(cores)}: lower "
             "questioner.engine.num_engines or roleplayer.engine.num_engines"
         )
-    own = {
-        "questioner": config.questioner.engine.cpu_cores,
-        "roleplayer": config.roleplayer.engine.cpu_cores,
-    }
     for actor, share in zip(engines, split_cores(cores, len(engines)), strict=True):
-        yield actor, own[role_of(actor)] or core_list(share)
+        yield actor, config.engines[role_of(actor)].cpu_cores or core_list(share)
 
 
 def _threads(config: RunConfig, actor: str, actors: Sequence[str], cores: Sequence[int]) -> int:
