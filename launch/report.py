@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None or not args.text:
         _write_page(data, args.out or root / "report.html", say_answer=not args.text)
     if args.figures is not None:
-        from stargate.report.plots import save_figures
+        from stargate.report.figures import save_figures
 
         files = save_figures(data, args.figures)
         print(f"figures: {len(files)} files in {args.figures}")
@@ -60,7 +60,7 @@ def _write_page(data: "ReportData", file: Path, *, say_answer: bool) -> None:
     from stargate.errors import DataError
     from stargate.monitoring.progress import safe_text
     from stargate.records.files import write_text
-    from stargate.report.findings import answer, main_evaluation
+    from stargate.report.findings import answer
     from stargate.report.page import render_page
 
     page = render_page(data)
@@ -72,5 +72,5 @@ def _write_page(data: "ReportData", file: Path, *, say_answer: bool) -> None:
     except OSError as error:
         raise DataError(f"{file}: can't write the report: {error.strerror or error}") from error
     if say_answer:
-        print(safe_text(answer(data, main_evaluation(data)).headline))
+        print(safe_text(answer(data, data.main).headline))
     print(f"report: {file}")

@@ -1,29 +1,32 @@
 """An ablation's report: one HTML file without scripts or network, and the same for a terminal.
 
-    ablation.json -> blocks (one per measure: conditions as rows) -> lines, page
+    ablation.json -> tables (one per measure: conditions as rows) -> lines, page
 
 Three numbers per condition: its last checkpoint; that minus m_0; that minus the reference
 condition's. The last two are paired over pairs, so what makes a pair easy cancels out.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from jinja2 import Template
-from markupsafe import Markup
-
+from stargate.evaluation.statistics import Measure
 from stargate.monitoring.progress import safe_text
-from stargate.report.measures import (
-    MeasureInfo,
-    format_interval,
-    format_value,
-    in_order,
-    measure_info,
+from stargate.report.measures import MeasureInfo, in_order, measure_info
+from stargate.report.parts import (
+    Cell,
+    Column,
+    Opening,
+    Part,
+    Row,
+    Section,
+    Table,
+    measured_cell,
+    observed,
 )
-from stargate.report.tables import Cell
-from stargate.report.templating import new_environment, template_text
+from stargate.report.reading import parse
+from stargate.report.templating import render_sections
+from stargate.report.wording import DASH, Numbers, Sentence
 
 Json = Mapping[str, Any]
 
@@ -42,87 +45,67 @@ _HEADLINE = _SHOWN[0]
 # 100 columns: a condition's name and checkpoint, then three numbers with their intervals. Log-probs
 # of long golds are in the thousands, differences are not.
 _NAME_WIDTH, _CHECKPOINT_WIDTH, _CELL_WIDTHS = 19, 3, (31, 24, 23)
-_DASH = Cell("\u2013")
+Block = tuple[MeasureInfo, Table]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One condition's numbers for one measure."""
-
-    condition: str
-    checkpoint: str
-    value: Cell
-    change: Cell  # from m_0
-    difference: Cell  # from the reference
+def _blocks(values: Json, names: Iterable[str] | None = None) -> list[Block]:
+    """Tables of the named measures that some condition has; without names of all, in order."""
+    measured = {name for found in values["conditions"].values() for name in found["measures"]}
+    infos = in_order(measured) if names is None else map(measure_info, names)
+    return [
+        (info, _table(values, info)) for info in infos if info is not None and info.name in measured
+    ]
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+def _table(values: Json, info: MeasureInfo) -> Table:
     """One measure over all conditions that have it."""
-
-    info: MeasureInfo
-    rows: tuple[Row, ...]
-
-
-def blocks(values: Json, names: Iterable[str] | None = None) -> tuple[Block, ...]:
-    """Blocks of the named measures that some condition has; without names of all, in order."""
-    conditions: Json = values["conditions"]
-    measured = {name for found in conditions.values() for name in found["measures"]}
-    if names is None:
-        infos = in_order(measured)
-    else:
-        infos = [info for info in map(measure_info, names) if info and info.name in measured]
-    return tuple(Block(info, tuple(_rows(values, info))) for info in infos)
-
-
-def _rows(values: Json, info: MeasureInfo) -> Iterable[Row]:
     reference = values["about"]["reference"]
+    rows = []
     for name, found in values["conditions"].items():
         if info.name not in found["measures"]:
             continue
         unfit = info.name.startswith("win_rate") and not found.get("judge", {}).get("fit", True)
         difference = _cell(found.get("differences", {}).get(info.name), info, unfit, signed=True)
-        yield Row(
-            name,
-            found["checkpoint"],
+        cells = (
+            Cell(found["checkpoint"], is_number=False),
             _cell(found["measures"][info.name], info, unfit),
             _cell(found["changes"].get(info.name), info, unfit, signed=True),
             Cell("(reference)") if name == reference else difference,
         )
+        rows.append(Row(name, cells))
+    heads = ("checkpoint", "last checkpoint", "minus m\u2080", f"minus {reference}")
+    region = f"{info.label} by condition"
+    return Table("condition", [Column(head) for head in heads], rows, region=region)
 
 
-def _cell(measure: Json | None, info: MeasureInfo, unfit: bool, *, signed: bool = False) -> Cell:
+def _cell(values: Json | None, info: MeasureInfo, unfit: bool, *, signed: bool = False) -> Cell:
     """A number with its interval; a signed one is coloured where the sign is beyond doubt."""
-    if measure is None or measure["mean"] is None:
-        return _DASH
-    low, high = measure["ci_low"], measure["ci_high"]
-    tone = ""
-    if signed and not unfit and low is not None and not low <= 0 <= high:
-        better = {None: "", True: "up", False: "down"}[info.more_is_better]
-        tone = better if low > 0 else {"up": "down", "down": "up", "": ""}[better]
-    return Cell(
-        format_value(measure["mean"], info.unit, signed=signed),
-        format_interval(low, high, info.unit, signed=signed),
-        measure["mean"],
-        tone=tone,
+    if values is None or values["mean"] is None:
+        return Cell(DASH)
+    measure = parse(Measure, values)
+    cell = measured_cell(
+        measure,
+        Numbers.usual(info.unit),
+        signed=signed,
+        more_is_better=info.more_is_better,
         void=unfit,
-        hint=f"n = {measure['n']:,}, {measure['task_clusters']} tasks \u00d7 "
-        f"{measure['persona_clusters']} personas",
     )
+    return replace(cell, hint=observed(measure))
 
 
 def headline(values: Json) -> str:
     """Who differs from the reference on matched minus shuffled, in one sentence."""
-    reference = values["about"]["reference"]
     groups: dict[str, list[str]] = {"better": [], "worse": [], "no clear difference": []}
-    for block in blocks(values, [_HEADLINE]):
-        for row in block.rows:
-            if row.difference.value is not None:
-                word = {"up": "better", "down": "worse"}.get(row.difference.tone)
-                groups[word or "no clear difference"].append(row.condition)
+    for _, table in _blocks(values, [_HEADLINE]):
+        for row in table.rows:
+            difference = row.cells[-1]
+            if difference.value is not None:
+                word = {"up": "better", "down": "worse"}.get(difference.tone)
+                groups[word or "no clear difference"].append(row.label)
     said = [f"{word}: {', '.join(names)}" for word, names in groups.items() if names]
     if not said:
         return "Nothing to compare yet: fewer than two conditions have finished."
+    reference = values["about"]["reference"]
     return f"Against {reference}, matched minus shuffled \u2013 {'; '.join(said)}."
 
 
@@ -145,19 +128,20 @@ def ablation_lines(values: Json) -> list[str]:
     for name, found in conditions.items():
         lines.append(f"{name:{_NAME_WIDTH}}{found['what']}")
     lines += ["", *notes(values)] if notes(values) else []
-    shown = blocks(values, _SHOWN)
+    shown = _blocks(values, _SHOWN)
     if not shown:
         return lines
     titles = ("last checkpoint", "minus m0", f"minus {about['reference']}")
     head = " " * (_NAME_WIDTH + _CHECKPOINT_WIDTH) + _columns(titles)
     lines += ["", "means with 95 % intervals over tasks and personas; differences are paired", head]
-    for block in shown:
-        unit = {"nats": ", nats", "share": ", %"}.get(block.info.unit, "")
-        lines.append(f"{block.info.label}{unit}")
-        for row in block.rows:
-            cells = _columns(map(_text, (row.value, row.change, row.difference)))
-            name = f" {row.condition}"
-            lines.append(f"{name:{_NAME_WIDTH}}{row.checkpoint:{_CHECKPOINT_WIDTH}}{cells}")
+    for info, table in shown:
+        unit = {"nats": ", nats", "share": ", %"}.get(info.unit, "")
+        lines.append(f"{info.label}{unit}")
+        for row in table.rows:
+            checkpoint, *cells = row.cells
+            start = f" {row.label}"
+            start = f"{start:{_NAME_WIDTH}}{checkpoint.text:{_CHECKPOINT_WIDTH}}"
+            lines.append(start + _columns(map(_text, cells)))
     return lines
 
 
@@ -173,34 +157,69 @@ def _text(cell: Cell) -> str:
 
 def render_ablation(values: Json) -> str:
     """The HTML file. All texts are escaped, whatever they hold."""
-    shown = blocks(values, _SHOWN)
-    names = {block.info.name for block in shown}
-    return _template().render(
-        about=values["about"],
-        conditions=values["conditions"],
-        headline=headline(values),
-        notes=notes(values),
-        shown=shown,
-        others=[block for block in blocks(values) if block.info.name not in names],
-        minutes=_minutes,
-        shared=_shared_of,
-        style=Markup(template_text("report.css")),
+    name = values["about"]["name"]
+    end = "each folder is a run: stargate report FOLDER \u00b7 one file, no network"
+    footer = f"stargate ablation {name} \u00b7 {end}"
+    return render_sections(name, "ablation", footer, list(_sections(values)))
+
+
+def _sections(values: Json) -> Iterator[Section]:
+    opening = Opening("What does each part of the recipe contribute?", headline(values))
+    said = [Sentence("warn", note) for note in notes(values)]
+    parts = [Part("opening", opening), *([Part("sentences", said)] if said else [])]
+    yield Section("answer", "", parts, link="Answer")
+    if shown := _blocks(values, _SHOWN):
+        others = [block for block in _blocks(values) if block[0].name not in _SHOWN]
+        parts = [part for block in shown for part in _parts(*block, info_too=True)]
+        if others:
+            found = [part for block in others for part in _parts(*block)]
+            parts.append(Part("fold", ("All other measures", found)))
+        yield Section(
+            "measures",
+            "Condition by condition",
+            parts,
+            lede="95 % intervals over tasks and personas in small. Differences are paired over "
+            "the test pairs; those that leave no doubt about their direction are coloured.",
+            link="Measures",
+        )
+    conditions = values["conditions"]
+    copied = Part("amounts", [(name, _shared(found)) for name, found in conditions.items()])
+    parts = [Part("table", _conditions(values)), Part("fold", ("What was copied", [copied]))]
+    lede = (
+        "All start from the same m\u2080 with the same pairs and seeds. What m\u2080 does was made "
+        "once and copied."
     )
+    yield Section("conditions", "The conditions", parts, lede=lede, link="Conditions")
+    about = Part("amounts", values["about"].items())
+    yield Section("run", "The ablation", [about], link="Run")
 
 
-@cache  # an ablation in progress writes its report after each condition
-def _template() -> Template:
-    return new_environment().get_template("ablation.html.j2")
+def _parts(info: MeasureInfo, table: Table, *, info_too: bool = False) -> Iterator[Part]:
+    """A measure's table under its name, with what it means."""
+    if info_too:
+        yield Part("paragraph", info.sentence, title=info.label, note=info.group)
+        yield Part("table", table)
+    else:
+        yield Part("table", table, title=info.label, note=info.group)
 
 
-def _minutes(seconds: float | None) -> str:
-    return "\u2013" if seconds is None else f"{seconds / 60:.0f} min"
+def _conditions(values: Json) -> Table:
+    rows = []
+    for name, found in values["conditions"].items():
+        state = found["status"].replace("_", " ")
+        state += f", {found['checkpoint']}" if found["checkpoint"] else ""
+        seconds = found["seconds"]
+        time = DASH if seconds is None else f"{seconds / 60:.0f} min"
+        texts = (found["what"], " ".join(found["overrides"]), state, time, found["folder"])
+        rows.append(Row(name, [Cell(text, is_number=text is time) for text in texts]))
+    heads = ("what it is", "settings", "state", "time", "folder")
+    return Table("condition", [Column(head) for head in heads], rows)
 
 
-def _shared_of(found: Json) -> str:
+def _shared(found: Json) -> str:
     """What a condition was given, and by whom."""
-    tables: Sequence[str] = [
+    tables = [
         f"{table} from {entry['from']} ({entry['rows']:,} rows)"
         for table, entry in found["shared"].items()
     ]
-    return "; ".join(tables) or "\u2013"
+    return "; ".join(tables) or DASH

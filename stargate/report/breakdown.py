@@ -47,17 +47,17 @@ def breakdown(
 
     With one checkpoint `after` is None, and the rows are in order of `before`.
     """
-    texts = data.texts[evaluation.source]
     groups: dict[str, list[DialogueView]] = defaultdict(list)
     for dialogue in data.dialogues:
-        task = texts.tasks.get(dialogue.task_id)
-        if dialogue.source == evaluation.source and (task is None or task.needs_question):
-            groups[dialogue.task_id if by == "task" else dialogue.persona_id].append(dialogue)
+        task, persona = dialogue.pair.task, dialogue.pair.persona
+        if dialogue.source == evaluation.source and task.needs_question:
+            groups[task.id if by == "task" else persona.id].append(dialogue)
     rows = []
     for key, dialogues in groups.items():
-        label = texts.tasks[key].text if by == "task" else texts.personas[key].name
+        pair = dialogues[0].pair
+        label = pair.task.text if by == "task" else pair.persona.name
         gain, num_pairs = _shift(dialogues, evaluation, lambda d: d.matched_minus_shuffled)
-        facts, _ = _shift(dialogues, evaluation, lambda d: float(d.num_facts))
+        facts, _ = _shift(dialogues, evaluation, lambda d: float(len(d.facts)))
         rows.append(BreakdownRow(key, label, num_pairs, gain, facts))
     return tuple(sorted(rows, key=_order))
 
@@ -82,13 +82,13 @@ def _shift(
 
 
 def _pair_means(
-    dialogues: Iterable[DialogueView], checkpoint: str | None, value: Value
+    dialogues: Iterable[DialogueView], checkpoint: str, value: Value
 ) -> dict[str, float]:
     values: dict[str, list[float]] = defaultdict(list)
     for dialogue in dialogues:
         found = value(dialogue) if dialogue.checkpoint == checkpoint else None
         if found is not None:
-            values[dialogue.pair_id].append(found)
+            values[dialogue.pair.id].append(found)
     return {pair: sum(found) / len(found) for pair, found in values.items()}
 
 
@@ -116,63 +116,57 @@ class SelectionComparison:
 def compare_selections(data: ReportData) -> SelectionComparison | None:
     """What each rule would choose; None where no other personas' golds were scored."""
     dialogues = {d.id: d for d in data.dialogues if d.source == TRAIN}
-    chosen: dict[str, list[tuple[SelectionView, int]]] = defaultdict(list)
+    # By rule: gold log-prob, contrast and id of the dialogues that it chooses.
+    chosen: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
     agreed = num_pairs = 0
     for selection in data.selections:
-        contrasts = _contrasts(selection)
-        if contrasts is None:
+        candidates = _contrasted(selection)
+        if not candidates:
             continue
-        golds = [value or 0.0 for value in selection.gold_logprobs]
         # Ties go to the first, as in selection.py.
-        by_gold, by_contrast = golds.index(max(golds)), contrasts.index(max(contrasts))
+        by_gold = max(candidates, key=lambda candidate: candidate[0])
+        by_contrast = max(candidates, key=lambda candidate: candidate[1])
         num_pairs += 1
-        agreed += by_gold == by_contrast
-        chosen["gold"].append((selection, by_gold))
-        chosen["contrastive"].append((selection, by_contrast))
-        chosen["mean of all"] += [(selection, place) for place in range(len(golds))]
+        agreed += by_gold is by_contrast
+        chosen["gold"].append(by_gold)
+        chosen["contrastive"].append(by_contrast)
+        chosen["mean of all"] += candidates
     if not num_pairs:
         return None
-    choices = tuple(_choice(rule, places, dialogues, data) for rule, places in chosen.items())
+    choices = tuple(_choice(rule, found, dialogues) for rule, found in chosen.items())
     return SelectionComparison(num_pairs, agreed / num_pairs, choices)
 
 
-def _contrasts(selection: SelectionView) -> list[float] | None:
-    """Gold minus other golds by candidate; None unless every candidate has both."""
-    contrasts = []
-    for gold, other in zip(selection.gold_logprobs, selection.other_gold_logprobs, strict=True):
+def _contrasted(selection: SelectionView) -> list[tuple[float, float, str]]:
+    """Gold log-prob, that minus other golds', and id by candidate; nothing unless all have both."""
+    found = []
+    for gold, other, key in zip(
+        selection.gold_logprobs, selection.other_gold_logprobs, selection.candidates, strict=True
+    ):
         if gold is None or other is None:
-            return None
-        contrasts.append(gold - other)
-    return contrasts or None
+            return []
+        found.append((gold, gold - other, key))
+    return found
 
 
 def _choice(
     rule: str,
-    places: Sequence[tuple[SelectionView, int]],
+    chosen: Sequence[tuple[float, float, str]],
     dialogues: dict[str, DialogueView],
-    data: ReportData,
 ) -> Choice:
-    golds = data.texts[TRAIN].golds
-    found = [
-        dialogue
-        for selection, place in places
-        if (dialogue := dialogues.get(selection.candidates[place])) is not None
+    found = [dialogues[key] for _, _, key in chosen if key in dialogues]
+    coverages = [
+        len(dialogue.facts & set(dialogue.pair.gold_facts)) / len(set(dialogue.pair.gold_facts))
+        for dialogue in found
+        if dialogue.pair.gold_facts
     ]
-    coverages = []
-    for dialogue in found:
-        gold = golds.get(dialogue.pair_id)
-        if gold is not None and gold.facts:
-            told = {index for turn in dialogue.turns for index in turn.elicited}
-            coverages.append(len(told & set(gold.facts)) / len(set(gold.facts)))
     return Choice(
         rule=rule,
-        gold_logprob=_mean(selection.gold_logprobs[place] for selection, place in places),
-        contrast=_mean(
-            contrasts[place] for selection, place in places if (contrasts := _contrasts(selection))
-        ),
-        facts=_mean(float(dialogue.num_facts) for dialogue in found),
+        gold_logprob=_mean(gold for gold, _, _ in chosen),
+        contrast=_mean(contrast for _, contrast, _ in chosen),
+        facts=_mean(float(len(dialogue.facts)) for dialogue in found),
         coverage=_mean(coverages),
-        question_rate=_mean(float(t.is_question) for dialogue in found for t in dialogue.turns),
+        question_rate=_mean(float("?" in t.question) for dialogue in found for t in dialogue.turns),
     )
 
 
@@ -197,11 +191,10 @@ def selection_gains(data: ReportData) -> tuple[SelectionGain, ...]:
     for selection in data.selections:
         by_iteration[selection.iteration].append(selection)
     gains = []
-    for iteration, selections in sorted(by_iteration.items()):
-        means = [sum(s.scores) / len(s.scores) for s in selections]
-        chosen = [s.scores[s.candidates.index(s.chosen)] for s in selections]
-        count = len(selections)
-        gains.append(SelectionGain(iteration, count, sum(means) / count, sum(chosen) / count))
+    for iteration, found in sorted(by_iteration.items()):
+        mean = sum(selection.mean_score for selection in found) / len(found)
+        chosen = sum(selection.chosen_score for selection in found) / len(found)
+        gains.append(SelectionGain(iteration, len(found), mean, chosen))
     return tuple(gains)
 
 

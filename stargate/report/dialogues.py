@@ -10,46 +10,22 @@ no_dialogue control, after all of them the matched one.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from stargate.evaluation.elicitation import turn_facts
-from stargate.report.reading import evaluation_scopes, iteration_scopes, read_columns
-from stargate.report.records import (
-    TRAIN,
-    DialogueView,
-    ResponseView,
-    SelectionView,
-    Texts,
-    TurnView,
-)
-from stargate.types import Dialogue, Pair, Persona, StopReason, Task, Turn
+from stargate.report.reading import Row, read_columns
+from stargate.report.records import TRAIN, DialogueView, ResponseView, SelectionView, TurnView
+from stargate.types import Dialogue, Pair, StopReason, Turn
 
 _DIALOGUE_COLUMNS = (
-    "id",
-    "pair_id",
-    "task_id",
-    "persona_id",
-    "task",
-    "persona_name",
-    "index",
-    "policy_version",
-    "turns.list.element.question",
-    "turns.list.element.answer",
-    "turns.list.element.elicited",
+    *("id", "pair_id", "task_id", "persona_id", "task", "persona_name", "index", "policy_version"),
+    *(f"turns.list.element.{name}" for name in ("question", "answer", "elicited")),
 )
-_SCORE_COLUMNS = ("dialogue_id", "gold_logprob", "num_gold_tokens", "other_gold_logprob")
+_SCORE_COLUMNS = ("dialogue_id", "gold_logprob", "other_gold_logprob")
 _SELECTION_COLUMNS = ("pair_id", "dialogue_id", "candidates", "candidate_scores")
-_CONTROL_COLUMNS = (
-    "dialogue_id",
-    "pair_id",
-    "control",
-    "gold_logprob",
-    "num_gold_tokens",
-    "num_turns",
-)
-Row = dict[str, Any]
+_CONTROL_COLUMNS = ("dialogue_id", "pair_id", "control", "gold_logprob", "num_turns")
 # Indices of the facts that each turn brought out.
-FactsOf = Callable[[Row], Sequence[Sequence[int]]]
+FactsOf = Callable[[Row, Pair], Sequence[Sequence[int]]]
+Pairs = Mapping[str, Pair]
 
 
 def read_rows(root: Path, scope: str) -> list[Row]:
@@ -59,105 +35,103 @@ def read_rows(root: Path, scope: str) -> list[Row]:
 
 
 def read_training(
-    root: Path, rows: Mapping[int, Sequence[Row]], texts: Texts, facts_of: FactsOf
+    root: Path, iteration: int, rows: Iterable[Row], pairs: Pairs, facts_of: FactsOf
 ) -> tuple[list[DialogueView], list[SelectionView]]:
-    """All training dialogues given as rows by iteration, and every pair's selection."""
-    dialogues: list[DialogueView] = []
-    selections: list[SelectionView] = []
-    for iteration in iteration_scopes(root):
-        scope = f"t{iteration}"
-        scores = {
-            row["dialogue_id"]: row for row in read_columns(root, scope, "scores", _SCORE_COLUMNS)
-        }
-        selected = _selections(root, iteration, scores)
-        compared_by = {
-            candidate: score
-            for entry in selected
-            for candidate, score in zip(entry.candidates, entry.scores, strict=True)
-        }
-        chosen = {entry.chosen for entry in selected}
-        examples = read_columns(root, scope, "examples", ("dialogue_id", "response"))
-        responses = {row["dialogue_id"]: row["response"] for row in examples}
-        for row in rows.get(iteration, ()):
-            key = row["id"]
-            score = scores.get(key, {})
-            response = responses.get(key)
-            dialogues.append(
-                DialogueView(
-                    **_common(row, TRAIN, iteration),
-                    turns=_turns(row, facts_of(row), texts, ()),
-                    gold_logprob=score.get("gold_logprob"),
-                    num_gold_tokens=score.get("num_gold_tokens"),
-                    other_gold_logprob=score.get("other_gold_logprob"),
-                    score=compared_by.get(key),
-                    chosen=key in chosen,
-                    responses=() if response is None else (ResponseView(iteration, response),),
-                )
+    """The dialogues of one iteration that are given as rows, and every pair's selection."""
+    scope = f"t{iteration}"
+    scores = {
+        row["dialogue_id"]: row for row in read_columns(root, scope, "scores", _SCORE_COLUMNS)
+    }
+    selections = _selections(root, iteration, scores)
+    compared_by = {
+        candidate: score
+        for entry in selections
+        for candidate, score in zip(entry.candidates, entry.scores, strict=True)
+    }
+    chosen = {entry.chosen for entry in selections}
+    examples = read_columns(root, scope, "examples", ("dialogue_id", "response"))
+    responses = {row["dialogue_id"]: row["response"] for row in examples}
+    dialogues = []
+    for row in rows:
+        key, pair = row["id"], pairs[row["pair_id"]]
+        response = responses.get(key)
+        dialogues.append(
+            DialogueView(
+                key,
+                TRAIN,
+                iteration,
+                pair,
+                row["index"],
+                _turns(row, facts_of(row, pair), [None] * len(row["turns"])),
+                gold_logprob=scores.get(key, {}).get("gold_logprob"),
+                score=compared_by.get(key),
+                chosen=key in chosen,
+                responses=() if response is None else (ResponseView(iteration, response),),
             )
-        selections += selected
+        )
     return dialogues, selections
 
 
 def _selections(root: Path, iteration: int, scores: Mapping[str, Row]) -> list[SelectionView]:
     rows = read_columns(root, f"t{iteration}", "selections", _SELECTION_COLUMNS)
-    return [
-        SelectionView(
-            iteration=iteration,
-            pair_id=row["pair_id"],
-            chosen=row["dialogue_id"],
-            candidates=tuple(row["candidates"]),
-            scores=tuple(row["candidate_scores"]),
-            gold_logprobs=tuple(
-                scores.get(key, {}).get("gold_logprob") for key in row["candidates"]
-            ),
-            other_gold_logprobs=tuple(
-                scores.get(key, {}).get("other_gold_logprob") for key in row["candidates"]
-            ),
+    found = []
+    for row in sorted(rows, key=lambda row: str(row["pair_id"])):
+        scored = [scores.get(key, {}) for key in row["candidates"]]
+        found.append(
+            SelectionView(
+                iteration,
+                row["pair_id"],
+                chosen=row["dialogue_id"],
+                candidates=tuple(row["candidates"]),
+                scores=tuple(row["candidate_scores"]),
+                gold_logprobs=tuple(score.get("gold_logprob") for score in scored),
+                other_gold_logprobs=tuple(score.get("other_gold_logprob") for score in scored),
+            )
         )
-        for row in sorted(rows, key=lambda row: str(row["pair_id"]))
-    ]
+    return found
 
 
 def read_evaluated(
-    root: Path, source: str, rows: Mapping[int, Sequence[Row]], texts: Texts, facts_of: FactsOf
+    root: Path, source: str, rows: Mapping[int, Sequence[Row]], pairs: Pairs, facts_of: FactsOf
 ) -> list[DialogueView]:
-    """All dialogues of one evaluation, with their controls, by checkpoint."""
-    versions = evaluation_scopes(root)
+    """All dialogues of one evaluation, given by checkpoint, with their controls."""
     controls = {
         version: read_columns(root, f"eval-m{version}", "controls", _CONTROL_COLUMNS)
-        for version in versions
+        for version in rows
     }
     # No checkpoint changes the gold without a dialogue, so it may stand in one scope only.
     without = {
         row["pair_id"]: row["gold_logprob"]
-        for version in versions
+        for version in rows
         for row in controls[version]
         if row["control"] == "no_dialogue"
     }
     dialogues: list[DialogueView] = []
-    for version in versions:
-        own: dict[str, dict[str, Row]] = defaultdict(dict)
+    for version, of_version in rows.items():
+        # By dialogue: the controls by name, and the gold log-probs after its first turns.
+        own: dict[str, dict[str, float]] = defaultdict(dict)
         after: dict[str, dict[int, float]] = defaultdict(dict)
         for row in controls[version]:
             if row["control"] == "after_turn":
                 after[row["dialogue_id"]][row["num_turns"]] = row["gold_logprob"]
             elif row["dialogue_id"] is not None:
-                own[row["dialogue_id"]][row["control"]] = row
+                own[row["dialogue_id"]][row["control"]] = row["gold_logprob"]
         responses = _responses(root, f"eval-m{version}")
-        for row in rows.get(version, ()):
-            key, pair_id = row["id"], row["pair_id"]
-            matched = own[key].get("matched", {})
-            shuffled = own[key].get("shuffled", {})
-            ladder = {0: without.get(pair_id), **after[key]}
-            ladder[len(row["turns"])] = matched.get("gold_logprob")
+        for row in of_version:
+            key, pair, num_turns = row["id"], pairs[row["pair_id"]], len(row["turns"])
+            alone, matched = without.get(row["pair_id"]), own[key].get("matched")
+            ladder = {0: alone, **after[key], num_turns: matched}
             dialogues.append(
                 DialogueView(
-                    **_common(row, source, version),
-                    turns=_turns(row, facts_of(row), texts, gains(ladder, len(row["turns"]))),
-                    gold_logprob=matched.get("gold_logprob"),
-                    num_gold_tokens=matched.get("num_gold_tokens"),
-                    shuffled=shuffled.get("gold_logprob"),
-                    no_dialogue=without.get(pair_id),
+                    key,
+                    source,
+                    version,
+                    pair,
+                    row["index"],
+                    _turns(row, facts_of(row, pair), gains(ladder, num_turns)),
+                    gold_logprob=matched,
+                    shuffled=own[key].get("shuffled"),
+                    no_dialogue=alone,
                     responses=tuple(responses.get(key, ())),
                 )
             )
@@ -173,7 +147,7 @@ def gains(ladder: Mapping[int, float | None], num_turns: int) -> list[float | No
     return steps
 
 
-def told_facts(row: Row) -> list[list[int]]:
+def told_facts(row: Row, pair: Pair) -> list[list[int]]:
     """Facts by turn as the grounded Roleplayer recorded them, each at its first turn only."""
     seen: set[int] = set()
     by_turn: list[list[int]] = []
@@ -184,51 +158,24 @@ def told_facts(row: Row) -> list[list[int]]:
     return by_turn
 
 
-def stated_facts_of(texts: Texts) -> FactsOf:
+def stated_facts(row: Row, pair: Pair) -> list[Sequence[int]]:
     """Facts by turn as the answers' own words tell them, for a Roleplayer without grounding."""
-
-    def facts(row: Row) -> Sequence[Sequence[int]]:
-        persona = texts.personas.get(row["persona_id"])
-        if persona is None or not persona.facts:
-            return [() for _ in row["turns"]]
-        who = Persona(persona.id, persona.name, persona.text or "", "", persona.facts)
-        pair = Pair(Task(row["task_id"], row["task"], ""), who, None)
-        stop = StopReason.STOP
-        turns = tuple(
-            Turn(turn["question"], (), stop, turn["answer"], (), stop) for turn in row["turns"]
-        )
-        dialogue = Dialogue(row["id"], pair.id, row["index"], len(turns), 0, 0, turns)
-        return [given.elicited for given in turn_facts(pair, dialogue, grounded=False)]
-
-    return facts
-
-
-def _common(row: Row, source: str, version: int) -> dict[str, Any]:
-    return {
-        "id": row["id"],
-        "source": source,
-        "version": version,
-        "pair_id": row["pair_id"],
-        "task_id": row["task_id"],
-        "persona_id": row["persona_id"],
-        "index": row["index"],
-    }
+    if not pair.persona.facts:
+        return [() for _ in row["turns"]]
+    stop = StopReason.STOP
+    turns = tuple(
+        Turn(turn["question"], (), stop, turn["answer"], (), stop) for turn in row["turns"]
+    )
+    dialogue = Dialogue(row["id"], pair.id, row["index"], len(turns), 0, 0, turns)
+    return [given.elicited for given in turn_facts(pair, dialogue, grounded=False)]
 
 
 def _turns(
-    row: Row, facts: Sequence[Sequence[int]], texts: Texts, steps: Sequence[float | None]
+    row: Row, facts: Sequence[Sequence[int]], steps: Sequence[float | None]
 ) -> tuple[TurnView, ...]:
-    persona_id = row["persona_id"]
     return tuple(
-        TurnView(
-            question=turn["question"],
-            answer=turn["answer"],
-            is_question="?" in turn["question"],
-            elicited=tuple(given),
-            facts=tuple(texts.fact(persona_id, index) for index in given),
-            gain=steps[number] if steps else None,
-        )
-        for number, (turn, given) in enumerate(zip(row["turns"], facts, strict=True))
+        TurnView(turn["question"], turn["answer"], tuple(given), gain)
+        for turn, given, gain in zip(row["turns"], facts, steps, strict=True)
     )
 
 
@@ -251,7 +198,7 @@ def keep_whole_pairs(
     total = sum(map(len, rows.values()))
     if total <= room:
         return {iteration: list(found) for iteration, found in rows.items()}, 0
-    share = room // max(len(rows), 1)
+    share = room // len(rows)
     kept: dict[int, list[Row]] = {}
     for iteration, found in rows.items():
         by_pair: dict[str, list[Row]] = defaultdict(list)

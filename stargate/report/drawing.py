@@ -1,12 +1,15 @@
 """How every figure of the report is drawn: size, colours, points with intervals, legend.
 
-Colours are Okabe and Ito's, darkened where they are too pale on white; series differ by marker and
-line style too. Sizes are for a phone: at 360 px a width of 3.7 in shows 9 pt as 12 px.
+Small, readable on a phone and in a paper and by colour-blind eyes. No pyplot: nothing global is
+touched. Colours are Okabe and Ito's, darkened where they are too pale on white; series differ by
+marker and line style too. Sizes are for a phone: at 360 px a width of 3.7 in shows 9 pt as 12 px.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -54,45 +57,54 @@ STYLE: dict[RcKeyType, Any] = {
 }
 
 
-def new_figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.add_subplot()
+@contextmanager
+def canvas(label: str, *, series: int = 0, percent: bool = False) -> Iterator[tuple[Figure, Axes]]:
+    """A figure to draw on, in the report's style.
+
+    `label` is of the y axis; with `series` there is a legend of two columns below.
+    """
+    rows = (series + 1) // 2
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, HEIGHT + rows * LEGEND_ROW), layout="constrained")
+        axes = figure.add_subplot()
+        yield figure, axes
+        axes.set_ylabel(label)
+        if percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        if rows:
+            figure.legend(loc="outside lower center", ncols=2, handlelength=2.0, columnspacing=1.2)
 
 
-def finish(figure: Figure, axes: Axes, label: str, *, rows: int = 0, percent: bool = False) -> None:
-    """The y label, percent signs, and a legend of two columns below."""
-    axes.set_ylabel(label)
-    if percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    if rows:
-        figure.legend(loc="outside lower center", ncols=2, handlelength=2.0, columnspacing=1.2)
+def zero_line(axes: Axes) -> None:
+    """Where a difference means nothing."""
+    axes.axhline(0.0, color=MUTED, linewidth=0.9)
 
 
 def points(
-    axes: Axes,
-    values: Sequence[tuple[float, Measure]],
-    place: int,
-    label: str,
-    *,
-    joined: bool,
+    axes: Axes, series: Mapping[str, Sequence[tuple[int, Measure | None]]], *, joined: bool
 ) -> None:
-    """Means with their intervals; a mean without an interval is a point alone."""
-    style = place % len(SERIES)
-    means = [value.mean or 0.0 for _, value in values]
-    lows = [_reach(value.mean, value.ci_low) for _, value in values]
-    highs = [_reach(value.mean, value.ci_high) for _, value in values]
-    axes.errorbar(
-        [x for x, _ in values],
-        means,
-        yerr=[lows, highs],
-        color=SERIES[style],
-        marker=MARKERS[style],
-        linestyle=DASHES[style] if joined else "none",
-        elinewidth=1.0,
-        capsize=2.0,
-        label=label,
-    )
+    """Means with their intervals, by label; a mean without an interval is a point alone.
+
+    Series stand side by side by a little, so that intervals at one place can be told apart.
+    """
+    for place, (label, values) in enumerate(series.items()):
+        style = place % len(SERIES)
+        shift = (0.07 if joined else 0.12) * (place - (len(series) - 1) / 2)
+        known = [(x + shift, value) for x, value in values if value is not None]
+        lows = [_reach(value.mean, value.ci_low) for _, value in known]
+        highs = [_reach(value.mean, value.ci_high) for _, value in known]
+        axes.errorbar(
+            [x for x, _ in known],
+            [value.mean or 0.0 for _, value in known],
+            yerr=[lows, highs],
+            color=SERIES[style],
+            marker=MARKERS[style],
+            linestyle=DASHES[style] if joined else "none",
+            elinewidth=1.0,
+            capsize=2.0,
+            label=label,
+        )
 
 
 def _reach(mean: float | None, end: float | None) -> float:

@@ -1,104 +1,223 @@
-"""Drawing what a run measured: small, readable on a phone and in a paper and by colour-blind eyes.
+"""The figures of a report, with titles, captions and what they show in words.
 
-Which figures a report has, with their titles and captions, is in plots.py. Points show means, bars
-their intervals. No pyplot: nothing global is touched.
+ReportData -> report_figures -> Plot (a matplotlib Figure with title and caption)
+    -> save_figures   PNG and SVG files for a paper
+    -> inline_svg     the same drawing inside the HTML page, in the page's colours
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from stargate.errors import DataError
 from stargate.report.drawing import (
     DASHES,
-    HEIGHT,
     INK,
-    LEGEND_ROW,
     MARKERS,
-    MUTED,
     SERIES,
     STYLE,
-    finish,
-    new_figure,
+    WIDTH,
+    canvas,
     points,
+    zero_line,
 )
-from stargate.report.records import Evaluation, ReportData, SelectionView
+from stargate.report.measures import in_order
+from stargate.report.records import Evaluation, Iteration, ReportData, SelectionView
+from stargate.report.svg import Plot
+from stargate.report.wording import confidence
 
 # Pairs that one selection figure shows: more columns can't be told apart on a phone.
-MAX_PAIRS = 40
+_MAX_PAIRS = 40
+_PNG_DPI = 200
 
 
-def curve_figure(
-    evaluation: Evaluation,
-    lines: Iterable[tuple[str, str]],
-    label: str,
-    *,
-    percent: bool = False,
-    zero: bool = False,
-) -> Figure:
-    """Measures (name, label) over the checkpoints with their intervals.
-
-    `zero` draws a line at 0, where a difference means nothing.
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Measures over the checkpoints in one figure. `lines` are labels by measure, `label` is of
+    the y axis; `zero` draws a line at 0. `by_turn`: a measure per turn, over the turns.
     """
-    shown = [(name, text) for name, text in lines if is_known(evaluation, name)]
-    rows = (len(shown) + 1) // 2 if len(shown) > 1 else 0
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_figure(HEIGHT + rows * LEGEND_ROW)
-        for place, (name, text) in enumerate(shown):
-            # Side by side by a little, so that intervals at one checkpoint can be told apart.
-            shift = 0.07 * (place - (len(shown) - 1) / 2)
-            values = [
-                (x + shift, value)
-                for x, checkpoint in enumerate(evaluation.checkpoints)
-                if (value := evaluation.measure(checkpoint, name)) is not None
-            ]
-            points(axes, values, place, text, joined=True)
-        if zero:
-            axes.axhline(0.0, color=MUTED, linewidth=0.9)
-        axes.set_xticks(range(len(evaluation.checkpoints)), evaluation.checkpoints)
-        axes.set_xlim(-0.4, len(evaluation.checkpoints) - 0.6)
-        axes.set_xlabel("checkpoint")
-        finish(figure, axes, label, rows=rows, percent=percent)
-    return figure
+
+    name: str
+    title: str
+    caption: str
+    label: str
+    lines: Mapping[str, str]
+    percent: bool = False
+    zero: bool = False
+    by_turn: bool = False
 
 
-def turn_gain_figure(evaluation: Evaluation) -> Figure:
-    """What each turn added to the gold log-prob, by checkpoint."""
-    turns = turns_of(evaluation)
-    checkpoints = _few(evaluation.checkpoints)
-    rows = (len(checkpoints) + 1) // 2
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_figure(HEIGHT + rows * LEGEND_ROW)
-        for place, checkpoint in enumerate(checkpoints):
-            shift = 0.12 * (place - (len(checkpoints) - 1) / 2)
-            values = [
-                (turn + shift, value)
-                for turn in turns
-                if (value := evaluation.measure(checkpoint, f"gain_at_turn_{turn}")) is not None
-            ]
-            points(axes, values, place, checkpoint, joined=False)
-        axes.axhline(0.0, color=MUTED, linewidth=0.9)
-        axes.set_xticks(turns)
-        axes.set_xlim(turns[0] - 0.5, turns[-1] + 0.5)
-        axes.set_xlabel("turn")
-        finish(figure, axes, "added gold log-prob (nats)", rows=rows)
-    return figure
+_CURVES = (
+    Curves(
+        "matched_minus_shuffled",
+        "Matched minus shuffled",
+        "What the dialogue tells about this person and not about another.",
+        "matched \u2212 shuffled (nats)",
+        {"matched_minus_shuffled": "matched minus shuffled"},
+        zero=True,
+    ),
+    Curves(
+        "gold_logprob",
+        "Gold log-prob and its controls",
+        "All under the frozen m0. Tasks and personas differ much, so levels are uncertain; "
+        "changes are paired and their intervals, in the table, are narrower.",
+        "gold log-prob (nats)",
+        {
+            "gold_logprob": "own dialogue",
+            "shuffled": "another persona's",
+            "gold_logprob_best": "best of N",
+            "no_dialogue": "no dialogue",
+            "persona_given": "persona given",
+            "persona_and_dialogue": "persona + dialogue",
+        },
+    ),
+    Curves(
+        "facts",
+        "Facts elicited",
+        "Facts about the person that questions brought out.",
+        "facts per dialogue",
+        {"facts_per_dialogue": "facts per dialogue"},
+    ),
+    Curves(
+        "questions",
+        "Questions",
+        "",
+        "share",
+        {
+            "question_rate": "turns that ask",
+            "fact_coverage": "gold's facts elicited",
+            "repeated_question_rate": "repeated questions",
+            "needless_question_rate": "needless questions",
+        },
+        percent=True,
+    ),
+    Curves(
+        "tokens",
+        "The user's effort",
+        "Tokens that the user reads and writes.",
+        "tokens per dialogue",
+        {
+            "tokens_per_dialogue": "all",
+            "tokens_to_read": "to read",
+            "tokens_to_write": "to write",
+        },
+    ),
+)
+_TURNS = Curves(
+    "turn_gain",
+    "What each turn adds",
+    "Gold log-prob after a turn minus before it.",
+    "added gold log-prob (nats)",
+    {},  # turns differ between evaluations
+    zero=True,
+    by_turn=True,
+)
 
 
-def selection_figure(selections: Sequence[SelectionView]) -> Figure:
+def report_figures(data: ReportData) -> tuple[Plot, ...]:
+    """Every figure for which the run has data, in the order of the report."""
+    plots: list[Plot | None] = []
+    if evaluation := data.main:
+        plots += [curve_plot(evaluation, curves) for curves in _CURVES]
+        lines = {
+            info.name: info.label
+            for info in in_order(evaluation.names)
+            if info.name.startswith("gain_at_turn_")
+        }
+        plots.append(curve_plot(evaluation, replace(_TURNS, lines=lines)))
+    for iteration in sorted({selection.iteration for selection in data.selections}):
+        selections = [entry for entry in data.selections if entry.iteration == iteration]
+        plots.append(selection_plot(iteration, selections, data.config.algorithm.selection))
+    if data.iterations:
+        plots += _training_plots(data.iterations)
+    if data.stages:
+        plots.append(_stage_plot(data.stages))
+    return tuple(plot for plot in plots if plot is not None)
+
+
+def save_figures(data: ReportData, folder: Path) -> list[Path]:
+    """Writes NAME.png (200 dpi) and NAME.svg of every figure; the same data give the same bytes.
+
+    Raises DataError where the folder can't be written.
+    """
+    files: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for plot in report_figures(data):
+            png, svg = folder / f"{plot.name}.png", folder / f"{plot.name}.svg"
+            plot.figure.savefig(png, dpi=_PNG_DPI, facecolor="white", metadata={"Software": None})
+            plot.save_svg(svg, Title=plot.title)
+            files += [png, svg]
+    except OSError as error:
+        raise DataError(f"{folder}: can't write figures: {error.strerror or error}") from error
+    return files
+
+
+def curve_plot(evaluation: Evaluation, curves: Curves) -> Plot | None:
+    """None where no checkpoint has any of the measures."""
+    shown = {
+        name: label
+        for name, label in curves.lines.items()
+        if any(evaluation.measure(c, name) for c in evaluation.checkpoints)
+    }
+    if not shown:
+        return None
+    checkpoints = evaluation.checkpoints
+    if curves.by_turn:
+        # More than four checkpoints would crowd a turn.
+        few = checkpoints if len(checkpoints) <= 4 else (checkpoints[0], checkpoints[-1])
+        at = {name: int(name.rpartition("_")[2]) for name in shown}
+        series = {c: [(at[name], evaluation.measure(c, name)) for name in shown] for c in few}
+        ticks = {turn: str(turn) for turn in at.values()}
+    else:
+        ticks = dict(enumerate(checkpoints))
+        series = {
+            label: [(x, evaluation.measure(c, name)) for x, c in ticks.items()]
+            for name, label in shown.items()
+        }
+    legend = len(series) if curves.by_turn or len(series) > 1 else 0
+    with canvas(curves.label, series=legend, percent=curves.percent) as (figure, axes):
+        points(axes, series, joined=not curves.by_turn)
+        if curves.zero:
+            zero_line(axes)
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        margin = 0.5 if curves.by_turn else 0.4
+        axes.set_xlim(min(ticks) - margin, max(ticks) + margin)
+        axes.set_xlabel("turn" if curves.by_turn else "checkpoint")
+    caption = f"{curves.caption} Bars are {confidence(evaluation)} intervals.".strip()
+    section = "origin" if curves.by_turn else "curves"
+    words = _in_words(evaluation, shown, percent=curves.percent)
+    return Plot(curves.name, section, curves.title, caption, words, figure)
+
+
+def _in_words(evaluation: Evaluation, lines: Mapping[str, str], *, percent: bool) -> str:
+    """Each line's means by checkpoint, for a screen reader."""
+    parts = []
+    for name, label in lines.items():
+        means = [
+            f"{checkpoint} {value.mean:{'.0%' if percent else '.2f'}}"
+            for checkpoint in evaluation.checkpoints
+            if (value := evaluation.measure(checkpoint, name))
+        ]
+        parts.append(f"{label}: {', '.join(means)}")
+    return "; ".join(parts) + "."
+
+
+def selection_plot(iteration: int, selections: Sequence[SelectionView], rule: str) -> Plot:
     """The scores of each pair's N dialogues around their mean, the chosen one marked."""
-    shown = _evenly(sorted(selections, key=_spread), MAX_PAIRS)
+    shown = _evenly(sorted(selections, key=_lead), _MAX_PAIRS)
     others: list[tuple[int, float]] = []
     chosen: list[tuple[int, float]] = []
     for column, selection in enumerate(shown):
-        mean = sum(selection.scores) / len(selection.scores)
         for candidate, score in zip(selection.candidates, selection.scores, strict=True):
-            point = (column, score - mean)
+            point = (column, score - selection.mean_score)
             (chosen if candidate == selection.chosen else others).append(point)
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_figure(HEIGHT + LEGEND_ROW)
-        axes.axhline(0.0, color=MUTED, linewidth=0.9)
+    with canvas("score minus pair's mean (nats)", series=2) as (figure, axes):
+        zero_line(axes)
         for places, marker, colour, text in (
             (others, "o", SERIES[5], "not chosen"),
             (chosen, "D", SERIES[1], "chosen"),
@@ -115,76 +234,21 @@ def selection_figure(selections: Sequence[SelectionView]) -> Figure:
             )
         axes.set_xticks([])
         axes.set_xlabel(f"{len(shown)} pairs, by the chosen one's lead")
-        finish(figure, axes, "score minus pair's mean (nats)", rows=1)
-    return figure
-
-
-def training_figure(data: ReportData, *, grad_norms: bool = False) -> Figure:
-    """Training loss (or gradient norm) by step and iteration; crosses are validation losses."""
-    rows = (len(data.iterations) + 1) // 2
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_figure(HEIGHT + rows * LEGEND_ROW)
-        for place, iteration in enumerate(data.iterations):
-            values = iteration.grad_norms if grad_norms else iteration.losses
-            steps = range(1, len(values) + 1)
-            colour = SERIES[place % len(SERIES)]
-            axes.plot(
-                steps,
-                values,
-                color=colour,
-                linestyle=DASHES[place % len(DASHES)],
-                # One step has no line to be seen.
-                marker=MARKERS[place % len(MARKERS)] if len(values) < 2 else "",
-                label=f"iteration {iteration.number} (m{iteration.number + 1})",
-            )
-            if not grad_norms and iteration.validation_loss is not None:
-                axes.plot([len(values)], [iteration.validation_loss], marker="x", color=colour)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-        axes.set_xlabel("optimizer step")
-        label = "gradient norm" if grad_norms else "loss (nats per token)"
-        finish(figure, axes, label, rows=rows)
-    return figure
-
-
-def stage_figure(data: ReportData) -> Figure:
-    """Wall time by stage as bars, in the order of the run."""
-    names, seconds = list(data.stages), list(data.stages.values())
-    in_minutes = max(seconds) >= 600
-    values = [value / 60 if in_minutes else value for value in seconds]
-    with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x"}):
-        figure, axes = new_figure(0.7 + 0.22 * len(names))
-        bars = axes.barh(range(len(names)), values, color=SERIES[0], height=0.7)
-        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8, color=INK)
-        axes.set_yticks(range(len(names)), names)
-        axes.tick_params(axis="y", length=0)
-        axes.invert_yaxis()
-        axes.margins(x=0.14, y=0.02)
-        axes.set_xlabel("minutes" if in_minutes else "seconds")
-    return figure
-
-
-def is_known(evaluation: Evaluation, name: str) -> bool:
-    """Whether any checkpoint has this measure."""
-    return any(evaluation.measure(c, name) is not None for c in evaluation.checkpoints)
-
-
-def turns_of(evaluation: Evaluation) -> list[int]:
-    """K of every gain_at_turn_K that was measured."""
-    names = {name for measures in evaluation.measures.values() for name in measures}
-    found = [n.removeprefix("gain_at_turn_") for n in names if n.startswith("gain_at_turn_")]
-    return sorted(
-        int(n) for n in found if n.isdigit() and is_known(evaluation, f"gain_at_turn_{n}")
+    number = len(selections)
+    counted = f"{_MAX_PAIRS} of {number}" if number > _MAX_PAIRS else "All"
+    return Plot(
+        f"selection-t{iteration}",
+        "selection",
+        f"Selection in iteration {iteration}",
+        f"{counted} pairs; each column is one pair's dialogues ({rule} selection).",
+        f"Scores of the dialogues of {number} pairs around each pair's mean, with the chosen "
+        "dialogue marked.",
+        figure,
     )
 
 
-def _few(checkpoints: Sequence[str]) -> list[str]:
-    """All checkpoints, or the first and the last where more than four would crowd a turn."""
-    return list(checkpoints) if len(checkpoints) <= 4 else [checkpoints[0], checkpoints[-1]]
-
-
-def _spread(selection: SelectionView) -> tuple[float, str]:
-    mean = sum(selection.scores) / len(selection.scores)
-    return selection.scores[selection.candidates.index(selection.chosen)] - mean, selection.pair_id
+def _lead(selection: SelectionView) -> tuple[float, str]:
+    return selection.chosen_score - selection.mean_score, selection.pair_id
 
 
 def _evenly(selections: Sequence[SelectionView], count: int) -> list[SelectionView]:
@@ -192,3 +256,79 @@ def _evenly(selections: Sequence[SelectionView], count: int) -> list[SelectionVi
     if len(selections) <= count:
         return list(selections)
     return [selections[i * (len(selections) - 1) // (count - 1)] for i in range(count)]
+
+
+def _training_plots(iterations: Sequence[Iteration]) -> list[Plot]:
+    ends = "; ".join(
+        f"iteration {entry.number} from {entry.losses[0]:.3f} to {entry.losses[-1]:.3f}"
+        for entry in iterations
+        if entry.losses
+    )
+    return [
+        Plot(
+            "training_loss",
+            "training",
+            "Training loss",
+            "Per loss token, one value per optimizer step; a cross is the validation loss.",
+            f"Training loss: {ends}.",
+            _steps_figure(
+                "loss (nats per token)",
+                [(one.number, one.losses, one.validation_loss) for one in iterations],
+            ),
+        ),
+        Plot(
+            "grad_norm",
+            "training",
+            "Gradient norm",
+            "Before clipping.",
+            "Gradient norm by optimizer step for each iteration.",
+            _steps_figure("gradient norm", [(i.number, i.grad_norms, None) for i in iterations]),
+        ),
+    ]
+
+
+def _steps_figure(label: str, lines: Sequence[tuple[int, Sequence[float], float | None]]) -> Figure:
+    """Values by optimizer step, a line per iteration; a cross at its end where one is given."""
+    with canvas(label, series=len(lines)) as (figure, axes):
+        for place, (number, values, end) in enumerate(lines):
+            colour = SERIES[place % len(SERIES)]
+            axes.plot(
+                range(1, len(values) + 1),
+                values,
+                color=colour,
+                linestyle=DASHES[place % len(DASHES)],
+                # One step has no line to be seen.
+                marker=MARKERS[place % len(MARKERS)] if len(values) < 2 else "",
+                label=f"iteration {number} (m{number + 1})",
+            )
+            if end is not None:
+                axes.plot([len(values)], [end], marker="x", color=colour)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+        axes.set_xlabel("optimizer step")
+    return figure
+
+
+def _stage_plot(stages: Mapping[str, float]) -> Plot:
+    """Wall time by stage as bars, in the order of the run."""
+    names, seconds = list(stages), list(stages.values())
+    in_minutes = max(seconds) >= 600
+    values = [value / 60 if in_minutes else value for value in seconds]
+    with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x"}):
+        figure = Figure(figsize=(WIDTH, 0.7 + 0.22 * len(names)), layout="constrained")
+        axes = figure.add_subplot()
+        bars = axes.barh(range(len(names)), values, color=SERIES[0], height=0.7)
+        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8, color=INK)
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+        axes.margins(x=0.14, y=0.02)
+        axes.set_xlabel("minutes" if in_minutes else "seconds")
+    text = "; ".join(f"{name} {seconds:.0f} s" for name, seconds in stages.items())
+    return Plot(
+        "stages",
+        "time",
+        "Wall time by stage",
+        "Stages that run side by side overlap, so the bars need not add up to the run.",
+        f"Seconds by stage: {text}.",
+        figure,
+    )

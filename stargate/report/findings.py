@@ -7,15 +7,15 @@ change is called one only where its interval leaves 0 out; otherwise it is "no c
 whatever its mean. What should make a reader doubt is in caveats.py.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
+from stargate.evaluation.statistics import PairedMeasure
 from stargate.report.caveats import caveats
 from stargate.report.measures import measure_info
-from stargate.report.records import Change, Evaluation, ReportData
+from stargate.report.records import Evaluation, ReportData
 from stargate.report.wording import Level, Numbers, Sentence, confidence, direction, unit_of
 
-Verdict = Literal["better", "worse", "unclear", "unknown"]
 HEADLINE = "matched_minus_shuffled"
 # What is said about the last checkpoint beside the headline: measure, subject of the sentence,
 # words for its unit.
@@ -26,24 +26,17 @@ _SAID: tuple[tuple[str, str, str], ...] = (
     ("question_rate", "The share of turns that are a question", ""),
     ("tokens_per_dialogue", "The user's effort per dialogue", " tokens"),
 )
-_SURE = {1: ", a clear rise", 0: ", no clear change", -1: ", a clear fall"}
+_SURE = {1: ", a clear rise", 0: ", no clear change", -1: ", a clear fall", None: ""}
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What one evaluation says, in the order in which it should be read."""
 
-    verdict: Verdict
     headline: str
     sentences: tuple[Sentence, ...]
     origins: tuple[Sentence, ...]  # where the gain came from
     caveats: tuple[Sentence, ...]
-
-
-def main_evaluation(data: ReportData) -> Evaluation | None:
-    """The evaluation that the report opens with: the run's own if it has measures."""
-    measured = [entry for entry in data.evaluations if entry.measures]
-    return measured[0] if measured else None
 
 
 def answer(data: ReportData, evaluation: Evaluation | None) -> Answer:
@@ -51,83 +44,72 @@ def answer(data: ReportData, evaluation: Evaluation | None) -> Answer:
     doubts = caveats(data, evaluation)
     if evaluation is None or not evaluation.measures:
         text = "Nothing was measured, so nobody can say whether it got better."
-        return Answer("unknown", text, (), (), doubts)
+        return Answer(text, (), (), doubts)
     if evaluation.first == evaluation.last:
         text = f"Only {evaluation.last} was measured: there is nothing to compare it with."
-        return Answer("unknown", text, (), (), doubts)
-    verdict, headline = _headline(evaluation)
-    sentences = [_sentence(evaluation, *said) for said in _SAID]
-    sentences += [_better_before(evaluation), _win_rate(evaluation)]
-    return Answer(
-        verdict,
-        headline,
-        tuple(sentence for sentence in sentences if sentence is not None),
-        tuple(_origins(evaluation)),
-        doubts,
-    )
+        return Answer(text, (), (), doubts)
+    sentences = (*_moves(evaluation), *_better_before(evaluation), *_win_rate(evaluation))
+    origins = (*_person_or_form(evaluation), *_by_turn(evaluation))
+    return Answer(_headline(evaluation), sentences, origins, doubts)
 
 
-def _headline(evaluation: Evaluation) -> tuple[Verdict, str]:
+def _headline(evaluation: Evaluation) -> str:
     first, last = evaluation.first, evaluation.last
     change = evaluation.change(last, HEADLINE)
     if change is None:
-        return "unknown", f"Matched minus shuffled of {last} was not compared with {first}."
-    way = direction(change.difference)
-    moved = _moved(evaluation, HEADLINE, change, " nats")
-    if way is None:
-        return "unknown", f"Not known: matched minus shuffled {moved}."
-    if way == 0:
-        return "unclear", f"No clear change: matched minus shuffled {moved}."
-    if way > 0:
-        return "better", f"Yes, {last} beats {first}: matched minus shuffled {moved}."
-    return "worse", f"No, {last} is worse than {first}: matched minus shuffled {moved}."
+        return f"Matched minus shuffled of {last} was not compared with {first}."
+    verdict = {
+        None: "Not known",
+        0: "No clear change",
+        1: f"Yes, {last} beats {first}",
+        -1: f"No, {last} is worse than {first}",
+    }[direction(change.difference)]
+    return f"{verdict}: matched minus shuffled {_moved(evaluation, HEADLINE, change, ' nats')}."
 
 
-def _moved(evaluation: Evaluation, name: str, change: Change, words: str) -> str:
+def _moved(evaluation: Evaluation, name: str, change: PairedMeasure, words: str) -> str:
     """For example "rose by 2.0 nats, from 1.2 to 3.2 (95 % interval of the change 1.5 to 2.5)"."""
     difference = change.difference
     numbers = Numbers.of(difference, unit_of(name))
-    mean = difference.mean or 0.0
-    ends = _from_to(evaluation, name, numbers)
-    way = direction(difference)
-    if way is None:
-        shift = numbers.shift(mean, words, signed=True)
-        return f"changed by {shift}{ends}, without an interval ({difference.why_no_interval})"
-    interval = (
-        f"{confidence(evaluation)} interval of the change "
-        f"{numbers.interval(difference, signed=way == 0)}"
-    )
-    if way == 0:
-        shift = numbers.shift(mean, words, signed=True)
-        return f"changed by {shift}{ends} ({interval}, which contains 0)"
-    verb = "rose" if way > 0 else "fell"
-    return f"{verb} by {numbers.shift(abs(mean), words)}{ends} ({interval})"
-
-
-def _from_to(evaluation: Evaluation, name: str, numbers: Numbers) -> str:
+    mean, way = difference.mean or 0.0, direction(difference)
     before = evaluation.measure(evaluation.first, name)
     after = evaluation.measure(evaluation.last, name)
-    if before is None or after is None:
-        return ""
-    return f", from {numbers.value(before.mean or 0.0)} to {numbers.value(after.mean or 0.0)}"
+    ends = ""
+    if before is not None and after is not None:
+        ends = f", from {numbers.value(before.mean)} to {numbers.value(after.mean)}"
+    if not way:
+        shift = numbers.shift(mean, words, signed=True)
+        doubt = ", which contains 0"
+    else:
+        shift = numbers.shift(abs(mean), words)
+        doubt = ""
+    if way is None:
+        return f"changed by {shift}{ends}, without an interval ({difference.why_no_interval})"
+    span = numbers.interval(difference.ci_low, difference.ci_high, signed=way == 0)
+    verb = {0: "changed", 1: "rose", -1: "fell"}[way]
+    interval = f"{confidence(evaluation)} interval of the change {span}{doubt}"
+    return f"{verb} by {shift}{ends} ({interval})"
 
 
-def _sentence(evaluation: Evaluation, name: str, subject: str, unit_words: str) -> Sentence | None:
-    change = evaluation.change(evaluation.last, name)
-    if change is None:
-        return None
-    way = direction(change.difference)
-    moved = _moved(evaluation, name, change, unit_words)
-    info = measure_info(name)
-    wanted = info.more_is_better if info else None
-    if way == 0:
-        return Sentence("even", f"{subject} shows no clear change: it {moved}.")
-    if way is None or wanted is None:
-        return Sentence("plain", f"{subject} {moved}.")
-    return Sentence("good" if (way > 0) == wanted else "bad", f"{subject} {moved}.")
+def _moves(evaluation: Evaluation) -> Iterator[Sentence]:
+    """How far each measure is from m_0, and whether that is wanted."""
+    for name, subject, words in _SAID:
+        change = evaluation.change(evaluation.last, name)
+        if change is None:
+            continue
+        way = direction(change.difference)
+        moved = _moved(evaluation, name, change, words)
+        info = measure_info(name)
+        wanted = info.more_is_better if info else None
+        if way == 0:
+            yield Sentence("even", f"{subject} shows no clear change: it {moved}.")
+        elif way is None or wanted is None:
+            yield Sentence("plain", f"{subject} {moved}.")
+        else:
+            yield Sentence("good" if (way > 0) == wanted else "bad", f"{subject} {moved}.")
 
 
-def _better_before(evaluation: Evaluation) -> Sentence | None:
+def _better_before(evaluation: Evaluation) -> Iterator[Sentence]:
     """Says so where an earlier checkpoint did better than the last one."""
     last = evaluation.measure(evaluation.last, HEADLINE)
     means = [
@@ -136,54 +118,46 @@ def _better_before(evaluation: Evaluation) -> Sentence | None:
         if (value := evaluation.measure(checkpoint, HEADLINE)) and value.mean is not None
     ]
     if last is None or last.mean is None or not means or max(means)[0] <= last.mean:
-        return None
+        return
     best, checkpoint = max(means)
     numbers = Numbers.of(last, "nats")
-    return Sentence(
+    yield Sentence(
         "plain",
         f"{checkpoint} had a higher mean of matched minus shuffled than {evaluation.last} "
         f"({numbers.value(best)} against {numbers.value(last.mean)} nats).",
     )
 
 
-def _win_rate(evaluation: Evaluation) -> Sentence | None:
+def _win_rate(evaluation: Evaluation) -> Iterator[Sentence]:
     """What a fit judge says; an unfit one is a caveat."""
     rate = evaluation.measure(evaluation.last, "win_rate")
-    if evaluation.judge is None or rate is None or rate.mean is None:
-        return Sentence("plain", "No judge was asked, so there is no win rate.")
-    if not evaluation.judge.fit:
-        return None
+    if evaluation.judge is None or rate is None:
+        yield Sentence("plain", "No judge was asked, so there is no win rate.")
+        return
+    if evaluation.unfit:
+        return
     numbers = Numbers.of(rate, "share")
-    interval = numbers.interval(rate)
+    interval = numbers.interval(rate.ci_low, rate.ci_high)
     level: Level = "even"
     if rate.ci_low is not None and rate.ci_high is not None:
         # 0.5 is where neither checkpoint wins.
         level = "good" if rate.ci_low > 0.5 else "bad" if rate.ci_high < 0.5 else "even"
     known = f"{confidence(evaluation)} interval {interval} %" if interval else "no interval"
     unclear = ", which contains 50 %" if interval and level == "even" else ""
-    return Sentence(
+    yield Sentence(
         level,
         f"The judge prefers {evaluation.last} to {evaluation.first} in "
         f"{numbers.value(rate.mean)} of comparisons ({known}{unclear}).",
     )
 
 
-def _origins(evaluation: Evaluation) -> list[Sentence]:
-    """Person or form; which turn; which facts."""
-    found = [_person_or_form(evaluation), _by_turn(evaluation)]
-    return [sentence for sentence in found if sentence is not None]
-
-
-def _person_or_form(evaluation: Evaluation) -> Sentence | None:
+def _person_or_form(evaluation: Evaluation) -> Iterator[Sentence]:
     """The gold log-prob's change is matched-minus-shuffled's plus shuffled's."""
-    last = evaluation.last
-    gold = evaluation.change(last, "gold_logprob")
-    person = evaluation.change(last, HEADLINE)
+    gold = evaluation.change(evaluation.last, "gold_logprob")
+    person = evaluation.change(evaluation.last, HEADLINE)
     if gold is None or person is None:
-        return None
-    total, about_person = gold.difference.mean, person.difference.mean
-    if total is None or about_person is None:
-        return None
+        return
+    total, about_person = gold.difference.mean or 0.0, person.difference.mean or 0.0
     form = total - about_person
     numbers = Numbers.of(person.difference, "nats")
     text = (
@@ -193,30 +167,28 @@ def _person_or_form(evaluation: Evaluation) -> Sentence | None:
         "dialogue too."
     )
     if direction(gold.difference) != 1:
-        return Sentence("plain", text + " The sum is not a clear rise, so read the parts as rough.")
-    if min(about_person, form) < 0:
-        return Sentence("plain", text)
-    share = Numbers("share", 0).value(about_person / total)
-    return Sentence("plain", f"{text} So {share} of the rise is about the person.")
+        text += " The sum is not a clear rise, so read the parts as rough."
+    elif min(about_person, form) >= 0:
+        share = Numbers("share", 0).value(about_person / total)
+        text += f" So {share} of the rise is about the person."
+    yield Sentence("plain", text)
 
 
-def _by_turn(evaluation: Evaluation) -> Sentence | None:
+def _by_turn(evaluation: Evaluation) -> Iterator[Sentence]:
     """What each turn adds at the first and at the last checkpoint."""
     parts = []
-    for number in range(1, (evaluation.about.num_turns or 20) + 1):
+    for number in range(1, (evaluation.about.num_turns if evaluation.about else 20) + 1):
         name = f"gain_at_turn_{number}"
         before = evaluation.measure(evaluation.first, name)
         after = evaluation.measure(evaluation.last, name)
         if before is None or after is None:
             break
         change = evaluation.change(evaluation.last, name)
-        way = direction(change.difference) if change else None
-        sure = "" if way is None else _SURE[way]
+        sure = _SURE[direction(change.difference)] if change else ""
         numbers = Numbers.of(change.difference if change else after, "nats")
         parts.append(
             f"turn {number} adds {numbers.bare(after.mean or 0.0, signed=True)} nats "
             f"(was {numbers.bare(before.mean or 0.0, signed=True)}{sure})"
         )
-    if not parts:
-        return None
-    return Sentence("plain", f"At {evaluation.last}, " + "; ".join(parts) + ".")
+    if parts:
+        yield Sentence("plain", f"At {evaluation.last}, " + "; ".join(parts) + ".")

@@ -5,28 +5,29 @@ file that is absent gives None or nothing, and the caller says so.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from stargate.errors import DataError
+from stargate.evaluation.measures import About
 from stargate.evaluation.qualification import Criterion
-from stargate.evaluation.statistics import Measure
+from stargate.evaluation.statistics import Measure, PairedMeasure
 from stargate.records.files import read_json
 from stargate.records.parquet import file_problem
 from stargate.records.store import table_files
-from stargate.report.records import About, Change, Evaluation, Iteration, Judge, RoleplayerInfo
+from stargate.report.records import Evaluation, Iteration, Judge
 
-CHECKPOINT = re.compile(r"m\d+")
-_EVALUATION_SCOPE = re.compile(r"eval-m(\d+)")
-_ITERATION_SCOPE = re.compile(r"t(\d+)")
-Json = dict[str, Any]
+Row = dict[str, Any]
+_T = TypeVar("_T")
+_CHECKPOINT = re.compile(r"m\d+")
 # What Python raises for a value of another shape than the reader takes it for.
 _ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -38,6 +39,26 @@ def reading(place: Path) -> Iterator[None]:
         yield
     except _ODD as error:
         raise DataError(f"{place}: not what a run writes: {error!r}") from error
+
+
+def parse(kind: type[_T], values: Any) -> _T:
+    """JSON as a record; keys that it does not have are passed over.
+
+    Raises ValueError, in one line, for another shape and for a number that is not finite.
+    """
+    try:
+        found: _T = _adapter(kind).validate_python({"": values})[""]  # type: ignore[arg-type]  # hashable
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"][1:]))
+        raise ValueError(f"{place}: {first['msg']}") from None
+    return found
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    # Within a dict, because pydantic takes no config for a dataclass alone, but hands it down.
+    return TypeAdapter(dict[str, kind], config=ConfigDict(allow_inf_nan=False))
 
 
 def read_iterations(file: Path) -> tuple[Iteration, ...]:
@@ -55,48 +76,27 @@ def read_iterations(file: Path) -> tuple[Iteration, ...]:
         try:
             values = json.loads(line)
             if values["event"] == "iteration":
-                found[int(values["iteration"])] = _iteration(values)
+                iteration = parse(Iteration, values)
+                found[iteration.number] = iteration
         except (*_ODD, RecursionError) as error:
             raise DataError(f"{file}:{number}: not a line of metrics: {error!r}") from error
     return tuple(found[number] for number in sorted(found))
 
 
-def _iteration(values: Json) -> Iteration:
-    return Iteration(
-        number=int(values["iteration"]),
-        losses=_floats(values["train_losses"]),
-        grad_norms=_floats(values["grad_norms"]),
-        learning_rates=_floats(values["learning_rates"]),
-        validation_loss=number_of(values.get("validation_loss")),
-        num_examples=int(values["num_examples"]),
-        train_seconds=number_of(values.get("train_seconds")),
-        push_seconds=number_of(values.get("push_seconds")),
-        push_phases={str(k): float(v) for k, v in (values.get("push_phases") or {}).items()},
-    )
+def scopes(root: Path, prefix: str) -> list[int]:
+    """t of every folder ROOT/PREFIX<t>, in order; prefixes are "t" and "eval-m"."""
+    names = (path.name for path in root.iterdir() if path.is_dir())
+    found = (re.fullmatch(rf"{prefix}(\d+)", name) for name in names)
+    return sorted(int(match[1]) for match in found if match)
 
 
-def iteration_scopes(root: Path) -> list[int]:
-    """t of every folder RUN/t<t>, in order."""
-    return _numbered(root, _ITERATION_SCOPE)
-
-
-def evaluation_scopes(root: Path) -> list[int]:
-    """t of every folder ROOT/eval-m<t>, in order."""
-    return _numbered(root, _EVALUATION_SCOPE)
-
-
-def _numbered(root: Path, pattern: re.Pattern[str]) -> list[int]:
-    matches = (pattern.fullmatch(path.name) for path in root.iterdir() if path.is_dir())
-    return sorted(int(match[1]) for match in matches if match)
-
-
-def read_columns(root: Path, scope: str, table: str, columns: Sequence[str]) -> list[Json]:
+def read_columns(root: Path, scope: str, table: str, columns: Sequence[str]) -> list[Row]:
     """Rows of one table with these columns only ("turns.list.element.question" for nested ones).
 
     Token ids are most of a table's bytes and the report needs none. Nothing if there is no table;
     None in the columns that a table of an older version does not have.
     """
-    rows: list[Json] = []
+    rows: list[Row] = []
     for file in table_files(root / scope / table):
         if (problem := file_problem(file)) is not None:
             raise DataError(f"{file}: {problem}")
@@ -111,20 +111,22 @@ def read_columns(root: Path, scope: str, table: str, columns: Sequence[str]) -> 
     return rows
 
 
-def read_evaluation(root: Path, source: str, name: str, scopes: Sequence[int]) -> Evaluation:
+def read_evaluation(root: Path, source: str, name: str) -> Evaluation:
     """ROOT/eval.json; without one, an evaluation without measures. Raises DataError."""
     file = root / "eval.json"
     tree = read_json(file)
     if tree is None:
-        checkpoints = tuple(f"m{version}" for version in scopes)
-        return Evaluation(source, name, _about({}), checkpoints, {}, {}, {}, None)
-    checkpoints = tuple(sorted(filter(CHECKPOINT.fullmatch, tree), key=lambda m: int(m[1:])))
+        checkpoints = tuple(f"m{version}" for version in scopes(root, "eval-m"))
+        return Evaluation(source, name, checkpoints)
+    checkpoints = tuple(sorted(filter(_CHECKPOINT.fullmatch, tree), key=lambda m: int(m[1:])))
     with reading(file):
+        about = tree.get("about") or {}
         return Evaluation(
-            source=source,
-            name=name,
-            about=_about(tree.get("about") or {}),
-            checkpoints=checkpoints,
+            source,
+            name,
+            checkpoints,
+            about=parse(About, about) if about else None,
+            confidence=parse(float, about.get("confidence") or 0.95),
             measures={m: _measures(tree[m]) for m in checkpoints},
             changes={m: _changes(values) for m, values in (tree.get("changes") or {}).items()},
             win_rates={
@@ -136,31 +138,17 @@ def read_evaluation(root: Path, source: str, name: str, scopes: Sequence[int]) -
 
 def _measures(values: Mapping[str, Any]) -> dict[str, Measure]:
     return {
-        name: _measure(value)
+        name: parse(Measure, value)
         for name, value in values.items()
         if isinstance(value, dict) and "mean" in value and not name.endswith("_details")
     }
 
 
-def _changes(values: Mapping[str, Any]) -> dict[str, Change]:
+def _changes(values: Mapping[str, Any]) -> dict[str, PairedMeasure]:
+    """A change's difference stands beside its counts."""
     return {
-        name: Change(
-            _measure(value), _count(value["num_only_before"]), _count(value["num_only_after"])
-        )
-        for name, value in values.items()
+        name: parse(PairedMeasure, {**value, "difference": value}) for name, value in values.items()
     }
-
-
-def _measure(value: Mapping[str, Any]) -> Measure:
-    return Measure(
-        mean=number_of(value["mean"]),
-        ci_low=number_of(value["ci_low"]),
-        ci_high=number_of(value["ci_high"]),
-        standard_error=number_of(value["standard_error"]),
-        n=_count(value["n"]),
-        task_clusters=_count(value["task_clusters"]),
-        persona_clusters=_count(value["persona_clusters"]),
-    )
 
 
 def _is_win_rate(name: str, value: object) -> bool:
@@ -168,74 +156,11 @@ def _is_win_rate(name: str, value: object) -> bool:
 
 
 def _judge(value: Mapping[str, Any]) -> Judge:
-    criteria = tuple(
-        Criterion(
-            name=name,
-            value=number_of(entry["value"]),
-            requirement=str(entry["requirement"]),
-            passed=bool(entry["passed"]),
-            n=_count(entry["n"]),
-            ci_low=number_of(entry.get("ci_low")),
-            ci_high=number_of(entry.get("ci_high")),
-        )
-        for name, entry in (value.get("criteria") or {}).items()
-    )
     fit = bool(value["fit"])
-    verdict = value.get("verdict") or ("the judge is fit" if fit else "the judge is UNFIT")
-    return Judge(fit, _text(value.get("model")), str(verdict), criteria)
-
-
-def _about(value: Mapping[str, Any]) -> About:
-    return About(
-        split=_text(value.get("split")),
-        data=_text(value.get("data")),
-        roleplayer=_roleplayer(value.get("roleplayer")),
-        trained_with_roleplayer=_roleplayer(value.get("trained_with_roleplayer")),
-        num_dialogues=count_of(value.get("num_dialogues")),
-        num_turns=count_of(value.get("num_turns")),
-        seed=count_of(value.get("seed")),
-        confidence=number_of(value.get("confidence")),
+    criteria = (value.get("criteria") or {}).items()
+    return Judge(
+        fit,
+        parse(str, value["model"]) if value.get("model") else None,
+        str(value.get("verdict") or ("the judge is fit" if fit else "the judge is UNFIT")),
+        tuple(parse(Criterion, {**entry, "name": name}) for name, entry in criteria),
     )
-
-
-def _roleplayer(value: Mapping[str, Any] | None) -> RoleplayerInfo | None:
-    if not value:
-        return None
-    return RoleplayerInfo(
-        model=str(value.get("model") or ""),
-        prompts=str(value.get("prompts") or ""),
-        grounding=_grounding(value.get("grounding")),
-    )
-
-
-def _grounding(value: object) -> str:
-    """The type ("facts" or "persona"), written as such or as the config's whole group."""
-    return str(value.get("type", "")) if isinstance(value, dict) else str(value or "")
-
-
-def number_of(value: Any) -> float | None:
-    """A finite number; None for none. Raises what `reading` understands."""
-    if value is None:
-        return None
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"a number must be finite, got {number}")
-    return number
-
-
-def _floats(values: Sequence[Any]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
-
-
-def count_of(value: Any) -> int | None:
-    """A whole number; None for none. Raises what `reading` understands."""
-    return None if value is None else _count(value)
-
-
-def _count(value: Any) -> int:
-    float(value)  # one that is no float is too long to be shown
-    return int(value)
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)

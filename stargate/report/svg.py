@@ -10,12 +10,16 @@ text.
 
 import io
 import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
 from xml.etree import ElementTree
 
 import matplotlib
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from stargate.report.drawing import GRID, INK, MUTED, SERIES
-from stargate.report.plots import Plot
 
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
@@ -36,22 +40,39 @@ _SHORTER = re.compile(r"(\d\.\d\d)\d+")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
-def inline_svg(plot: Plot) -> str:
-    """The figure's SVG element as text, to go into HTML as it is (its texts are escaped)."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.name}):
-        plot.figure.savefig(buffer, format="svg", metadata={"Date": None})
-    root = ElementTree.fromstring(buffer.getvalue())
-    _drop_general_parts(root)
-    _name_ids(root, f"figure-{plot.name}-")
-    for element in root.iter():
-        for name, value in element.attrib.items():
-            element.set(name, _COLOUR.sub(lambda found: _COLOURS[found[0].lower()], value))
-        style = element.get("style", "")
-        if element.tag == f"{{{_SVG}}}text":
-            element.set("style", _without_family(style))
-    _describe(root, plot)
-    return _written(root)
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """One figure. `section` is where it belongs: "curves", "origin", "selection", "training" or
+    "time"; `description` says in words what is drawn, for those who can't see it.
+    """
+
+    name: str
+    section: str
+    title: str
+    caption: str
+    description: str
+    figure: Figure
+
+    def save_svg(self, file: Path | IO[str], **metadata: str) -> None:
+        """The same figure gives the same bytes."""
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}):
+            self.figure.savefig(file, format="svg", metadata={"Date": None, **metadata})
+
+    def inline_svg(self) -> Markup:
+        """The SVG element, to go into HTML as it is (its texts are escaped)."""
+        buffer = io.StringIO()
+        self.save_svg(buffer)
+        root = ElementTree.fromstring(buffer.getvalue())
+        _drop_general_parts(root)
+        _name_ids(root, f"figure-{self.name}-")
+        for element in root.iter():
+            for name, value in element.attrib.items():
+                element.set(name, _COLOUR.sub(lambda found: _COLOURS[found[0].lower()], value))
+            style = element.get("style", "")
+            if element.tag == f"{{{_SVG}}}text":
+                element.set("style", _without_family(style))
+        _describe(root, self)
+        return Markup(_written(root))
 
 
 def _drop_general_parts(root: ElementTree.Element) -> None:

@@ -11,6 +11,7 @@ import pytest
 from stargate.report.data import load_report
 from stargate.report.page import render_page
 from stargate.report.records import DialogueView, ReportData, ResponseView
+from stargate.types import Pair
 from tests.fakes.report_run import MARKUP, SCRIPT, build_halted_run, build_run
 from tests.integration.chromium import Browser, chromium
 
@@ -297,23 +298,17 @@ def test_nothing_that_a_model_wrote_runs(
     browser: Browser, data: ReportData, tmp_path: Path
 ) -> None:
     """Markup in every text there is: tasks, names, facts, golds, questions, answers, responses."""
-    source = data.texts["test"]
-    hacked = replace(
-        source,
-        tasks={key: replace(task, text=_HACK) for key, task in source.tasks.items()},
-        personas={
-            key: replace(person, name=_HACK, facts=(_HACK, _HACK, _HACK))
-            for key, person in source.personas.items()
-        },
-        golds={key: replace(gold, text=_HACK) for key, gold in source.golds.items()},
-    )
+
+    def hacked(pair: Pair) -> Pair:
+        person = replace(pair.persona, name=_HACK, facts=(_HACK, _HACK, _HACK))
+        return replace(pair, task=replace(pair.task, text=_HACK), persona=person, gold=_HACK)
 
     def hack(dialogue: DialogueView) -> DialogueView:
         turns = tuple(
-            replace(turn, question=_HACK, answer=f"well: {_HACK}", facts=(_HACK,) * len(turn.facts))
-            for turn in dialogue.turns
+            replace(turn, question=_HACK, answer=f"well: {_HACK}") for turn in dialogue.turns
         )
-        return replace(dialogue, turns=turns, responses=(ResponseView(0, _HACK),))
+        pair, responses = hacked(dialogue.pair), (ResponseView(0, _HACK),)
+        return replace(dialogue, pair=pair, turns=turns, responses=responses)
 
     evil = replace(
         data,
@@ -321,7 +316,6 @@ def test_nothing_that_a_model_wrote_runs(
         status=_HACK,
         environment={_HACK: {"a": [_HACK]}},
         notes=(_HACK,),
-        texts={**data.texts, "test": hacked},
         dialogues=tuple(map(hack, data.dialogues)),
     )
     page = write(evil, tmp_path)

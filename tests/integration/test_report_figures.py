@@ -12,15 +12,13 @@ from stargate.errors import DataError
 from stargate.report.data import load_report
 from stargate.report.drawing import SERIES
 from stargate.report.figures import (
-    curve_figure,
-    selection_figure,
-    stage_figure,
-    training_figure,
-    turn_gain_figure,
+    Curves,
+    curve_plot,
+    report_figures,
+    save_figures,
+    selection_plot,
 )
-from stargate.report.plots import report_figures, save_figures
-from stargate.report.records import ReportData, SelectionView
-from stargate.report.svg import inline_svg
+from stargate.report.records import Evaluation, ReportData, SelectionView
 from tests.fakes.report_run import build_halted_run, build_run
 
 pytestmark = pytest.mark.integration
@@ -31,6 +29,17 @@ SVG = "{http://www.w3.org/2000/svg}"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
     return load_report(build_run(tmp_path_factory.mktemp("report")))
+
+
+def drawn(data: ReportData, name: str) -> Figure:
+    [plot] = [plot for plot in report_figures(data) if plot.name == name]
+    return plot.figure
+
+
+def curves(evaluation: Evaluation, lines: dict[str, str], *, zero: bool = False) -> Figure:
+    plot = curve_plot(evaluation, Curves("name", "Title", "", "nats", lines, zero=zero))
+    assert plot is not None
+    return plot.figure
 
 
 def points(figure: Figure) -> list[list[float]]:
@@ -64,9 +73,9 @@ def test_a_halted_run_has_no_figure_but_no_error(tmp_path: Path) -> None:
 
 
 def test_curves_show_means_and_intervals(data: ReportData) -> None:
-    assert data.own is not None
-    lines = [("matched_minus_shuffled", "mms"), ("shuffled", "s"), ("unknown", "u")]
-    figure = curve_figure(data.own, lines, "nats", zero=True)
+    assert data.main is not None
+    lines = {"matched_minus_shuffled": "mms", "shuffled": "s", "unknown": "u"}
+    figure = curves(data.main, lines, zero=True)
     assert points(figure) == [[1.25, 2.25, 3.25], [-104.75, -103.75, -102.75]]
     [axes] = figure.axes
     bars = axes.collections[0].get_segments()  # type: ignore[attr-defined]
@@ -76,16 +85,15 @@ def test_curves_show_means_and_intervals(data: ReportData) -> None:
 
 
 def test_a_mean_without_an_interval_is_a_point(data: ReportData) -> None:
-    assert data.own is not None
-    value = data.own.measures["m1"]["facts_per_dialogue"]
+    assert data.main is not None
+    value = data.main.measures["m1"]["facts_per_dialogue"]
     bare = replace(value, ci_low=None, ci_high=None)
-    own = replace(data.own, measures={"m0": {}, "m1": {"facts_per_dialogue": bare}, "m2": {}})
-    assert points(curve_figure(own, [("facts_per_dialogue", "facts")], "facts")) == [[1.25]]
+    own = replace(data.main, measures={"m0": {}, "m1": {"facts_per_dialogue": bare}, "m2": {}})
+    assert points(curves(own, {"facts_per_dialogue": "facts"})) == [[1.25]]
 
 
 def test_turn_gains_are_by_checkpoint(data: ReportData) -> None:
-    assert data.own is not None
-    assert points(turn_gain_figure(data.own)) == [[3.0, 1.0], [4.0, 2.0], [5.0, 3.0]]
+    assert points(drawn(data, "turn_gain")) == [[3.0, 1.0], [4.0, 2.0], [5.0, 3.0]]
 
 
 def test_selection_marks_the_chosen_around_the_mean() -> None:
@@ -93,7 +101,7 @@ def test_selection_marks_the_chosen_around_the_mean() -> None:
         SelectionView(0, "p", "b", ("a", "b", "c"), (-5.0, -2.0, -5.0), (None,) * 3, (None,) * 3),
         SelectionView(0, "q", "d", ("d", "e"), (-1.0, -3.0), (None,) * 2, (None,) * 2),
     ]
-    others, chosen = points(selection_figure(two))
+    others, chosen = points(selection_plot(0, two, "gold").figure)
     # Pair q leads by 1 and stands first, pair p by 2.
     assert others == [-1.0, -1.0, -1.0]
     assert chosen == [1.0, 2.0]
@@ -104,13 +112,13 @@ def test_many_pairs_are_thinned_out() -> None:
         SelectionView(0, f"p{n}", "a", ("a", "b"), (float(n), 0.0), (None,) * 2, (None,) * 2)
         for n in range(100)
     ]
-    others, chosen = points(selection_figure(many))
+    others, chosen = points(selection_plot(0, many, "gold").figure)
     assert (len(others), len(chosen)) == (40, 40)
     assert (chosen[0], chosen[-1]) == (0.0, 49.5)
 
 
 def test_training_shows_every_step_and_the_validation_loss(data: ReportData) -> None:
-    [axes] = training_figure(data).axes
+    [axes] = drawn(data, "training_loss").axes
     assert [list(line.get_ydata()) for line in axes.lines] == [  # type: ignore[arg-type]
         [3.0, 2.5],
         [2.0, 1.5],
@@ -120,11 +128,11 @@ def test_training_shows_every_step_and_the_validation_loss(data: ReportData) -> 
 
 def test_one_training_step_is_a_point(data: ReportData) -> None:
     iteration = replace(data.iterations[0], losses=(3.0,))
-    assert points(training_figure(replace(data, iterations=(iteration,)))) == [[3.0]]
+    assert points(drawn(replace(data, iterations=(iteration,)), "training_loss")) == [[3.0]]
 
 
 def test_stages_are_in_minutes_when_long(data: ReportData) -> None:
-    figure = stage_figure(replace(data, stages={"rollout": 1200.0, "push": 60.0}))
+    figure = drawn(replace(data, stages={"rollout": 1200.0, "push": 60.0}), "stages")
     [axes] = figure.axes
     assert [bar.get_width() for bar in axes.patches] == [20.0, 1.0]  # type: ignore[attr-defined]
     assert axes.get_xlabel() == "minutes"
@@ -132,7 +140,7 @@ def test_stages_are_in_minutes_when_long(data: ReportData) -> None:
 
 def test_svg_fits_the_page(data: ReportData) -> None:
     plots = report_figures(data)
-    texts = [inline_svg(plot) for plot in plots]
+    texts = [plot.inline_svg() for plot in plots]
     seen: set[str] = set()
     for plot, text in zip(plots, texts, strict=True):
         root = ElementTree.fromstring(text)
@@ -155,7 +163,7 @@ def test_svg_fits_the_page(data: ReportData) -> None:
 
 
 def test_svg_texts_are_text_and_the_same_every_time(data: ReportData) -> None:
-    first, again = (inline_svg(report_figures(data)[0]) for _ in range(2))
+    first, again = (report_figures(data)[0].inline_svg() for _ in range(2))
     assert first == again
     texts = [element.text for element in ElementTree.fromstring(first).iter(f"{SVG}text")]
     assert {"m0", "m1", "m2", "checkpoint"} <= set(texts)
@@ -169,7 +177,7 @@ def test_names_that_look_like_markup_or_formulas_stay_text(data: ReportData) -> 
         for plot in report_figures(replace(data, stages={odd: 3.0, "push": 1.0}))
         if plot.name == "stages"
     ]
-    text = inline_svg(plot)
+    text = plot.inline_svg()
     assert "<script" not in text
     texts = [element.text for element in ElementTree.fromstring(text).iter(f"{SVG}text")]
     assert odd in texts

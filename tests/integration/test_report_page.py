@@ -12,20 +12,15 @@ from typing import Any
 import pytest
 
 from stargate.evaluation.statistics import Measure
-from stargate.report.breakdown import breakdown
 from stargate.report.browser import browser_data, scope_id, script_json
 from stargate.report.data import load_report
-from stargate.report.findings import main_evaluation
-from stargate.report.judge_tables import judge_lines, win_rate_tables
-from stargate.report.page import duration, render_page
-from stargate.report.records import ReportData
-from stargate.report.tables import (
-    _tone,
-    breakdown_lines,
-    measures_table,
-    other_evaluations,
-    tiles,
-)
+from stargate.report.evaluated import measures_table, other_sections, tiles, where_section
+from stargate.report.judge import criteria_table, win_rate_tables
+from stargate.report.page import render_page
+from stargate.report.parts import Row, measured_cell
+from stargate.report.records import Evaluation, ReportData
+from stargate.report.sections import duration
+from stargate.report.wording import Numbers
 from tests.fakes.report_run import MARKUP, SCRIPT, build_halted_run, build_run
 
 pytestmark = pytest.mark.integration
@@ -68,6 +63,17 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
     return load_report(build_run(tmp_path_factory.mktemp("run")))
+
+
+@pytest.fixture(scope="module")
+def main(data: ReportData) -> Evaluation:
+    assert data.main is not None
+    return data.main
+
+
+def measures(evaluation: Evaluation) -> dict[str, Row]:
+    """Rows of the table of measures by label; of two with the same label, the first."""
+    return {row.label: row for row in reversed(measures_table(evaluation).rows)}
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +190,7 @@ def test_every_dialogue_is_found_by_its_id_and_each_text_stands_once(data: Repor
     tree = browser_data(data)
     assert len(tree["dialogues"]) == len(data.dialogues) > 60
     for dialogue in data.dialogues:
-        own = f"{scope_id(dialogue)}/{dialogue.pair_id}/{dialogue.index}"
+        own = f"{scope_id(dialogue)}/{dialogue.pair.id}/{dialogue.index}"
         assert own.endswith(dialogue.id)
         rows_of(tree, own)
     assert len(set(tree["texts"])) == len(tree["texts"])
@@ -203,57 +209,49 @@ def test_an_evaluation_beside_the_run_has_scopes_of_its_own(data: ReportData) ->
     assert scopes["t1"]["kind"] == "training"
 
 
-def test_measures_table(data: ReportData) -> None:
-    main = main_evaluation(data)
-    assert main is not None
+def test_measures_table(main: Evaluation) -> None:
     table = measures_table(main)
-    assert table is not None
-    assert table.checkpoints == ("m0", "m1", "m2")
-    assert table.change_label == "m2 \u2212 m0"
-    rows = {row.info.name: row for group in table.groups for row in group.rows}
-    headline = rows["matched_minus_shuffled"]
-    assert headline.headline
+    heads = [column.title for column in table.columns]
+    assert heads == ["m0", "m1", "m2", "m2 \u2212 m0"]
+    rows = measures(main)
+    headline = rows["matched minus shuffled"]
+    assert headline.tone == "headline"
     assert [(cell.text, cell.interval) for cell in headline.cells] == [
         ("1.25", "0.75 to 1.75"),
         ("2.25", "1.75 to 2.75"),
         ("3.25", "2.75 to 3.75"),
+        ("+2.00", "+1.50 to +2.50"),
     ]
-    assert headline.change is not None
-    assert (headline.change.text, headline.change.tone) == ("+2.00", "up")
+    assert headline.cells[-1].tone == "up"
     assert headline.cells[0].hint == ("n = 8, 2 tasks \u00d7 2 personas, plain standard error 0.25")
     # The interval of the gold log-prob's change contains 0: no colour.
-    gold = rows["gold_logprob"].change
-    assert gold is not None and (gold.text, gold.tone) == ("+4.0", "")
+    gold = rows["after its own dialogue (matched)"].cells[-1]
+    assert (gold.text, gold.tone) == ("+4.0", "")
     # More repeated questions are worse.
-    repeated = rows["repeated_question_rate"].change
-    assert repeated is not None and (repeated.text, repeated.tone) == ("+10.0 pp", "down")
-    assert [cell.text for cell in rows["gain_at_turn_2"].cells] == ["1.00", "2.00", "3.00"]
+    repeated = rows["repeated questions"].cells[-1]
+    assert (repeated.text, repeated.tone) == ("+10.0 pp", "down")
+    assert [cell.text for cell in rows["turn 2"].cells] == ["1.00", "2.00", "3.00", "+2.00"]
 
 
-def test_win_rates_of_an_unfit_judge_are_struck(data: ReportData, html: str) -> None:
-    main = main_evaluation(data)
-    assert main is not None and main.judge is not None
-    table = measures_table(main)
-    assert table is not None
-    rows = {row.info.name: row for group in table.groups for row in group.rows}
-    assert [cell.void for cell in rows["win_rate"].cells] == [False, True, True]
-    assert [(line.label, line.passed) for line in judge_lines(main.judge)] == [
-        ("m\u2080 against itself: neither wins", True),
-        ("the gold beats m\u2080", False),
-        ("both orders agree", False),
+def test_win_rates_of_an_unfit_judge_are_struck(main: Evaluation, html: str) -> None:
+    assert main.judge is not None
+    cells = measures(main)["own dialogue, own response"].cells
+    assert [cell.void for cell in cells[:3]] == [False, True, True]
+    assert [(row.label, row.cells[-1].text) for row in criteria_table(main.judge).rows] == [
+        ("m\u2080 against itself: neither wins", "passed"),
+        ("the gold beats m\u2080", "failed"),
+        ("both orders agree", "failed"),
     ]
-    (rates,) = win_rate_tables(main)
-    lines = {line.label: line.cells for line in rates.lines}
-    assert rates.checkpoints == ("m1", "m2")
+    (rates,) = win_rate_tables(main).values()
+    lines = {row.label: row.cells for row in rates.rows}
+    assert [column.title for column in rates.columns] == ["m1", "m2"]
     assert [(c.text, c.void) for c in lines["at equal length"]] == [("52.0 %", True)] * 2
     assert [c.text for c in lines["wins, ties, losses"]] == ["1, 2, 1"] * 2
     assert [c.text for c in lines["unreadable verdicts"]] == ["1", "1"]
     assert "UNFIT: do not believe its win rates." in html
 
 
-def test_tiles_say_from_where_to_where(data: ReportData) -> None:
-    main = main_evaluation(data)
-    assert main is not None
+def test_tiles_say_from_where_to_where(main: Evaluation) -> None:
     found = {tile.label: tile for tile in tiles(main)}
     first = found["Matched minus shuffled"]
     assert (first.value, first.unit, first.interval) == ("+2.00", "nats", "+1.50 to +2.50")
@@ -262,12 +260,10 @@ def test_tiles_say_from_where_to_where(data: ReportData) -> None:
     assert (share.value, share.unit) == ("+75", "pp")
 
 
-def test_breakdown_links_to_the_dialogues(data: ReportData) -> None:
-    main = main_evaluation(data)
-    assert main is not None
-    lines = breakdown_lines(breakdown(data, main, "persona"), "persona", changes=True)
-    assert {line.link for line in lines} == {"persona=test-a", "persona=test-b"}
-    ben = next(line for line in lines if line.link == "persona=test-b")
+def test_breakdown_links_to_the_dialogues(data: ReportData, main: Evaluation) -> None:
+    rows = where_section(data, main).parts[1].value.rows
+    assert {row.link for row in rows} == {f"source=test&persona=test-{name}" for name in "ab"}
+    ben = next(row for row in rows if row.link.endswith("persona=test-b"))
     # Two tasks; 1 + 0.5 at m0, two nats more at m2; no fact at m0, two at m2.
     assert [cell.text for cell in ben.cells] == [
         *("2", "1.5", "3.5", "+2.0"),
@@ -275,10 +271,11 @@ def test_breakdown_links_to_the_dialogues(data: ReportData) -> None:
     ]
 
 
-def test_other_evaluations_stand_beside_the_own(data: ReportData) -> None:
-    lines = other_evaluations(entry for entry in data.evaluations if entry.measures)
-    assert [line.label for line in lines] == ["test", "strict"]
-    assert [cell.text for cell in lines[1].cells[:3]] == ["1.25", "3.25", "+2.00"]
+def test_other_evaluations_stand_beside_the_own(data: ReportData, main: Evaluation) -> None:
+    _, [section] = other_sections(data, main)
+    rows = section.parts[0].value.rows
+    assert [row.label for row in rows] == ["test", "strict"]
+    assert [cell.text for cell in rows[1].cells[:3]] == ["1.25", "3.25", "+2.00"]
 
 
 def test_a_run_that_died_has_a_report(tmp_path: Path) -> None:
@@ -311,7 +308,15 @@ def test_duration(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_a_measure_without_an_interval_is_never_coloured(data: ReportData) -> None:
-    unknown = Measure(2.0, None, None, None, 1, 1, 1)
-    assert _tone(unknown, True) == ""
-    assert _tone(Measure(2.0, 1.0, 3.0, 0.5, 8, 2, 2), False) == "down"
+@pytest.mark.parametrize(
+    ("measure", "more_is_better", "tone"),
+    [
+        (Measure(2.0, None, None, None, 1, 1, 1), True, ""),
+        (Measure(2.0, 1.0, 3.0, 0.5, 8, 2, 2), False, "down"),
+    ],
+)
+def test_a_measure_without_an_interval_is_never_coloured(
+    measure: Measure, more_is_better: bool, tone: str
+) -> None:
+    numbers = Numbers.usual("nats")
+    assert measured_cell(measure, numbers, signed=True, more_is_better=more_is_better).tone == tone

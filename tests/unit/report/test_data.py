@@ -11,10 +11,10 @@ import pytest
 from stargate.errors import DataError
 from stargate.evaluation.statistics import Measure
 from stargate.report.breakdown import breakdown, compare_selections, selection_gains
+from stargate.report.caveats import overlaps
 from stargate.report.data import load_report
 from stargate.report.dialogues import gains, keep_whole_pairs
-from stargate.report.findings import answer, main_evaluation
-from stargate.report.overlaps import overlaps
+from stargate.report.findings import answer
 from stargate.report.records import DialogueView, ReportData
 from stargate.report.wording import Numbers
 from tests.fakes.report_run import (
@@ -61,7 +61,6 @@ def test_a_run_is_read_whole(data: ReportData) -> None:
     ]
     assert [entry.losses for entry in data.iterations] == [(3.0, 2.5), (2.0, 1.5)]
     assert [entry.validation_loss for entry in data.iterations] == [None, 2.25]
-    assert data.iterations[0].push_phases == {"check": 0.5, "update": 1.0}
     assert (data.stages["rollout"], data.throughput.generated_tokens_per_s) == (200.0, 6.0)
     assert (data.drops.run, data.drops.data) == ({"prompt_too_long": 2}, {"empty_gold": 1})
     assert data.drops.total == 3
@@ -70,8 +69,8 @@ def test_a_run_is_read_whole(data: ReportData) -> None:
 
 
 def test_an_evaluation_keeps_its_measures_changes_and_judge(data: ReportData) -> None:
-    own = data.own
-    assert own is not None
+    own = data.main
+    assert own is not None and own.about is not None
     value = own.measure("m1", "matched_minus_shuffled")
     assert value == Measure(2.25, 1.75, 2.75, 0.25, 8, 2, 2)
     change = own.change("m2", "facts_per_dialogue")
@@ -85,16 +84,16 @@ def test_an_evaluation_keeps_its_measures_changes_and_judge(data: ReportData) ->
         ("order_consistency", False),
     ]
     assert own.about.trained_with_roleplayer == own.about.roleplayer
-    assert data.evaluations[1].about.trained_with_roleplayer != data.evaluations[1].about.roleplayer
+    other = data.evaluations[1].about
+    assert other is not None and other.trained_with_roleplayer != other.roleplayer
 
 
 def test_a_test_dialogue_has_its_controls_and_gains(data: ReportData) -> None:
     found = dialogue(data, "eval-m2/test-task0:test-a/0", "test")
     assert (found.gold_logprob, found.shuffled, found.no_dialogue) == (-96.0, -99.0, -104.0)
-    assert (found.matched_minus_shuffled, found.gain) == (3.0, 8.0)
+    assert found.matched_minus_shuffled == 3.0
     assert [turn.gain for turn in found.turns] == [5.0, 3.0]
     assert [turn.elicited for turn in found.turns] == [(0,), (1,)]
-    assert [turn.facts for turn in found.turns] == [(FACTS[0],), (FACTS[1],)]
     assert found.turns[1].answer == MARKUP
     assert [response.version for response in found.responses] == [0, 2]
     assert found.chosen is None
@@ -103,36 +102,37 @@ def test_a_test_dialogue_has_its_controls_and_gains(data: ReportData) -> None:
 def test_turns_without_a_score_between_them_have_no_gain(data: ReportData) -> None:
     found = dialogue(data, "eval-m2/test-task0:test-a/1", "test")
     assert [turn.gain for turn in found.turns] == [None, None]
-    assert found.gain == 9.0
+    assert (found.gold_logprob, found.no_dialogue) == (-95.0, -104.0)
 
 
 def test_needless_dialogues_are_there_without_scores(data: ReportData) -> None:
     found = dialogue(data, "eval-m1/capital:test-b/0", "test")
-    assert (found.gold_logprob, found.shuffled, found.gain) == (None, None, None)
-    assert not data.texts["test"].tasks["capital"].needs_question
+    assert (found.gold_logprob, found.shuffled, found.no_dialogue) == (None, None, None)
+    assert not found.pair.task.needs_question
 
 
 def test_a_training_dialogue_has_its_scores_and_says_whether_it_was_chosen(
     data: ReportData,
 ) -> None:
     chosen = dialogue(data, "t1/b-task0:b-b/1", "train")
-    assert (chosen.gold_logprob, chosen.other_gold_logprob, chosen.score) == (-48.0, -50.0, -48.0)
+    assert (chosen.gold_logprob, chosen.score) == (-48.0, -48.0)
     assert chosen.chosen is True
     assert [response.text for response in chosen.responses] == ["Trained response: rice & beans."]
     assert dialogue(data, "t1/b-task0:b-b/0", "train").chosen is False
     selection = data.selections[0]
     assert (selection.pair_id, selection.chosen) == ("a-task0:a-a", "t0/a-task0:a-a/1")
     assert selection.scores == (-50.0, -48.0, -49.0)
+    assert data.selections[-1].other_gold_logprobs == (-60.0, -50.0, -57.0)
 
 
 def test_texts_come_from_the_dataset(data: ReportData) -> None:
-    texts = data.texts["test"]
-    persona = texts.personas["test-b"]
+    pair = data.pairs["test"]["test-task1:test-b"]
+    persona = pair.persona
     assert persona.name == PERSONAS[1]
     assert persona.facts == FACTS
     assert persona.text == f"{PERSONAS[1]} of split test. {' '.join(FACTS)}"
-    assert texts.golds["test-task1:test-b"].facts == (0, 1)
-    assert texts.problem is None
+    assert pair.gold == f"Gold 1 for <em>{PERSONAS[1]}</em>: no onions."
+    assert pair.gold_facts == (0, 1)
 
 
 def test_without_the_dataset_facts_are_numbers_and_a_note_says_so(
@@ -144,8 +144,10 @@ def test_without_the_dataset_facts_are_numbers_and_a_note_says_so(
         text = config.read_text().replace(str(run_dir.parent / "data"), "no/such/folder")
         config.write_text(text)
     data = load_report(copy)
-    assert dialogue(data, "eval-m2/test-task0:test-a/0", "test").turns[0].facts == ("fact 0",)
-    assert data.texts["train"].personas["a-a"].text is None
+    found = dialogue(data, "eval-m2/test-task0:test-a/0", "test")
+    assert (found.turns[0].elicited, found.pair.persona.facts) == ((0,), ())
+    trained = data.pairs["train"]["a-task0:a-a"]
+    assert (trained.persona.text, trained.gold) == ("", None)
     [note] = data.notes
     assert "no/such/folder: no such dataset folder" in note
 
@@ -170,14 +172,14 @@ def _of_facts_grounding(line: str) -> bool:
 
 def test_a_halted_run_says_what_is_missing(tmp_path: Path) -> None:
     data = load_report(build_halted_run(tmp_path))
-    assert (data.status, data.finished, data.seconds) == ("not finished", False, None)
+    assert (data.status, data.finished, data.throughput.seconds) == ("not finished", False, None)
     assert [evaluation.checkpoints for evaluation in data.evaluations] == [("m0",)]
     assert len(data.dialogues) == 12 + 1
     assert dialogue(data, "t0/a-task0:a-a/0", "train").gold_logprob is None
     assert len(data.notes) == 2
     assert "no eval.json" in data.notes[0] and "no summary.json" in data.notes[1]
-    found = answer(data, main_evaluation(data))
-    assert found.verdict == "unknown"
+    found = answer(data, data.main)
+    assert found.headline.startswith("Nothing was measured")
     assert found.caveats[0].level == "bad" and "0 of 2 iterations" in found.caveats[0].text
 
 
@@ -222,7 +224,7 @@ def test_too_many_training_dialogues_are_left_out_in_whole_pairs(run_dir: Path) 
     data = load_report(run_dir, max_dialogues=52 + 14)
     kept = [d for d in data.dialogues if d.source == "train"]
     assert (len(kept), data.num_dialogues_left_out) == (12, 12)
-    assert {(d.version, d.pair_id) for d in kept} == {
+    assert {(d.version, d.pair.id) for d in kept} == {
         (0, "a-task0:a-a"),
         (0, "a-task1:a-a"),
         (1, "b-task0:b-a"),
@@ -244,8 +246,7 @@ def test_gains_need_both_ends() -> None:
 
 
 def test_the_answer_comes_with_numbers_and_interval(data: ReportData) -> None:
-    found = answer(data, data.own)
-    assert found.verdict == "better"
+    found = answer(data, data.main)
     assert found.headline == (
         "Yes, m2 beats m0: matched minus shuffled rose by 2.00 nats, from 1.25 to 3.25 "
         "(95 % interval of the change 1.50 to 2.50)."
@@ -264,11 +265,11 @@ def test_the_answer_comes_with_numbers_and_interval(data: ReportData) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mean", "low", "high", "verdict", "words"),
+    ("mean", "low", "high", "words"),
     [
-        (0.5, -0.5, 1.5, "unclear", "No clear change: matched minus shuffled changed by +0.5"),
-        (-1.0, -1.5, -0.5, "worse", "No, m2 is worse than m0: matched minus shuffled fell by 1.00"),
-        (0.5, None, None, "unknown", "Not known: matched minus shuffled changed by +0.50 nats"),
+        (0.5, -0.5, 1.5, "No clear change: matched minus shuffled changed by +0.5"),
+        (-1.0, -1.5, -0.5, "No, m2 is worse than m0: matched minus shuffled fell by 1.00"),
+        (0.5, None, None, "Not known: matched minus shuffled changed by +0.50 nats"),
     ],
 )
 def test_the_verdict_follows_the_interval(
@@ -277,7 +278,6 @@ def test_the_verdict_follows_the_interval(
     mean: float,
     low: float | None,
     high: float | None,
-    verdict: str,
     words: str,
 ) -> None:
     def change(tree: dict[str, Any]) -> None:
@@ -285,8 +285,8 @@ def test_the_verdict_follows_the_interval(
         entry.update(mean=mean, ci_low=low, ci_high=high)
 
     data = load_report(edited(run_dir, tmp_path, "eval.json", change))
-    found = answer(data, data.own)
-    assert (found.verdict, found.headline[: len(words)]) == (verdict, words)
+    found = answer(data, data.main)
+    assert found.headline[: len(words)] == words
 
 
 def test_one_checkpoint_is_not_compared(run_dir: Path, tmp_path: Path) -> None:
@@ -295,10 +295,10 @@ def test_one_checkpoint_is_not_compared(run_dir: Path, tmp_path: Path) -> None:
         tree["changes"] = {}
 
     data = load_report(edited(run_dir, tmp_path, "eval.json", only_m0))
-    found = answer(data, data.own)
+    found = answer(data, data.main)
     assert found.headline == "Only m0 was measured: there is nothing to compare it with."
-    assert data.own is not None
-    rows = breakdown(data, data.own, "persona")
+    assert data.main is not None
+    rows = breakdown(data, data.main, "persona")
     assert [(row.id, row.matched_minus_shuffled.after) for row in rows] == [
         ("test-b", None),
         ("test-a", None),
@@ -310,7 +310,7 @@ def test_an_earlier_checkpoint_that_did_better_is_named(run_dir: Path, tmp_path:
         tree["m1"]["matched_minus_shuffled"]["mean"] = 5.0
 
     data = load_report(edited(run_dir, tmp_path, "eval.json", raise_m1))
-    texts = [sentence.text for sentence in answer(data, data.own).sentences]
+    texts = [sentence.text for sentence in answer(data, data.main).sentences]
     assert any(
         text.startswith("m1 had a higher mean") and "5.00 against 3.25" in text for text in texts
     )
@@ -318,7 +318,7 @@ def test_an_earlier_checkpoint_that_did_better_is_named(run_dir: Path, tmp_path:
 
 def test_a_fit_judge_is_quoted_and_an_unfit_one_is_a_caveat(run_dir: Path, tmp_path: Path) -> None:
     data = load_report(run_dir)
-    found = answer(data, data.own)
+    found = answer(data, data.main)
     assert not any("judge prefers" in sentence.text for sentence in found.sentences)
     assert found.caveats[0].text == (
         "Win rates (m2 over m0: 60 %) mean nothing, because the judge judge-135m is unfit: it "
@@ -326,7 +326,7 @@ def test_a_fit_judge_is_quoted_and_an_unfit_one_is_a_caveat(run_dir: Path, tmp_p
     )
     copy = edited(run_dir, tmp_path, "eval.json", lambda tree: tree["judge"].update(fit=True))
     data = load_report(copy)
-    found = answer(data, data.own)
+    found = answer(data, data.main)
     assert found.sentences[-1].text == (
         "The judge prefers m2 to m0 in 60 % of comparisons (95 % interval 40 to 80 %, which "
         "contains 50 %)."
@@ -335,7 +335,7 @@ def test_a_fit_judge_is_quoted_and_an_unfit_one_is_a_caveat(run_dir: Path, tmp_p
 
 
 def test_caveats_name_what_weakens_the_result(data: ReportData) -> None:
-    texts = " ".join(caveat.text for caveat in answer(data, data.own).caveats)
+    texts = " ".join(caveat.text for caveat in answer(data, data.main).caveats)
     for words in (
         "3 records were dropped: 1 empty_gold, 2 prompt_too_long.",
         "2 tasks x 2 personas: too few",
@@ -360,15 +360,15 @@ def test_caveats_that_do_not_apply_are_not_there(run_dir: Path, tmp_path: Path) 
             entry.update(task_clusters=50, persona_clusters=10)
 
     data = load_report(edited(run_dir, tmp_path, "eval.json", clean))
-    texts = " ".join(caveat.text for caveat in answer(data, data.own).caveats)
+    texts = " ".join(caveat.text for caveat in answer(data, data.main).caveats)
     for words in ("Repeated", "need none", "leaks", "too few", "rough"):
         assert words not in texts
     assert "50 tasks x 10 personas" in texts
 
 
 def test_overlaps_are_between_training_and_test_only(data: ReportData) -> None:
-    assert data.own is not None
-    found = overlaps(data, data.own)
+    assert data.main is not None
+    found = overlaps(data, data.main)
     assert {(entry.kind, entry.test_id) for entry in found} == {
         ("tasks", "test-task0"),
         ("tasks", "test-task1"),
@@ -376,15 +376,15 @@ def test_overlaps_are_between_training_and_test_only(data: ReportData) -> None:
         ("personas", "test-b"),
     }
     assert all(entry.train_id[:2] in ("a-", "b-") for entry in found)
-    alone = replace(data, texts={"test": data.texts["test"]})
-    assert overlaps(alone, data.own) == ()
+    alone = replace(data, pairs={"test": data.pairs["test"]})
+    assert overlaps(alone, data.main) == ()
 
 
 def test_breakdown_by_persona_is_over_pairs_and_leaves_needless_tasks_out(
     data: ReportData,
 ) -> None:
-    assert data.own is not None
-    rows = breakdown(data, data.own, "persona")
+    assert data.main is not None
+    rows = breakdown(data, data.main, "persona")
     shown = [
         (row.label, row.num_pairs, row.matched_minus_shuffled.before, row.facts.before)
         for row in rows
@@ -392,7 +392,7 @@ def test_breakdown_by_persona_is_over_pairs_and_leaves_needless_tasks_out(
     assert shown == [(PERSONAS[0], 2, 1.0, 1.0), (PERSONAS[1], 2, 1.5, 0.0)]
     assert [row.matched_minus_shuffled.change for row in rows] == [2.0, 2.0]
     assert [row.facts.change for row in rows] == [1.0, 2.0]
-    assert [row.id for row in breakdown(data, data.own, "task")] == ["test-task0", "test-task1"]
+    assert [row.id for row in breakdown(data, data.main, "task")] == ["test-task0", "test-task1"]
 
 
 def test_selections_are_compared_on_the_same_rollouts(data: ReportData) -> None:
