@@ -109,8 +109,8 @@ def _scorer(job: Job) -> Iterator[Score]:
 @contextmanager
 def _prompt_logprobs(job: Job) -> Iterator[Score]:
     """vLLM, given every context with its gold as a prompt, all at once."""
-    from stargate.actors.engines.core_process import child_processes, end_processes
     from stargate.actors.engines.spec import EngineSpec, engine_arguments, engine_environment
+    from stargate.actors.engines.startup import child_processes, end_processes
     from stargate.resources.models import context_length
 
     length = min(2048, context_length(Path(job.model_dir)))
@@ -126,7 +126,7 @@ def _prompt_logprobs(job: Job) -> Iterator[Score]:
     os.environ.update(engine_environment(spec))
     arguments = engine_arguments(spec)
     # Parts of ours that this engine has no use for.
-    for name in ("logits_processors", "weight_transfer_config"):
+    for name in ("logits_processors", "logprobs_mode", "weight_transfer_config"):
         arguments.pop(name, None)
     if job.device == "cuda":
         arguments["gpu_memory_utilization"] = 0.4  # the scorer needs the rest

@@ -1,8 +1,8 @@
 """One inference engine: vLLM's AsyncLLM behind the few methods that the loop needs.
 
-    EngineSpec -> start -> generate / generate_many   many at once, each awaits only its own text
-                           load_weights               holds generation, swaps weights, goes on
-                           sleep / wake_up            gives the GPU to others (by gpu_phases.py)
+    EngineSpec -> start -> generate          many at once, each awaits only its own text
+                           load_weights      holds generation, swaps weights, goes on
+                           sleep / wake_up   gives the GPU to others (by gpu_phases.py)
                         -> shutdown
 
 A plain class: spawn.py wraps it with `ray.remote`, tests use it as it is. vLLM runs its scheduler
@@ -13,21 +13,13 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from stargate.actors.engines.core_process import (
-    END_SECONDS,
-    SIGNAL_SECONDS,
-    NoiseLog,
-    check_memory,
-    child_processes,
-    end_processes,
-)
 from stargate.actors.engines.spec import (
     EngineInfo,
     EngineSpec,
@@ -35,7 +27,19 @@ from stargate.actors.engines.spec import (
     needed_memory_gb,
     sampling_arguments,
 )
-from stargate.actors.engines.startup import answered, explain, pin_processes, see_log, start_vllm
+from stargate.actors.engines.startup import (
+    END_SECONDS,
+    SIGNAL_SECONDS,
+    NoiseLog,
+    answered,
+    check_memory,
+    child_processes,
+    end_processes,
+    explain,
+    pin_processes,
+    see_log,
+    start_vllm,
+)
 from stargate.actors.engines.weight_files import (
     TensorHeader,
     check_compatible,
@@ -110,7 +114,9 @@ class Engine:
         llm = self._running()
         if self._asleep:  # vLLM would take the request, and keep it until somebody wakes it
             raise self._error(f"{request.request_id}: it is asleep")
-        self._check_prompt(request)
+        if (dropped := _unfit_prompt(request, self.spec.role, self._max_model_len)) is not None:
+            self._count(num_dropped=1)
+            raise dropped
         if self._num_in_flight == 0:
             self._busy_since = time.perf_counter()
         self._num_in_flight += 1
@@ -129,24 +135,6 @@ class Engine:
         """Many `generate` of one caller in few remote calls; see batched_calls.py."""
         return await self._server.exchange(batch)
 
-    async def generate_many(
-        self, requests: Sequence[GenerateRequest]
-    ) -> list[Generation | RecordDropped]:
-        """Generates several texts at once, for one remote call; results in the requests' order.
-
-        A request that is at fault has its RecordDropped in its place. Any other error is raised
-        when all have ended.
-        """
-        results = await asyncio.gather(
-            *(self.generate(request) for request in requests), return_exceptions=True
-        )
-        kept: list[Generation | RecordDropped] = []
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, RecordDropped):
-                raise result
-            kept.append(result)
-        return kept
-
     async def load_weights(self, weights: str, version: int) -> dict[str, float]:
         """Replaces the weights by those of a safetensors file or a model folder.
 
@@ -160,24 +148,22 @@ class Engine:
             with _timed(phases, "check"):
                 check_compatible(weights, self._served)
             try:
-                if self._asleep:
-                    with _timed(phases, "wake"):
-                        await answered(llm, llm.wake_up(["weights"]))
-                await self._replace_weights(llm, weights, version, phases)
-                if self._asleep:
-                    with _timed(phases, "wake_cache"):
-                        await answered(llm, llm.wake_up(["kv_cache"]))
-                    self._asleep = 0
-                with _timed(phases, "resume"):
-                    await answered(llm, llm.resume_generation())
-            except BaseException as error:
-                # Also when cancelled: weights that may be half replaced must not be served.
-                failure = self._fail(f"update to weights version {version}: {explain(error)}")
+                with self._or_fatal(f"update to weights version {version}"):
+                    if self._asleep:
+                        with _timed(phases, "wake"):
+                            await answered(llm, llm.wake_up(["weights"]))
+                    await _replace_weights(llm, weights, version, phases)
+                    self._version = version
+                    if self._asleep:
+                        with _timed(phases, "wake_cache"):
+                            await answered(llm, llm.wake_up(["kv_cache"]))
+                        self._asleep = 0
+                    with _timed(phases, "resume"):
+                        await answered(llm, llm.resume_generation())
+            except BaseException:
                 # So that held requests end, in an error. If this fails as well, vLLM is dead.
                 with contextlib.suppress(Exception):
                     await answered(llm, llm.resume_generation())
-                if isinstance(error, Exception):
-                    raise failure from error
                 raise
         return phases
 
@@ -193,7 +179,8 @@ class Engine:
                 return
             # Before it is done: a request that came meanwhile would wait for ever.
             self._asleep = level
-            await self._must(answered(llm, llm.sleep(level=level)), f"sleep at level {level}")
+            with self._or_fatal(f"sleep at level {level}"):
+                await answered(llm, llm.sleep(level=level))
 
     async def wake_up(self) -> bool:
         """Ends the sleep; one that is awake stays so. Raises EngineError.
@@ -205,19 +192,10 @@ class Engine:
             if self._asleep > 1:
                 return False
             if self._asleep:
-                await self._must(answered(llm, llm.wake_up()), "wake up")
+                with self._or_fatal("wake up"):
+                    await answered(llm, llm.wake_up())
                 self._asleep = 0
             return True
-
-    async def _must(self, call: Awaitable[object], what: str) -> None:
-        """If it fails, also when cancelled, nobody knows what is left on the GPU."""
-        try:
-            await call
-        except BaseException as error:
-            failure = self._fail(f"{what}: {explain(error)}")
-            if isinstance(error, Exception):
-                raise failure from error
-            raise
 
     async def reported_version(self) -> int:
         """The version of the weights, as vLLM's core itself reports it."""
@@ -259,20 +237,6 @@ class Engine:
         """What vLLM reports each step to: nothing, because it costs time at every step."""
         return None
 
-    def _check_prompt(self, request: GenerateRequest) -> None:
-        length = len(request.prompt_ids)
-        if 0 < length < self._max_model_len:
-            return
-        self._count(num_dropped=1)
-        if length == 0:
-            raise RecordDropped("prompt_empty", request.request_id, "the prompt has no tokens")
-        raise RecordDropped(
-            "prompt_too_long",
-            request.request_id,
-            f"{length} prompt tokens and one to generate exceed the {self.spec.role}'s "
-            f"max_model_len of {self._max_model_len}",
-        )
-
     async def _final_output(self, llm: Any, request: GenerateRequest, **settings: Any) -> Any:
         """vLLM's finished request. `settings` go before those of the request's own sampling."""
         from vllm.inputs import tokens_input
@@ -302,50 +266,26 @@ class Engine:
         if not spans:
             raise self._error(f"{request.request_id}: vLLM reported no weights version")
         token_ids = tuple(completion.token_ids)
-        num_cached = output.num_cached_tokens or 0
-        self._count(
-            num_requests=1,
-            num_mixed=len(spans) > 1,
-            num_prompt_tokens=len(request.prompt_ids),
-            num_cached_tokens=num_cached,
-            num_generated_tokens=len(token_ids),
-        )
-        text: str = self._tokenizer.decode(
-            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return Generation(
-            text=text,
+        generation = Generation(
+            text=self._tokenizer.decode(
+                token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            ),
             token_ids=token_ids,
             stop=stop,
             policy_version=int(spans[0].version),
             num_prompt_tokens=len(request.prompt_ids),
-            num_cached_tokens=num_cached,
+            num_cached_tokens=output.num_cached_tokens or 0,
+            # One entry per token: more were not asked for.
+            logprobs=tuple(completion.logprobs.logprobs) if request.sampling.logprobs else None,
         )
-
-    async def _replace_weights(
-        self, llm: Any, weights: str, version: int, phases: dict[str, float]
-    ) -> None:
-        """vLLM's own protocol, up to the point where generation may go on."""
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        files = [str(file) for file in weight_files(weights)]
-        with _timed(phases, "pause"):
-            await answered(llm, llm.pause_generation(mode="keep"))
-        with _timed(phases, "start"):
-            await answered(llm, llm.start_weight_update())
-        with _timed(phases, "update"):
-            await answered(
-                llm, llm.update_weights(WeightTransferUpdateRequest(update_info={"files": files}))
-            )
-        with _timed(phases, "finish"):
-            await answered(llm, llm.finish_weight_update(weight_version=str(version)))
-        with _timed(phases, "reset"):
-            if not await answered(llm, llm.reset_prefix_cache()):
-                raise EngineError("the prefix cache could not be reset")
-        reported = await answered(llm, llm.get_weight_version())
-        if reported != str(version):
-            raise EngineError(f"the engine reports version {reported}")
-        self._version = version
+        self._count(
+            num_requests=1,
+            num_mixed=len(spans) > 1,
+            num_prompt_tokens=generation.num_prompt_tokens,
+            num_cached_tokens=generation.num_cached_tokens,
+            num_generated_tokens=len(token_ids),
+        )
+        return generation
 
     def _running(self) -> Any:
         if self.fatal is not None:
@@ -363,6 +303,17 @@ class Engine:
             return self._fail(f"vLLM's core died: {cause}")
         return self._error(f"{where}: {explain(error)}")
 
+    @contextlib.contextmanager
+    def _or_fatal(self, what: str) -> Iterator[None]:
+        """If the block fails, also when cancelled, nobody knows what the engine holds."""
+        try:
+            yield
+        except BaseException as error:
+            failure = self._fail(f"{what}: {explain(error)}")
+            if isinstance(error, Exception):
+                raise failure from error
+            raise
+
     def _fail(self, what: str) -> EngineError:
         """Marks this engine as one to be replaced. Returns the error to raise."""
         if self.fatal is None:
@@ -377,6 +328,43 @@ class Engine:
     def _count(self, **more: float) -> None:
         sums = {name: getattr(self._stats, name) + n for name, n in more.items()}
         self._stats = replace(self._stats, **sums)
+
+
+def _unfit_prompt(request: GenerateRequest, role: str, max_model_len: int) -> RecordDropped | None:
+    """Why vLLM would not take the prompt."""
+    length = len(request.prompt_ids)
+    if length == 0:
+        return RecordDropped("prompt_empty", request.request_id, "the prompt has no tokens")
+    if length < max_model_len:
+        return None
+    return RecordDropped(
+        "prompt_too_long",
+        request.request_id,
+        f"{length} prompt tokens and one to generate exceed the {role}'s max_model_len of "
+        f"{max_model_len}",
+    )
+
+
+async def _replace_weights(llm: Any, weights: str, version: int, phases: dict[str, float]) -> None:
+    """vLLM's own protocol, up to the point where generation may go on."""
+    from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+    files = [str(file) for file in weight_files(weights)]
+    with _timed(phases, "pause"):
+        await answered(llm, llm.pause_generation(mode="keep"))
+    with _timed(phases, "start"):
+        await answered(llm, llm.start_weight_update())
+    with _timed(phases, "update"):
+        request = WeightTransferUpdateRequest(update_info={"files": files})
+        await answered(llm, llm.update_weights(request))
+    with _timed(phases, "finish"):
+        await answered(llm, llm.finish_weight_update(weight_version=str(version)))
+    with _timed(phases, "reset"):
+        if not await answered(llm, llm.reset_prefix_cache()):
+            raise EngineError("the prefix cache could not be reset")
+    reported = await answered(llm, llm.get_weight_version())
+    if reported != str(version):
+        raise EngineError(f"the engine reports version {reported}")
 
 
 @contextlib.contextmanager

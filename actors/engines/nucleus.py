@@ -1,18 +1,24 @@
-"""Nucleus (top-p) sampling that is fast on CPU, as a logits processor of vLLM (torch, vllm).
+"""Nucleus (top-p) sampling and log-probs that are fast on CPU, inside vLLM (torch, vllm).
 
 vLLM's own top-p lets torch sort the whole vocabulary for every token: 259 ms for 64 rows of 49,152
 logits on one core, more than the model's forward pass (150 ms). The nucleus is small, so the
 largest probabilities nearly always decide it, and NumPy sorts the remaining rows 30 times as fast.
 The distribution stays the same; vLLM then draws from what is left with the request's own seed.
 
-Imported by vLLM in its worker, as engine_spec.engine_arguments tells it; by nothing else.
+vLLM would also compute the log-probs of the whole vocabulary at every step, whether anybody asks
+for them or not, and compile a kernel for ranks that nobody reads. Here it hands the logits that it
+draws from over as they are (`processed_logits`), and only a batch in which somebody asks pays.
+
+Imported by vLLM in its worker, as spec.engine_arguments tells it; by nothing else.
 """
 
 from typing import Any
 
 import numpy as np
 import torch
+from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.sample.logits_processor import LogitsProcessor, process_dict_updates
+from vllm.v1.sample.sampler import Sampler
 
 from stargate.actors.engines.spec import NUCLEUS_ARGUMENT
 
@@ -59,14 +65,30 @@ def _least_of_nucleus(
     return descending.gather(1, position.unsqueeze(1)).squeeze(1), reached
 
 
+def sampled_logprobs(
+    logits: torch.Tensor, num_logprobs: int, token_ids: torch.Tensor
+) -> LogprobsTensors:
+    """In place of `Sampler.gather_logprobs`: log p of the sampled tokens (B,) alone, in nats.
+
+    logits (B, V) are those that vLLM drew from; of a greedy row they are the model's own. Ranks are
+    not computed.
+    """
+    if num_logprobs != 0:
+        raise ValueError(f"only the sampled token's log-prob is computed, got {num_logprobs}")
+    ids = token_ids.unsqueeze(1)
+    logprobs = logits.log_softmax(dim=-1).gather(1, ids)
+    return LogprobsTensors(ids.to(torch.int32), logprobs, torch.zeros_like(token_ids))
+
+
 class NucleusLogitsProcessor(LogitsProcessor):  # type: ignore[misc] # vLLM ships no types
-    """Applies the `top_p` that requests carry in `extra_args` (engine_spec.sampling_arguments).
+    """Applies the `top_p` that requests carry in `extra_args` (spec.sampling_arguments).
 
     The most probable token is always kept, so vLLM calls it for sampled batches only, with logits
     that are divided by the temperature already.
     """
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        Sampler.gather_logprobs = staticmethod(sampled_logprobs)
         self._top_p: dict[int, float] = {}  # row of the batch -> top_p
         self._rows = torch.empty(0, dtype=torch.long)
         self._values = torch.empty(0)

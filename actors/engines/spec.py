@@ -86,6 +86,8 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "weight_transfer_config": {"backend": BACKEND},
+        # After temperature and top-p, as a token is drawn.
+        "logprobs_mode": "processed_logprobs",
     }
     if spec.device == "cpu":
         # Not VLLM_CPU_KVCACHE_SPACE, which knows whole GiB only.
@@ -93,6 +95,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         arguments["block_size"] = config.block_size or CPU_BLOCK_SIZE
         arguments["enforce_eager"] = config.enforce_eager is not False
         arguments["logits_processors"] = [NUCLEUS]
+        arguments["logprobs_mode"] = "processed_logits"  # nucleus.py makes log-probs of them
         # A prompt computed in parts kills vLLM 0.32 on CPU when its request has a seed: vLLM
         # rewinds the request's generator, which torch's CPU generator can't do.
         arguments["enable_chunked_prefill"] = False
@@ -136,7 +139,10 @@ def sampling_arguments(sampling: Sampling, device: Device) -> dict[str, Any]:
         # The text is decoded once, from the finished ids, not again at every token.
         "detokenize": False,
     }
-    if device == "cpu" and sampling.top_p < 1.0:
+    if sampling.logprobs:
+        # Of the sampled token alone, and in lists instead of a dictionary per token.
+        arguments |= {"logprobs": 0, "flat_logprobs": True}
+    if device == "cpu" and sampling.temperature > 0.0 and sampling.top_p < 1.0:
         arguments["top_p"] = 1.0
         arguments["extra_args"] = {NUCLEUS_ARGUMENT: sampling.top_p}
     return arguments

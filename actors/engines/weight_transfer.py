@@ -5,29 +5,34 @@
     finish_weight_update  -> what layers need after loading; do they hold what was sent?
                              (weight_check.py); from here on the weights are served
 
-On CPU, once a push has shown where each tensor goes, the next ones go straight there
-(direct_load.py).
+vLLM's layerwise reload serves every model; per tensor it counts, buffers and allocates, which takes
+longer on a CPU than moving the bytes. A first push goes through it. When weight_check.py then finds
+that every parameter holds just the file's tensor of its name (or, of a fused layer, its parts'
+tensors one below the other), later pushes do only that, and are checked in the same way:
+
+    a parameter that is there      -> values are copied into it
+    a weight that was packed away  -> the file's mapped bytes are packed as they are
 
 vLLM's own backends need a GPU. Files reach a worker on any device; on CPU they are mapped, not
-read. Imported by vLLM, as weights.register tells it; by nothing else.
+read. Imported by vLLM, as weight_files.register tells it; by nothing else.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor, nn
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
 
-from stargate.actors.engines.direct_load import load_directly
-from stargate.actors.engines.weight_check import Watch, read_sums
+from stargate.actors.engines.weight_check import Watch, file_names, read_sums
 
 _LOG = logging.getLogger(__name__)
 
@@ -112,13 +117,13 @@ class FileWeightTransfer(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):  #
         """Nothing is held between updates."""
 
 
-def _prepare_tied_layers(model: torch.nn.Module) -> None:
+def _prepare_tied_layers(model: nn.Module) -> None:
     """Prepares layers again that share their weight with an earlier one, as an output head may.
 
     No tensor of the files is theirs, so the layerwise reload leaves them out. On CPU they hold a
     packed copy of the weight, and an engine would go on computing logits with the old one.
     """
-    owners: dict[int, torch.nn.Module] = {}
+    owners: dict[int, nn.Module] = {}
     for module in model.modules():
         weight, method = module._parameters.get("weight"), getattr(module, "quant_method", None)
         if weight is None or method is None:
@@ -127,9 +132,46 @@ def _prepare_tied_layers(model: torch.nn.Module) -> None:
             method.process_weights_after_loading(module)
 
 
-def _tensors(files: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(files: list[str]) -> Iterator[tuple[str, Tensor]]:
     """All tensors, on the CPU: the layerwise reload moves each layer to the model's device."""
     for file in files:
         with safe_open(file, framework="pt", device="cpu") as opened:
             for name in opened.keys():  # noqa: SIM118 - a safetensors handle is no mapping
                 yield name, opened.get_tensor(name)
+
+
+@torch.no_grad()
+def load_directly(model: nn.Module, tensors: Mapping[str, Tensor]) -> set[str]:
+    """Gives every parameter its new values; returns the names of those tensors that were used.
+
+    Raises ValueError, with the model half updated, for a parameter that no tensor is for.
+    """
+    packed: Mapping[str, Sequence[str]] = getattr(model, "packed_modules_mapping", {})
+    used: set[str] = set()
+    done: set[int] = set()
+    for prefix, module in model.named_modules():
+        hollow: dict[str, nn.Parameter] = {}
+        for leaf, parameter in list(module._parameters.items()):
+            if parameter is None or id(parameter) in done:
+                continue  # a tied weight has its values; what is packed of it is made anew below
+            names = file_names(prefix, leaf, packed, tensors)
+            if names is None:
+                raise ValueError(f"no value for {prefix}.{leaf}")
+            used.update(names)
+            parts = [tensors[name] for name in names]
+            values = parts[0] if len(parts) == 1 else torch.cat(parts)
+            done.add(id(parameter))
+            if parameter.numel():
+                # A vocabulary is padded with rows that no file has.
+                parameter[: values.shape[0]].copy_(values)
+            else:
+                hollow[leaf] = parameter
+                values = values.to(parameter.dtype)
+                module._parameters[leaf] = nn.Parameter(values, requires_grad=False)
+        method: Any = getattr(module, "quant_method", None)
+        if module._parameters and hasattr(method, "process_weights_after_loading"):
+            method.process_weights_after_loading(module)
+        for leaf, parameter in hollow.items():
+            # The one that was there has what vLLM knows of it (its loader, its dimensions).
+            module._parameters[leaf] = parameter
+    return used

@@ -11,15 +11,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 import pytest
 
-from stargate.actors.engines.core_process import child_processes
 from stargate.actors.engines.engine import Engine
 from stargate.actors.engines.spec import EngineSpec
+from stargate.actors.engines.startup import child_processes
 from stargate.actors.rpc.batched_calls import BatchedCaller
 from stargate.config.run import EngineConfig
 from stargate.errors import EngineError, ModelError, RecordDropped
@@ -134,6 +135,10 @@ def request(ids: tuple[int, ...], sampling: Sampling = GREEDY, name: str = "r") 
     return GenerateRequest(request_id=name, session=name, prompt_ids=ids, sampling=sampling)
 
 
+async def all_texts(engine: Started, requests: list[GenerateRequest]) -> list[Generation]:
+    return await asyncio.gather(*map(engine.engine.generate, requests))
+
+
 def sampled(seed: int, max_new_tokens: int = 16) -> Sampling:
     return Sampling(temperature=0.9, top_p=0.9, max_new_tokens=max_new_tokens, seed=seed)
 
@@ -193,14 +198,42 @@ def test_one_seed_gives_one_text_with_one_request_at_a_time(
     assert texts[0].token_ids == texts[1].token_ids != texts[2].token_ids
 
 
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.9, 0.9), (0.7, 1.0), (0.0, 1.0)])
+def test_logprobs_are_those_of_the_distribution_that_was_drawn_from(
+    run: Run[Any], engine: Started, prompt: Prompt, temperature: float, top_p: float
+) -> None:
+    """Against a float32 pass over prompt and text; greedy ones against the model's own."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ids = prompt(QUESTION)
+    asking = [Sampling(temperature, top_p, 24, seed, logprobs=True) for seed in range(3)]
+    sent = [*asking, replace(asking[0], logprobs=False)]
+    texts = run(all_texts(engine, [request(ids, one, f"r{n}") for n, one in enumerate(sent)]))
+    assert texts[3].logprobs is None and texts[3].token_ids == texts[0].token_ids
+    model = AutoModelForCausalLM.from_pretrained(resolve_model("embedded"), dtype=torch.float32)
+    differences = []
+    for text in texts[:3]:
+        sampled = torch.tensor(text.token_ids)
+        with torch.inference_mode():
+            logits = model(torch.tensor([[*ids, *text.token_ids]])).logits[0, len(ids) - 1 : -1]
+        probs = (logits / (temperature or 1.0)).softmax(-1)
+        descending = probs.sort(descending=True).values
+        before = descending.cumsum(-1) - descending
+        mass = descending.masked_fill(before >= top_p, 0.0).sum(-1)
+        expected = (probs.gather(1, sampled[:, None])[:, 0] / mass).log()
+        differences.append(torch.tensor(text.logprobs) - expected)
+    # Single ones are bfloat16's; on average a missing mass would be off by 0.1 at top-p 0.9.
+    found = torch.cat(differences)
+    assert found.abs().max() < 0.4 and found.abs().mean() < 0.08, found
+    assert abs(found.mean()) < 0.03, found
+
+
 def test_requests_that_are_at_fault_are_dropped_and_counted(run: Run[Any], engine: Started) -> None:
     before = run(engine.engine.stats()).num_dropped
     longest, too_long = (9,) * 511, (9,) * 512
-    results = run(
-        engine.engine.generate_many(
-            [request(longest, name="a"), request(too_long, name="b"), request((), name="c")]
-        )
-    )
+    sent = [request(longest, name="a"), request(too_long, name="b"), request((), name="c")]
+    results = run(asyncio.gather(*map(engine.engine.generate, sent), return_exceptions=True))
     assert (results[0].stop, len(results[0].token_ids)) == (StopReason.LENGTH, 1)
     dropped = [(result.reason, result.where) for result in results[1:]]
     assert dropped == [("prompt_too_long", "b"), ("prompt_empty", "c")]
@@ -208,22 +241,21 @@ def test_requests_that_are_at_fault_are_dropped_and_counted(run: Run[Any], engin
         "b: prompt_too_long: 512 prompt tokens and one to generate exceed the questioner's "
         "max_model_len of 512"
     )
-    with pytest.raises(RecordDropped):
-        run(engine.engine.generate(request(too_long)))
-    assert run(engine.engine.stats()).num_dropped - before == 3
+    assert all(isinstance(result, RecordDropped) for result in results[1:])
+    assert run(engine.engine.stats()).num_dropped - before == 2
 
 
 def test_more_seeded_prompt_tokens_than_one_step_takes(run: Run[Any], engine: Started) -> None:
     """vLLM on CPU dies of a seeded prompt that it computes in parts; ours must never be split."""
     many = [request((*range(100, 560), n), sampled(n, 2), f"r{n}") for n in range(20)]
-    results = run(engine.engine.generate_many(many))
+    results = run(all_texts(engine, many))
     assert [len(result.token_ids) for result in results] == [2] * 20
 
 
 def test_stats_add_up(run: Run[Any], engine: Started, prompt: Prompt) -> None:
     ids = prompt(QUESTION)
     before = run(engine.engine.stats())
-    texts = run(engine.engine.generate_many([request(ids, name=name) for name in "ab"]))
+    texts = run(all_texts(engine, [request(ids, name=name) for name in "ab"]))
     after = run(engine.engine.stats())
     assert after.num_requests - before.num_requests == 2
     assert after.num_prompt_tokens - before.num_prompt_tokens == 2 * len(ids)
@@ -274,10 +306,10 @@ def test_a_push_changes_the_answer_to_that_of_a_fresh_load(
 
 
 def test_texts_in_flight_survive_a_push(run: Run[Any], engine: Started, prompt: Prompt) -> None:
-    async def push_meanwhile() -> list[Generation | RecordDropped]:
+    async def push_meanwhile() -> list[Generation]:
         ids = prompt(QUESTION)
         long = [request(ids, sampled(n, 300), f"r{n}") for n in range(4)]
-        writing = asyncio.ensure_future(engine.engine.generate_many(long))
+        writing = asyncio.ensure_future(all_texts(engine, long))
         await asyncio.sleep(0.5)
         await engine.engine.load_weights(str(resolve_model("embedded")), 3)
         return await writing
@@ -473,3 +505,22 @@ def test_our_nucleus_is_vllms(tokenizer: Any) -> None:
         # Sums in another order may decide differently about a nucleus's least token.
         assert (ours != theirs).sum(dim=-1).max() <= 1
         assert (ours != theirs).sum() <= 3
+
+
+def test_logprobs_over_a_nucleus_sum_up_to_one() -> None:
+    import torch
+
+    from stargate.actors.engines.nucleus import keep_nucleus, sampled_logprobs
+
+    row = torch.randn(1, 300, generator=torch.Generator().manual_seed(0))
+    logits = keep_nucleus(row.clone(), torch.tensor([0.9])).expand(300, -1)
+    found = sampled_logprobs(logits, 0, torch.arange(300))
+    kept, logprobs = logits[0].isfinite(), found.logprobs[:, 0]
+    assert 10 < kept.sum() < 250
+    assert logprobs.exp().sum() == pytest.approx(1.0, abs=1e-5)
+    assert torch.equal(logprobs.isfinite(), kept)
+    expected = row[0, kept] - row[0, kept].logsumexp(0)
+    assert torch.allclose(logprobs[kept], expected, atol=1e-5)
+    assert found.logprob_token_ids[:, 0].tolist() == list(range(300))
+    with pytest.raises(ValueError, match="only the sampled token's log-prob is computed, got 2"):
+        sampled_logprobs(logits, 2, torch.arange(300))

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stargate.actors.engines.direct_load import load_directly
 from stargate.actors.engines.weight_check import (
     Watch,
     WeightMismatch,
@@ -16,6 +15,7 @@ from stargate.actors.engines.weight_check import (
     tensor_sum,
     write_sums,
 )
+from stargate.actors.engines.weight_transfer import load_directly
 
 pytestmark = pytest.mark.integration
 

@@ -1,5 +1,7 @@
 """What an engine's spec becomes in vLLM's own terms."""
 
+from dataclasses import replace
+
 import pytest
 
 from stargate.actors.engines.spec import (
@@ -30,6 +32,7 @@ def test_cpu_arguments() -> None:
         "kv_cache_memory_bytes": 1_000_000_000,
         "block_size": 32,
         "enforce_eager": True,
+        "logprobs_mode": "processed_logits",
         "logits_processors": ["stargate.actors.engines.nucleus:NucleusLogitsProcessor"],
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": 2048,
@@ -51,6 +54,7 @@ def test_gpu_arguments_leave_blocks_graphs_and_prefill_to_vllm() -> None:
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "weight_transfer_config": {"backend": "stargate_file"},
+        "logprobs_mode": "processed_logprobs",
         "gpu_memory_utilization": 0.4,
         "enforce_eager": False,
     }
@@ -125,6 +129,15 @@ def test_top_p_on_cpu_goes_to_our_logits_processor() -> None:
     }
     whole = Sampling(temperature=0.9, top_p=1.0, max_new_tokens=32, seed=5)
     assert "extra_args" not in sampling_arguments(whole, "cpu")
+    # Greedy texts are drawn from nothing; vLLM drops its own top-p for them, too.
+    assert "extra_args" not in sampling_arguments(replace(sampling, temperature=0.0), "cpu")
+
+
+def test_only_who_asks_for_logprobs_gets_them() -> None:
+    sampling = Sampling(0.9, 1.0, 32, 5, logprobs=True)
+    asked = sampling_arguments(sampling, "cpu")
+    assert (asked["logprobs"], asked["flat_logprobs"]) == (0, True)
+    assert "logprobs" not in sampling_arguments(replace(sampling, logprobs=False), "cpu")
 
 
 def test_needed_memory() -> None:

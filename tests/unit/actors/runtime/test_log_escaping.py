@@ -47,7 +47,7 @@ def test_carriage_returns_end_a_line_and_tabs_are_spaces() -> None:
 def test_an_engines_log_is_escaped_until_it_is_closed(tmp_path: Path) -> None:
     log = tmp_path / "questioner-0.log"
     script = f"""{WRITES}
-from stargate.actors.engines.core_process import NoiseLog
+from stargate.actors.engines.startup import NoiseLog
 log = NoiseLog({str(log)!r})
 write()
 raise_again = "ValueError: " + nasty.partition("\\r")[0]

@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stargate.actors.engines import core_process as engine_process
-from stargate.actors.engines.core_process import (
+from stargate.actors.engines import startup
+from stargate.actors.engines.startup import (
     NoiseLog,
     check_memory,
     child_processes,
@@ -73,8 +73,8 @@ def test_too_little_memory_names_both_amounts() -> None:
 
 
 def test_a_process_that_ignores_everything_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_process, "END_SECONDS", 0.1)
-    monkeypatch.setattr(engine_process, "SIGNAL_SECONDS", 0.5)
+    monkeypatch.setattr(startup, "END_SECONDS", 0.1)
+    monkeypatch.setattr(startup, "SIGNAL_SECONDS", 0.5)
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True)"
     child = subprocess.Popen(
         [sys.executable, "-c", f"{code}; time.sleep(60)"], stdout=subprocess.PIPE
