@@ -129,7 +129,18 @@ class Engine:
         if self.fatal is not None:
             # A weight update failed while this text was written: by which weights, nobody knows.
             raise EngineError(self.fatal)
-        return self._generation(request, output)
+        try:
+            generation = _to_generation(request, output, self._tokenizer)
+        except ValueError as error:
+            raise self._error(f"{request.request_id}: {error}") from None
+        self._count(
+            num_requests=1,
+            num_mixed=len(output.outputs[0].weight_versions) > 1,
+            num_prompt_tokens=generation.num_prompt_tokens,
+            num_cached_tokens=generation.num_cached_tokens,
+            num_generated_tokens=len(generation.token_ids),
+        )
+        return generation
 
     async def exchange(self, batch: CallBatch[GenerateRequest]) -> Delivery[Generation]:
         """Many `generate` of one caller in few remote calls; see batched_calls.py."""
@@ -198,16 +209,12 @@ class Engine:
             return True
 
     async def reported_version(self) -> int:
-        """The version of the weights, as vLLM's core itself reports it."""
+        """The version of the weights, as vLLM's core itself reports it: so the core lives."""
         llm = self._running()
         try:
             return int(await answered(llm, llm.get_weight_version()))
         except Exception as error:
             raise self._engine_error(error, "weights version") from error
-
-    async def ping(self) -> None:
-        """Returns when vLLM's core answers; raises EngineError when it is dead."""
-        await self.reported_version()
 
     async def stats(self) -> EngineStats:
         """Counts up to this moment."""
@@ -255,37 +262,6 @@ class Engine:
         if final is None:
             raise self._error(f"{request.request_id}: ended without an output")
         return final
-
-    def _generation(self, request: GenerateRequest, output: Any) -> Generation:
-        """vLLM's finished request as our record. Raises EngineError if it did not end itself."""
-        completion = output.outputs[0]
-        stop = _STOP_REASONS.get(completion.finish_reason)
-        if stop is None:
-            raise self._error(f"{request.request_id}: ended by {completion.finish_reason!r}")
-        spans = completion.weight_versions
-        if not spans:
-            raise self._error(f"{request.request_id}: vLLM reported no weights version")
-        token_ids = tuple(completion.token_ids)
-        generation = Generation(
-            text=self._tokenizer.decode(
-                token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            ),
-            token_ids=token_ids,
-            stop=stop,
-            policy_version=int(spans[0].version),
-            num_prompt_tokens=len(request.prompt_ids),
-            num_cached_tokens=output.num_cached_tokens or 0,
-            # One entry per token: more were not asked for.
-            logprobs=tuple(completion.logprobs.logprobs) if request.sampling.logprobs else None,
-        )
-        self._count(
-            num_requests=1,
-            num_mixed=len(spans) > 1,
-            num_prompt_tokens=generation.num_prompt_tokens,
-            num_cached_tokens=generation.num_cached_tokens,
-            num_generated_tokens=len(token_ids),
-        )
-        return generation
 
     def _running(self) -> Any:
         if self.fatal is not None:
@@ -342,6 +318,29 @@ def _unfit_prompt(request: GenerateRequest, role: str, max_model_len: int) -> Re
         request.request_id,
         f"{length} prompt tokens and one to generate exceed the {role}'s max_model_len of "
         f"{max_model_len}",
+    )
+
+
+def _to_generation(request: GenerateRequest, output: Any, tokenizer: Any) -> Generation:
+    """vLLM's finished request as our record. Raises ValueError if it did not end itself."""
+    completion = output.outputs[0]
+    stop = _STOP_REASONS.get(completion.finish_reason)
+    if stop is None:
+        raise ValueError(f"ended by {completion.finish_reason!r}")
+    if not completion.weight_versions:
+        raise ValueError("vLLM reported no weights version")
+    token_ids = tuple(completion.token_ids)
+    return Generation(
+        text=tokenizer.decode(
+            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        ),
+        token_ids=token_ids,
+        stop=stop,
+        policy_version=int(completion.weight_versions[0].version),
+        num_prompt_tokens=len(request.prompt_ids),
+        num_cached_tokens=output.num_cached_tokens or 0,
+        # One entry per token: more were not asked for.
+        logprobs=tuple(completion.logprobs.logprobs) if request.sampling.logprobs else None,
     )
 
 

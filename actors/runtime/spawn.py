@@ -212,7 +212,9 @@ def engine_slot(plan: ActorPlan, group: ActorGroup, role: str, number: int) -> A
 
     hire = partial(_hire, plan, [f"{role}-{number}"], spawn)
     places, takes_weights = group.engines(role), role == "questioner"
-    return ActorSlot(role, places, (number,), hire, lambda a: a.ping.remote(), takes_weights)
+    return ActorSlot(
+        role, places, (number,), hire, lambda a: a.reported_version.remote(), takes_weights
+    )
 
 
 def _scorer_slot(plan: ActorPlan, group: ActorGroup, number: int) -> ActorSlot:

@@ -119,7 +119,7 @@ async def _node_lost(
             handles,
             (0,),
             lambda: cluster.hire(["questioner-0"], spawn),
-            lambda actor: actor.ping.remote(),
+            lambda actor: actor.reported_version.remote(),
             True,
         )
         supervisor = Supervisor([slot], weights, 3, ray.kill, said.append, None, cluster)
@@ -142,7 +142,7 @@ async def ended(actor: Any) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
-            await remote(actor.ping.remote())
+            await remote(actor.reported_version.remote())
         except EngineError:
             return
         await asyncio.sleep(0.2)

@@ -150,7 +150,6 @@ def test_a_start_reports_the_engine_and_keeps_its_noise_in_the_log(
     assert engine.info.pid == psutil.Process().pid
     assert "Initializing a V1 LLM engine" in engine.log.read_text()
     assert run(engine.engine.reported_version()) == 0
-    run(engine.engine.ping())
 
 
 def test_the_core_computes_bound_to_its_cpu_core(engine: Started) -> None:
@@ -398,7 +397,7 @@ def test_an_update_that_fails_half_way_ends_the_engine(
     (held,) = run(fail_meanwhile())
     assert isinstance(held, EngineError)
     assert fresh.failures == [fresh.engine.fatal]
-    for call in (fresh.engine.ping(), fresh.engine.generate(request((1, 2, 3)))):
+    for call in (fresh.engine.reported_version(), fresh.engine.generate(request((1, 2, 3)))):
         with pytest.raises(EngineError, match="update to weights version 9"):
             run(call)
 
@@ -413,7 +412,7 @@ def test_who_waits_for_the_core_when_it_dies_is_told(
 
         async def ask_and_kill(engine: Engine, core: psutil.Process) -> None:
             core.suspend()
-            calls = [asyncio.ensure_future(engine.ping()) for _ in range(2)]
+            calls = [asyncio.ensure_future(engine.reported_version()) for _ in range(2)]
             await asyncio.sleep(0.5)
             assert not any(call.done() for call in calls)
             core.kill()
@@ -470,7 +469,7 @@ def test_the_death_of_vllms_core_is_noticed(run: Run[Any], engine: Started, prom
         run(kill_meanwhile())
     assert engine.failures == [engine.engine.fatal]
     with pytest.raises(EngineError, match="vLLM's core died"):
-        run(engine.engine.ping())
+        run(engine.engine.reported_version())
 
 
 def test_a_folder_without_a_model_is_refused_at_once(run: Run[Any], tmp_path: Path) -> None:

@@ -74,15 +74,12 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> FakeLlm:
         async for output in llm.generate(None, None, request.request_id):
             return output
 
-    async def replace_weights(
-        self: Engine, llm: Any, weights: str, version: int, phases: dict[str, float]
-    ) -> None:
+    async def replace_weights(llm: Any, *arguments: Any) -> None:
         for step in (llm.pause_generation("keep"), llm.update_weights(None)):
             await step
-        self._version = version
 
     monkeypatch.setattr(Engine, "_final_output", final_output)  # vLLM's own types are not here
-    monkeypatch.setattr(Engine, "_replace_weights", replace_weights)
+    monkeypatch.setattr(engine_module, "_replace_weights", replace_weights)
     monkeypatch.setattr(engine_module, "check_compatible", lambda *arguments: None)
     return FakeLlm()
 
