@@ -378,8 +378,10 @@ def _computing(spec: ScorerSpec | TrainerSpec) -> dict[str, str]:
 
 def seated_class(cls: type, seat: Seat, environment: dict[str, str]) -> Any:
     """A Ray actor class for an actor's seat; on a cluster its node, where Ray counts cores, too."""
-    where = {"num_cpus": seat.num_cpus, "scheduling_strategy": on_node(seat.node)}
-    return actor_class(cls, seat.num_gpus, environment, where if seat.node else {})
+    where = {}
+    if seat.node:
+        where = {"num_cpus": seat.num_cpus, "scheduling_strategy": on_node(seat.node)}
+    return actor_class(cls, seat.num_gpus, environment, where)
 
 
 def actor_class(

@@ -206,3 +206,21 @@ def test_who_has_a_part_of_a_gpu_computes_on_it(
     spawn._spawn_scorer(plan, 0)
     spawn._spawn_trainer(plan, 0, "127.0.0.1", 1)
     assert given == [(device, share)] * 2
+
+
+def test_an_actors_class_has_what_its_seat_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray refuses a strategy for a node that it does not know, and counts CPUs on clusters only."""
+    given: list[dict[str, Any]] = []
+    fake = SimpleNamespace(options=lambda **options: given.append(options))
+    monkeypatch.setattr(spawn.ray, "remote", lambda cls: fake)
+    for node, num_cpus in (("", 0.0), ("ab" * 28, 2.0)):
+        spawn.seated_class(Actor, Seat("scorer-0", node, 0.5, num_cpus, None, 1), {"A": "b"})
+    alone, on_node = given
+    assert (alone["num_cpus"], alone["num_gpus"], alone.get("scheduling_strategy")) == (
+        0,
+        0.5,
+        None,
+    )
+    assert alone["runtime_env"] == {"env_vars": {"A": "b"}}
+    assert (on_node["num_cpus"], on_node["scheduling_strategy"].node_id) == (2.0, "ab" * 28)
+    assert on_node["runtime_env"] == {"env_vars": {"A": "b", "RAY_worker_niceness": "0"}}
