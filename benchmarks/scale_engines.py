@@ -132,19 +132,16 @@ class SimulatedEngine:
         self._curve = curve
         self._steps = [curve.step_seconds(n) for n in range(1, curve.max_num_seqs + 1)]
         self._texts = texts
-        self._version = 0
+        self.version = 0
         self._queue: deque[_Job] = deque()
         self._running: list[tuple[int, int, _Job]] = []  # heap by the step in which it ends
         self._step = 0
         self._admitted = 0
         self._next_step: float | None = None  # loop time; None: idle
         self._cached: OrderedDict[int | str, int] = OrderedDict()
-        self._server = BatchedServer(self.generate)
+        self.server = BatchedServer(self.generate)
         self.busy_seconds = 0.0
         self.seat_seconds = 0.0
-
-    async def exchange(self, batch: CallBatch[GenerateRequest]) -> Delivery[Generation]:
-        return await self._server.exchange(batch)
 
     def generate(self, request: GenerateRequest) -> "asyncio.Future[Generation]":
         """A text of the source, when the curve says that it has ended."""
@@ -161,12 +158,9 @@ class SimulatedEngine:
     async def load_weights(self, weights: str, version: int) -> dict[str, float]:
         """Takes the time of a push."""
         await asyncio.sleep(self._curve.push_seconds)
-        self._version = version
+        self.version = version
         self._cached.clear()
         return {"simulated": self._curve.push_seconds}
-
-    async def reported_version(self) -> int:
-        return self._version
 
     def _tick(self) -> None:
         """Does all steps that are due, then sleeps until the next."""
@@ -183,7 +177,9 @@ class SimulatedEngine:
         while self._running and self._running[0][0] <= self._step:
             job = heapq.heappop(self._running)[2]
             if not job.ended.done():  # else it was cancelled
-                job.ended.set_result(self._generation(job))
+                text = job.text, job.token_ids, StopReason.STOP, self.version
+                lengths = len(job.request.prompt_ids), job.num_cached
+                job.ended.set_result(Generation(*text, *lengths))
         num_prefilled = 0
         while self._queue and len(self._running) < self._curve.max_num_seqs:
             job = self._queue.popleft()
@@ -200,16 +196,6 @@ class SimulatedEngine:
         self.busy_seconds += seconds
         self.seat_seconds += seconds * len(self._running)
         self._next_step += seconds
-
-    def _generation(self, job: _Job) -> Generation:
-        return Generation(
-            text=job.text,
-            token_ids=job.token_ids,
-            stop=StopReason.STOP,
-            policy_version=self._version,
-            num_prompt_tokens=len(job.request.prompt_ids),
-            num_cached_tokens=job.num_cached,
-        )
 
     def _num_cached(self, request: GenerateRequest) -> int:
         """Tokens in whole blocks that this session, or the same first prompt, has left here."""
@@ -247,13 +233,13 @@ class SimulatedEngines(_Actor):
         self, number: int, batch: CallBatch[GenerateRequest]
     ) -> Delivery[Generation]:
         self.num_calls_so_far += 1
-        return await self._engines[number].exchange(batch)
+        return await self._engines[number].server.exchange(batch)
 
     async def load_weights(self, number: int, weights: str, version: int) -> dict[str, float]:
         return await self._engines[number].load_weights(weights, version)
 
     async def reported_version(self, number: int) -> int:
-        return await self._engines[number].reported_version()
+        return self._engines[number].version
 
     async def busy_seconds(self) -> list[float]:
         """Of each engine."""

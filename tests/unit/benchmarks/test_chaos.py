@@ -175,69 +175,65 @@ class Recorded:
             example = TrainingExample(pair.id, selection.dialogue_id, (1, 2), (0, 1), "r")
             await self.store.append("t0", "examples", [record_row(example)])
 
-    def examine(self, monkeypatch: pytest.MonkeyPatch, num_dropped: int = 0) -> Findings:
-        async def score_again(*arguments: Any) -> dict[str, float]:
-            return {dialogue.id: self.again[dialogue.id] for dialogue in arguments[2]}
-
-        monkeypatch.setattr(chaos_records, "_score_again", score_again)
+    def examine(self, num_dropped: int = 0) -> Findings:
         prepared: Any = SimpleNamespace(
             config=self.config, train_pairs=self.train_pairs, test_pairs=self.test_pairs
         )
         return asyncio.run(examine(prepared, self.store, num_dropped))
 
 
-def test_what_is_as_drawn_is_found_to_be_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = Recorded(tmp_path)
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    recorded = Recorded(tmp_path)
+
+    async def score_again(*arguments: Any) -> dict[str, float]:
+        return {dialogue.id: recorded.again[dialogue.id] for dialogue in arguments[2]}
+
+    monkeypatch.setattr(chaos_records, "_score_again", score_again)
+    return recorded
+
+
+def test_what_is_as_drawn_is_found_to_be_so(run: Recorded) -> None:
     assert sorted(run.dialogues) == ["t0/t:p/0", "t0/t:p/1", "t0/t:q/0", "t0/t:q/1"]
     run.write(scores={"t0/t:p/0": -100.01})
-    found = run.examine(monkeypatch)
+    found = run.examine()
     assert found == Findings(0, 0, (), (), (), pytest.approx(0.01))
     assert found.selection_consistent
 
 
-def test_a_lost_dialogue_is_missed_unless_it_was_dropped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = Recorded(tmp_path)
+def test_a_lost_dialogue_is_missed_unless_it_was_dropped(run: Recorded) -> None:
     run.write(dialogues={n: d for n, d in run.dialogues.items() if n != "t0/t:q/1"})
-    assert run.examine(monkeypatch).lost == 1
-    assert run.examine(monkeypatch, num_dropped=1).lost == 0
+    assert run.examine().lost == 1
+    assert run.examine(num_dropped=1).lost == 0
 
 
-def test_rows_that_are_there_twice_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = Recorded(tmp_path)
+def test_rows_that_are_there_twice_are_counted(run: Recorded) -> None:
     run.write()
     run.write()
-    assert run.examine(monkeypatch).duplicated == 4 + 4 + 2 + 2
+    assert run.examine().duplicated == 4 + 4 + 2 + 2
 
 
 @pytest.mark.parametrize(
     "change", [{"seed": 1}, {"num_turns": 3}, {"turns": ()}, {"policy_version": 1}]
 )
 def test_a_dialogue_that_was_not_drawn_like_this_is_named(
-    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any], run: Recorded
 ) -> None:
-    run = Recorded(tmp_path)
     other = replace(run.dialogues["t0/t:p/0"], **change)
     run.write(dialogues={**run.dialogues, other.id: other})
-    found = run.examine(monkeypatch)
+    found = run.examine()
     assert found.altered == ("t0/t:p/0",)
     assert not found.selection_consistent
 
 
-def test_another_score_or_selection_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = Recorded(tmp_path / "scores")
+def test_another_score_is_named(run: Recorded) -> None:
     run.write(scores={"t0/t:q/1": -90.0})
-    found = run.examine(monkeypatch)
+    found = run.examine()
     assert found.misscored == ("t0/t:q/1",)
     assert found.misselected == ("t:q",)  # rightly chosen by a wrong score
-    run = Recorded(tmp_path / "selections")
+
+
+def test_another_selection_is_named(run: Recorded) -> None:
     run.write(worst=True)
-    found = run.examine(monkeypatch)
+    found = run.examine()
     assert (found.misscored, found.misselected) == ((), ("t:p", "t:q"))
