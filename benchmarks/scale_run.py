@@ -84,6 +84,7 @@ class Setting:
                 "roleplayer": {"engine": engine, "sampling": sampling},
                 "response": {"sampling": {"max_new_tokens": _RESPONSE_TOKENS}},
                 "trainer": {"max_length": _MAX_MODEL_LEN},
+                "schedule": {"overlap": "always"},  # as with a machine for each engine
             }
         )
 
@@ -194,9 +195,7 @@ async def _play(setting: Setting, materials: _Materials) -> Played:
     async with _cluster(setting, materials) as cluster:
         with tempfile.TemporaryDirectory(prefix="stargate-scale-") as folder:
             store = _CountingStore(Path(folder))
-            # On a machine for each engine, rollouts and scoring overlap.
-            placement = replace(materials.prepared.placement, overlap=True)
-            prepared = replace(materials.prepared, config=setting.config, placement=placement)
+            prepared = replace(materials.prepared, config=setting.config)
             running = RunningSystem(prepared, cluster.group, None, materials.progress)
             roles, context = running.open(setting.config, store, counters)
             workers = WorkerPool(cluster.group.workers) if cluster.group.workers else None
