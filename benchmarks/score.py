@@ -152,7 +152,9 @@ class Results:
         found = self.logprobs.setdefault(name, {})
         for share, answer in zip(shares, answers, strict=True):
             if answer.logprobs:
-                found.update(zip(_keys(share), answer.logprobs, strict=True))
+                asked = [request for requests in share for request in requests]
+                golds = [(one.key, number) for one in asked for number in range(len(one.golds))]
+                found.update(zip(golds, answer.logprobs, strict=True))
 
     def differences(self) -> dict[str, float]:
         """The largest differences of a gold's mean log-prob, in nats per token."""
@@ -253,13 +255,3 @@ def _cores(device: str) -> list[int | None]:
     if device == "cuda" or (device == "auto" and gpus()):
         return [None]
     return [*sorted(os.sched_getaffinity(0))[:2]]
-
-
-def _keys(work: Sequence[PairRequests]) -> list[tuple[str, int]]:
-    """Of each gold, in the order in which every side gives its log-probs."""
-    return [
-        (request.key, number)
-        for requests in work
-        for request in requests
-        for number in range(len(request.golds))
-    ]

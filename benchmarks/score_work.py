@@ -16,13 +16,10 @@ from pathlib import Path
 
 from stargate.actors.scoring.prefix_tree import Text, common_length, num_unique_tokens
 from stargate.algorithm.scoring import GoldScoring
-from stargate.benchmarks.recorded import pair_of, read_rows, turn_of
-from stargate.data.dataset import Dataset, open_dataset
+from stargate.benchmarks.recorded import RecordedDialogues
+from stargate.data.dataset import Dataset
 from stargate.errors import DataError
 from stargate.resources.models import context_length
-from stargate.text.chat import HfChatTokenizer, load_chat_format
-from stargate.text.prompts import load_prompts
-from stargate.text.views import Views
 from stargate.types import Pair, ScoreRequest
 
 DIALOGUES = Path(__file__).parent / "score_dialogues.jsonl"
@@ -48,19 +45,15 @@ class Stretch:
 
 def load_work(model_dir: Path, num_pairs: int, num_golds: int, trust_remote_code: bool) -> Work:
     """The first `num_pairs` pairs. Raises DataError if there are not so many pairs or golds."""
-    from transformers import AutoTokenizer
-
-    rows = read_rows(DIALOGUES, num_pairs, "--pairs")
-    data = open_dataset("starter")
-    chat = load_chat_format(str(model_dir), trust_remote_code)
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
-    encode = HfChatTokenizer(tokenizer).encode
-    scoring = GoldScoring(Views(load_prompts("small")), chat, context_length(model_dir))
+    recorded = RecordedDialogues(DIALOGUES, model_dir, trust_remote_code)
+    scoring = GoldScoring(recorded.views, recorded.chat, context_length(model_dir))
     played, long = [], []
-    for row in rows:
-        pair = pair_of(row, data)
-        others = _other_golds(pair, data, num_golds - 1)
-        dialogues = [tuple(turn_of(one, encode) for one in said) for said in row["dialogues"]]
+    for row in recorded.rows(num_pairs, "--pairs"):
+        pair = recorded.pair(row)
+        others = _other_golds(pair, recorded.data, num_golds - 1)
+        dialogues = [
+            tuple(recorded.turn(one, ended=False) for one in said) for said in row["dialogues"]
+        ]
         joined = tuple(turn for turns in dialogues for turn in turns)
         requests = [
             scoring.after_dialogue(f"{pair.id}/{name}", pair, turns, others)

@@ -16,13 +16,9 @@ from typing import Literal
 
 from stargate.algorithm.star_gate import StarGate
 from stargate.algorithm.step_plan import Step
-from stargate.benchmarks.recorded import pair_of, read_rows, turn_of
+from stargate.benchmarks.recorded import RecordedDialogues
 from stargate.config.algorithm import StarGateConfig
 from stargate.config.run import TrainerConfig
-from stargate.data.dataset import open_dataset
-from stargate.text.chat import HfChatTokenizer, load_chat_format
-from stargate.text.prompts import load_prompts
-from stargate.text.views import Views
 from stargate.types import Dialogue, TrainingExample
 
 DIALOGUES = Path(__file__).parent / "dialogues.jsonl"
@@ -76,20 +72,13 @@ def load_examples(
     model_dir: Path, target: Target, count: int, trust_remote_code: bool
 ) -> list[TrainingExample]:
     """The first `count` dialogues as examples; raises DataError if there are not so many."""
-    from transformers import AutoTokenizer
-
-    data = open_dataset("starter")
-    chat = load_chat_format(str(model_dir), trust_remote_code)
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
-    encode, end = HfChatTokenizer(tokenizer).encode, tokenizer.eos_token_id
-    views, config = Views(load_prompts("small")), StarGateConfig(target=target)
-    algorithm = StarGate(config, views, chat, TrainerConfig().max_length)
+    recorded = RecordedDialogues(DIALOGUES, model_dir, trust_remote_code)
+    config, max_length = StarGateConfig(target=target), TrainerConfig().max_length
+    algorithm = StarGate(config, recorded.views, recorded.chat, max_length)
     examples = []
-    for number, row in enumerate(read_rows(DIALOGUES, count, "--dialogues")):
-        pair = pair_of(row, data)
-        turns = tuple(
-            turn_of(said, encode, end) for said in row["turns"][: 1 + number % _MAX_TURNS]
-        )
+    for number, row in enumerate(recorded.rows(count, "--dialogues")):
+        pair, said = recorded.pair(row), row["turns"][: 1 + number % _MAX_TURNS]
+        turns = tuple(recorded.turn(one, ended=True) for one in said)
         dialogue = Dialogue(f"recorded/{pair.id}", pair.id, 0, len(turns), 0, 0, turns)
         examples.append(algorithm.example(pair, dialogue, None))
     return examples
