@@ -97,11 +97,6 @@ def card(result: Mapping[str, Any], ratios: Mapping[str, Ratio]) -> str:
     return "\n".join(lines)
 
 
-def json_line(result: Mapping[str, Any]) -> str:
-    """The result as one line."""
-    return json.dumps(result, ensure_ascii=False, allow_nan=False)
-
-
 def _figure_lines(figures: Mapping[str, Any], indent: str) -> list[str]:
     lines = []
     for name, value in figures.items():
@@ -169,11 +164,6 @@ def read_result(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(map(_is_positive, values.values())):
         raise DataError(f"{file}: ratios must be positive numbers by name, got {values!r}")
     return result
-
-
-def baseline_file(name: str) -> Path:
-    """Where the checked-in result of a benchmark lies."""
-    return BASELINES / f"{name}.json"
 
 
 def _is_positive(value: object) -> bool:

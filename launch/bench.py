@@ -10,17 +10,17 @@ numerator and denominator are measured. `compare` exits with 1 when a ratio fell
 
 import argparse
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any, cast
 
 from stargate.benchmarks.options import BenchmarkHelp
 from stargate.benchmarks.results import (
+    BASELINES,
     Benchmark,
-    baseline_file,
     card,
     compare,
-    json_line,
     read_result,
     record,
 )
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     options = {k: v for k, v in vars(args).items() if k not in ("benchmark", "json")}
     result = record(args.benchmark, measured, options)
     print(card(result, module.RATIOS))
-    line = json_line(result)
+    line = json.dumps(result, ensure_ascii=False, allow_nan=False)
     if args.json is not None:
         args.json.write_text(line + "\n", encoding="utf-8")
     print(line, flush=True)
@@ -115,7 +115,7 @@ def _compare(new: Path, against: Path | None) -> int:
     name = now["benchmark"]
     if name not in BENCHMARKS:
         raise DataError(f"{new}: unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
-    before = read_result(against or baseline_file(name))
+    before = read_result(against or BASELINES / f"{name}.json")
     if before["benchmark"] != name:
         raise DataError(f"{new} is of {name!r}, the other of {before['benchmark']!r}")
     if not before["ratios"]:
