@@ -28,7 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stargate.benchmarks.chaos_processes import (
+from stargate.benchmarks.chaos_records import examine
+from stargate.benchmarks.processes import (
     DRIVER,
     KINDS,
     WORKERS,
@@ -36,7 +37,6 @@ from stargate.benchmarks.chaos_processes import (
     left_over,
     processes_of,
 )
-from stargate.benchmarks.chaos_records import examine
 from stargate.benchmarks.results import Measurement, Ratio, Say
 from stargate.config.files import load_config
 from stargate.config.run import RunConfig

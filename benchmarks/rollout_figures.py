@@ -3,6 +3,7 @@
 request id "DIALOGUE/q0" is a dialogue's first question, "DIALOGUE/a0" the answer to it.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
 from operator import add
@@ -11,7 +12,6 @@ from typing import Any
 from stargate.types import GenerateRequest
 
 QUESTIONER, ROLEPLAYER = "questioner", "roleplayer"
-_ROLES = {"q": QUESTIONER, "a": ROLEPLAYER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +68,10 @@ class Phase:
 
 def place_of(request_id: str) -> tuple[str, Phase]:
     """The dialogue and the phase of a request. Raises ValueError for an id of another form."""
-    dialogue, _, last = request_id.rpartition("/")
-    if not dialogue or last[:1] not in _ROLES or not last[1:].isdigit():
+    found = re.fullmatch(r"(.+)/([qa])(\d+)", request_id)
+    if found is None:
         raise ValueError(f"request id {request_id!r} names no dialogue's question or answer")
-    return dialogue, Phase(int(last[1:]), last[0] == "a")
+    return found[1], Phase(int(found[3]), found[2] == "a")
 
 
 def phases(served: Iterable[Served]) -> list[Phase]:

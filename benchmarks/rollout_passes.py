@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from stargate.actors.engines.spec import EngineStats
 from stargate.actors.rpc.remote import remote
 from stargate.actors.runtime.spawn import ActorGroup, spawn_engine, stop_actors
-from stargate.benchmarks.cpu_time import cpu_seconds, used
+from stargate.benchmarks.processes import cpu_seconds, used
 from stargate.benchmarks.rollout_figures import (
     QUESTIONER,
     ROLEPLAYER,

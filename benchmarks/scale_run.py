@@ -23,7 +23,7 @@ from stargate.actors.runtime.actor_slots import HeldWeights
 from stargate.actors.runtime.dialogue_worker import WorkerPool
 from stargate.actors.runtime.spawn import ActorGroup, actor_class, spawn_worker, start_ray
 from stargate.actors.runtime.supervisor import Supervisor
-from stargate.benchmarks.cpu_time import seconds_of
+from stargate.benchmarks.processes import seconds_of
 from stargate.benchmarks.results import Say
 from stargate.benchmarks.scale_engines import (
     CURVES,

@@ -16,8 +16,8 @@ import pytest
 from stargate.algorithm.selection import select
 from stargate.benchmarks import chaos, chaos_records
 from stargate.benchmarks.chaos import Chaos, _is_of, _victims
-from stargate.benchmarks.chaos_processes import Found, left_over, processes_of
 from stargate.benchmarks.chaos_records import Findings, due_dialogues, examine
+from stargate.benchmarks.processes import Found, left_over, processes_of
 from stargate.config.run import RunConfig
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.records.schemas import dialogue_row, record_row

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stargate.benchmarks.cpu_time import engine_part, used
+from stargate.benchmarks.processes import engine_part, used
 from stargate.benchmarks.rollout import workload_overrides
 from stargate.benchmarks.rollout_figures import (
     Phase,
