@@ -1,10 +1,8 @@
 """`stargate bench push`: its ratios and figures from literal times."""
 
-import argparse
-
 import pytest
 
-from stargate.benchmarks.push import RATIOS, Times, configure, summarise
+from stargate.benchmarks.push import RATIOS, Times, summarise
 from stargate.errors import EngineError
 from stargate.types import PushResult
 
@@ -41,15 +39,3 @@ def test_ratios_are_of_medians() -> None:
 def test_a_push_that_answers_otherwise_is_no_result() -> None:
     with pytest.raises(EngineError, match="answers otherwise after a push than after a restart"):
         summarise(times(), num_bytes=1000, same=False)
-
-
-def test_vs_memcpy_is_better_when_lower() -> None:
-    assert RATIOS["vs_memcpy"].reached(2.9)
-    assert not RATIOS["vs_memcpy"].reached(3.1)
-
-
-def test_defaults() -> None:
-    parser = argparse.ArgumentParser()
-    configure(parser)
-    got = parser.parse_args([])
-    assert (got.model, got.pushes, got.cores) == ("embedded", 9, None)

@@ -1,6 +1,5 @@
 """The simulation behind `bench scale`: its clock, its batching, what it says about itself."""
 
-import argparse
 import asyncio
 import time
 
@@ -18,6 +17,7 @@ from stargate.benchmarks.scale_engines import (
 from stargate.benchmarks.scale_run import Played, Setting, make_pairs
 from stargate.types import GenerateRequest, Generation, Sampling, ScoreRequest
 from tests.fakes.scripted import make_pair
+from tests.unit.benchmarks.test_command import parse
 
 TEXTS = {4: [("ab?", (1, 2, 3, 9))], 20: [("long", tuple(range(20)))]}
 # 10 ms a step whatever runs, 1 ms per prefilled token, two places.
@@ -131,12 +131,6 @@ def test_pairs_are_repeated_under_new_ids() -> None:
     assert {pair.task.text for pair in pairs} == {"t?"}
 
 
-def arguments(*given: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    scale.configure(parser)
-    return parser.parse_args(given)
-
-
 def played(setting: Setting) -> Played:
     turns = 2 * setting.num_dialogues
     rate = 10.0 * setting.num_engine_pairs * (0.96 if setting.num_engine_pairs == 64 else 1.0)
@@ -163,7 +157,7 @@ def test_the_figures_say_that_they_are_simulated(monkeypatch: pytest.MonkeyPatch
         scale_run, "play_settings", lambda settings, say: [played(s) for s in settings]
     )
     said: list[str] = []
-    found = scale.measure(arguments("--dialogues", "100", "--limit-pairs", "8"), said.append)
+    found = scale.measure(parse("scale", "--dialogues", "100", "--limit-pairs", "8"), said.append)
     assert found.ratios == pytest.approx({"linear_64": 0.96})
     assert found.figures["turns_per_s"] == pytest.approx(80.0)
     assert found.figures["driver_rss_gb"] == 0.5
@@ -171,11 +165,5 @@ def test_the_figures_say_that_they_are_simulated(monkeypatch: pytest.MonkeyPatch
     assert found.figures["pairs_4"]["curve"] == "cpu (simulated)"
     assert "SIMULATED" in found.figures["simulated"]
     assert "SIMULATED" in said[0]
-    without = scale.measure(arguments("--pairs", "1", "4"), said.append)
+    without = scale.measure(parse("scale", "--pairs", "1", "4"), said.append)
     assert without.ratios == {}
-
-
-def test_options_are_checked() -> None:
-    for wrong in (["--pairs", "0"], ["--workers", "-1"], ["--curve", "tpu"]):
-        with pytest.raises(SystemExit):
-            arguments(*wrong)

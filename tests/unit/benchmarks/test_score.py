@@ -1,18 +1,12 @@
 """The pure parts of `stargate bench score`: what is counted, shared out and compared."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from stargate.benchmarks.score import (
-    RATIOS,
-    Results,
-    configure,
-    largest_difference,
-)
+from stargate.benchmarks.score import Results, largest_difference
 from stargate.benchmarks.score_sides import Answer, by_length
 from stargate.benchmarks.score_work import (
     DIALOGUES,
@@ -121,17 +115,3 @@ def test_the_recorded_dialogues_are_whole() -> None:
     assert len({(row["task_id"], row["persona_id"]) for row in rows}) == len(rows) == 24
     assert all(len(row["dialogues"]) == 4 for row in rows)
     assert all(len(turns) == 3 for row in rows for turns in row["dialogues"])
-
-
-def test_the_ratios_are_those_of_the_issue() -> None:
-    assert list(RATIOS) == ["vs_prompt_logprobs", "vs_forward", "golds8_vs_1"]
-    assert RATIOS["golds8_vs_1"].reached(2.9)
-    assert not RATIOS["golds8_vs_1"].reached(3.1)
-
-
-def test_counts_must_be_positive() -> None:
-    parser = argparse.ArgumentParser()
-    configure(parser)
-    assert parser.parse_args([]).pairs == 8
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--pairs", "0"])

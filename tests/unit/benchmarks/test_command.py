@@ -1,13 +1,73 @@
-"""`stargate bench compare`: what fell by more than 10 % is flagged, and the exit code says so."""
+"""`stargate bench`: options, help, and what `compare` flags: what fell by more than 10 %."""
 
+import argparse
+import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stargate.benchmarks.results import BASELINES
+from stargate.launch import bench
 from stargate.launch.bench import BENCHMARKS
 from stargate.launch.cli import main
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    bench.configure(parser)
+    return parser.parse_args(arguments)
+
+
+def test_defaults() -> None:
+    push = parse("push")
+    assert (push.model, push.pushes, push.cores, push.json) == ("embedded", 9, None, None)
+    assert parse("score").pairs == 8
+    assert parse("scale").pairs == [1, 4, 16, 64]
+
+
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        ("score --pairs 0", "--pairs: must be at least 1, got 0"),
+        ("scale --pairs 0", "--pairs: must be at least 1, got 0"),
+        ("scale --workers -1", "--workers: must be at least 0, got -1"),
+        ("scale --curve tpu", "--curve: invalid choice: 'tpu'"),
+        ("train --steps 0", "--steps: must be at least 1, got 0"),
+        ("train --warmup-steps 0", "--warmup-steps: must be at least 1, got 0"),
+        ("push --pushes 0", "--pushes: must be at least 1, got 0"),
+        ("iteration --rounds 0", "--rounds: must be at least 1, got 0"),
+    ],
+)
+def test_what_measures_nothing_is_refused(
+    command: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(*command.split())
+    assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_help_says_defaults_and_how_each_ratio_is_measured(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module: Any = importlib.import_module(f"stargate.benchmarks.{name}")
+    with pytest.raises(SystemExit):
+        parse(name, "--help")
+    shown = capsys.readouterr().out
+    assert module.__doc__.strip() in shown
+    assert all(ratio.meaning in shown for ratio in module.RATIOS.values())
+    assert "(default: " in shown
+    assert "(default: None)" not in shown
+    assert "--json FILE" in shown
+
+
+@pytest.mark.parametrize(("name", "ratio"), [("push", "vs_memcpy"), ("score", "golds8_vs_1")])
+def test_costs_are_better_when_lower(name: str, ratio: str) -> None:
+    module: Any = importlib.import_module(f"stargate.benchmarks.{name}")
+    assert module.RATIOS[ratio].reached(2.9)
+    assert not module.RATIOS[ratio].reached(3.1)
 
 
 def result(file: Path, benchmark: str, **ratios: float) -> str:
@@ -46,6 +106,8 @@ def test_every_benchmark_has_a_baseline(name: str, capsys: pytest.CaptureFixture
     assert kept["hardware"]["cores"] >= 1
     assert len(kept["commit"]) == 40
     assert kept["dirty"] is False
+    module: Any = importlib.import_module(f"stargate.benchmarks.{name}")
+    assert kept["ratios"].keys() == module.RATIOS.keys()
     assert main(["bench", "compare", str(file)]) == 0
     out = capsys.readouterr().out
     assert out == "chaos: has no ratios to compare\n" if name == "chaos" else "ok" in out
