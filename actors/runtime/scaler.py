@@ -24,7 +24,7 @@ from stargate.resources.scale_request import shown
 
 
 class Scaler:
-    """Adds engines to the actors and takes some away. One `scale` at a time."""
+    """Adds engines to a run and takes some away. One `scale` at a time."""
 
     def __init__(
         self,
@@ -120,5 +120,5 @@ class Scaler:
     @property
     def _supervisor(self) -> Supervisor:
         if self._group.supervisor is None:
-            raise EngineError("the actors is not there yet")
+            raise EngineError("the actors have not started yet")
         return self._group.supervisor

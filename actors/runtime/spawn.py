@@ -79,7 +79,7 @@ class ActorGroup:
         return [*self.workers, *engines, *self.scorers, *self.trainers]
 
     def engines(self, role: str) -> list[Any]:
-        """The actors' own list of a role's engines."""
+        """The run's own list of a role's engines."""
         return self.questioners if role == "questioner" else self.roleplayers
 
 

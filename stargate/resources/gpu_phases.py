@@ -184,7 +184,7 @@ class GpuPhases:
         self._change_if_idle()
 
     async def close(self) -> None:
-        """Ends a change that is under way: the actors is about to be ended."""
+        """Ends a change that is under way: all actors are about to be ended."""
         if self._changing is not None:
             self._changing.cancel()
             await asyncio.wait({self._changing})
