@@ -37,8 +37,7 @@ async def following(
 ) -> AsyncIterator[None]:
     """Requests for the run in `root` are done as long as the block lasts.
 
-    What waits there from before is of before the run went on, and dropped. Without a scaler no request
-    is taken.
+    What was asked before the run went on is dropped. Without a scaler no request is taken.
     """
     if scaler is None:
         yield
