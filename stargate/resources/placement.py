@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 
 from stargate.config.run import RunConfig
 from stargate.errors import MachineError
-from stargate.resources.cluster import ENGINES, Device, Node, cluster_device, device_of, needs
-from stargate.resources.gpu_phases import check_engines, is_colocated, require_gpu
+from stargate.resources.cluster import ENGINES, Device, Need, Node, cluster_device, device_of, needs
+from stargate.resources.gpu_phases import check_engines, is_colocated
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +95,11 @@ def place(
     `gpu_gib` is the memory of its first GPU, where it is known.
     """
     device = device_of(config, num_gpus, "this machine has no usable GPU")
-    require_gpu(config, device)
+    wanted = needs(config, device=device, training=training)
     if is_colocated(config):
         check_engines(config, gpu_gib, training=training)
-    everybody = {need.name: "" for need in needs(config, device=device, training=training)}
-    machine = own_machine(cores, num_gpus)
-    placement = _seat(config, device, everybody, [machine], training)
+    here = dict.fromkeys((need.name for need in wanted), "")
+    placement = _seat(config, device, wanted, here, [own_machine(cores, num_gpus)])
     require_gpus(placement.seats.values(), num_gpus)
     seats = {name: replace(seat, num_cpus=0.0) for name, seat in placement.seats.items()}
     return replace(placement, seats=seats)
@@ -110,18 +109,19 @@ def seat(
     config: RunConfig, assigned: Mapping[str, str], nodes: Sequence[Node], *, training: bool = True
 ) -> Placement:
     """Cores and threads for actors whose nodes are known, by name. Raises MachineError."""
-    return _seat(config, cluster_device(config, nodes), assigned, nodes, training)
+    device = cluster_device(config, nodes)
+    wanted = needs(config, device=device, training=training)
+    return _seat(config, device, wanted, assigned, nodes)
 
 
 def _seat(
     config: RunConfig,
     device: Device,
+    wanted: Sequence[Need],
     assigned: Mapping[str, str],
     nodes: Sequence[Node],
-    training: bool,
 ) -> Placement:
     shares = node_cores(nodes)
-    wanted = needs(config, device=device, training=training)
     taken = {need.name: (need.num_gpus, need.num_cpus) for need in wanted}
     found: dict[str, Seat] = {}
     overlaps: list[tuple[bool, str]] = []
