@@ -5,8 +5,6 @@ packaged one. Each subcommand tells more with --help.
 """
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,32 +22,19 @@ HELP = "build, import, export, check and show tasks, personas and golds"
 _SHOWN = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Subcommand:
-    """One `stargate data NAME`."""
-
-    help: str
-    description: str
-    configure: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the subcommands."""
     commands = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
-    for name, subcommand in SUBCOMMANDS.items():
-        sub = commands.add_parser(
-            name,
-            help=subcommand.help,
-            description=subcommand.description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        subcommand.configure(sub)
+    raw = argparse.RawDescriptionHelpFormatter
+    for name, (text, description, configure_one, _) in SUBCOMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=description, formatter_class=raw)
+        configure_one(sub)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs one subcommand and returns its exit code."""
-    return SUBCOMMANDS[args.subcommand].run(args)
+    *_, run_one = SUBCOMMANDS[args.subcommand]
+    return run_one(args)
 
 
 # --- import
@@ -173,21 +158,15 @@ def _run_export(args: argparse.Namespace) -> int:
     for reason, count in dataset.drop_counts.items():
         screen.line(f"not exported: {count} x {reason} (golds that no run uses)", "warning")
     if args.format == "sft":
-        counts = export_sft(
-            dataset,
-            args.out,
-            load_prompts(args.prompts),
-            context=args.context,
-            source=source,
-            force=args.force,
-        )
+        prompts = load_prompts(args.prompts)
+        counts = export_sft(dataset, args.out, prompts, args.context, source, args.force)
         for split, count in counts.items():
             if count:
                 screen.line(f"{args.out / (split + '.jsonl')}: {count} conversations")
             else:
                 screen.line(f"split {split}: no pair has a gold, so it has no file", "warning")
         return 0
-    counts = export_dataset(dataset, args.out, args.format, source=source, force=args.force)
+    counts = export_dataset(dataset, args.out, args.format, source, args.force)
     listed = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     screen.line(f"{args.out} ({args.format}): {listed}")
     return 0
@@ -310,14 +289,7 @@ def _run_show(args: argparse.Namespace) -> int:
     dataset = open_dataset(args.dataset)
     pairs = []
     if args.n and dataset.tasks and dataset.personas:
-        pairs = choose_pairs(
-            dataset,
-            split=args.split,
-            task=args.task,
-            persona=args.persona,
-            num=args.n,
-            seed=args.seed,
-        )
+        pairs = choose_pairs(dataset, args.split, args.task, args.persona, args.n, args.seed)
     screen = Screen()
     show_summary(dataset, screen)
     for pair in pairs:
@@ -338,22 +310,25 @@ def _show_cases(cases: "list[Case]", count: int, screen: "Screen", shown: int = 
     """The first few cases, and how many more there are."""
     for where, detail in cases[:shown]:
         screen.line(f"          {where}" + (f": {detail}" if detail else ""))
-    more = count - min(len(cases), shown)
-    if more > 0 and shown > 0 and len(cases) > shown:
-        screen.line(f"          and {more} more")
+    if 0 < shown < len(cases):
+        screen.line(f"          and {count - shown} more")
 
 
-# `stargate data NAME`. A subcommand of another module: add its line here.
+# `stargate data NAME` -> help, description, what adds its arguments, what runs it.
 SUBCOMMANDS = {
-    "import": Subcommand(
-        "read data of another shape into a dataset folder", _IMPORT, _configure_import, _run_import
+    "import": (
+        "read data of another shape into a dataset folder",
+        _IMPORT,
+        _configure_import,
+        _run_import,
     ),
-    "export": Subcommand(
-        "write a dataset as jsonl, parquet, hf or sft", _EXPORT, _configure_export, _run_export
+    "export": (
+        "write a dataset as jsonl, parquet, hf or sft",
+        _EXPORT,
+        _configure_export,
+        _run_export,
     ),
-    "check": Subcommand("say what is wrong with a dataset", _CHECK, _configure_check, _run_check),
-    "show": Subcommand("print pairs for reading", _SHOW, _configure_show, _run_show),
-    "build": Subcommand(
-        data_build.HELP, data_build.DESCRIPTION, data_build.configure, data_build.run
-    ),
+    "check": ("say what is wrong with a dataset", _CHECK, _configure_check, _run_check),
+    "show": ("print pairs for reading", _SHOW, _configure_show, _run_show),
+    "build": (data_build.HELP, data_build.DESCRIPTION, data_build.configure, data_build.run),
 }

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, redirect_stdout
+from contextlib import asynccontextmanager, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -65,43 +65,51 @@ def run(args: argparse.Namespace) -> int:
         progress = make_progress()
         if args.dry_run:
             asyncio.run(_rehearse(config, progress))
-            return 0
-        return asyncio.run(_build(config, progress, args.accept_failed))
-
-
-async def _build(config: "BuildConfig", progress: "Progress", accept_failed: bool) -> int:
-    build, local = _prepare(config, progress)
-    with build.folder.locked():
-        if build.folder.is_finished():
-            progress.say(f"{config.out}: finished before by this very build; nothing to do")
-            return 0
-        async with AsyncExitStack() as stack:
-            if local is None:
-                from stargate.oracle.open import open_oracle
-
-                oracle = await stack.enter_async_context(
-                    open_oracle(config.oracle, config.cache_path)
-                )
-            else:
-                oracle = await stack.enter_async_context(_local_oracle(config, local, progress))
-            report = await build.run(oracle, accept_failed=accept_failed)
-            _say_result(config, report, oracle, progress)
+        else:
+            asyncio.run(_build(config, progress, args.accept_failed))
     return 0
 
 
-async def _rehearse(config: "BuildConfig", progress: "Progress") -> None:
+async def _build(config: "BuildConfig", progress: "Progress", accept_failed: bool) -> None:
+    from stargate.oracle.open import open_oracle
+
     build, local = _prepare(config, progress)
-    if build.folder.is_finished():
-        progress.say(f"{config.out}: finished before by this very build; nothing to do")
+    with build.folder.locked():
+        if _is_finished(build, config, progress):
+            return
+        opened = local.open(progress) if local else open_oracle(config.oracle, config.cache_path)
+        async with opened as oracle:
+            report = await build.run(oracle, accept_failed=accept_failed)
+            _say_result(config, report, oracle, progress)
+
+
+async def _rehearse(config: "BuildConfig", progress: "Progress") -> None:
+    from stargate.oracle.open import open_oracle
+
+    build, _ = _prepare(config, progress)
+    if _is_finished(build, config, progress):
         return
+
+    async def generate(request: "GenerateRequest") -> "Generation":
+        raise EngineError(f"{request.request_id}: a dry run starts no engine")
+
     with TemporaryDirectory() as nowhere:
         # Opening a cache makes it: a dry run leaves nothing behind.
         known = config.cache_path.is_file()
-        cache = config.cache_path if known else Path(nowhere) / "empty.sqlite"
-        async with AsyncExitStack() as stack:
-            oracle = await stack.enter_async_context(_silent_oracle(config, local, cache))
-            rehearsal = await build.rehearse(oracle)
-            _say_rehearsal(config, rehearsal, oracle, progress)
+        async with open_oracle(
+            config.oracle,
+            config.cache_path if known else Path(nowhere) / "empty.sqlite",
+            generate=generate,
+            render=lambda messages: (),
+            model=build.model,
+        ) as oracle:
+            _say_rehearsal(config, await build.rehearse(oracle), oracle, progress)
+
+
+def _is_finished(build: "Build", config: "BuildConfig", progress: "Progress") -> bool:
+    if finished := build.folder.is_finished():
+        progress.say(f"{config.out}: finished before by this very build; nothing to do")
+    return finished
 
 
 def _prepare(config: "BuildConfig", progress: "Progress") -> tuple["Build", "_Local | None"]:
@@ -110,7 +118,8 @@ def _prepare(config: "BuildConfig", progress: "Progress") -> tuple["Build", "_Lo
     from stargate.data.build.builder import Build
     from stargate.data.build.prompts import load_build_prompts
 
-    local = _Local(config.oracle) if isinstance(config.oracle, LocalOracleConfig) else None
+    oracle = config.oracle
+    local = _Local(config, oracle) if isinstance(oracle, LocalOracleConfig) else None
     model = local.name if local is not None else config.model
     return Build(config, load_build_prompts(config.prompts), progress, model), local
 
@@ -118,74 +127,53 @@ def _prepare(config: "BuildConfig", progress: "Progress") -> tuple["Build", "_Lo
 class _Local:
     """The model folder of a local Oracle. `name` changes with the weights: it is in each key."""
 
-    def __init__(self, config: "LocalOracleConfig") -> None:
+    def __init__(self, config: "BuildConfig", oracle: "LocalOracleConfig") -> None:
         from stargate.resources.models import resolve_model
 
-        self.config = config
-        self.folder = resolve_model(config.model or "embedded")
-        weights = sorted(self.folder.glob("*.safetensors"))
+        self._config = config
+        self._oracle = oracle
+        self._folder = resolve_model(oracle.model or "embedded")
+        weights = sorted(self._folder.glob("*.safetensors"))
         # Names, sizes and times: reading many gigabytes only to name them would take minutes.
         state = [f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in weights]
-        digest = hashlib.sha256("\n".join([str(self.folder), *state]).encode()).hexdigest()
-        self.name = f"{self.folder.name}@{digest[:12]}"
+        digest = hashlib.sha256("\n".join([str(self._folder), *state]).encode()).hexdigest()
+        self.name = f"{self._folder.name}@{digest[:12]}"
 
+    @asynccontextmanager
+    async def open(self, progress: "Progress") -> "AsyncIterator[CachedOracle]":
+        """An Oracle that is one vLLM engine of this process, started and ended here."""
+        from stargate.actors.engines.engine import Engine
+        from stargate.actors.engines.spec import EngineSpec
+        from stargate.oracle.open import open_oracle
+        from stargate.resources.machine import describe_machine
+        from stargate.text.chat import load_chat_format
 
-@asynccontextmanager
-async def _local_oracle(
-    config: "BuildConfig", local: _Local, progress: "Progress"
-) -> "AsyncIterator[CachedOracle]":
-    """An Oracle that is one vLLM engine of this process, started and ended here."""
-    from stargate.actors.engines.engine import Engine
-    from stargate.actors.engines.spec import EngineSpec
-    from stargate.oracle.open import open_oracle
-    from stargate.resources.machine import describe_machine
-    from stargate.text.chat import load_chat_format
-
-    log = config.cache_path.with_name(f"{config.out.name}.engine.log")
-    spec = EngineSpec(
-        role="oracle",
-        model_dir=str(local.folder),
-        config=config.engine,
-        seed=config.seed,
-        device="cuda" if describe_machine().gpus else "cpu",
-        cpu_cores=config.engine.cpu_cores,
-        log_file=str(log),
-    )
-    engine = Engine(spec)
-    progress.say(f"starting an engine with {local.folder.name} (log: {log})")
-    try:
-        await engine.start()
-        chat = load_chat_format(str(local.folder))
-        async with open_oracle(
-            local.config,
-            config.cache_path,
-            generate=engine.generate,
-            render=chat.prompt_ids,
-            model=local.name,
-        ) as oracle:
-            yield oracle
-    finally:
-        await engine.shutdown()
-
-
-@asynccontextmanager
-async def _silent_oracle(
-    config: "BuildConfig", local: _Local | None, cache: Path
-) -> "AsyncIterator[CachedOracle]":
-    """An Oracle for what is cached: no engine runs behind a local one."""
-    from stargate.oracle.open import open_oracle
-
-    async def generate(request: "GenerateRequest") -> "Generation":
-        raise EngineError(f"{request.request_id}: a dry run starts no engine")
-
-    async with open_oracle(
-        config.oracle,
-        cache,
-        generate=generate,
-        render=lambda messages: (),
-        model=None if local is None else local.name,
-    ) as oracle:
-        yield oracle
+        config, folder = self._config, str(self._folder)
+        log = config.cache_path.with_name(f"{config.out.name}.engine.log")
+        spec = EngineSpec(
+            role="oracle",
+            model_dir=folder,
+            config=config.engine,
+            seed=config.seed,
+            device="cuda" if describe_machine().gpus else "cpu",
+            cpu_cores=config.engine.cpu_cores,
+            log_file=str(log),
+        )
+        engine = Engine(spec)
+        progress.say(f"starting an engine with {self._folder.name} (log: {log})")
+        try:
+            await engine.start()
+            chat = load_chat_format(folder)
+            async with open_oracle(
+                self._oracle,
+                config.cache_path,
+                generate=engine.generate,
+                render=chat.prompt_ids,
+                model=self.name,
+            ) as oracle:
+                yield oracle
+        finally:
+            await engine.shutdown()
 
 
 def _say_rehearsal(

@@ -1,6 +1,6 @@
 """From rows as they were found to records that a dataset folder takes, with every change reported.
 
-    reader -> RawTask, RawPersona, RawGold -> Cleaner -> rows of tasks, personas, golds
+    reader -> RawTask, RawPersona, RawGold -> Cleaner -> Dataset: tasks, personas, golds
                                                   \\-> ImportReport
 
 A reader never judges: values are of any type here. The cleaner mends, leaves out or notes, and says
@@ -9,12 +9,14 @@ in the test split if that is one of the two.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from stargate.data.dataset import Dataset
 from stargate.data.findings import ImportReport
 from stargate.data.text import (
+    FIRST_PERSON,
     same_text_key,
     sentence_spans,
     tidy,
@@ -22,7 +24,6 @@ from stargate.data.text import (
     word_set,
     words,
 )
-from stargate.data.writing import GoldRecord
 from stargate.types import Persona, Task
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -33,7 +34,6 @@ _QUESTION = re.compile(
     r"(what|how|why|when|where|who|which|is|are|can|could|do|does|should|will|would)\b", re.I
 )
 _INTRODUCTION = word_set("i i'm am meet my name is this hi hello call me the here's a an")
-_FIRST_PERSON = word_set("i i'm i've i'd i'll me my mine myself we our ours us")
 _NAME_IN_TEXT = re.compile(
     r"(?:\bI['\u2019]m|\bI am|\b[Mm]y name is|\bMeet|\bThis is)\s+"
     r"([^\W\d_][\w'\u2019-]*(?:\s+[A-Z][\w'\u2019-]*){0,2})"
@@ -80,42 +80,55 @@ class RawGold:
 _Raw = TypeVar("_Raw", RawTask, RawPersona)
 
 
+class _Ids:
+    """The ids of one kind of records."""
+
+    def __init__(self) -> None:
+        self.written: dict[str, str] = {}  # the id as it was found -> under which it was written
+        self.left_out: set[str] = set()
+        self._taken: set[str] = set()
+
+    def written_as(self, found: str, fallback: str) -> str:
+        """A new id, as found as far as ids can be so."""
+        id = found if _ID.fullmatch(found) else _NOT_ID.sub("-", found).strip("._-")[:80]
+        id = base = id or fallback
+        number = 2
+        while id in self._taken:
+            id, number = f"{base[:80]}-{number}", number + 1
+        self._taken.add(id)
+        self.written[found] = id
+        return id
+
+
 @dataclass
 class Cleaner:
-    """Cleans one data set. Call tasks, then personas, then golds."""
+    """Cleans one data set into `data`. Call tasks, then personas, then golds."""
 
     report: ImportReport
     keep_split: str = "test"  # which split keeps a text that stands in several
-    fact_origins: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    _tasks: dict[str, Task] = field(default_factory=dict)
-    _personas: dict[str, Persona] = field(default_factory=dict)
-    # "task" or "persona" -> the id as it was found -> the id under which it was written
-    _ids: dict[str, dict[str, str]] = field(default_factory=lambda: {"task": {}, "persona": {}})
-    _taken: dict[str, set[str]] = field(default_factory=lambda: {"task": set(), "persona": set()})
-    _left_out: dict[str, set[str]] = field(
-        default_factory=lambda: {"task": set(), "persona": set()}
-    )
+    data: Dataset = field(default_factory=lambda: Dataset("", {}, {}, {}))
+    _ids: dict[str, _Ids] = field(default_factory=lambda: {"task": _Ids(), "persona": _Ids()})
 
     def tasks(self, rows: Iterable[RawTask]) -> dict[str, Task]:
         """The usable tasks, by id, in the order found."""
         ready = [row for raw in rows if (row := self._prepare(raw, "task")) is not None]
         for raw in self._without_repeats(ready, "task"):
             needs = self._flag(raw.needs_question, raw.where)
-            self._tasks[raw.id] = Task(raw.id, raw.text, raw.split, needs)
+            self.data.tasks[raw.id] = Task(raw.id, raw.text, raw.split, needs)
             self.report.wrote(raw.split, "tasks")
             if raw.text.endswith(".") and _QUESTION.match(raw.text):
                 self.report.add("question_without_mark", raw.where, raw.text)
-        return self._tasks
+        return self.data.tasks
 
     def personas(self, rows: Iterable[RawPersona]) -> dict[str, Persona]:
         """The usable personas, by id, in the order found; each has facts."""
         ready = []
         for raw in rows:
-            row = self._prepare(raw, "persona")
-            name = "" if row is None else self._name(row)
-            if row is not None and name:
+            if (row := self._prepare(raw, "persona")) is None:
+                continue
+            if name := self._name(row):
                 ready.append(replace(row, name=name))
-            elif row is not None:
+            else:
                 self._leave_out("persona", row.id, "persona_without_name", row.where)
         names: dict[tuple[str, str], str] = {}
         for raw in self._without_repeats(ready, "persona"):
@@ -123,16 +136,15 @@ class Cleaner:
             if other != raw.where:
                 self.report.add("repeated_name", raw.where, f"{raw.name}, also {other}")
             facts, origins = self._facts(raw)
-            self._personas[raw.id] = Persona(raw.id, raw.name, raw.text, raw.split, facts)
+            self.data.personas[raw.id] = Persona(raw.id, raw.name, raw.text, raw.split, facts)
             if origins:
-                self.fact_origins[raw.id] = origins
+                self.data.fact_origins[raw.id] = origins
             self.report.wrote(raw.split, "personas")
             self.report.wrote(raw.split, "facts", len(facts))
-        return self._personas
+        return self.data.personas
 
-    def golds(self, rows: Iterable[RawGold]) -> Iterator[GoldRecord]:
-        """The usable golds, one at a time: they may be many."""
-        seen: set[tuple[str, str]] = set()
+    def golds(self, rows: Iterable[RawGold]) -> None:
+        """Adds the usable golds."""
         for raw in rows:
             pair = self._pair(raw)
             if pair is None:
@@ -142,17 +154,16 @@ class Cleaner:
                 self.report.add("row_malformed", raw.where, f"text is {_kind(raw.text)}")
             elif not text:
                 self.report.add("empty_gold", raw.where)
-            elif pair in seen:
+            elif pair in self.data.golds:
                 self.report.add("second_gold", raw.where)
             else:
-                seen.add(pair)
-                task, persona = self._tasks[pair[0]], self._personas[pair[1]]
+                task, persona = self.data.tasks[pair[0]], self.data.personas[pair[1]]
                 if task.split != persona.split:
                     detail = f"{task.split} and {persona.split}"
                     self.report.add("gold_across_splits", raw.where, detail)
                 self.report.wrote(task.split, "golds")
-                yield GoldRecord(task.id, persona.id, text, self._facts_used(raw, persona))
-        self._note_missing(seen)
+                self.data.golds[pair] = (text, self._facts_used(raw, persona))
+        self._note_missing()
 
     def _prepare(self, raw: _Raw, kind: str) -> _Raw | None:
         """The row with a usable text, split and id, or None after saying why not."""
@@ -188,22 +199,16 @@ class Cleaner:
         return text
 
     def _id(self, raw: _Raw, kind: str) -> str | None:
-        ids, taken = self._ids[kind], self._taken[kind]
-        numbered = f"{raw.split[:60]}-{kind}-{len(ids)}"
+        ids = self._ids[kind]
+        numbered = f"{raw.split[:60]}-{kind}-{len(ids.written)}"
         given = isinstance(raw.id, str | int) and not isinstance(raw.id, bool)
         found = str(raw.id) if given and raw.id != "" else numbered
-        if found in ids:
+        if found in ids.written:
             self.report.add("repeated_id", raw.where, repr(found))
             return None
-        id = found if _ID.fullmatch(found) else _NOT_ID.sub("-", found).strip("._-")[:80]
-        id = base = id or numbered
-        number = 2
-        while id in taken:
-            id, number = f"{base[:80]}-{number}", number + 1
-        taken.add(id)
+        id = ids.written_as(found, numbered)
         if id != found:
             self.report.add("bad_id", raw.where, f"{found[:60]!r}: now {id}")
-        ids[found] = id
         return id
 
     def _without_repeats(self, rows: Sequence[_Raw], kind: str) -> Iterator[_Raw]:
@@ -224,7 +229,7 @@ class Cleaner:
 
     def _leave_out(self, kind: str, id: Any, blemish: str, where: str, detail: str = "") -> None:
         self.report.add(blemish, where, detail)
-        self._left_out[kind].add(str(id))
+        self._ids[kind].left_out.add(str(id))
 
     def _name(self, raw: RawPersona) -> str:
         """The persona's name: the one beside it, unless its text tells another; "" if none."""
@@ -258,7 +263,7 @@ class Cleaner:
         self.report.add("facts_from_profile", raw.where, f"{len(facts)} facts")
         if len(spans) < len(_joined_spans(raw.text)):
             self.report.add("introduction_left_out", raw.where, _short(raw.text, 40))
-        if facts and not _FIRST_PERSON & set(words(raw.text)):
+        if facts and not FIRST_PERSON & set(words(raw.text)):
             self.report.add("facts_in_third_person", raw.where, _short(facts[0]))
         return facts, tuple(f"sentence:{start}-{end}" for start, end in spans)
 
@@ -281,15 +286,16 @@ class Cleaner:
     def _pair(self, raw: RawGold) -> tuple[str, str] | None:
         """The ids of a gold's task and persona, or None after saying why it has none."""
         pair = []
-        for kind, found in (("task", raw.task_id), ("persona", raw.persona_id)):
-            id = self._ids[kind].get(str(found))
-            if id in (self._tasks if kind == "task" else self._personas):
-                pair.append(str(id))
-                continue
-            left_out = str(found) in self._left_out[kind] or id in self._left_out[kind]
-            blemish = f"gold_of_left_out_{kind}" if left_out else "gold_out_of_range"
-            self.report.add(blemish, raw.where, f"{kind} {found}")
-            return None
+        kept: dict[str, Collection[str]] = {"task": self.data.tasks, "persona": self.data.personas}
+        for kind, found in (("task", str(raw.task_id)), ("persona", str(raw.persona_id))):
+            ids = self._ids[kind]
+            id = ids.written.get(found, "")
+            if id not in kept[kind]:
+                left_out = {found, id} & ids.left_out
+                why = f"gold_of_left_out_{kind}" if left_out else "gold_out_of_range"
+                self.report.add(why, raw.where, f"{kind} {found}")
+                return None
+            pair.append(id)
         return pair[0], pair[1]
 
     def _facts_used(self, raw: RawGold, persona: Persona) -> tuple[int, ...]:
@@ -314,15 +320,14 @@ class Cleaner:
         self.report.add("bad_value", where, f"needs_question is {str(value)[:40]!r}: true")
         return True
 
-    def _note_missing(self, seen: set[tuple[str, str]]) -> None:
+    def _note_missing(self) -> None:
         """Notes pairs without a gold, in the splits that have any."""
-        with_golds = {self._tasks[task].split for task, _ in seen}
-        for task in self._tasks.values():
-            if task.split not in with_golds or not task.needs_question:
-                continue
-            for persona in self._personas.values():
-                if persona.split == task.split and (task.id, persona.id) not in seen:
-                    self.report.add("pair_without_gold", f"{task.id}:{persona.id}")
+        with_golds = {self.data.tasks[task].split for task, _ in self.data.golds}
+        for task in self.data.tasks.values():
+            if task.split in with_golds and task.needs_question:
+                for persona in self.data.personas_of(task.split):
+                    if (task.id, persona.id) not in self.data.golds:
+                        self.report.add("pair_without_gold", f"{task.id}:{persona.id}")
 
 
 def fact_spans(text: str, name: str = "") -> list[tuple[int, int]]:

@@ -28,7 +28,7 @@ FORMATS = ("jsonl", "parquet", "hf", "sft")
 
 
 def export_dataset(
-    dataset: Dataset, out: Path, target: str, *, source: Path | None = None, force: bool = False
+    dataset: Dataset, out: Path, target: str, source: Path | None = None, force: bool = False
 ) -> dict[str, int]:
     """Writes tasks, personas and golds to the new folder `out` as jsonl, parquet or hf.
 
@@ -65,7 +65,6 @@ def export_sft(
     dataset: Dataset,
     out: Path,
     prompts: PromptSet,
-    *,
     context: Literal["opening", "persona"] = "opening",
     source: Path | None = None,
     force: bool = False,

@@ -13,7 +13,7 @@ is an error.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,15 @@ from stargate.data.cleaning import Cleaner, RawGold, RawPersona, RawTask
 from stargate.data.findings import ImportReport
 from stargate.data.official import read_official
 from stargate.data.reading import KINDS, Found, file_rows, hf_tables
-from stargate.data.writing import new_folder, persona_row, write_json, write_jsonl
+from stargate.data.writing import dataset_rows, new_folder, write_json, write_jsonl
 from stargate.errors import DataError
 
 FORMATS = ("star-gate", "hf", "jsonl", "parquet", "csv")
 # Where a task's text may stand in somebody else's data, in the order of preference.
 TEXT_COLUMNS = ("text", "prompt", "task", "question", "instruction", "query", "request")
-# In the order of the fields of RawTask, RawPersona and RawGold.
 _COLUMNS = {
-    "tasks": ("id", "text", "split", "needs_question"),
-    "personas": ("id", "text", "split", "name", "facts", "fact_origins"),
-    "golds": ("task_id", "persona_id", "text", "facts_used"),
+    kind: [field.name for field in fields(raw) if field.name != "where"]
+    for kind, raw in (("tasks", RawTask), ("personas", RawPersona), ("golds", RawGold))
 }
 
 
@@ -66,15 +64,12 @@ def import_dataset(
     with new_folder(out, force=force, source=source) as folder:
         raw_tasks, raw_personas, raw_golds = _open(source, chosen, report, tasks or TaskSource())
         cleaner = Cleaner(report, keep_split)
-        kept_tasks = cleaner.tasks(raw_tasks)
-        kept_personas = cleaner.personas(raw_personas)
-        if not kept_tasks and not kept_personas:
+        tasks_found, personas_found = cleaner.tasks(raw_tasks), cleaner.personas(raw_personas)
+        if not tasks_found and not personas_found:
             raise DataError(f"{source}: no usable task or persona{_why(report)}")
-        write_jsonl(folder / "tasks.jsonl", map(asdict, kept_tasks.values()))
-        origins = cleaner.fact_origins
-        people = (persona_row(p, origins.get(p.id, ())) for p in kept_personas.values())
-        write_jsonl(folder / "personas.jsonl", people)
-        write_jsonl(folder / "golds.jsonl", map(asdict, cleaner.golds(raw_golds)))
+        cleaner.golds(raw_golds)
+        for kind in KINDS:
+            write_jsonl(folder / f"{kind}.jsonl", dataset_rows(cleaner.data, kind))
         write_json(folder / "import-report.json", report.to_json())
     return report
 

@@ -7,6 +7,8 @@ A request is plain when it asks for a fact ("What is the capital of ...", "How m
 
 import re
 
+from stargate.data.text import QUOTES
+
 # Words after which the answer depends on who asks.
 _PERSONAL = re.compile(
     r"\b(i|i'm|i'd|i've|i'll|me|my|mine|myself|we|our|us)\b"
@@ -37,11 +39,10 @@ _FACT = re.compile(
     r"|how do you (say|spell|pronounce|calculate|convert)\b",
     re.I,
 )
-_QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'"})
 
 
 def asks_for_a_fact(text: str) -> bool:
     """Whether a task reads as if any answer would fit everybody."""
-    text = " ".join(text.translate(_QUOTES).split())
+    text = " ".join(text.translate(QUOTES).split())
     spoken_of = re.sub(r"^tell me\b", "", text, flags=re.I)
     return _FACT.match(text) is not None and _PERSONAL.search(spoken_of) is None

@@ -31,7 +31,7 @@ from statistics import median
 
 from stargate.data.dataset import Dataset
 from stargate.data.findings import Cases
-from stargate.data.text import content_stem, content_words, word_set, words
+from stargate.data.text import QUOTES, content_stem, content_words, word_set, words
 from stargate.types import Persona, Task
 
 # A fact is told when so much of it stands in the gold; two words may meet by chance at 1/3.
@@ -52,7 +52,6 @@ _ENDS = tuple(".!?\u2026\"'\u201d\u2019)]*\u3002\uff01\uff1f")
 _LIST_ITEM = re.compile(r"\s*([-*\u2022]|\d{1,3}[.)])\s")
 _SAMPLED = 10  # golds of a task that are compared with each other: 45 comparisons
 _GREETING = 60  # characters in which a gold would name whom it addresses
-_QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'"})
 
 Words = frozenset[str]
 
@@ -69,10 +68,22 @@ class _People:
 
 @dataclass(frozen=True, slots=True)
 class _Gold:
+    where: str
     persona: Persona
     text: str
     facts_used: tuple[int, ...]
     words: Words
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The golds of one task."""
+
+    task: Task
+    golds: list[_Gold]
+    task_words: Words
+    counts: Counter[str]  # word -> golds that have it
+    people: _People
 
 
 def check_golds(dataset: Dataset, cases: Cases, *, english: bool) -> dict[str, float]:
@@ -80,21 +91,18 @@ def check_golds(dataset: Dataset, cases: Cases, *, english: bool) -> dict[str, f
 
     Returns the typical similarity of each task's golds.
     """
-    people = {split: _people(dataset, split) for split in dataset.splits}
     typical = {}
-    for task, golds in _golds_by_task(dataset, cases):
-        crowd = people[task.split]
-        counts = Counter(word for gold in golds for word in gold.words)
-        task_words = frozenset(content_words(task.text))
-        _check_ignored(task, golds, task_words, counts, crowd, cases)
-        _check_unneeded(task, golds, task_words, counts, crowd, cases)
-        for gold in golds:
-            where = f"{task.id}:{gold.persona.id}"
-            _check_form(where, gold, cases)
+    for group in _groups(dataset, cases):
+        _check_ignored(group, cases)
+        _check_unneeded(group, cases)
+        for gold in group.golds:
+            last = gold.text.rsplit("\n", 1)[-1]
+            if not gold.text.endswith(_ENDS) and not _LIST_ITEM.match(last):
+                cases.add("cut_off", gold.where, f"...{gold.text[-40:]}")
             if english:
-                _check_wording(where, task, gold, crowd, cases)
-        if len(golds) > 1:
-            typical[task.id] = _typical_similarity(golds[:_SAMPLED])
+                _check_wording(group, gold, cases)
+        if len(group.golds) > 1:
+            typical[group.task.id] = _typical_similarity(group.golds[:_SAMPLED])
     return typical
 
 
@@ -109,7 +117,8 @@ def _typical_similarity(golds: list[_Gold]) -> float:
     )
 
 
-def _golds_by_task(dataset: Dataset, cases: Cases) -> Iterator[tuple[Task, list[_Gold]]]:
+def _groups(dataset: Dataset, cases: Cases) -> Iterator[_Group]:
+    people = {split: _people(dataset, split) for split in dataset.splits}
     personas: dict[str, list[Persona]] = {}
     for task_id, persona_id in dataset.golds:
         persona = dataset.personas[persona_id]
@@ -118,15 +127,18 @@ def _golds_by_task(dataset: Dataset, cases: Cases) -> Iterator[tuple[Task, list[
         else:
             cases.add("gold_across_splits", f"{task_id}:{persona_id}")
     for task_id, those in personas.items():
+        task = dataset.tasks[task_id]
         golds = []
         for persona in those:
-            text, facts_used = dataset.golds[task_id, persona.id]
-            golds.append(_Gold(persona, text, facts_used, frozenset(content_words(text))))
-        yield dataset.tasks[task_id], golds
+            text, used = dataset.golds[task_id, persona.id]
+            found = frozenset(content_words(text))
+            golds.append(_Gold(f"{task_id}:{persona.id}", persona, text, used, found))
+        counts = Counter(word for gold in golds for word in gold.words)
+        yield _Group(task, golds, frozenset(content_words(task.text)), counts, people[task.split])
 
 
 def _people(dataset: Dataset, split: str) -> _People:
-    personas = [persona for persona in dataset.personas.values() if persona.split == split]
+    personas = dataset.personas_of(split)
     names = {persona.id: frozenset(content_words(persona.name)) for persona in personas}
     known = {
         persona.id: frozenset(content_words(" ".join([persona.text, *persona.facts])))
@@ -138,17 +150,11 @@ def _people(dataset: Dataset, split: str) -> _People:
     return _People(known, names, counts, first_names)
 
 
-def _check_ignored(
-    task: Task,
-    golds: list[_Gold],
-    task_words: Words,
-    counts: Counter[str],
-    people: _People,
-    cases: Cases,
-) -> None:
-    num_golds, num_people = len(golds), len(people.words)
-    for gold in golds:
-        about = people.words[gold.persona.id] - task_words
+def _check_ignored(group: _Group, cases: Cases) -> None:
+    people, counts = group.people, group.counts
+    num_golds, num_people = len(group.golds), len(people.words)
+    for gold in group.golds:
+        about = people.words[gold.persona.id] - group.task_words
         shared = about & gold.words
         below = not shared
         if num_golds > 1:
@@ -160,7 +166,7 @@ def _check_ignored(
             )
             below = below or own < others / (num_golds - 1) - _EPSILON
         if num_people > 1:
-            rest = gold.words - task_words - people.names[gold.persona.id]
+            rest = gold.words - group.task_words - people.names[gold.persona.id]
             weight = {
                 word: math.log(num_people / people.counts[word])
                 for word in rest
@@ -172,26 +178,16 @@ def _check_ignored(
         if below:
             said = [word for word in words(gold.text) if content_stem(word) in shared]
             listed = ", ".join(list(dict.fromkeys(said))[:6]) or "no word"
-            cases.add(
-                "ignores_persona", f"{task.id}:{gold.persona.id}", f"shares with it: {listed}"
-            )
+            cases.add("ignores_persona", gold.where, f"shares with it: {listed}")
 
 
-def _check_unneeded(
-    task: Task,
-    golds: list[_Gold],
-    task_words: Words,
-    counts: Counter[str],
-    people: _People,
-    cases: Cases,
-) -> None:
-    rare = max(1.0, len(golds) / 3)
-    told = [len((people.words[g.persona.id] - task_words) & g.words) for g in golds]
-    for number, gold in enumerate(golds):
-        where = f"{task.id}:{gold.persona.id}"
+def _check_unneeded(group: _Group, cases: Cases) -> None:
+    known = group.people.words
+    told = [len((known[g.persona.id] - group.task_words) & g.words) for g in group.golds]
+    for number, gold in enumerate(group.golds):
         if gold.facts_used:
-            for index, fact in _told_facts(gold, task_words, counts, rare, people):
-                cases.add("unneeded_facts", where, f"fact {index}: {fact}")
+            for index, fact in _told_facts(group, gold):
+                cases.add("unneeded_facts", gold.where, f"fact {index}: {fact}")
             continue
         others = told[:number] + told[number + 1 :]
         if len(others) < 2 or told[number] < _CRAMMED_WORDS:
@@ -199,45 +195,34 @@ def _check_unneeded(
         usual = median(others)
         if told[number] >= _CRAMMED_RATIO * usual:
             detail = f"{told[number]} words of its persona; other golds of the task: {usual:g}"
-            cases.add("unneeded_facts", where, detail)
+            cases.add("unneeded_facts", gold.where, detail)
 
 
-def _told_facts(
-    gold: _Gold, task_words: Words, counts: Counter[str], rare: float, people: _People
-) -> Iterator[tuple[int, str]]:
+def _told_facts(group: _Group, gold: _Gold) -> Iterator[tuple[int, str]]:
     """The facts outside facts_used that the gold tells."""
     facts = gold.persona.facts
-    needless = task_words | people.names[gold.persona.id]
+    rare = max(1.0, len(group.golds) / 3)
+    needless = group.task_words | group.people.names[gold.persona.id]
     used = {word for index in gold.facts_used for word in content_words(facts[index])}
     for index, fact in enumerate(facts):
         about = set(content_words(fact)) - needless
-        told = {word for word in (about - used) & gold.words if counts[word] <= rare}
-        if (
-            index not in gold.facts_used
-            and len(told) >= _TOLD_WORDS
-            and len(told) >= _TOLD_SHARE * len(about)
-        ):
+        told = {word for word in (about - used) & gold.words if group.counts[word] <= rare}
+        enough = len(told) >= max(_TOLD_WORDS, _TOLD_SHARE * len(about))
+        if index not in gold.facts_used and enough:
             yield index, fact
 
 
-def _check_form(where: str, gold: _Gold, cases: Cases) -> None:
-    last = gold.text.rsplit("\n", 1)[-1]
-    if not gold.text.endswith(_ENDS) and not _LIST_ITEM.match(last):
-        cases.add("cut_off", where, f"...{gold.text[-40:]}")
-
-
-def _check_wording(where: str, task: Task, gold: _Gold, people: _People, cases: Cases) -> None:
+def _check_wording(group: _Group, gold: _Gold, cases: Cases) -> None:
     said = set(words(gold.text))
     own_name = set(words(gold.persona.name))
     if not said & (_YOU | own_name):
-        cases.add("addressed_to_nobody", where, gold.text[:60])
+        cases.add("addressed_to_nobody", gold.where, gold.text[:60])
     greeting = gold.text[:_GREETING]
-    others = set(words(greeting)) & people.first_names
+    others = set(words(greeting)) & group.people.first_names
     if others and not own_name & set(words(greeting)):
-        others -= set(words(f"{gold.persona.text} {task.text}"))
+        others -= set(words(f"{gold.persona.text} {group.task.text}"))
         # As a name is written: "Rose", not "rose".
         if any(re.search(rf"\b{re.escape(name.title())}\b", greeting) for name in others):
-            cases.add("addressed_to_another", where, greeting)
-    found = _ASKS_OR_REFUSES.search(gold.text.translate(_QUOTES))
-    if found:
-        cases.add("asks_or_refuses", where, found.group())
+            cases.add("addressed_to_another", gold.where, greeting)
+    if found := _ASKS_OR_REFUSES.search(gold.text.translate(QUOTES)):
+        cases.add("asks_or_refuses", gold.where, found.group())

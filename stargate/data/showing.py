@@ -93,24 +93,11 @@ def show_summary(dataset: Dataset, screen: Screen) -> None:
     """Counts per split, and what the loader left out."""
     screen.line(f"dataset: {dataset.name}")
     columns = ("split", "tasks", "plain", "personas", "facts", "pairs", "golds", "without")
-    rows = [
-        [
-            split,
-            *(
-                str(number)
-                for number in (
-                    count["tasks"],
-                    count["tasks"] - count["tasks needing a question"],
-                    count["personas"],
-                    count["facts"],
-                    count["pairs"],
-                    count["golds"],
-                    count["pairs"] - count["golds"],
-                )
-            ),
-        ]
-        for split, count in split_counts(dataset).items()
-    ]
+    rows = []
+    for split, n in split_counts(dataset).items():
+        plain, without = n["tasks"] - n["tasks needing a question"], n["pairs"] - n["golds"]
+        numbers = (n["tasks"], plain, n["personas"], n["facts"], n["pairs"], n["golds"], without)
+        rows.append([split, *map(str, numbers)])
     screen.table(columns, rows, numbers=frozenset(range(1, len(columns))))
     for reason, count in dataset.drop_counts.items():
         screen.line(f"left out by the loader: {count} x {reason}", "warning")
@@ -118,7 +105,6 @@ def show_summary(dataset: Dataset, screen: Screen) -> None:
 
 def choose_pairs(
     dataset: Dataset,
-    *,
     split: str | None = None,
     task: str | None = None,
     persona: str | None = None,

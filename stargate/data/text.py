@@ -31,6 +31,9 @@ _STARTERS = word_set(
     "currently born now once every for from by if since until never not now then today outside "
     "raised known having being growing when whenever because one some most many all both"
 )
+# The plain forms of quotation marks and apostrophes.
+QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
+FIRST_PERSON = word_set("i i'm i've i'd i'll me my mine myself we we're we've our ours us")
 _INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")
 _BREAK = re.compile(
     r"(?P<blank>\n[^\S\n]*\n\s*)"  # an empty line
@@ -95,8 +98,7 @@ def _is_control(character: str) -> bool:
 
 def same_text_key(text: str) -> str:
     """Equal for texts that differ in case, spacing, quotation marks or final punctuation only."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    folded = folded.translate({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"'})
+    folded = unicodedata.normalize("NFKC", text).casefold().translate(QUOTES)
     return " ".join(folded.split()).rstrip(".!?\u2026 ")
 
 

@@ -7,7 +7,7 @@ never from texts, so nothing can be written outside the folder that was named.
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from stargate.data.dataset import Dataset
 from stargate.data.reading import KINDS, Row
 from stargate.errors import DataError
 from stargate.records.files import whole_folder, write_text
-from stargate.types import Persona
 
 # The column and value that a task's row leaves out.
 _NEEDS_QUESTION = ("needs_question", True)
@@ -29,31 +28,21 @@ _OURS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class GoldRecord:
-    """One gold as it is written."""
-
-    task_id: str
-    persona_id: str
-    text: str
-    facts_used: tuple[int, ...] = ()
-
-
-def persona_row(persona: Persona, origins: tuple[str, ...] = ()) -> Row:
-    """The row of a persona, every column filled. (That of a task or gold is its fields.)"""
-    return {**asdict(persona), "fact_origins": origins}
-
-
 def dataset_rows(dataset: Dataset, kind: str) -> Iterator[Row]:
-    """The rows of a dataset's tasks, personas or golds."""
+    """The rows of a dataset's tasks, personas or golds, every column filled."""
     if kind == "tasks":
         yield from map(asdict, dataset.tasks.values())
     elif kind == "personas":
-        for persona in dataset.personas.values():
-            yield persona_row(persona, dataset.fact_origins.get(persona.id, ()))
+        for id, persona in dataset.personas.items():
+            yield {**asdict(persona), "fact_origins": dataset.fact_origins.get(id, ())}
     else:
-        for (task_id, persona_id), (text, facts_used) in dataset.golds.items():
-            yield asdict(GoldRecord(task_id, persona_id, text, facts_used))
+        for (task_id, persona_id), (text, used) in dataset.golds.items():
+            yield gold_row(task_id, persona_id, text, used)
+
+
+def gold_row(task_id: str, persona_id: str, text: str, used: tuple[int, ...] = ()) -> Row:
+    """The row of a gold, every column filled."""
+    return {"task_id": task_id, "persona_id": persona_id, "text": text, "facts_used": used}
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:

@@ -28,12 +28,16 @@ pytestmark = pytest.mark.integration
 FILES = ("tasks.jsonl", "personas.jsonl", "golds.jsonl")
 
 
+def build_of(config: BuildConfig) -> Build:
+    progress = PlainProgress(io.StringIO())
+    return Build(config, load_build_prompts(config.prompts), progress, config.model)
+
+
 def make(config: BuildConfig, **options: Any) -> GoldReport:
     """Builds, as the command does."""
 
     async def run() -> GoldReport:
-        progress = PlainProgress(io.StringIO())
-        build = Build(config, load_build_prompts(config.prompts), progress, config.model)
+        build = build_of(config)
         with build.folder.locked():
             assert not build.folder.is_finished()
             async with open_oracle(config.oracle, config.cache_path) as oracle:
@@ -42,12 +46,18 @@ def make(config: BuildConfig, **options: Any) -> GoldReport:
     return asyncio.run(run())
 
 
+def make_for(max_cost: float, server: MisbehavingServer, folder: Path) -> None:
+    """Builds until the money is spent."""
+    tree = build_config(server.url, folder).oracle.model_dump()
+    tree["cost"]["max_cost"] = max_cost
+    with pytest.raises(BudgetError, match=rf"cost\.max_cost = {max_cost}"):
+        make(build_config(server.url, folder, oracle=tree))
+
+
 def rehearse(config: BuildConfig) -> Rehearsal:
     async def run() -> Rehearsal:
-        progress = PlainProgress(io.StringIO())
-        build = Build(config, load_build_prompts(config.prompts), progress, config.model)
         async with open_oracle(config.oracle, config.cache_path) as oracle:
-            return await build.rehearse(oracle)
+            return await build_of(config).rehearse(oracle)
 
     return asyncio.run(run())
 
@@ -276,10 +286,7 @@ def test_only_one_process_builds(tmp_path: Path) -> None:
 def test_max_cost_stops_and_more_money_goes_on(tmp_path: Path) -> None:
     with MisbehavingServer(behave()) as server:
         config = build_config(server.url, tmp_path)
-        tree = config.oracle.model_dump()
-        tree["cost"]["max_cost"] = 0.01
-        with pytest.raises(BudgetError, match=r"cost\.max_cost = 0\.01"):
-            make(build_config(server.url, tmp_path, oracle=tree))
+        make_for(0.01, server, tmp_path)
         assert 0 < len(server.seen) < 26
         make(config)
         bodies = [json.dumps(seen.body) for seen in server.seen]
@@ -298,10 +305,7 @@ def test_a_rehearsal_says_what_a_build_takes(tmp_path: Path) -> None:
         assert before.estimate.money is not None
         expected = (before.estimate.prompt_tokens + 2 * before.estimate.completion_tokens) / 1e6
         assert before.estimate.money == pytest.approx(expected, abs=1e-6)
-        tree = config.oracle.model_dump()
-        tree["cost"]["max_cost"] = 0.03
-        with pytest.raises(BudgetError):
-            make(build_config(server.url, tmp_path, oracle=tree))
+        make_for(0.03, server, tmp_path)
         half = rehearse(config)
         known = server.log.behaviours["raw_200"]
         # Personas and facts are whole by now and ask nothing more: only golds are counted.
@@ -373,10 +377,7 @@ def test_wrong_configs_are_one_line(override: str, message: str) -> None:
 def test_what_a_killed_run_left_is_replaced(tmp_path: Path) -> None:
     with MisbehavingServer(behave()) as server:
         config = build_config(server.url, tmp_path)
-        tree = config.oracle.model_dump()
-        tree["cost"]["max_cost"] = 0.03
-        with pytest.raises(BudgetError):
-            make(build_config(server.url, tmp_path, oracle=tree))
+        make_for(0.03, server, tmp_path)
         for name in ("golds.jsonl", ".golds.jsonl.1.tmp", "golds.spool", "missing-golds.jsonl"):
             (tmp_path / "out.partial" / name).write_text("{half a li")
         (tmp_path / "out.partial" / ".build-report.json.1.tmp").write_text("{")

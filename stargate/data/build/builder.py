@@ -59,7 +59,7 @@ class Build:
         self._config = config
         self._prompts = prompts
         self._progress = progress
-        self._model = model
+        self.model = model
         self._golds = GoldWriter(prompts, model, config.golds, config.seed)
         self.folder = BuildFolder(config.out, identity_of(config, prompts.model_dump(mode="json")))
 
@@ -86,7 +86,7 @@ class Build:
         self.folder.write_report(
             {
                 "config": self._config.model_dump(mode="json"),
-                "model": self._model,
+                "model": self.model,
                 "tasks": _per_split(sources.tasks.values()),
                 "personas": _per_split(sources.personas.values()),
                 **golds.to_json(),
@@ -131,7 +131,7 @@ class Build:
             total = sum(not _has_given_facts(p, cleaner) for p in given)
         with self._progress.stage("personas", total, "personas") as stage:
             advance = _Meter(metered, stage).finished if metered else lambda count: None
-            writer = PersonaWriter(oracle, self._prompts, self._model, config.seed, report, advance)
+            writer = PersonaWriter(oracle, self._prompts, self.model, config.seed, report, advance)
             if isinstance(wanted, GeneratedPersonas):
                 personas = await writer.write(wanted)
                 origins = {p.id: ("extracted",) * len(p.facts) for p in personas}
@@ -205,7 +205,7 @@ async def _with_facts(
     report: SourceReport,
 ) -> tuple[list[Persona], dict[str, tuple[str, ...]]]:
     """Personas of a file, all with facts, and where these come from."""
-    origins = {person.id: cleaner.fact_origins.get(person.id, ()) for person in kept}
+    origins = {person.id: cleaner.data.fact_origins.get(person.id, ()) for person in kept}
     bare = [person for person in kept if not _has_given_facts(person, cleaner)]
     if config.without_facts == "sentences" or not bare:
         return kept, origins
@@ -220,7 +220,7 @@ async def _with_facts(
 
 def _has_given_facts(person: Persona, cleaner: Cleaner) -> bool:
     """Whether the facts came with the persona; else the Cleaner took its sentences."""
-    origins = cleaner.fact_origins.get(person.id, ())
+    origins = cleaner.data.fact_origins.get(person.id, ())
     return not any(origin.startswith("sentence:") for origin in origins) and bool(person.facts)
 
 

@@ -16,11 +16,18 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from stargate.data.build.config import FactsConfig
-from stargate.data.text import content_stem, same_text_key, sentence_spans, tidy, word_set, words
+from stargate.data.text import (
+    FIRST_PERSON,
+    content_stem,
+    same_text_key,
+    sentence_spans,
+    tidy,
+    word_set,
+    words,
+)
 from stargate.rollout.roleplayer import kept_share
 
 _MARK = re.compile(r"^\s*(?:[-*\u2022\u2013]|\(?\d{1,2}[.):])\s+")
-_FIRST_PERSON = word_set("i i'm i've i'd i'll me my mine myself we we're we've our ours us")
 _NEGATIONS = word_set(
     "not no never nor neither none nothing nobody cannot without hardly can't don't doesn't didn't "
     "won't isn't aren't wasn't weren't haven't hasn't hadn't wouldn't couldn't shouldn't ain't"
@@ -49,7 +56,7 @@ def check_facts(answer: str, text: str, config: FactsConfig) -> CheckedFacts:
             dropped["fact_repeated"] += 1
         elif len(found) > config.maximum_words:
             dropped["fact_too_long"] += 1
-        elif not _FIRST_PERSON & set(found):
+        elif not FIRST_PERSON & set(found):
             dropped["fact_not_in_first_person"] += 1
         elif not is_stated(fact, passages, config.stated_share):
             dropped["fact_not_stated"] += 1
@@ -91,7 +98,7 @@ def _numbers(text: str) -> set[str]:
 def _names(text: str) -> set[str]:
     """Words with a capital that do not begin a sentence: those a model must not vary."""
     inner = re.findall(r"(?<![.!?] )(?<!^)\b[A-Z][^\W\d_]+(?:['\u2019][^\W_]+)*", text)
-    return {word for name in inner for word in words(name)} - _FIRST_PERSON
+    return {word for name in inner for word in words(name)} - FIRST_PERSON
 
 
 def _without_negations(text: str) -> str:

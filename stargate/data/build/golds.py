@@ -11,7 +11,7 @@ is held in memory once its line is written.
 import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from stargate.data.build.config import GoldsConfig
@@ -20,7 +20,7 @@ from stargate.data.build.report import GoldReport
 from stargate.data.dataset import Dataset
 from stargate.data.reading import Row
 from stargate.data.text import tidy
-from stargate.data.writing import GoldRecord, write_jsonl
+from stargate.data.writing import gold_row, write_jsonl
 from stargate.oracle.base import stream
 from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, Complete
 from stargate.records.files import write_atomically
@@ -114,7 +114,7 @@ def _in_order(
             gold = tidy(text)
             if status == AnswerStatus.OK and gold:
                 report.golds[task.split] += 1
-                yield asdict(GoldRecord(task.id, person.id, gold))
+                yield gold_row(task.id, person.id, gold)
                 continue
             # Characters that no text may have were all there was: that is an empty answer.
             status = AnswerStatus.EMPTY if status == AnswerStatus.OK else status

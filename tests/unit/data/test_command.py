@@ -9,14 +9,7 @@ import pytest
 from stargate.data.showing import Screen
 from stargate.errors import ExitCode
 from stargate.launch.cli import main
-
-
-def folder_with(root: Path, **kinds: list[dict[str, object]]) -> Path:
-    root.mkdir()
-    for kind, rows in kinds.items():
-        (root / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return root
-
+from tests.fakes.data_folder import write_folder
 
 TASK = {"id": "t", "text": "Eat?", "split": "A"}
 
@@ -73,7 +66,7 @@ def test_errors_fail_only_when_strict_and_limits_always(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tasks = [TASK, {"id": "u", "text": "EAT", "split": "test"}]
-    folder = str(folder_with(tmp_path / "d", tasks=tasks))
+    folder = str(write_folder(tmp_path / "d", tasks=tasks))
     assert main(["data", "check", folder]) == 0
     assert main(["data", "check", folder, "--strict"]) == ExitCode.FAULTY_DATA
     assert main(["data", "check", "starter", "--max", "ignores_persona=1"]) == 0
@@ -109,7 +102,7 @@ def test_text_from_data_cannot_steer_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evil = "\x1b[2J\x1b]0;owned\x07 [red]x[/red] \u202e"
-    folder = folder_with(
+    folder = write_folder(
         tmp_path / "d",
         tasks=[{**TASK, "text": f"Eat {evil}?"}, {"id": "u", "text": f"eat {evil}", "split": "B"}],
         personas=[{"id": "p", "name": evil, "text": evil, "split": "A", "facts": [evil]}],
@@ -122,15 +115,11 @@ def test_text_from_data_cannot_steer_the_terminal(
         assert "\\x1b[2J" in out and "[red]x[/red]" in out
 
 
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 def test_a_terminal_gets_colours_but_no_markup_from_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    out = _Terminal()
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: True)
     screen = Screen(out)
     screen.line("[red]plain[/red] \x1b[31m", "error")
     screen.table(("level", "n"), [["warning", "[b]1[/b]\x1b"]], numbers=frozenset({1}))

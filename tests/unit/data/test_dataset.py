@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stargate.config.run import DataConfig, SplitLimit
 from stargate.data.dataset import load_dataset, read_dataset
 from stargate.errors import DataError
+from tests.fakes.data_folder import write_folder
 
 TASKS = [{"id": "t", "text": "Task?", "split": "A"}, {"id": "u", "text": "Other?", "split": "test"}]
 PERSONAS = [
@@ -20,20 +22,17 @@ GOLDS = [
 ]
 
 
-def write(folder: Path, tasks=TASKS, personas=PERSONAS, golds=GOLDS) -> Path:  # type: ignore[no-untyped-def]
-    for name, rows in (("tasks", tasks), ("personas", personas), ("golds", golds)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+GOOD: dict[str, Any] = {"tasks": TASKS, "personas": PERSONAS, "golds": GOLDS}
+
+
+def write(folder: Path, **changed: Any) -> Path:
+    return write_folder(folder, **(GOOD | changed))
 
 
 def test_a_small_set_loads(tmp_path: Path) -> None:
     [pair] = read_dataset(write(tmp_path)).pairs("A")
-    assert (pair.id, pair.gold, pair.gold_facts, pair.persona.facts) == (
-        "t:p",
-        "Do it.",
-        (0,),
-        ("I am P.",),
-    )
+    assert (pair.id, pair.gold, pair.gold_facts) == ("t:p", "Do it.", (0,))
+    assert pair.persona.facts == ("I am P.",)
 
 
 def test_parquet_is_read_like_jsonl(tmp_path: Path) -> None:
@@ -42,7 +41,7 @@ def test_parquet_is_read_like_jsonl(tmp_path: Path) -> None:
 
     write(tmp_path)
     expected = read_dataset(tmp_path).pairs("test")
-    for name, rows in (("tasks", TASKS), ("personas", PERSONAS), ("golds", GOLDS)):
+    for name, rows in GOOD.items():
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
         (tmp_path / f"{name}.jsonl").unlink()
     assert read_dataset(tmp_path).pairs("test") == expected
@@ -55,13 +54,12 @@ def test_parquet_is_read_like_jsonl(tmp_path: Path) -> None:
         ({"task_id": "x", "persona_id": "q", "text": "a"}, "gold_of_unknown_task"),
         ({"task_id": "u", "persona_id": "x", "text": "a"}, "gold_of_unknown_persona"),
         ({"task_id": "t", "persona_id": "p", "text": "again"}, "second_gold_of_pair"),
-        (
-            {"task_id": "u", "persona_id": "q", "text": "a", "facts_used": [3]},
-            "gold_with_unknown_fact",
-        ),
+        ({**GOLDS[1], "facts_used": [3]}, "gold_with_unknown_fact"),
     ],
 )
-def test_a_bad_gold_is_dropped_counted_and_named(tmp_path: Path, gold: dict, reason: str) -> None:  # type: ignore[type-arg]
+def test_a_bad_gold_is_dropped_counted_and_named(
+    tmp_path: Path, gold: dict[str, Any], reason: str
+) -> None:
     dataset = read_dataset(write(tmp_path, golds=[GOLDS[0], gold]))
     assert dataset.drop_counts == {reason: 1}
     assert dataset.dropped[0].where.startswith(f"{tmp_path}/golds.jsonl:2 (pair ")
@@ -80,7 +78,7 @@ def test_a_bad_gold_is_dropped_counted_and_named(tmp_path: Path, gold: dict, rea
         ({"personas": [{**PERSONAS[0], "age": 3}]}, "personas.jsonl:1: age: Extra inputs"),
     ],
 )
-def test_a_malformed_row_is_one_line(tmp_path: Path, change: dict, expected: str) -> None:  # type: ignore[type-arg]
+def test_a_malformed_row_is_one_line(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
     with pytest.raises(DataError, match=expected) as error:
         read_dataset(write(tmp_path, **change))
     assert "\n" not in str(error.value)

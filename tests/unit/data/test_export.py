@@ -10,6 +10,7 @@ from stargate.data.exporters import export_dataset, export_sft
 from stargate.data.importers import TaskSource, import_dataset, parse_splits
 from stargate.errors import DataError
 from stargate.text.prompts import load_prompts
+from tests.fakes.data_folder import write_folder
 
 
 def content(dataset: Dataset) -> tuple[object, ...]:
@@ -25,8 +26,6 @@ def content(dataset: Dataset) -> tuple[object, ...]:
 @pytest.fixture
 def awkward(tmp_path: Path) -> Dataset:
     """A dataset with all that could be lost: origins, plain tasks, missing golds, odd letters."""
-    folder = tmp_path / "awkward"
-    folder.mkdir()
     rows = {
         "tasks": [
             {"id": "t", "text": 'Was "isst" man,\u2028heute?', "split": "A"},
@@ -47,9 +46,7 @@ def awkward(tmp_path: Path) -> Dataset:
             {"task_id": "t", "persona_id": "p", "text": "Du\n\n- isst: \\n", "facts_used": [1, 0]}
         ],
     }
-    for kind, some in rows.items():
-        (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-    return read_dataset(folder)
+    return read_dataset(write_folder(tmp_path / "awkward", **rows))
 
 
 @pytest.mark.parametrize("target", ["jsonl", "parquet"])
@@ -74,11 +71,8 @@ def test_a_datasets_folder_holds_the_three_tables(tmp_path: Path, awkward: Datas
     datasets = pytest.importorskip("datasets")
     export_dataset(awkward, tmp_path / "hf", "hf")
     loaded = datasets.load_from_disk(str(tmp_path / "hf"))
-    assert {name: len(rows) for name, rows in loaded.items()} == {
-        "tasks": 2,
-        "personas": 2,
-        "golds": 1,
-    }
+    sizes = {name: len(rows) for name, rows in loaded.items()}
+    assert sizes == {"tasks": 2, "personas": 2, "golds": 1}
     assert loaded["golds"][0] == {
         "task_id": "t",
         "persona_id": "p",
@@ -99,11 +93,8 @@ def test_tasks_come_from_a_datasets_folder_of_somebody_else(tmp_path: Path) -> N
     datasets.DatasetDict({"train": rows, "dev": rows.select([0])}).save_to_disk(tmp_path / "two")
     report = import_dataset(tmp_path / "two", tmp_path / "out2")
     tasks = open_dataset(tmp_path / "out2").tasks.values()
-    assert [(t.text, t.split) for t in tasks] == [
-        ("Eat?", "train"),
-        ("Wear?", "train"),
-        ("Go?", "train"),
-    ]
+    assert [t.text for t in tasks] == ["Eat?", "Wear?", "Go?"]
+    assert {t.split for t in tasks} == {"train"}
     assert report.counts["task_in_two_splits"] == 1
 
 
@@ -138,9 +129,7 @@ def test_sft_with_the_persona_tells_the_profile(tmp_path: Path) -> None:
 
 
 def test_nothing_to_train_on_is_one_line(tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "tasks.jsonl").write_text('{"id": "t", "text": "Eat?", "split": "A"}\n')
+    folder = write_folder(tmp_path / "in", tasks=[{"id": "t", "text": "Eat?", "split": "A"}])
     with pytest.raises(DataError, match="no pair has a gold"):
         export_sft(open_dataset(folder), tmp_path / "out", load_prompts("paper"))
     assert not (tmp_path / "out").exists()
@@ -149,9 +138,8 @@ def test_nothing_to_train_on_is_one_line(tmp_path: Path) -> None:
 def test_half_characters_are_refused_by_the_loader_and_mended_by_the_importer(
     tmp_path: Path,
 ) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "tasks.jsonl").write_text('{"id": "t", "text": "Eat \\ud800?", "split": "A"}\n')
+    task = {"id": "t", "text": "Eat \ud800?", "split": "A"}
+    folder = write_folder(tmp_path / "in", tasks=[task])
     with pytest.raises(DataError, match=r"tasks.jsonl:1: text: .*unicode"):
         open_dataset(folder)
     report = import_dataset(folder, tmp_path / "out")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from stargate.config.run import DataConfig
 from stargate.data.dataset import load_dataset
 from stargate.errors import DataError
+from tests.fakes.data_folder import write_folder
 from tests.unit.config import test_fuzz_config as fuzz
 from tests.unit.config.test_fuzz_config import outcome
 
@@ -28,10 +29,7 @@ FIELDS = {
 GOOD: dict[str, dict[str, Any]] = {
     "tasks": {"id": "t", "text": "Can you plan a trip for me?", "split": "A"},
     "personas": {
-        "id": "p",
-        "name": "Ana",
-        "text": "I am Ana.",
-        "split": "A",
+        **{"id": "p", "name": "Ana", "text": "I am Ana.", "split": "A"},
         "facts": ["I am Ana."],
     },
     "golds": {"task_id": "t", "persona_id": "p", "text": "Go to Rome, Ana.", "facts_used": [0]},
@@ -68,10 +66,7 @@ def lines(found: list[Any]) -> bytes:
 
 def write_good(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for kind in KINDS:
-        (folder / f"{kind}.jsonl").write_bytes(lines([GOOD[kind]]))
-    return folder
+    return write_folder(folder, **{kind: [GOOD[kind]] for kind in KINDS})
 
 
 def read_in_every_way(source: Path, out: Path, *options: str) -> None:

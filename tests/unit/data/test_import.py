@@ -13,6 +13,7 @@ from stargate.data.dataset import Dataset, open_dataset, read_dataset
 from stargate.data.findings import ImportReport
 from stargate.data.importers import TaskSource, detect_format, import_dataset, parse_splits
 from stargate.errors import DataError
+from tests.fakes.data_folder import write_folder
 
 ANNA = "I'm ANNA. I live in Oslo. I fear Dr. No."
 BORIS = "Meet BORIS. He bakes bread. He wakes at 3.30 a.m. He sleeps at noon."
@@ -41,7 +42,7 @@ def run_import(tmp_path: Path, **parts: Any) -> tuple[Dataset, ImportReport]:
 
 
 def listed(report: ImportReport, kind: str) -> list[tuple[str, str]]:
-    return [(blemish.where, blemish.detail) for blemish in report.listed.get(kind, [])]
+    return list(report.listed.get(kind, []))
 
 
 GOOD: dict[str, Any] = {
@@ -60,14 +61,10 @@ def test_a_clean_folder_comes_in_whole(tmp_path: Path) -> None:
     ]
     assert dataset.golds["A-prompt-1", "A-persona-0"] == ("You 10.", ())
     assert len(dataset.pairs("A")) == 4
-    assert report.counts == {
-        "facts_from_profile": 2,
-        "introduction_left_out": 2,
-        "facts_in_third_person": 1,
-    }
-    assert json.loads((tmp_path / "out/import-report.json").read_text())["written"] == {
-        "A": {"tasks": 2, "personas": 2, "facts": 5, "golds": 4}
-    }
+    expected = {"facts_from_profile": 2, "introduction_left_out": 2, "facts_in_third_person": 1}
+    assert report.counts == expected
+    written = json.loads((tmp_path / "out/import-report.json").read_text())["written"]
+    assert written == {"A": {"tasks": 2, "personas": 2, "facts": 5, "golds": 4}}
 
 
 def test_profile_sentences_become_facts_with_their_places(tmp_path: Path) -> None:
@@ -88,100 +85,53 @@ def test_an_origin_that_is_not_true_is_an_error_of_the_folder(tmp_path: Path) ->
         read_dataset(tmp_path / "out")
 
 
+def golds(key: str, value: Any) -> dict[str, Any]:
+    return {"golds_A": {key: value, "prompt-1 persona-0": ["You."]}}
+
+
+FIRST, OUTSIDE = "prompt-0 persona-0", "prompt-2 persona-0"
+NAMELESS = {"personas_A": [ANNA, "A man who bakes."], "names_A": ["Anna", ""]}
+LOOSE_KEY = {"golds_A": {"Prompt-0  persona-0 ": "You.", FIRST: ["Again."]}}
+SWAPPED = "'Boris' is not in the text; taken: Anna"
+TWICE = {"golds_A": f'{{"{FIRST}": ["a."], "{FIRST}": ["b."]}}'}
+
+
 @pytest.mark.parametrize(
-    ("change", "kind", "where", "num_tasks", "num_personas", "num_golds"),
+    ("change", "kind", "where", "numbers"),  # of tasks, personas and golds that stay
     [
+        ({"prompts_A": ["What to eat?", " what  to EAT. "]}, "duplicate_task", 1, (1, 2, 2)),
+        ({"personas_A": [ANNA, ANNA]}, "duplicate_persona", 1, (2, 1, 2)),
+        ({"prompts_A": ["", "What?"]}, "empty_task", 0, (1, 2, 2)),
+        ({"prompts_A": [7, "What?"]}, "row_malformed", 0, (1, 2, 2)),
+        ({"personas_A": [ANNA, ["x"]]}, "row_malformed", 1, (2, 1, 2)),
+        (golds(FIRST, ["  "]), "empty_gold", FIRST, (2, 2, 1)),
+        (golds(FIRST, []), "empty_gold", FIRST, (2, 2, 1)),
+        (golds(FIRST, {"a": 1}), "row_malformed", FIRST, (2, 2, 1)),
         (
-            {"prompts_A": ["What to eat?", " what  to EAT. "]},
-            "duplicate_task",
-            "prompts/A.json[1]",
-            1,
-            2,
-            2,
-        ),
-        ({"personas_A": [ANNA, ANNA]}, "duplicate_persona", "personas/A.json[1]", 2, 1, 2),
-        ({"prompts_A": ["", "What?"]}, "empty_task", "prompts/A.json[0]", 1, 2, 2),
-        ({"prompts_A": [7, "What?"]}, "row_malformed", "prompts/A.json[0]", 1, 2, 2),
-        ({"personas_A": [ANNA, ["x"]]}, "row_malformed", "personas/A.json[1]", 2, 1, 2),
-        (
-            {"golds_A": {"prompt-0 persona-0": ["  "], "prompt-1 persona-0": ["You."]}},
-            "empty_gold",
-            "gold-responses/A.json prompt-0 persona-0",
-            2,
-            2,
-            1,
-        ),
-        (
-            {"golds_A": {"prompt-0 persona-0": [], "prompt-1 persona-0": ["You."]}},
-            "empty_gold",
-            "gold-responses/A.json prompt-0 persona-0",
-            2,
-            2,
-            1,
-        ),
-        (
-            {"golds_A": {"prompt-0 persona-0": {"a": 1}, "prompt-1 persona-0": ["You."]}},
-            "row_malformed",
-            "gold-responses/A.json prompt-0 persona-0",
-            2,
-            2,
-            1,
-        ),
-        (
-            {"golds_A": {"prompt-2 persona-0": ["You."], "prompt-1 persona-0": ["You."]}},
+            golds("prompt-2 persona-0", ["You."]),
             "gold_out_of_range",
-            "gold-responses/A.json prompt-2 persona-0",
-            2,
-            2,
-            1,
+            "prompt-2 persona-0",
+            (2, 2, 1),
         ),
-        (
-            {"golds_A": {"prompt-one": ["You."], "prompt-1 persona-0": ["You."]}},
-            "malformed_gold_key",
-            "gold-responses/A.json prompt-one",
-            2,
-            2,
-            1,
-        ),
-        (
-            {"golds_A": {"Prompt-0  persona-0 ": "You.", "prompt-0 persona-0": ["Again."]}},
-            "second_gold",
-            "gold-responses/A.json prompt-0 persona-0",
-            2,
-            2,
-            1,
-        ),
-        (
-            {"golds_A": '{"prompt-0 persona-0": ["a."], "prompt-0 persona-0": ["b."]}'},
-            "repeated_gold_key",
-            "gold-responses/A.json prompt-0 persona-0",
-            2,
-            2,
-            1,
-        ),
-        (
-            {"personas_A": [ANNA, "A man who bakes."], "names_A": ["Anna", ""]},
-            "persona_without_name",
-            "personas/A.json[1]",
-            2,
-            1,
-            2,
-        ),
+        (golds("prompt-one", ["You."]), "malformed_gold_key", "prompt-one", (2, 2, 1)),
+        (LOOSE_KEY, "second_gold", FIRST, (2, 2, 1)),
+        (TWICE, "repeated_gold_key", FIRST, (2, 2, 1)),
+        (NAMELESS, "persona_without_name", 1, (2, 1, 2)),
     ],
 )
 def test_what_cannot_be_used_is_left_out_and_named(
     tmp_path: Path,
     change: dict[str, Any],
     kind: str,
-    where: str,
-    num_tasks: int,
-    num_personas: int,
-    num_golds: int,
+    where: int | str,
+    numbers: tuple[int, int, int],
 ) -> None:
     dataset, report = run_import(tmp_path, **(GOOD | change))
-    assert [place for place, _ in listed(report, kind)] == [where]
-    found = (len(dataset.tasks), len(dataset.personas), len(dataset.golds))
-    assert found == (num_tasks, num_personas, num_golds)
+    folder = {"prompts_A": "prompts", "personas_A": "personas", "golds_A": "gold-responses"}
+    file = f"{folder[next(iter(change))]}/A.json"
+    place = f"{file}[{where}]" if isinstance(where, int) else f"{file} {where}"
+    assert [found for found, _ in listed(report, kind)] == [place]
+    assert (len(dataset.tasks), len(dataset.personas), len(dataset.golds)) == numbers
     assert not dataset.dropped  # the loader has nothing left to drop
 
 
@@ -191,18 +141,10 @@ def test_what_cannot_be_used_is_left_out_and_named(
         ({"prompts_A": ["a  b?", "c?"]}, "odd_spacing", "'a  b?'"),
         ({"prompts_A": ["a\x1b[2Jb?", "c?"]}, "control_characters", ""),
         ({"names_A": ["Anna"]}, "name_missing", "taken: Boris"),
-        (
-            {"names_A": ["Boris", "Anna"]},
-            "name_not_in_text",
-            "'Boris' is not in the text; taken: Anna",
-        ),
+        ({"names_A": ["Boris", "Anna"]}, "name_not_in_text", SWAPPED),
         ({"names_A": ["Anna"]}, "names_count_differs", "1 for 2 personas"),
         ({"names_A": {"0": "Anna"}}, "row_malformed", "a dict, not a list: not read"),
-        (
-            {"personas_A": [ANNA, "A man who bakes."]},
-            "name_unconfirmed",
-            "Boris",
-        ),
+        ({"personas_A": [ANNA, "A man who bakes."]}, "name_unconfirmed", "Boris"),
         ({"golds_A": {"prompt-0 persona-0": ["You.", "Or."]}}, "several_gold_texts", "2 texts"),
         ({"golds_A": {"prompt-0 persona-0": ["It\u00e2\u20ac\u2122s."]}}, "broken_encoding", None),
         ({"prompts_A": ["What to eat.", "Sit."]}, "question_without_mark", "What to eat."),
@@ -273,9 +215,9 @@ def test_names_of_files_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
         {"id": "fine", "text": "Two?", "split": "../A"},
         {"id": "-", "text": "Three?", "split": "A"},
     ]
+    write_folder(tmp_path, tasks=rows)
     report = import_dataset(source, tmp_path / "out")
     assert listed(report, "unread_file") == [("prompts/..x.json", "not a name of a split")]
-    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = import_dataset(tmp_path / "tasks.jsonl", tmp_path / "evil")
     assert list(open_dataset(tmp_path / "evil").tasks) == ["evil", "A-task-1"]
     assert (report.counts["bad_id"], report.counts["no_split"]) == (2, 1)
@@ -298,11 +240,9 @@ def test_tasks_of_a_csv_are_shared_out_in_order(tmp_path: Path) -> None:
         ("Go?", "B"),
         ("Do?", "test"),
     ]
-    assert dict(report.counts) == {
-        "row_malformed": 1,
-        "row_beyond_splits": 1,
-        "unknown_column": 1,
-    }
+    assert dict(report.counts) == dict.fromkeys(
+        ("row_malformed", "row_beyond_splits", "unknown_column"), 1
+    )
 
 
 def test_tasks_of_a_jsonl_may_be_plain_texts_and_lines_may_be_broken(tmp_path: Path) -> None:
@@ -323,8 +263,6 @@ def test_rows_without_a_split_or_a_text_column_say_what_to_give(tmp_path: Path) 
 
 
 def test_our_own_folders_are_mended_too(tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
     rows: dict[str, list[Any]] = {
         "tasks": [{"id": "t", "text": "Eat?", "split": "A", "needs_question": "maybe", "x": 1}],
         "personas": [
@@ -333,9 +271,7 @@ def test_our_own_folders_are_mended_too(tmp_path: Path) -> None:
         ],
         "golds": [{"task_id": "t", "persona_id": "p", "text": "You.", "facts_used": [9]}],
     }
-    for kind, some in rows.items():
-        (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-    report = import_dataset(folder, tmp_path / "out")
+    report = import_dataset(write_folder(tmp_path / "in", **rows), tmp_path / "out")
     assert dict(report.counts) == {
         "bad_value": 2,
         "unknown_column": 1,

@@ -24,7 +24,7 @@ def starter() -> Dataset:
 def hobby(starter: Dataset) -> Dataset:
     """The starter set with the golds of one task only: checked in a tenth of the time."""
     golds = {pair: gold for pair, gold in starter.golds.items() if pair[0] == "hobby"}
-    return replace_golds(starter, golds)
+    return replace(starter, golds=golds)
 
 
 def where(report: QualityReport, kind: str) -> list[str]:
@@ -32,9 +32,7 @@ def where(report: QualityReport, kind: str) -> list[str]:
 
 
 def with_gold(dataset: Dataset, pair: tuple[str, str], text: str) -> Dataset:
-    used = dataset.golds[pair][1]
-    golds = dataset.golds | {pair: (text, used)}
-    return Dataset(dataset.name, dataset.tasks, dataset.personas, golds)
+    return replace(dataset, golds=dataset.golds | {pair: (text, dataset.golds[pair][1])})
 
 
 def test_the_starter_set_raises_two_alarms(starter: Dataset) -> None:
@@ -47,12 +45,8 @@ def test_the_starter_set_raises_two_alarms(starter: Dataset) -> None:
         "unneeded_facts": ["new-friends:siobhan"],
     }
     assert report.counts["test"] == {
-        "tasks": 16,
-        "tasks needing a question": 12,
-        "personas": 8,
-        "facts": 96,
-        "pairs": 96,
-        "golds": 96,
+        **{"tasks": 16, "tasks needing a question": 12, "personas": 8, "facts": 96},
+        **{"pairs": 96, "golds": 96},
     }
     assert report.lengths["golds"]["number"] == 224
     assert report.lengths["tasks"]["max"] == 14
@@ -71,7 +65,7 @@ def test_swapped_golds_are_found(starter: Dataset) -> None:
         mine = [persona for t, persona in starter.golds if t == task]
         for persona, other in zip(mine, mine[1:] + mine[:1], strict=True):
             golds[task, persona] = (starter.golds[task, other][0], ())
-    report = check_dataset(Dataset("swapped", starter.tasks, starter.personas, golds))
+    report = check_dataset(replace(starter, golds=golds))
     found = next(f for f in report.findings if f.kind == "ignores_persona")
     assert found.share > 0.75
 
@@ -86,24 +80,17 @@ def test_a_fact_that_was_not_to_be_told_is_found(starter: Dataset) -> None:
     pair = ("hobby", "grace")
     text = starter.golds[pair][0] + " You ride the painted wooden buses and have no licence."
     report = check_dataset(with_gold(starter, pair, text))
-    details = [
-        detail for f in report.findings if f.kind == "unneeded_facts" for _, detail in f.cases
-    ]
+    [finding] = [f for f in report.findings if f.kind == "unneeded_facts"]
+    details = [detail for _, detail in finding.cases]
     assert "fact 9: I ride the painted wooden buses because I have no licence." in details
 
 
 def test_a_gold_that_tells_the_whole_profile_back_is_found(starter: Dataset) -> None:
     golds = {pair: (text, ()) for pair, (text, _) in starter.golds.items()}
-    assert len(where(check_dataset(replace_golds(starter, golds)), "unneeded_facts")) <= 4
+    assert len(where(check_dataset(replace(starter, golds=golds)), "unneeded_facts")) <= 4
     pair = ("hobby", "grace")
     golds[pair] = (golds[pair][0] + " " + starter.personas["grace"].text, ())
-    assert "hobby:grace" in where(check_dataset(replace_golds(starter, golds)), "unneeded_facts")
-
-
-def replace_golds(
-    dataset: Dataset, golds: dict[tuple[str, str], tuple[str, tuple[int, ...]]]
-) -> Dataset:
-    return Dataset(dataset.name, dataset.tasks, dataset.personas, golds)
+    assert "hobby:grace" in where(check_dataset(replace(starter, golds=golds)), "unneeded_facts")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +121,7 @@ def test_golds_that_are_alike_mean_that_the_task_needs_no_question(starter: Data
         pair: ((f"{text} Serve it to {pair[1]}.", ()) if pair[0] == "hobby" else gold)
         for pair, gold in starter.golds.items()
     }
-    assert where(check_dataset(replace_golds(starter, golds)), "plain_task") == ["hobby"]
+    assert where(check_dataset(replace(starter, golds=golds)), "plain_task") == ["hobby"]
 
 
 @pytest.mark.parametrize(
