@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from stargate.data.dataset import Dataset
+from stargate.data.dataset import Dataset, origin_holds
 from stargate.data.findings import ImportReport
 from stargate.data.text import (
     FIRST_PERSON,
@@ -106,7 +106,7 @@ class Cleaner:
 
     report: ImportReport
     keep_split: str = "test"  # which split keeps a text that stands in several
-    data: Dataset = field(default_factory=lambda: Dataset("", {}, {}, {}))
+    data: Dataset = field(default_factory=lambda: Dataset(""))
     _ids: dict[str, _Ids] = field(default_factory=lambda: {"task": _Ids(), "persona": _Ids()})
 
     def tasks(self, rows: Iterable[RawTask]) -> dict[str, Task]:
@@ -277,7 +277,7 @@ class Cleaner:
             return ()
         origins = []
         for fact, origin in zip(facts, found, strict=True):
-            if not _origin_holds(origin, fact, raw.text):
+            if not origin_holds(origin, fact, raw.text):
                 self.report.add("bad_value", raw.where, f"origin {str(origin)[:40]!r} is not true")
                 origin = "given"
             origins.append(origin)
@@ -352,13 +352,6 @@ def _joined_spans(text: str) -> list[tuple[int, int]]:
         else:
             spans.append((start, end))
     return spans
-
-
-def _origin_holds(origin: Any, fact: str, text: str) -> bool:
-    if origin in ("given", "extracted"):
-        return True
-    span = re.fullmatch(r"sentence:(\d+)-(\d+)", origin) if isinstance(origin, str) else None
-    return span is not None and text[int(span[1]) : int(span[2])] == fact
 
 
 def _name_in_text(text: str) -> str:

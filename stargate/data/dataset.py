@@ -13,13 +13,14 @@ and key; a gold that can't be used (empty, unknown task or persona, two for one 
 counted and named.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stargate.config.files import shown_value
 from stargate.config.run import DataConfig, SplitLimit
@@ -29,6 +30,7 @@ from stargate.types import Pair, Persona, Task
 
 _Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 _Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
+_Strip = AfterValidator(str.strip)
 _Origin = Annotated[str, Field(pattern=r"^(given|extracted|sentence:\d+-\d+)$")]
 
 
@@ -38,15 +40,15 @@ class _Row(BaseModel):
 
 class _TaskRow(_Row):
     id: _Id
-    text: _Text
+    text: Annotated[_Text, _Strip]
     split: _Id
     needs_question: bool = True
 
 
 class _PersonaRow(_Row):
     id: _Id
-    name: _Text
-    text: _Text
+    name: Annotated[_Text, _Strip]
+    text: Annotated[_Text, _Strip]
     split: _Id
     facts: tuple[_Text, ...] = ()
     fact_origins: tuple[_Origin, ...] = ()
@@ -57,11 +59,8 @@ class _PersonaRow(_Row):
             raise ValueError(
                 f"{len(self.facts)} facts but {len(self.fact_origins)} fact_origins: one each"
             )
-        text = self.text.strip()
         for fact, origin in zip(self.facts, self.fact_origins, strict=bool(self.fact_origins)):
-            kind, _, span = origin.partition(":")
-            start, _, end = span.partition("-")
-            if kind == "sentence" and text[int(start) : int(end)] != fact:
+            if not origin_holds(origin, fact, self.text):
                 raise ValueError(f"origin {origin} of fact {fact[:60]!r} is not where it stands")
         return self
 
@@ -69,7 +68,7 @@ class _PersonaRow(_Row):
 class _GoldRow(_Row):
     task_id: _Id
     persona_id: _Id
-    text: str
+    text: Annotated[str, _Strip]
     facts_used: tuple[int, ...] = ()
 
 
@@ -90,10 +89,11 @@ class Dataset:
     """Tasks, personas and golds of one folder. `dropped` lists every record that is not used."""
 
     name: str
-    tasks: dict[str, Task]
-    personas: dict[str, Persona]
-    golds: dict[tuple[str, str], tuple[str, tuple[int, ...]]]  # text and facts used
-    dropped: tuple[DroppedRecord, ...] = ()
+    tasks: dict[str, Task] = field(default_factory=dict)
+    personas: dict[str, Persona] = field(default_factory=dict)
+    # (task id, persona id) -> text, facts used
+    golds: dict[tuple[str, str], tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    dropped: list[DroppedRecord] = field(default_factory=list)
     fact_origins: dict[str, tuple[str, ...]] = field(default_factory=dict)  # one per fact
 
     @property
@@ -148,15 +148,14 @@ class Dataset:
         return [Pair(task, persona, None) for task in tasks for persona in personas]
 
 
-def starter_dir() -> Path:
-    """The packaged starter dataset."""
-    return Path(__file__).parent / "starter"
+def _folder(source: str | Path) -> Path:
+    """The folder that a source names; "starter" is packaged."""
+    return Path(__file__).parent / "starter" if str(source) == "starter" else Path(source)
 
 
 def load_dataset(config: DataConfig) -> Dataset:
     """The dataset that a config names. Raises DataError naming file, line and key."""
-    folder = starter_dir() if config.source == "starter" else Path(config.source)
-    dataset = read_dataset(folder)
+    dataset = read_dataset(_folder(config.source))
     _check_splits(dataset, [*config.train_splits, config.test_split])
     return dataset
 
@@ -166,7 +165,7 @@ def open_dataset(source: str | Path) -> Dataset:
 
     Raises DataError.
     """
-    folder = starter_dir() if str(source) == "starter" else Path(source)
+    folder = _folder(source)
     dataset = read_dataset(folder, partial=True)
     if not (dataset.tasks or dataset.personas):
         raise DataError(
@@ -183,48 +182,43 @@ def read_dataset(folder: Path, *, partial: bool = False) -> Dataset:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such dataset folder (data.source)")
-    tasks = {
-        row.id: Task(row.id, row.text.strip(), row.split, row.needs_question)
-        for row in _unique(_read(folder, "tasks", _TaskRow, partial))
-    }
-    personas: dict[str, Persona] = {}
-    fact_origins: dict[str, tuple[str, ...]] = {}
-    for person in _unique(_read(folder, "personas", _PersonaRow, partial)):
-        personas[person.id] = Persona(
-            person.id, person.name.strip(), person.text.strip(), person.split, person.facts
-        )
-        if person.fact_origins:
-            fact_origins[person.id] = person.fact_origins
-    golds: dict[tuple[str, str], tuple[str, tuple[int, ...]]] = {}
-    dropped: list[DroppedRecord] = []
-    for where, row in _read(folder, "golds", _GoldRow, partial):
-        reason = _gold_problem(row, tasks, personas, golds)
-        if reason:
-            pair = f"{row.task_id}:{row.persona_id}"
-            dropped.append(DroppedRecord(reason, f"{where} (pair {pair})"))
+    dataset = Dataset(str(folder))
+    for task in _unique(_read(folder, "tasks", _TaskRow, partial)):
+        dataset.tasks[task.id] = Task(task.id, task.text, task.split, task.needs_question)
+    for row in _unique(_read(folder, "personas", _PersonaRow, partial)):
+        dataset.personas[row.id] = Persona(row.id, row.name, row.text, row.split, row.facts)
+        if row.fact_origins:
+            dataset.fact_origins[row.id] = row.fact_origins
+    for where, gold in _read(folder, "golds", _GoldRow, partial):
+        if reason := _gold_problem(gold, dataset):
+            place = f"{where} (pair {gold.task_id}:{gold.persona_id})"
+            dataset.dropped.append(DroppedRecord(reason, place))
         else:
-            golds[row.task_id, row.persona_id] = (row.text.strip(), row.facts_used)
-    return Dataset(str(folder), tasks, personas, golds, tuple(dropped), fact_origins)
+            dataset.golds[gold.task_id, gold.persona_id] = (gold.text, gold.facts_used)
+    return dataset
 
 
-def _gold_problem(
-    row: _GoldRow,
-    tasks: dict[str, Task],
-    personas: dict[str, Persona],
-    golds: dict[tuple[str, str], tuple[str, tuple[int, ...]]],
-) -> str | None:
-    if row.task_id not in tasks:
+def _gold_problem(row: _GoldRow, dataset: Dataset) -> str | None:
+    if row.task_id not in dataset.tasks:
         return "gold_of_unknown_task"
-    if row.persona_id not in personas:
+    if row.persona_id not in dataset.personas:
         return "gold_of_unknown_persona"
-    if (row.task_id, row.persona_id) in golds:
+    if (row.task_id, row.persona_id) in dataset.golds:
         return "second_gold_of_pair"
-    if not row.text.strip():
+    if not row.text:
         return "empty_gold"
-    num_facts = len(personas[row.persona_id].facts)
+    num_facts = len(dataset.personas[row.persona_id].facts)
     if any(not 0 <= index < num_facts for index in row.facts_used):
         return "gold_with_unknown_fact"
     return None
+
+
+def origin_holds(origin: Any, fact: str, text: str) -> bool:
+    """Whether a fact's origin is one, and the fact stands in the profile text where it says."""
+    if origin in ("given", "extracted"):
+        return True
+    span = re.fullmatch(r"sentence:(\d+)-(\d+)", origin) if isinstance(origin, str) else None
+    return span is not None and text[int(span[1]) : int(span[2])] == fact
 
 
 def _check_splits(dataset: Dataset, splits: list[str]) -> None:

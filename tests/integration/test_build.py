@@ -72,7 +72,7 @@ def test_a_build_is_a_dataset(tmp_path: Path) -> None:
         config = build_config(server.url, tmp_path)
         make(config)
     dataset = read_dataset(config.out)
-    assert dataset.dropped == ()
+    assert dataset.dropped == []
     assert {s: len(dataset.pairs(s)) for s in dataset.splits} == {"A": 9, "B": 4, "test": 1}
     assert len({p.name for p in dataset.personas.values()}) == 6
     for person in dataset.personas.values():

@@ -141,7 +141,7 @@ class Build:
         report.import_report = found.to_json()
         _check_splits(tasks.values(), personas)
         people = {person.id: person for person in personas}
-        return Dataset("", tasks, people, {}, fact_origins=origins), report.to_json()
+        return Dataset("", tasks, people, fact_origins=origins), report.to_json()
 
     def _check(self, golds: GoldReport, accept_failed: bool) -> None:
         """What must not become OUT. Raises OracleError or DataError."""

@@ -114,7 +114,7 @@ def test_the_starter_set_is_what_it_promises() -> None:
     dataset = load_dataset(DataConfig())
     train, test = [*dataset.pairs("A"), *dataset.pairs("B")], dataset.pairs("test")
     assert (len(train), len(test)) == (128, 96)
-    assert dataset.dropped == ()
+    assert dataset.dropped == []
     needing = [task for task in dataset.tasks.values() if task.needs_question]
     assert len(needing) >= 28
     assert len(dataset.tasks) - len(needing) == 4

@@ -198,7 +198,7 @@ def test_what_else_is_reported() -> None:
         ("t", "p"): ("You bake.", ()),
         ("t", "r"): ("You knit.", ()),
     }
-    dropped = (DroppedRecord("empty_gold", "golds.jsonl:3"),)
+    dropped = [DroppedRecord("empty_gold", "golds.jsonl:3")]
     report = check_dataset(Dataset("d", tasks, personas, golds, dropped))
     assert where(report, "same_name") == ["q"]
     assert where(report, "no_facts") == ["q"]
