@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
 # --- import
 
 _FORMATS = ("star-gate", "hf", "jsonl", "parquet", "csv")
+_IMPORT_HELP = "read data of another shape into a dataset folder"
 _IMPORT = """Import data of another shape into a new dataset folder.
 
 formats (recognised by what SOURCE holds, unless --format says):
@@ -113,6 +114,7 @@ def _run_import(args: argparse.Namespace) -> int:
 
 # --- export
 
+_EXPORT_HELP = "write a dataset as jsonl, parquet, hf or sft"
 _EXPORT = """Write a dataset in another shape, into a new folder.
 
 formats:
@@ -241,12 +243,10 @@ def _run_check(args: argparse.Namespace) -> int:
         screen.line(f"\n{finding.level}: {finding.kind}", finding.level)
         _show_cases(finding.cases, finding.count, screen, args.show)
     screen.line()
-    for finding in report.findings:
-        if finding.exceeded:
-            found = f"{finding.count} ({finding.share:.1%})"
-            screen.line(
-                f"limit exceeded: {finding.kind}: {found}, at most {finding.limit}", "error"
-            )
+    for f in report.findings:
+        if f.exceeded:
+            found = f"{f.count} ({f.share:.1%}), at most {f.limit}"
+            screen.line(f"limit exceeded: {f.kind}: {found}", "error")
     num_warnings = sum(finding.level == "warning" for finding in report.findings)
     screen.line(f"kinds of errors: {report.num_errors}, of warnings: {num_warnings}")
     if args.json:
@@ -316,18 +316,8 @@ def _show_cases(cases: "list[Case]", count: int, screen: "Screen", shown: int = 
 
 # `stargate data NAME` -> help, description, what adds its arguments, what runs it.
 SUBCOMMANDS = {
-    "import": (
-        "read data of another shape into a dataset folder",
-        _IMPORT,
-        _configure_import,
-        _run_import,
-    ),
-    "export": (
-        "write a dataset as jsonl, parquet, hf or sft",
-        _EXPORT,
-        _configure_export,
-        _run_export,
-    ),
+    "import": (_IMPORT_HELP, _IMPORT, _configure_import, _run_import),
+    "export": (_EXPORT_HELP, _EXPORT, _configure_export, _run_export),
     "check": ("say what is wrong with a dataset", _CHECK, _configure_check, _run_check),
     "show": ("print pairs for reading", _SHOW, _configure_show, _run_show),
     "build": (data_build.HELP, data_build.DESCRIPTION, data_build.configure, data_build.run),

@@ -76,22 +76,22 @@ def packaged_configs_dir() -> Path:
     return Path(__file__).parents[1] / "configs"
 
 
-def find_config(path: str | Path) -> Path:
-    """A config file by path, or by the bare name of a packaged one ("cpu_demo").
+def find_config(path: str | Path, folder: Path | None = None, kind: str = "config file") -> Path:
+    """A config file by path, or by the bare name of a packaged one ("cpu_demo") in `folder`.
 
     Raises ConfigError.
     """
-    given = Path(path)
+    given, folder = Path(path), folder or packaged_configs_dir()
     try:
         if given.is_file():
             return given
     except OSError as error:  # a name too long for any file
         raise ConfigError(f"{shown_value(str(path))}: {error.strerror}") from error
-    packaged = packaged_configs_dir() / f"{given.name}.yaml"
+    packaged = folder / f"{given.name}.yaml"
     if given.name == str(path) and packaged.is_file():
         return packaged
-    known = ", ".join(sorted(file.stem for file in packaged_configs_dir().glob("*.yaml")))
-    raise ConfigError(f"{path}: no such config file; give a path or one of: {known}")
+    known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+    raise ConfigError(f"{path}: no such {kind}; give a path or one of: {known}")
 
 
 def dump_config(config: RunConfig) -> str:

@@ -144,7 +144,7 @@ class Cleaner:
         return self.data.personas
 
     def golds(self, rows: Iterable[RawGold]) -> None:
-        """Adds the usable golds."""
+        """Adds the usable golds, and notes what has none in a split that has any."""
         for raw in rows:
             pair = self._pair(raw)
             if pair is None:
@@ -163,7 +163,10 @@ class Cleaner:
                     self.report.add("gold_across_splits", raw.where, detail)
                 self.report.wrote(task.split, "golds")
                 self.data.golds[pair] = (text, self._facts_used(raw, persona))
-        self._note_missing()
+        with_golds = {self.data.tasks[task].split for task, _ in self.data.golds}
+        for split in filter(with_golds.__contains__, self.data.splits):
+            for pair_id in self.data.without_gold(split):
+                self.report.add("pair_without_gold", pair_id)
 
     def _prepare(self, raw: _Raw, kind: str) -> _Raw | None:
         """The row with a usable text, split and id, or None after saying why not."""
@@ -319,15 +322,6 @@ class Cleaner:
             return False
         self.report.add("bad_value", where, f"needs_question is {str(value)[:40]!r}: true")
         return True
-
-    def _note_missing(self) -> None:
-        """Notes pairs without a gold, in the splits that have any."""
-        with_golds = {self.data.tasks[task].split for task, _ in self.data.golds}
-        for task in self.data.tasks.values():
-            if task.split in with_golds and task.needs_question:
-                for persona in self.data.personas_of(task.split):
-                    if (task.id, persona.id) not in self.data.golds:
-                        self.report.add("pair_without_gold", f"{task.id}:{persona.id}")
 
 
 def fact_spans(text: str, name: str = "") -> list[tuple[int, int]]:

@@ -138,6 +138,11 @@ class Dataset:
             if (task.id, persona.id) in self.golds
         ]
 
+    def without_gold(self, split: str) -> list[str]:
+        """The pairs of a split that have no gold and need one, as "task:persona"."""
+        pairs = [(t.id, p.id) for t in self.tasks_of(split) for p in self.personas_of(split)]
+        return [f"{task}:{persona}" for task, persona in pairs if (task, persona) not in self.golds]
+
     def plain_pairs(self, split: str, limit: SplitLimit | None = None) -> list[Pair]:
         """Pairs of the tasks that need no question:
 

@@ -12,13 +12,7 @@ from typing import Any, Literal
 
 from stargate.data.dataset import Dataset
 from stargate.data.reading import KINDS, require_datasets
-from stargate.data.writing import (
-    arrow_schema,
-    dataset_rows,
-    new_folder,
-    write_jsonl,
-    write_parquet,
-)
+from stargate.data.writing import dataset_rows, new_folder, write_jsonl
 from stargate.errors import DataError
 from stargate.text.prompts import PromptSet
 from stargate.text.views import Views
@@ -37,28 +31,44 @@ def export_dataset(
     if target not in ("jsonl", "parquet", "hf"):
         raise DataError(f"no such format {target!r}; known: {', '.join(FORMATS)}")
     with new_folder(out, force=force, source=source) as folder:
+        if target == "jsonl":
+            return {
+                kind: write_jsonl(folder / f"{kind}.jsonl", dataset_rows(dataset, kind))
+                for kind in KINDS
+            }
+        tables = {kind: _table(dataset, kind) for kind in KINDS}
+        counts = {kind: table.num_rows for kind, table in tables.items()}
+        tables = {kind: table for kind, table in tables.items() if counts[kind]}
         if target == "hf":
-            return _write_hf(dataset, folder)
-        return {
-            kind: write_jsonl(folder / f"{kind}.jsonl", dataset_rows(dataset, kind))
-            if target == "jsonl"
-            else write_parquet(folder / f"{kind}.parquet", kind, dataset_rows(dataset, kind))
-            for kind in KINDS
-        }
+            datasets = require_datasets()
+            parts = {kind: datasets.Dataset(table) for kind, table in tables.items()}
+            datasets.DatasetDict(parts).save_to_disk(str(folder))
+        else:
+            import pyarrow.parquet as pq
+
+            for kind, table in tables.items():
+                pq.write_table(table, folder / f"{kind}.parquet")
+        return counts
 
 
-def _write_hf(dataset: Dataset, folder: Path) -> dict[str, int]:
-    """One `datasets` folder with tasks, personas and golds as parts; empty ones are left out."""
+def _table(dataset: Dataset, kind: str) -> Any:
+    """The tasks, personas or golds as an Arrow table."""
     import pyarrow as pa
 
-    datasets = require_datasets()
-    parts: dict[str, Any] = {}
-    for kind in KINDS:
-        table = pa.Table.from_pylist(list(dataset_rows(dataset, kind)), schema=arrow_schema(kind))
-        if table.num_rows:
-            parts[kind] = datasets.Dataset(table)
-    datasets.DatasetDict(parts).save_to_disk(str(folder))
-    return {kind: len(parts.get(kind, ())) for kind in KINDS}
+    text, texts = pa.string(), pa.list_(pa.string())
+    columns = {
+        "tasks": {"id": text, "text": text, "split": text, "needs_question": pa.bool_()},
+        "personas": {
+            **{"id": text, "name": text, "text": text, "split": text},
+            **{"facts": texts, "fact_origins": texts},
+        },
+        "golds": {
+            **{"task_id": text, "persona_id": text, "text": text},
+            "facts_used": pa.list_(pa.int32()),
+        },
+    }
+    schema = pa.schema(columns[kind].items())
+    return pa.Table.from_pylist(list(dataset_rows(dataset, kind)), schema=schema)
 
 
 def export_sft(

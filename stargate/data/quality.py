@@ -179,15 +179,13 @@ def _check_people(dataset: Dataset, cases: Cases) -> None:
 
 
 def _check_pairs(dataset: Dataset, counts: Mapping[str, Mapping[str, int]], cases: Cases) -> None:
-    for split, count in counts.items():
-        if not count["golds"] and count["pairs"]:
+    for split, count in sorted(counts.items(), key=lambda item: item[1]["golds"] > 0):
+        if count["golds"]:
+            for pair_id in dataset.without_gold(split):
+                cases.add("pair_without_gold", pair_id)
+        elif count["pairs"]:
             detail = f"none of its {count['pairs']} pairs has a gold"
             cases.add("pair_without_gold", f"split {split}", detail, count=count["pairs"])
-    for task in dataset.tasks.values():
-        if task.needs_question and counts[task.split]["golds"]:
-            for persona in dataset.personas_of(task.split):
-                if (task.id, persona.id) not in dataset.golds:
-                    cases.add("pair_without_gold", f"{task.id}:{persona.id}")
 
 
 def _check_plain(

@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from stargate.records.files import whole_folder, write_text
 
 # The column and value that a task's row leaves out.
 _NEEDS_QUESTION = ("needs_question", True)
-# Rows that are held in memory before they are written.
-_BATCH = 2000
 # What a folder may hold that --force replaces: anything else was not written by us.
 _OURS = frozenset(
     {"import-report.json", "dataset_dict.json", "build-report.json"}
@@ -55,54 +52,14 @@ def write_jsonl(file: Path, rows: Iterable[Row]) -> int:
     file.
     """
     count = 0
-    for batch in _batches(rows):
-        with file.open("a", encoding="utf-8", newline="\n") as out:
-            for row in batch:
-                kept = {k: v for k, v in row.items() if v != () and (k, v) != _NEEDS_QUESTION}
-                out.write(json.dumps(kept, ensure_ascii=False) + "\n")
-        count += len(batch)
+    with file.open("w", encoding="utf-8", newline="\n") as out:
+        for row in rows:
+            count += 1
+            kept = {k: v for k, v in row.items() if v != () and (k, v) != _NEEDS_QUESTION}
+            out.write(json.dumps(kept, ensure_ascii=False) + "\n")
+    if not count:
+        file.unlink()
     return count
-
-
-def write_parquet(file: Path, kind: str, rows: Iterable[Row]) -> int:
-    """Writes rows of `kind` as Parquet. Returns how many; no rows, no file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = arrow_schema(kind)
-    count = 0
-    writer = None
-    for batch in _batches(rows):
-        writer = writer or pq.ParquetWriter(file, schema)
-        writer.write_table(pa.Table.from_pylist(batch, schema=schema))
-        count += len(batch)
-    if writer is not None:
-        writer.close()
-    return count
-
-
-def arrow_schema(kind: str) -> Any:
-    """The Arrow schema of the tasks, personas or golds."""
-    import pyarrow as pa
-
-    text, texts = pa.string(), pa.list_(pa.string())
-    columns = {
-        "tasks": [("id", text), ("text", text), ("split", text), ("needs_question", pa.bool_())],
-        "personas": [
-            *(("id", text), ("name", text), ("text", text), ("split", text)),
-            *(("facts", texts), ("fact_origins", texts)),
-        ],
-        "golds": [
-            *(("task_id", text), ("persona_id", text), ("text", text)),
-            ("facts_used", pa.list_(pa.int32())),
-        ],
-    }
-    return pa.schema(columns[kind])
-
-
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    rest = iter(rows)
-    return iter(lambda: list(islice(rest, _BATCH)), [])
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,16 @@ def report_of(folder: Path) -> dict[str, Any]:
     return content
 
 
+def make_with(
+    change: Callable[[dict[str, Any]], bytes | None], folder: Path
+) -> tuple[MisbehavingServer, dict[str, Any]]:
+    """Builds with a server that answers otherwise where `change` says so."""
+    with MisbehavingServer(behave(change)) as server:
+        config = build_config(server.url, folder)
+        make(config)
+    return server, report_of(config.out)
+
+
 def test_a_build_is_a_dataset(tmp_path: Path) -> None:
     with MisbehavingServer(behave()) as server:
         config = build_config(server.url, tmp_path)
@@ -81,12 +92,8 @@ def test_a_build_is_a_dataset(tmp_path: Path) -> None:
         assert dataset.fact_origins[person.id] == ("extracted",) * 8
     order = [json.loads(line) for line in (config.out / "golds.jsonl").read_text().splitlines()]
     pairs = [(gold["task_id"], gold["persona_id"]) for gold in order]
-    assert pairs[:4] == [
-        ("A-task-0", "A-persona-0"),
-        ("A-task-0", "A-persona-1"),
-        ("A-task-0", "A-persona-2"),
-        ("A-task-1", "A-persona-0"),
-    ]
+    first = [(f"A-task-{i}", f"A-persona-{j}") for i in range(2) for j in range(3)]
+    assert pairs[:6] == first
     report = report_of(config.out)
     assert report["sources"]["facts"]["fact_not_stated"] >= 6  # the submarines
     assert report["golds"] == {"A": 9, "B": 4, "test": 1}
@@ -114,19 +121,11 @@ def test_unusable_personas_are_made_anew(tmp_path: Path) -> None:
     def change(body: dict[str, Any]) -> bytes | None:
         return bad.pop() if bad and kind_of(body) == "persona" else None
 
-    with MisbehavingServer(behave(change)) as server:
-        config = build_config(server.url, tmp_path)
-        make(config)
-    report = report_of(config.out)
+    _, report = make_with(change, tmp_path)
     assert report["personas"] == {"A": 3, "B": 2, "test": 1}
+    reasons = ("oracle_cut_off", "oracle_refused", "persona_like_another", "persona_too_short")
     counts = report["sources"]["personas_not_used"]["counts"]
-    assert counts == {
-        "oracle_cut_off": 1,
-        "oracle_refused": 1,
-        "persona_like_another": 1,
-        "persona_too_short": 1,
-        "persona_without_name": 1,
-    }
+    assert counts == dict.fromkeys((*reasons, "persona_without_name"), 1)
     assert report["sources"]["persona_rounds"] == 2
 
 
@@ -140,10 +139,7 @@ def test_names_and_texts_are_used_once(tmp_path: Path) -> None:
         first.append(completion(text))
         return first[-1]
 
-    with MisbehavingServer(behave(change)) as server:
-        config = build_config(server.url, tmp_path)
-        make(config)
-    report = report_of(config.out)
+    server, report = make_with(change, tmp_path)
     assert len(first) == 6
     assert report["sources"]["personas_not_used"]["counts"] == {"persona_name_taken": 5}
     again = [s for s in server.seen if "These names are taken" in s.text]

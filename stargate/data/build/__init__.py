@@ -7,9 +7,9 @@
     personas.py     PersonaWriter          personas that a model invents, round by round
     golds.py        GoldWriter             one gold per pair, streamed
     folder.py       BuildFolder            one builder at a time, and OUT only when it is whole
-    report.py       BuildReport            what became of everything
-    rehearsal.py    rehearse               the same without a call: calls, tokens, money
-    builder.py      build_dataset          the order of it all
+    report.py       GoldReport ...         what became of everything
+    rehearsal.py    RehearsalOracle        the same without a call: calls, tokens, money
+    builder.py      Build                  the order of it all
 
     tasks    --+                                     OUT.partial/              OUT/
                +-> checked: splits share nothing -> tasks, personas -> golds -> all of it, renamed

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from stargate.config.component import Component, Fraction, NonNegativeInt, PositiveInt
-from stargate.config.files import packaged_configs_dir, read_yaml, validated
+from stargate.config.files import find_config, packaged_configs_dir, read_yaml, validated
 from stargate.config.oracle import LocalOracleConfig, OpenAIOracleConfig, OracleConfig
 from stargate.config.run import EngineConfig
 from stargate.errors import ConfigError
@@ -45,13 +45,11 @@ class _Rows(Component):
         end, before = 0, ""
         for split, (first, after) in sorted(rows.items(), key=lambda item: item[1]):
             if first >= after:
-                raise ValueError(
-                    f"{split}: expected [first, end) with first < end, got [{first}, {after}]"
-                )
+                got = f"got [{first}, {after}]"
+                raise ValueError(f"{split}: expected [first, end) with first < end, {got}")
             if first < end:
-                raise ValueError(
-                    f"{before} and {split} share rows {first} to {min(end, after) - 1}"
-                )
+                shared = f"{first} to {min(end, after) - 1}"
+                raise ValueError(f"{before} and {split} share rows {shared}")
             end, before = after, split
         return rows
 
@@ -172,9 +170,9 @@ class BuildConfig(Component):
     @property
     def width(self) -> int:
         """Requests that are prepared at a time: enough that none in flight waits for the next."""
-        if isinstance(self.oracle, LocalOracleConfig):
-            return 2 * self.oracle.max_concurrency
-        return 2 * self.oracle.limits.max_concurrency
+        oracle = self.oracle
+        limits = oracle if isinstance(oracle, LocalOracleConfig) else oracle.limits
+        return 2 * limits.max_concurrency
 
     @property
     def model(self) -> str:
@@ -184,7 +182,7 @@ class BuildConfig(Component):
 
 def load_build_config(path: str | Path, overrides: Sequence[str] = ()) -> BuildConfig:
     """Reads a YAML file, or a packaged build config by its name. Raises ConfigError."""
-    file = _find(path)
+    file = find_config(path, packaged_build_dir(), "build config")
     return validated(BuildConfig, file, read_yaml(file), overrides)
 
 
@@ -233,14 +231,3 @@ def _digest(source: Component) -> str | None:
 def packaged_build_dir() -> Path:
     """The folder of the shipped build configs (and of their prompts/)."""
     return packaged_configs_dir() / "data"
-
-
-def _find(path: str | Path) -> Path:
-    given = Path(path)
-    if given.is_file():
-        return given
-    packaged = packaged_build_dir() / f"{given.name}.yaml"
-    if given.name == str(path) and packaged.is_file():
-        return packaged
-    known = ", ".join(sorted(file.stem for file in packaged_build_dir().glob("*.yaml")))
-    raise ConfigError(f"{path}: no such build config; give a path or one of: {known}")

@@ -96,8 +96,8 @@ class GoldWriter:
                 advance(result)
 
         def write_golds(file: Path) -> None:
-            file.touch()
             write_jsonl(file, _in_order(pairs, spool, offsets, report, folder / MISSING))
+            file.touch()  # there may be none
 
         write_atomically(folder / GOLDS, write_golds)
         spool.unlink()

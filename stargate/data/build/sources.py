@@ -10,12 +10,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 from stargate.data.build.config import FilePersonas, FileTasks, HubTasks
 from stargate.data.cleaning import Cleaner, RawPersona, RawTask
 from stargate.data.dataset import open_dataset
+from stargate.data.findings import ImportReport
 from stargate.data.importers import TaskSource, detect_format, raw_tasks, records
 from stargate.data.reading import Found, file_rows, hf_tables, jsonl_rows, require_datasets
+from stargate.data.writing import dataset_rows
 from stargate.errors import DataError, one_line
 from stargate.types import Persona, Task
 
@@ -25,7 +28,7 @@ def read_build_tasks(source: FileTasks | HubTasks, cleaner: Cleaner) -> dict[str
     if isinstance(source, HubTasks):
         where, rows = source.name, _hub_rows(source)
     else:
-        where, rows = str(source.path), _task_rows(source, cleaner)
+        where, rows = str(source.path), _task_rows(source, cleaner.report)
     wanted = TaskSource(
         source.column,
         tuple(_as_counts(source.rows)),
@@ -44,31 +47,18 @@ def read_build_tasks(source: FileTasks | HubTasks, cleaner: Cleaner) -> dict[str
 
 def read_build_personas(source: FilePersonas, cleaner: Cleaner) -> dict[str, Persona]:
     """The personas of a file or dataset folder, by id; those without facts got their sentences."""
-    path = source.path
-    if path.is_dir():
-        dataset = open_dataset(path)
-        rows = (
-            RawPersona(
-                f"{path.name} {p.id}",
-                *(p.id, p.text, p.split, p.name, p.facts or None),
-                dataset.fact_origins.get(p.id),
-            )
-            for p in dataset.personas.values()
-        )
-        personas = cleaner.personas(rows)
-    else:
-        personas = cleaner.personas(_file_personas(source, cleaner))
+    personas = cleaner.personas(_raw_personas(source, cleaner.report))
     if not personas:
-        raise DataError(f"{path}: no usable persona")
+        raise DataError(f"{source.path}: no usable persona")
     return personas
 
 
-def _task_rows(source: FileTasks, cleaner: Cleaner) -> Found:
+def _task_rows(source: FileTasks, report: ImportReport) -> Found:
     ending = source.path.suffix.lower().lstrip(".")
     chosen = ending if ending in ("json", "txt") else detect_format(source.path)
     if chosen == "hf":
         return hf_tables(source.path).get("tasks", ())
-    return file_rows(source.path, chosen, cleaner.report)
+    return file_rows(source.path, chosen, report)
 
 
 def _as_counts(ranges: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str | None, int]]:
@@ -90,17 +80,13 @@ def _numbered(rows: Iterator[RawTask]) -> Iterator[RawTask]:
         yield replace(raw, id=f"{raw.split}-task-{number}") if missing else raw
 
 
-def _file_personas(source: FilePersonas, cleaner: Cleaner) -> Iterator[RawPersona]:
-    file, report = source.path, cleaner.report
-    ending = file.suffix.lower()
-    if ending not in (".json", ".jsonl"):
-        raise DataError(f"{file}: personas.path must be .jsonl, .json or a dataset folder")
-    rows = jsonl_rows(file, file.name) if ending == ".jsonl" else file_rows(file, "json", report)
+def _raw_personas(source: FilePersonas, report: ImportReport) -> Iterator[RawPersona]:
+    rows, ranges = _persona_rows(source.path, report), source.rows.items()
+    in_folder = source.path.is_dir()  # there every persona names its split
     counted: Counter[str] = Counter()
     for index, (where, row) in enumerate(records(rows, report, texts=True)):
         split = row.get("split")
-        if source.rows:
-            ranges = source.rows.items()
+        if ranges and not in_folder:
             split = next((s for s, (first, end) in ranges if first <= index < end), None)
             if split is None:
                 report.add("row_beyond_splits", where)
@@ -111,6 +97,18 @@ def _file_personas(source: FilePersonas, cleaner: Cleaner) -> Iterator[RawPerson
         counted[str(split)] += 1
         others = (row.get(name) for name in ("name", "facts", "fact_origins"))
         yield RawPersona(where, id, row.get("text"), split, *others)
+
+
+def _persona_rows(path: Path, report: ImportReport) -> Found:
+    if path.is_dir():
+        rows = dataset_rows(open_dataset(path), "personas")
+        return ((f"{path.name} {row['id']}", row) for row in rows)
+    ending = path.suffix.lower()
+    if ending == ".jsonl":
+        return jsonl_rows(path, path.name)
+    if ending == ".json":
+        return file_rows(path, "json", report)
+    raise DataError(f"{path}: personas.path must be .jsonl, .json or a dataset folder")
 
 
 def _hub_rows(source: HubTasks) -> Found:
