@@ -292,10 +292,10 @@ class Cleaner:
         kept: dict[str, Collection[str]] = {"task": self.data.tasks, "persona": self.data.personas}
         for kind, found in (("task", str(raw.task_id)), ("persona", str(raw.persona_id))):
             ids = self._ids[kind]
-            id = ids.written.get(found, "")
-            if id not in kept[kind]:
-                left_out = {found, id} & ids.left_out
-                why = f"gold_of_left_out_{kind}" if left_out else "gold_out_of_range"
+            id = ids.written.get(found)
+            if id is None or id not in kept[kind]:
+                unknown = ids.left_out.isdisjoint((found, id))
+                why = "gold_out_of_range" if unknown else f"gold_of_left_out_{kind}"
                 self.report.add(why, raw.where, f"{kind} {found}")
                 return None
             pair.append(id)
