@@ -20,24 +20,25 @@ def cleaner() -> Cleaner:
     return Cleaner(ImportReport(source="build", source_format="file"))
 
 
+FILES = {
+    "txt": "\n".join(TEXTS),
+    "json": json.dumps(TEXTS),
+    "jsonl": "".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS),
+    "csv": "prompt\n" + "\n".join(TEXTS),
+}
+
+
 def write(folder: Path, ending: str) -> Path:
     file = folder / f"tasks.{ending}"
-    if ending == "txt":
-        file.write_text("\n".join(TEXTS))
-    elif ending == "json":
-        file.write_text(json.dumps(TEXTS))
-    elif ending == "jsonl":
-        file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
-    elif ending == "csv":
-        file.write_text("prompt\n" + "\n".join(TEXTS))
+    if ending in FILES:
+        file.write_text(FILES[ending])
     else:
         datasets = pytest.importorskip("datasets")
-        file = folder / "saved"
         datasets.Dataset.from_dict({"prompt": TEXTS}).save_to_disk(str(file))
     return file
 
 
-@pytest.mark.parametrize("ending", ["txt", "json", "jsonl", "csv", "datasets"])
+@pytest.mark.parametrize("ending", [*FILES, "datasets"])
 def test_rows_are_shared_out(ending: str, tmp_path: Path) -> None:
     source = FileTasks(type="file", path=write(tmp_path, ending), rows=ROWS)
     clean = cleaner()
