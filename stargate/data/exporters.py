@@ -18,18 +18,16 @@ from stargate.text.prompts import PromptSet
 from stargate.text.views import Views
 from stargate.types import Pair
 
-FORMATS = ("jsonl", "parquet", "hf", "sft")
+Target = Literal["jsonl", "parquet", "hf"]
 
 
 def export_dataset(
-    dataset: Dataset, out: Path, target: str, source: Path | None = None, force: bool = False
+    dataset: Dataset, out: Path, target: Target, source: Path | None = None, force: bool = False
 ) -> dict[str, int]:
     """Writes tasks, personas and golds to the new folder `out` as jsonl, parquet or hf.
 
     Returns how many of each. Raises DataError.
     """
-    if target not in ("jsonl", "parquet", "hf"):
-        raise DataError(f"no such format {target!r}; known: {', '.join(FORMATS)}")
     with new_folder(out, force=force, source=source) as folder:
         if target == "jsonl":
             return {

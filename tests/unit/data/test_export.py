@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stargate.data.dataset import Dataset, open_dataset, read_dataset
-from stargate.data.exporters import export_dataset, export_sft
+from stargate.data.exporters import Target, export_dataset, export_sft
 from stargate.data.importers import TaskSource, import_dataset, parse_splits
 from stargate.errors import DataError
 from stargate.text.prompts import load_prompts
@@ -50,7 +50,9 @@ def awkward(tmp_path: Path) -> Dataset:
 
 
 @pytest.mark.parametrize("target", ["jsonl", "parquet"])
-def test_a_dataset_folder_comes_back_exactly(tmp_path: Path, awkward: Dataset, target: str) -> None:
+def test_a_dataset_folder_comes_back_exactly(
+    tmp_path: Path, awkward: Dataset, target: Target
+) -> None:
     for number, dataset in enumerate((awkward, open_dataset("starter"))):
         out = tmp_path / f"out{number}"
         counts = export_dataset(dataset, out, target)
@@ -59,7 +61,7 @@ def test_a_dataset_folder_comes_back_exactly(tmp_path: Path, awkward: Dataset, t
 
 
 @pytest.mark.parametrize("target", ["hf", "jsonl", "parquet"])
-def test_the_starter_set_survives_export_and_import(tmp_path: Path, target: str) -> None:
+def test_the_starter_set_survives_export_and_import(tmp_path: Path, target: Target) -> None:
     starter = open_dataset("starter")
     export_dataset(starter, tmp_path / "out", target)
     report = import_dataset(tmp_path / "out", tmp_path / "back")
