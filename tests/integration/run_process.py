@@ -1,11 +1,17 @@
 """Commands as a user starts them, in processes of their own that a test can find and count."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+
+from stargate.benchmarks.chaos_processes import Found, processes_of
 
 # 2 tasks x 2 personas, 2 dialogues each, a training step or two; 1 x 2 to test.
 SMALL = [
@@ -33,9 +39,31 @@ class Command:
             start_new_session=True,
         )
 
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+
     def finish(self) -> str:
-        output, _ = self.process.communicate(timeout=400)
-        return output
+        """All that it says, once it has ended."""
+        self.process.wait(timeout=400)
+        self._reader.join()
+        return "".join(f"{line}\n" for line in self.lines)
+
+    def wait(self, met: Callable[[], object], seconds: float = 300.0) -> None:
+        """Until `met` is true of the command that goes on."""
+        deadline = time.monotonic() + seconds
+        while not met():
+            assert time.monotonic() < deadline, "\n".join(self.lines)
+            assert self.process.poll() is None, self.finish()
+            time.sleep(0.02)
+
+    def wait_for_line(self, pattern: str, count: int = 1) -> None:
+        self.wait(lambda: sum(bool(re.match(pattern, line)) for line in self.lines) >= count)
 
     def left_over(self, seconds: float = 15.0) -> list[str]:
         """Command lines of processes of this run that still live, after a moment to end."""
@@ -55,6 +83,13 @@ class Command:
         return found
 
 
+def kill_process(run_dir: Path, kind: str) -> Found:
+    """Kills the last process of a kind that works on a run: of scorers and ranks the second."""
+    victim = [one for one in processes_of(run_dir) if one.kind == kind][-1]
+    os.kill(victim.pid, signal.SIGKILL)
+    return victim
+
+
 class Run(Command):
     """`stargate run cpu_demo`, small, into `runs_dir`."""
 
@@ -66,3 +101,6 @@ class Run(Command):
     def dir(self) -> Path:
         [folder] = self.runs_dir.iterdir()
         return folder
+
+    def kill(self, kind: str) -> Found:
+        return kill_process(self.dir, kind)

@@ -7,12 +7,6 @@ fakes in tests/unit/actors/runtime/test_supervisor.py.
 
 import asyncio
 import json
-import os
-import re
-import signal
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,44 +21,8 @@ from tests.integration.run_process import Run
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 
-class Followed(Run):
-    """A run whose lines can be waited for."""
-
-    def __init__(self, runs_dir: Path, *overrides: str) -> None:
-        super().__init__(runs_dir, *overrides)
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip("\n"))
-
-    def finish(self) -> str:
-        self.process.wait(timeout=400)
-        self._reader.join()
-        return "\n".join(self.lines)
-
-    def wait_for_line(self, pattern: str, count: int = 1) -> None:
-        self.wait(lambda: sum(bool(re.match(pattern, line)) for line in self.lines) >= count)
-
-    def wait(self, met: Callable[[], object], seconds: float = 240.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not met():
-            assert time.monotonic() < deadline, "\n".join(self.lines)
-            assert self.process.poll() is None, self.finish()
-            time.sleep(0.02)
-
-    def kill(self, kind: str) -> Found:
-        """Kills the last process of a kind: of scorers and ranks the second."""
-        victim = [one for one in processes_of(self.dir) if one.kind == kind][-1]
-        os.kill(victim.pid, signal.SIGKILL)
-        return victim
-
-
 def test_a_run_outlives_the_death_of_every_kind_of_process(tmp_path: Path) -> None:
-    run = Followed(
+    run = Run(
         tmp_path,
         "rollout.max_concurrent_dialogues=3",  # so that some are under way when others are done
         "trainer.num_ranks=2",

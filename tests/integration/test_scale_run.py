@@ -13,8 +13,7 @@ import pytest
 
 from stargate.records.schemas import dialogue_from_row
 from stargate.records.store import RunStore
-from tests.integration.run_process import Command
-from tests.integration.test_faults import Followed
+from tests.integration.run_process import Command, Run
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
@@ -22,7 +21,7 @@ NUM_PAIRS = 4
 NUM_DIALOGUES = 8
 
 
-def scale(run: Followed, *words: str) -> tuple[int, str]:
+def scale(run: Run, *words: str) -> tuple[int, str]:
     command = Command("scale", str(run.dir), *words)
     output = command.finish()
     return command.process.returncode, output
@@ -31,7 +30,7 @@ def scale(run: Followed, *words: str) -> tuple[int, str]:
 def test_an_engine_joins_a_run_serves_and_leaves(tmp_path: Path) -> None:
     """It joins while m_0 plays, so that the push of m_1 must reach it, and leaves under m_1."""
     cores = sorted(os.sched_getaffinity(0))
-    run = Followed(
+    run = Run(
         tmp_path,
         f"rollout.num_dialogues={NUM_DIALOGUES}",
         "rollout.max_concurrent_dialogues=4",  # so that there is work for two

@@ -1,9 +1,7 @@
 """Training that goes on from a checkpoint comes to the same weights and losses, to the bit."""
 
 import json
-import os
 import shutil
-import signal
 import threading
 import time
 from pathlib import Path
@@ -13,12 +11,9 @@ import pytest
 
 from stargate.config.run import LoraConfig, TrainerConfig
 from stargate.errors import MachineError
-from stargate.records.store import RunStore
-from stargate.records.training_checkpoints import CheckpointFolder, read_manifest, training_folder
+from stargate.records.training_checkpoints import read_manifest
 from stargate.types import TrainResult
 from tests.integration.ranks import Ranks
-from tests.integration.run_process import Command
-from tests.integration.test_faults import Followed
 from tests.integration.test_trainer import config, load_weights, make_examples
 from tests.integration.tiny_model import save_tiny_model
 
@@ -304,38 +299,3 @@ def test_training_goes_on_when_no_checkpoint_can_be_written(
     assert len(result.losses) == 6
     assert result.num_repeated_steps is None
     assert one.log().count("no checkpoints of this training: ") == 1
-
-
-@pytest.mark.engines
-def test_a_run_goes_on_after_the_death_of_its_trainer_and_of_its_driver(tmp_path: Path) -> None:
-    """Both with real engines: first Ray's actor of the rank is killed, then all of the run."""
-    run = Followed(
-        tmp_path,
-        "evaluation.enabled=false",
-        "schedule.num_iterations=1",
-        "trainer.num_epochs=15",  # 30 steps: enough to be in the middle of them
-        "trainer.lora={rank: 4}",  # small checkpoints
-        "trainer.checkpoint_steps=2",
-    )
-    run.wait(lambda: list(tmp_path.glob("*/t0/training/step-2")))
-    run.kill("trainer")
-    run.wait_for_line("trainer-0 is back")
-    run.wait_for_line(r"training goes on from step \d+ of 30$")
-    assert "training m1 begins again" not in run.lines
-    folder = training_folder(run.dir, 1)
-    last = CheckpointFolder(folder).steps()[0]
-    os.kill(run.process.pid, signal.SIGKILL)
-    run.process.wait()
-    assert run.left_over(seconds=120.0) == []
-
-    command = Command("resume", str(run.dir))
-    output = command.finish()
-    assert command.process.returncode == 0, output
-    assert command.left_over() == []
-    [line] = [line for line in output.splitlines() if line.startswith("training goes on from step")]
-    assert int(line.split()[5]) >= last
-    [event] = [e for e in RunStore(run.dir).read_metrics() if e["event"] == "iteration"]
-    assert len(event["train_losses"]) == len(event["grad_norms"]) == 30
-    summary = json.loads((run.dir / "summary.json").read_text())
-    assert summary["repeated_steps"] == event["num_repeated_steps"] <= 6
-    assert not folder.exists()
