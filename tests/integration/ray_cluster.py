@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,9 +77,9 @@ class RayCluster:
             )
         )
         if len(self.nodes) == 1:
-            self._await_port(self.port)
+            self._await(f"nobody listens on {self.port}", self._listens)
             if dashboard:
-                self._await_dashboard()
+                self._await("no job server", self._serves)
 
     def end(self, number: int, *, kill: bool = False) -> None:
         """Ends a node: in order, or with all of its processes at once."""
@@ -98,31 +98,28 @@ class RayCluster:
         self.output.seek(0)
         return self.output.read().decode(errors="replace")
 
-    def _await_port(self, port: int) -> None:
+    def _await(self, problem: str, there: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             assert self.nodes[0].poll() is None, self._said()
             try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                return
-            except OSError:
-                time.sleep(0.2)
-        raise AssertionError(f"nobody listens on {port} after {START_SECONDS} s")
-
-    def _await_dashboard(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            assert self.nodes[0].poll() is None, self._said()
-            try:
-                with urllib.request.urlopen(f"{self.dashboard}/api/version", timeout=5):
+                if there():
                     return
-            except urllib.error.HTTPError as error:
-                if error.code == 401:
-                    return  # it is up, and wants the token
             except OSError:
-                pass
-            time.sleep(0.5)
-        raise AssertionError(f"no job server in {START_SECONDS} s")
+                pass  # not yet
+            time.sleep(0.2)
+        raise AssertionError(f"{problem} after {START_SECONDS} s")
+
+    def _listens(self) -> bool:
+        socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        return True
+
+    def _serves(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.dashboard}/api/version", timeout=5):
+                return True
+        except urllib.error.HTTPError as error:
+            return error.code == 401  # it is up, and wants the token
 
 
 @contextmanager

@@ -58,15 +58,13 @@ class FakeEngine:
         return Generation(text, text_ids(text), StopReason.STOP, 3, len(request.prompt_ids))
 
 
-def config(num_workers: int = 2, **rollout: object) -> RunConfig:
+def config(num_workers: int = 2, max_model_len: int = 2048, **rollout: object) -> RunConfig:
+    sampling = {"max_new_tokens": 20}
     return RunConfig.model_validate(
         {
-            "rollout": {
-                **{"num_dialogues": 3, "turns": [2], "num_workers": num_workers},
-                **rollout,
-            },
-            "questioner": {"sampling": {"max_new_tokens": 20}},
-            "roleplayer": {"sampling": {"max_new_tokens": 20}},
+            "rollout": {"num_dialogues": 3, "turns": [2], "num_workers": num_workers, **rollout},
+            "questioner": {"sampling": sampling, "engine": {"max_model_len": max_model_len}},
+            "roleplayer": {"sampling": sampling},
         }
     )
 
@@ -152,19 +150,8 @@ def test_one_call_brings_many_plans() -> None:
 
 def test_a_dropped_dialogue_is_a_value_that_is_raised_here() -> None:
     async def scenario() -> None:
-        settings = config(1)
+        settings = config(1, max_model_len=30)
         long = make_pair(gold="g", facts=("x" * 9000,))
-        settings = settings.model_copy(
-            update={
-                "questioner": settings.questioner.model_copy(
-                    update={
-                        "engine": settings.questioner.engine.model_copy(
-                            update={"max_model_len": 30}
-                        )
-                    }
-                )
-            }
-        )
         [worker] = await make_workers(settings, [FakeEngine("q")], [FakeEngine("a")])
         pool, _ = pool_of([worker])
         with pytest.raises(RecordDropped, match="prompt_too_long"):
