@@ -1,7 +1,7 @@
 """A run's side of the cluster that it uses: agents on its nodes, seats, and ways between files.
 
     Discovery -> open: an agent on every node that is used; who sees the run's folder
-           -> seats, site(node), options(actor): what spawn.py needs to hire an actor there
+           -> seats, site(node): what spawn.py needs to hire an actor there
            -> hire: waits for the actors' processes, aloud, with a deadline; an actor whose node
                     has left gets a seat on another one first
            -> bring / collect (FileAccess): a node that sees a folder uses it, others get it
