@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from stargate.benchmarks.chaos_records import examine
-from stargate.benchmarks.processes import Found, processes_of
 from stargate.config.files import load_config
 from stargate.launch.setup import prepare
 from stargate.records.store import RunStore
