@@ -170,6 +170,14 @@ def test_golds_of_what_was_left_out_are_counted_as_such(tmp_path: Path) -> None:
     ]
 
 
+def test_a_gold_of_nobody_is_not_one_of_what_was_left_out_without_an_id(tmp_path: Path) -> None:
+    tasks = [{"id": "", "text": "", "split": "A"}, {"id": "t", "text": "Eat?", "split": "A"}]
+    golds = [{"task_id": "nobody", "persona_id": "p", "text": "You."}]
+    folder = write_folder(tmp_path / "in", tasks=tasks, golds=golds)
+    report = import_dataset(folder, tmp_path / "out")
+    assert listed(report, "gold_out_of_range") == [("golds.jsonl:1", "task nobody")]
+
+
 def test_missing_golds_of_a_split_with_golds_are_listed(tmp_path: Path) -> None:
     golds = {"prompt-0 persona-0": ["You."]}
     _, report = run_import(tmp_path, **(GOOD | {"golds_A": golds, "prompts_B": ["Else?"]}))
