@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from stargate.benchmarks.chaos_processes import Found, processes_of
+from stargate.benchmarks.processes import Found, processes_of
 
 # 2 tasks x 2 personas, 2 dialogues each, a training step or two; 1 x 2 to test.
 SMALL = [
