@@ -39,8 +39,8 @@ def local_run(args: argparse.Namespace, *, models: bool) -> Path:
 
     Raises StargateError, for a command that writes also if another driver works at that address.
     """
+    from stargate.config.uri import is_uri, parse_uri, run_name
     from stargate.errors import ConfigError
-    from stargate.remote.uri import is_uri, parse_uri, run_name
 
     if not is_uri(args.run):
         if args.to is not None:
@@ -69,9 +69,9 @@ def local_run(args: argparse.Namespace, *, models: bool) -> Path:
 
 def check_records(config: "RunConfig") -> None:
     """Raises StargateError if `records.uri` can't be written, before anything starts."""
+    from stargate.config.uri import parse_uri
     from stargate.errors import ConfigError
     from stargate.remote.storage import StorageError, open_storage
-    from stargate.remote.uri import parse_uri
 
     if config.records.uri is None:
         return
@@ -101,12 +101,12 @@ def landing(
     works on the folder: it lands what is made here, too. Raises StorageError, naming what has not
     landed; an error of what goes on inside is more important, and that is then said.
     """
+    from stargate.config.uri import parse_uri
     from stargate.remote.fetch import note_working
     from stargate.remote.identity import new_identity, read_identity
     from stargate.remote.lease import Lease, LeaseHeld
     from stargate.remote.storage import StorageError, open_storage
     from stargate.remote.sync import INTERRUPTED_SECONDS, RemoteSync
-    from stargate.remote.uri import parse_uri
 
     identity = read_identity(root)
     if identity is None:

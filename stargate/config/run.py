@@ -12,8 +12,7 @@ from pydantic import Field, model_validator
 from stargate.config.algorithm import AnyAlgorithm, StarGateConfig
 from stargate.config.component import Component, Fraction, NonNegativeInt, PositiveInt
 from stargate.config.judge import JudgeConfig
-from stargate.config.records import RecordsConfig
-from stargate.config.tracking import TrackingConfig
+from stargate.config.outputs import RecordsConfig, TrackingConfig
 
 _CORE_LIST = r"^\d+(-\d+)?([,|]\d+(-\d+)?)*$"
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from stargate.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
+from stargate.config.outputs import MlflowConfig, TrackingConfig, WandbConfig
 from stargate.errors import ConfigError
 from stargate.monitoring.progress import safe_text
 from stargate.monitoring.scalars import BY_OPTIMIZER_STEP, BY_VERSION, Point

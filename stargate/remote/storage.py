@@ -20,9 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from stargate.config.uri import StorageUri
 from stargate.errors import ConfigError, ExitCode, MachineError, StargateError, one_line
 from stargate.records.files import make_folder, read_exactly, write_atomically
-from stargate.remote.uri import StorageUri
 from stargate.text.masking import MASK, Masker
 
 # Bytes moved at a time.

@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from stargate.config.run import RunConfig
+from stargate.config.uri import is_uri, parse_uri, run_name
 from stargate.errors import ConfigError, ExitCode, StargateError
 from stargate.monitoring.progress import safe_text
-from stargate.remote.uri import is_uri, parse_uri, run_name
 from stargate.text.masking import Masker
 
 # Larger files are no source code; Ray's head keeps the package in memory and sends it to all nodes.

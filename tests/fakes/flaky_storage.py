@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 import fsspec
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
+from stargate.config.uri import StorageUri
 from stargate.remote.storage import Storage
-from stargate.remote.uri import StorageUri
 
 
 class FlakyHandler(FSSpecHandler):  # type: ignore[misc]  # pyarrow ships no types

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from stargate.config.uri import parse_uri
 from stargate.remote import lease as lease_module
 from stargate.remote.fetch import fetch
 from stargate.remote.lease import LEASE
 from stargate.remote.storage import open_storage
-from stargate.remote.uri import parse_uri
 from tests.integration.test_s3 import add_scores, new_run, score_ids, start
 
 _EMULATOR = "gcp-storage-emulator"

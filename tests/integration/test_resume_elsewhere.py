@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from stargate.config.uri import parse_uri
 from stargate.remote import lease as lease_module
 from stargate.remote.fetch import fetch
 from stargate.remote.storage import open_storage
-from stargate.remote.uri import parse_uri
 from tests.integration.resume_world import (
     EVENTS,
     World,

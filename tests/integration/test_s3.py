@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import FileSystem
 
+from stargate.config.uri import parse_uri
 from stargate.errors import ConfigError
 from stargate.records.schemas import record_row
 from stargate.records.store import RunStore
@@ -21,7 +22,6 @@ from stargate.remote.identity import new_identity, read_identity
 from stargate.remote.lease import LEASE
 from stargate.remote.storage import Storage, StorageError, open_storage
 from stargate.remote.sync import RemoteSync
-from stargate.remote.uri import parse_uri
 from stargate.types import DialogueScore
 from tests.integration.s3_server import s3_server, server_command
 
@@ -160,7 +160,7 @@ _DRIVER = """
     from pathlib import Path
     from tests.integration.test_s3 import add_scores, start, lease_module
     from stargate.remote.storage import open_storage
-    from stargate.remote.uri import parse_uri
+    from stargate.config.uri import parse_uri
     from stargate.records.store import RunStore
     lease_module._SETTLE_SECONDS = 0.0
     root = Path(sys.argv[2])

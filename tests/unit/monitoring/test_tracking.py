@@ -14,7 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from stargate.config.files import validated
-from stargate.config.tracking import TrackingConfig
+from stargate.config.outputs import TrackingConfig
 from stargate.errors import ConfigError
 from stargate.monitoring import tracking
 from stargate.monitoring.scalars import Point

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stargate.config.run import RecordsConfig, RunConfig
+from stargate.config.uri import parse_uri
 from stargate.errors import ConfigError, DataError
 from stargate.launch.cli import main
 from stargate.launch.eval_session import load_run_config
@@ -18,7 +19,6 @@ from stargate.records.store import RunStore
 from stargate.remote import lease as lease_module
 from stargate.remote.lease import LEASE, LeaseHeld
 from stargate.remote.storage import StorageError, open_storage
-from stargate.remote.uri import parse_uri
 from tests.fakes.report_run import build_run
 
 SECRET = "planted/secret+key/0123456789abcdef01234"

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stargate.config.uri import parse_uri
 from stargate.errors import DataError
 from stargate.records.repair import discovery, repair
 from stargate.records.schemas import record_row
@@ -36,7 +37,6 @@ from stargate.remote.manifest import (
 from stargate.remote.scan import scan
 from stargate.remote.storage import Storage, StorageError, open_storage
 from stargate.remote.sync import RemoteSync, newest_manifest
-from stargate.remote.uri import parse_uri
 from stargate.types import DialogueScore, Selection
 from tests.fakes.flaky_storage import FlakyHandler, Killed, KilledStorage, memory_storage
 
@@ -293,7 +293,7 @@ def test_a_second_driver_is_refused_until_it_takes_over(
     work = start(storage, store.root)
     code = (
         "import sys; from stargate.remote.lease import Lease\n"
-        "from stargate.remote.uri import parse_uri\n"
+        "from stargate.config.uri import parse_uri\n"
         "from stargate.remote.storage import open_storage\n"
         "lease = Lease(open_storage(parse_uri(sys.argv[1])), 'f' * 32)\n"
         "lease.acquire(take_over=sys.argv[2] == 'yes')"

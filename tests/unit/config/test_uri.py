@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stargate.config.run import RunConfig
+from stargate.config.uri import StorageUri, is_uri, parse_uri, run_name
 from stargate.errors import ConfigError
-from stargate.remote.uri import StorageUri, is_uri, parse_uri, run_name
 
 SECRET = "wJalrXUtnFEMI0K7MDENG"
 
