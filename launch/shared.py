@@ -103,8 +103,8 @@ def landing(
     """
     from stargate.config.uri import parse_uri
     from stargate.remote.fetch import note_working
-    from stargate.remote.identity import new_identity, read_identity
     from stargate.remote.lease import Lease, LeaseHeld
+    from stargate.remote.manifest import new_identity, read_identity
     from stargate.remote.storage import StorageError, open_storage
     from stargate.remote.sync import INTERRUPTED_SECONDS, RemoteSync
 

@@ -14,12 +14,21 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential,
+)
+
 from stargate.errors import DataError
+from stargate.monitoring.waiting import Waiting
 from stargate.records.files import (
     disk_errors,
     make_folder,
@@ -29,17 +38,21 @@ from stargate.records.files import (
     write_text,
 )
 from stargate.records.store import METRICS
-from stargate.remote.identity import new_identity, read_identity
-from stargate.remote.manifest import FETCHED_FILE, Content, Manifest, States, is_model_file
+from stargate.remote.manifest import (
+    Content,
+    Manifest,
+    States,
+    new_identity,
+    newest_manifest,
+    read_identity,
+)
+from stargate.remote.scan import FETCHED_FILE, is_model_file
 from stargate.remote.storage import Storage, StorageError
-from stargate.remote.sync import newest_manifest
 
 # How often a file is read that the storage does not give, and seconds between.
 _TRIES, _PAUSE = 5, 1.0
 # How often a newer manifest is looked for while a run goes on.
 _NEWER = 20
-_SPEAK_SECONDS = 30.0
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +66,7 @@ class Fetched:
     damaged: tuple[tuple[str, str, str], ...] = ()
 
 
-@dataclass
-class _Fetch:
-    """A fetch in progress."""
-
-    storage: Storage
-    folder: Path
-    say: Say
-    models: bool
-    got: dict[str, Content | None] = field(default_factory=dict)
-    spoken: float = field(default_factory=time.monotonic)
-    num_bytes: int = 0
-
-
-def fetch(storage: Storage, root: Path, say: Say, *, models: bool) -> Fetched:
+def fetch(storage: Storage, root: Path, say: Callable[[str], None], *, models: bool) -> Fetched:
     """Fetches a run into `root`, which is not there, or was fetched from the same place before.
 
     Raises DataError if `root` is something else, or the storage holds no run; StorageError.
@@ -78,9 +78,7 @@ def fetch(storage: Storage, root: Path, say: Say, *, models: bool) -> Fetched:
         raise DataError(f"{storage}: holds no run that landed its records there")
     make_folder(root.parent)
     with disk_errors(root), whole_folder(root) as folder:
-        work = _Fetch(storage, folder, say, models)
-        manifest, damaged = _fetch_all(work, manifest)
-        return _settle(work, manifest, root, damaged)
+        return _Fetch(storage, folder, say, models, manifest).run(root)
 
 
 def note_working(root: Path) -> None:
@@ -100,128 +98,132 @@ def _check_target(root: Path, uri: str) -> None:
     )
 
 
-def _fetch_all(
-    work: _Fetch, manifest: Manifest
-) -> tuple[Manifest, list[tuple[str, Content | None, str]]]:
-    """Returns the manifest that what came is a state of, and what is damaged in it."""
-    for _ in range(_NEWER):
-        problems: list[tuple[str, Content | None, str]] = []
-        for name, states in manifest.files.items():
-            if is_model_file(name) and not work.models:
-                continue
-            if name not in work.got or work.got[name] not in states:
-                work.got[name] = _fetch_file(work, name)
-            if (problem := _problem(work.got[name], states)) is not None:
-                problems.append((name, work.got[name], problem))
-        newer = newest_manifest(work.storage)
-        if newer is None or newer.number == manifest.number:
-            if _is_still(work, manifest):
-                return manifest, problems
-            continue
-        manifest = newer
+class _Fetch:
+    """A fetch in progress. `manifest` is what came is, or shall be, a state of."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        folder: Path,
+        say: Callable[[str], None],
+        models: bool,
+        manifest: Manifest,
+    ) -> None:
+        self._storage, self._folder, self._say = storage, folder, say
+        self._models, self._manifest = models, manifest
+        self._got: dict[str, Content | None] = {}
+        self._num_bytes = self._num_rounds = 0
+        self._waiting = Waiting(say)
+
+    def run(self, root: Path) -> Fetched:
+        """Fills the folder, which will be `root`."""
+        while not self._is_one_state():
+            pass
+        listed = {name for name, content in self._got.items() if content is not None}
+        for path in self._folder.rglob("*"):
+            if path.is_file() and path.relative_to(self._folder).as_posix() not in listed:
+                path.unlink()  # it was there in an earlier manifest only
+        damaged = self._set_aside()
+        for name in ("logs", "models"):
+            (self._folder / name).mkdir(exist_ok=True)
+        came_from = (self._manifest.owner, self._manifest.number)
+        new_identity(str(self._storage), came_from).write(self._folder)
+        write_text(self._folder / FETCHED_FILE, json.dumps({"models": self._models}) + "\n")
+        is_complete = self._manifest.is_complete
+        return Fetched(root, len(listed), self._num_bytes, is_complete, damaged)
+
+    def _is_one_state(self) -> bool:
+        """Reads what is not there yet. Returns whether all that came is a state of the manifest,
+        which is the newest.
+        """
+        self._num_rounds += 1
+        if self._num_rounds > _NEWER:
+            raise StorageError(
+                f"{self._storage}: the run writes faster than it is read here; try again later, or "
+                "without its models"
+            )
+        for name, states in self._manifest.files.items():
+            if (self._models or not is_model_file(name)) and not self._has(name, states):
+                self._got[name] = self._fetch_file(name)
+        newer = newest_manifest(self._storage)
+        if newer is None or newer.number == self._manifest.number:
+            return self._is_still()
+        self._manifest = newer
         # What may have changed is compared again, with what is there now.
-        work.got = {n: c for n, c in work.got.items() if manifest.files.get(n) == (c,)}
-    raise StorageError(
-        f"{work.storage}: the run writes faster than it is read here; try again later, or without "
-        "its models"
-    )
+        self._got = {n: c for n, c in self._got.items() if newer.files.get(n) == (c,)}
+        return False
 
+    def _has(self, name: str, states: States) -> bool:
+        return name in self._got and self._got[name] in states
 
-def _is_still(work: _Fetch, manifest: Manifest) -> bool:
-    """Whether all files that may be changing are what they were when they were read.
+    def _is_still(self) -> bool:
+        """Whether all files that may be changing are what they were when they were read.
 
-    The manifest allows more than one state of them, and those of two files belong together only
-    if nobody went on between: then there was a moment at which all were as they came.
-    """
-    changed = False
-    for name, states in manifest.files.items():
-        if len(states) > 1 and name in work.got:
-            before, work.got[name] = work.got[name], _fetch_file(work, name)
-            changed |= work.got[name] != before
-    return not changed
+        The manifest allows more than one state of them, and those of two files belong together only
+        if nobody went on between: then there was a moment at which all were as they came.
+        """
+        changing = [n for n, states in self._manifest.files.items() if len(states) > 1]
+        before = {name: self._got[name] for name in changing if name in self._got}
+        self._got |= {name: self._fetch_file(name) for name in before}
+        return all(self._got[name] == content for name, content in before.items())
 
+    def _fetch_file(self, name: str) -> Content | None:
+        """Reads a file into its place; None if it is not there."""
 
-def _problem(found: Content | None, states: States) -> str | None:
-    if found in states:
-        return None
-    return "is missing" if found is None else "its checksum does not match"
+        def say(state: RetryCallState) -> None:
+            assert state.outcome is not None
+            self._say(f"{state.outcome.exception()}; trying again")
 
+        retrying = Retrying(
+            retry=retry_if_exception_type(StorageError),
+            stop=stop_after_attempt(_TRIES),
+            wait=wait_exponential(_PAUSE),
+            before_sleep=say,
+            reraise=True,
+        )
+        return retrying(self._read_file, name)
 
-def _fetch_file(work: _Fetch, name: str) -> Content | None:
-    """Reads a file into its place; None if it is not there."""
-    for number in range(_TRIES):
-        try:
-            return _read_file(work, name)
-        except StorageError as error:
-            if number == _TRIES - 1:
-                raise
-            work.say(f"{error}; trying again")
-            time.sleep(_PAUSE * 2**number)
-    raise AssertionError("the last try raises")
+    def _read_file(self, name: str) -> Content | None:
+        # Names come from a manifest that was checked: they can't lead out of the folder.
+        place = self._folder / name
+        place.unlink(missing_ok=True)
+        sha256, size = hashlib.sha256(), 0
+        with self._storage.reading(name) as chunks:
+            if chunks is None:
+                return None
+            with disk_errors(place):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with place.open("wb") as file:
+                    for chunk in chunks:
+                        file.write(chunk)
+                        sha256.update(chunk)
+                        size += len(chunk)
+                        self._num_bytes += len(chunk)
+                        mib = self._num_bytes / 2**20
+                        self._waiting.speak(f"fetching: {len(self._got)} files, {mib:,.0f} MiB")
+        return Content(sha256.hexdigest(), size)
 
-
-def _read_file(work: _Fetch, name: str) -> Content | None:
-    # Names come from a manifest that was checked: they can't lead out of the folder.
-    place = work.folder / name
-    place.unlink(missing_ok=True)
-    sha256, size = hashlib.sha256(), 0
-    with work.storage.reading(name) as chunks:
-        if chunks is None:
-            return None
-        with disk_errors(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with place.open("wb") as file:
-                for chunk in chunks:
-                    file.write(chunk)
-                    sha256.update(chunk)
-                    size += len(chunk)
-                    work.num_bytes += len(chunk)
-                    if time.monotonic() - work.spoken > _SPEAK_SECONDS:
-                        work.spoken = time.monotonic()
-                        work.say(
-                            f"fetching: {len(work.got)} files, {work.num_bytes / 2**20:,.0f} MiB"
-                        )
-    return Content(sha256.hexdigest(), size)
-
-
-def _settle(
-    work: _Fetch,
-    manifest: Manifest,
-    root: Path,
-    problems: list[tuple[str, Content | None, str]],
-) -> Fetched:
-    """Sets damaged files aside and says where the folder is from."""
-    listed = {name for name, content in work.got.items() if name in manifest.files and content}
-    for path in work.folder.rglob("*"):
-        if path.is_file() and path.relative_to(work.folder).as_posix() not in listed:
-            path.unlink()  # it was there in an earlier manifest only
-    aside = []
-    for name, content, problem in problems:
-        if name == "config.yaml":
-            raise DataError(f"{work.storage}: {name} {problem}: the run can't be used")
-        place = work.folder / name
-        if content is None:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.touch()
-        aside.append((name, problem, set_aside(place).name))
-        if place.name == METRICS and content is not None:
-            # Its good lines are kept, as in repair.py: `resume` removes the others.
-            shutil.copyfile(place.with_name(aside[-1][2]), place)
-    summary = work.folder / "summary.json"
-    if problems and (values := _object(summary)) is not None:
-        # Else a run whose rows must be made again would look finished.
-        values = {**values, "status": "stopped: damaged files"}
-        write_text(summary, json.dumps(values, indent=2) + "\n")
-    (work.folder / "logs").mkdir(exist_ok=True)
-    (work.folder / "models").mkdir(exist_ok=True)
-    new_identity(str(work.storage), (manifest.owner, manifest.number)).write(work.folder)
-    (work.folder / FETCHED_FILE).write_text(json.dumps({"models": work.models}) + "\n", "utf-8")
-    found = Fetched(root, len(listed), work.num_bytes, manifest.is_complete)
-    return replace(found, damaged=tuple(aside))
-
-
-def _object(file: Path) -> dict[str, object] | None:
-    try:
-        return read_json(file)
-    except DataError:
-        return None
+    def _set_aside(self) -> tuple[tuple[str, str, str], ...]:
+        """Sets damaged files aside, and returns them as `Fetched.damaged`."""
+        aside = []
+        for name, content in self._got.items():
+            if content in self._manifest.files[name]:
+                continue
+            problem = "is missing" if content is None else "its checksum does not match"
+            if name == "config.yaml":
+                raise DataError(f"{self._storage}: {name} {problem}: the run can't be used")
+            place = self._folder / name
+            if content is None:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.touch()
+            aside.append((name, problem, set_aside(place).name))
+            if place.name == METRICS and content is not None:
+                # Its good lines are kept, as in repair.py: `resume` removes the others.
+                shutil.copyfile(place.with_name(aside[-1][2]), place)
+        summary = self._folder / "summary.json"
+        with suppress(DataError):  # one that is damaged does not look finished
+            if aside and (values := read_json(summary)) is not None:
+                # Else a run whose rows must be made again would look finished.
+                values["status"] = "stopped: damaged files"
+                write_text(summary, json.dumps(values, indent=2) + "\n")
+        return tuple(aside)

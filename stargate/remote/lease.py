@@ -17,7 +17,9 @@ import socket
 import threading
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from stargate.records.files import is_alive
 from stargate.remote.manifest import FOLDER
@@ -42,7 +44,7 @@ class Holder:
     """`owner` is a random name of a run directory, of which there may be copies."""
 
     owner: str
-    host: str
+    host: Annotated[str, Field(max_length=200)]
     pid: int
     beat: float  # by the holder's clock
 
@@ -53,9 +55,7 @@ class Holder:
     @property
     def is_dead(self) -> bool:
         """Whether it was a process of this machine that no longer lives."""
-        if self.host != socket.gethostname() or self.is_this_process:
-            return False
-        return not is_alive(self.pid)
+        return self.host == socket.gethostname() and not is_alive(self.pid)
 
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host}"
@@ -123,8 +123,8 @@ class Lease:
         if content is None:
             return None
         try:
-            return _holder(json.loads(content))
-        except (ValueError, LookupError, TypeError, RecursionError):
+            return TypeAdapter(Holder).validate_json(content)
+        except ValueError:
             return None
 
     def is_shared(self) -> bool:
@@ -159,12 +159,3 @@ class Lease:
                 return
             except StorageError:
                 continue  # an outage: sync.py says so
-
-
-def _holder(values: dict[str, Any]) -> Holder:
-    return Holder(
-        owner=str(values["owner"]),
-        host=str(values["host"])[:200],
-        pid=int(values["pid"]),
-        beat=float(values["beat"]),
-    )

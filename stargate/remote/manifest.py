@@ -1,4 +1,5 @@
-"""Which files of a run are on shared storage, with the checksum of each.
+"""Which files of a run are on shared storage, with the checksum of each, and whose they are.
+
 
     URI/NAME/t0/scores.parquet                   the files, under the names that they have in RUN
     URI/NAME/_landing/manifest-00000007.json     what they are; the newest whole one counts
@@ -11,61 +12,51 @@ numbered and never overwritten, and carry their own checksum; a torn one counts 
 the one before it is still there.
 
 Names are checked on reading: a manifest that someone else made can't name files outside of a run.
+
+A run directory is copied by `fetch`, and a machine that was thought lost comes back with its own.
+So each has a random name, its `Identity`, and knows which manifest it came from: one that is not
+what the storage goes on from is refused, where it would overwrite what another has done.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from stargate.errors import DataError, one_line
-from stargate.records.schemas import SCHEMAS
+from stargate.records.files import read_json, write_text
+from stargate.remote.scan import LANDING_FILE, is_model_file, is_record
+from stargate.remote.storage import Storage, StorageError
 
 FOLDER = "_landing"
-# In the run directory, of this machine alone: where its records land, and that it was fetched.
-LANDING_FILE = "landing.json"
-FETCHED_FILE = "fetched.json"
 _FORMAT = 1
 _FILE = re.compile(r"manifest-(\d{8})\.json")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_OWNER = re.compile(r"[0-9a-f]{32}")
-MAX_BYTES = 1 << 28
-
-_TABLE = f"({'|'.join(SCHEMAS)})"
-_ASIDE = r"(\.damaged-\d{1,6})?"
-_IN_SCOPE = (
-    rf"(t|eval-m)\d{{1,6}}/({_TABLE}(/part-\d{{6,9}})?\.parquet|[a-z_]{{1,40}}\.json){_ASIDE}"
-)
-_TOP = rf"(config\.yaml|metrics\.jsonl|[a-z_]{{1,40}}(-\d{{1,6}})?\.json){_ASIDE}"
-_EVALUATION = r"(evaluations/[A-Za-z0-9][A-Za-z0-9._-]{0,99}/)?"
-_RECORD = re.compile(rf"{_EVALUATION}({_TOP}|{_IN_SCOPE})")
-# No .py and no pickles: nothing that comes from shared storage may be code.
-_MODEL_FILE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(safetensors|json|txt|jinja|model|tiktoken)"
-_MODEL = re.compile(rf"models/m\d{{1,6}}/(additional_chat_templates/)?{_MODEL_FILE}")
+_MAX_BYTES = 1 << 28
 
 
-def is_record(name: str) -> bool:
-    """Whether a name within a run directory is one of records; all others stay where they are."""
-    return _RECORD.fullmatch(name) is not None and name not in (LANDING_FILE, FETCHED_FILE)
+def _record_name(name: str) -> str:
+    if not (is_record(name) or is_model_file(name)):
+        raise ValueError(f"{name[:100]!r} is no name of a record")
+    return name
 
 
-def is_model_file(name: str) -> bool:
-    """Whether it is one of a trained model."""
-    return _MODEL.fullmatch(name) is not None
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(NamedTuple):
     """What a file holds."""
 
-    sha256: str
-    size: int
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    size: Annotated[int, Field(ge=0, strict=True)]
 
 
 # All that may be under a name. None: nothing.
 States = tuple[Content | None, ...]
+_Owner = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+_Name = Annotated[str, AfterValidator(_record_name)]
 
 
 @dataclass(frozen=True)
@@ -73,10 +64,10 @@ class Manifest:
     """`is_complete`: it was written when everything that the run directory had was there."""
 
     number: int
-    owner: str
-    host: str
+    owner: _Owner
+    host: Annotated[str, Field(max_length=200)]
     is_complete: bool
-    files: Mapping[str, States] = field(default_factory=dict)
+    files: Mapping[_Name, Annotated[States, Field(min_length=1)]] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         values = {
@@ -85,23 +76,10 @@ class Manifest:
             "owner": self.owner,
             "host": self.host,
             "complete": self.is_complete,
-            "files": {
-                name: [None if state is None else [state.sha256, state.size] for state in states]
-                for name, states in sorted(self.files.items())
-            },
+            "files": dict(sorted(self.files.items())),
         }
         text = json.dumps(values, separators=(",", ":"))
         return json.dumps({"sha256": _digest(text), "manifest": text}).encode()
-
-
-def manifest_name(number: int) -> str:
-    return f"{FOLDER}/manifest-{number:08d}.json"
-
-
-def manifest_number(file_name: str) -> int | None:
-    """The number of a file of FOLDER; None for other files."""
-    match = _FILE.fullmatch(file_name)
-    return None if match is None else int(match[1])
 
 
 def read_manifest(content: bytes, where: str) -> Manifest:
@@ -112,38 +90,75 @@ def read_manifest(content: bytes, where: str) -> Manifest:
         if _digest(text) != outer["sha256"]:
             raise ValueError("its checksum does not match")
         values = json.loads(text)
-        return _manifest(values)
+        if (number := values.pop("format")) != _FORMAT:
+            raise ValueError(f"format {number!r} is not known here")
+        values["is_complete"] = values.pop("complete")
+        return TypeAdapter(Manifest).validate_python(values)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         problem = one_line(error)
         raise DataError(f"{where}: not a manifest that a run writes: {problem}") from error
 
 
-def _manifest(values: Mapping[str, Any]) -> Manifest:
-    if values["format"] != _FORMAT:
-        raise ValueError(f"format {values['format']!r} is not known here")
-    if not _OWNER.fullmatch(values["owner"]):
-        raise ValueError("odd owner")
-    files = {}
-    for name, states in values["files"].items():
-        if not (is_record(name) or is_model_file(name)):
-            raise ValueError(f"{name[:100]!r} is no name of a record")
-        if not states:
-            raise ValueError(f"{name!r} has no state")
-        files[name] = tuple(None if state is None else _content(*state) for state in states)
-    return Manifest(
-        number=int(values["number"]),
-        owner=values["owner"],
-        host=str(values["host"])[:200],
-        is_complete=bool(values["complete"]),
-        files=files,
-    )
-
-
-def _content(sha256: str, size: int) -> Content:
-    if not _SHA256.fullmatch(sha256) or type(size) is not int or size < 0:
-        raise ValueError("odd checksum or size")
-    return Content(sha256, size)
-
-
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def manifest_name(number: int) -> str:
+    return f"{FOLDER}/manifest-{number:08d}.json"
+
+
+def manifest_numbers(storage: Storage) -> list[int]:
+    """Of the manifests that are there, newest first."""
+    matches = map(_FILE.fullmatch, storage.names(FOLDER))
+    return sorted((int(match[1]) for match in matches if match), reverse=True)
+
+
+def newest_manifest(storage: Storage, say: Callable[[str], None] | None = None) -> Manifest | None:
+    """The newest manifest that is whole; None if there is none. Raises StorageError, DataError.
+
+    `say` hears of those that are not.
+    """
+    for _ in range(3):  # a writer that goes on meanwhile deletes old ones
+        problem: DataError | None = None
+        for number in manifest_numbers(storage):
+            content = storage.read(manifest_name(number), _MAX_BYTES)
+            if content is None:
+                break
+            try:
+                return read_manifest(content, f"{storage}/{manifest_name(number)}")
+            except DataError as error:
+                problem = problem or error
+                if say is not None:
+                    say(f"damaged: {error}; the one before it is used")
+        else:
+            if problem is not None:
+                raise problem
+            return None
+    raise StorageError(f"{storage}: its manifests vanish while they are read; try again")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """`owner` names this run directory; `seen` is (owner, number) of the manifest it came from."""
+
+    uri: str
+    owner: _Owner
+    seen: tuple[str, int] | None
+
+    def write(self, root: Path) -> None:
+        write_text(root / LANDING_FILE, json.dumps(asdict(self)) + "\n")
+
+
+def read_identity(root: Path) -> Identity | None:
+    """What LANDING_FILE says; None without one. Raises DataError."""
+    values = read_json(root / LANDING_FILE)
+    try:
+        return None if values is None else TypeAdapter(Identity).validate_python(values)
+    except ValueError as error:
+        raise DataError(
+            f"{root / LANDING_FILE}: not what a run writes: {one_line(error)}"
+        ) from error
+
+
+def new_identity(uri: str, seen: tuple[str, int] | None = None) -> Identity:
+    return Identity(uri, uuid.uuid4().hex, seen)

@@ -31,7 +31,8 @@ _CHUNK = 1 << 20
 _OBJECT_STORES = frozenset(
     {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2", "memory"}
 )
-_NATIVE = frozenset({"s3", "gs", "gcs", "hdfs", "viewfs"})
+_NATIVE_OBJECT_STORES = frozenset({"s3", "gs", "gcs"})  # need no folders
+_NATIVE = _NATIVE_OBJECT_STORES | {"hdfs", "viewfs", "file"}
 # What the libraries of the storages read credentials from.
 _SECRETS = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
@@ -41,7 +42,6 @@ _SECRETS = (
 )
 # Shorter values are placeholders, too likely to be a word of an honest message.
 _MIN_SECRET_CHARS = 4
-_PROBE = ".stargate-probe"
 
 
 class StorageError(StargateError):
@@ -53,20 +53,18 @@ class StorageError(StargateError):
 class Storage:
     """One folder on shared storage. Names are relative, with slashes."""
 
-    def __init__(self, filesystem: Any, root: str, uri: StorageUri, *, renames: bool) -> None:
+    def __init__(self, filesystem: Any, root: str, uri: StorageUri) -> None:
         """`filesystem` is pyarrow's; `uri` is what messages call this folder."""
         self._filesystem = filesystem
         self._root = root.rstrip("/")
         self._uri = uri
-        self._renames = renames
 
     def __str__(self) -> str:
         return str(self._uri)
 
     def child(self, name: str) -> "Storage":
         """The folder `name` in this one."""
-        uri = self._uri.child(name)
-        return Storage(self._filesystem, self._path(name), uri, renames=self._renames)
+        return Storage(self._filesystem, self._path(name), self._uri.child(name))
 
     def put(
         self, name: str, source: BinaryIO, size: int, moved: Callable[[int], None] | None = None
@@ -76,25 +74,38 @@ class Storage:
         Raises StorageError, also if fewer bytes are there afterwards.
         """
         path = self._path(name)
+
+        def write(target: str | Path) -> None:
+            with self._filesystem.open_output_stream(str(target)) as stream:
+                for chunk in read_exactly(source, size):
+                    stream.write(chunk)
+                    if moved is not None:
+                        moved(len(chunk))
+
         with self._errors(f"writing {name}"):
-            self._make_parent(path)
-            target = f"{path}.{uuid.uuid4().hex[:12]}.tmp" if self._renames else path
-            try:
-                with self._filesystem.open_output_stream(target) as stream:
-                    for chunk in read_exactly(source, size):
-                        stream.write(chunk)
-                        if moved is not None:
-                            moved(len(chunk))
-                if self._renames:
-                    self._filesystem.move(target, path)
-            except BaseException:
-                if self._renames:
-                    with suppress(Exception):  # what failed is said; this is tidying up
-                        self._filesystem.delete_file(target)
-                raise
+            if self._uri.scheme == "file":  # pyarrow's local file system does no fsync
+                make_folder(Path(path).parent)
+                write_atomically(Path(path), write)
+            else:
+                if self._uri.scheme not in _NATIVE_OBJECT_STORES:
+                    self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+                if self._uri.scheme in _OBJECT_STORES:
+                    write(path)
+                else:
+                    self._write_and_rename(path, write)
         if (found := self.size(name)) != size:
             there = "nothing" if found is None else f"{found} bytes"
             raise StorageError(f"{self}: writing {name}: {there} there, {size} bytes were sent")
+
+    def _write_and_rename(self, path: str, write: Callable[[str], None]) -> None:
+        temporary = f"{path}.{uuid.uuid4().hex[:12]}.tmp"
+        try:
+            write(temporary)
+            self._filesystem.move(temporary, path)
+        except BaseException:
+            with suppress(Exception):  # what failed is said; this is tidying up
+                self._filesystem.delete_file(temporary)
+            raise
 
     def put_bytes(self, name: str, content: bytes) -> None:
         self.put(name, io.BytesIO(content), len(content))
@@ -139,7 +150,6 @@ class Storage:
         from pyarrow.fs import FileSelector, FileType
 
         with self._errors(f"listing {folder}"):
-            self._forget_listings()
             selector = FileSelector(self._path(folder), allow_not_found=True)
             found = self._filesystem.get_file_info(selector)
             return sorted(info.base_name for info in found if info.type == FileType.File)
@@ -151,20 +161,22 @@ class Storage:
 
     def check_writable(self) -> None:
         """Writes, reads and deletes a small file. Raises StorageError."""
-        name, content = f"{_PROBE}-{uuid.uuid4().hex}", b"stargate"
-        self.put_bytes(name, content)
-        try:
+        with self._probe(content := b"stargate") as name:
             if self.read(name, len(content)) != content:
                 raise StorageError(f"{self}: gives back something else than what was written")
-        finally:
-            self.delete(name)
 
     def now(self) -> float | None:
         """The time by the storage's clock, in seconds; None if it does not say."""
-        name = f"{_PROBE}-{uuid.uuid4().hex}"
-        self.put_bytes(name, b"")
-        try:
+        with self._probe(b"") as name:
             return self.modified(name)
+
+    @contextmanager
+    def _probe(self, content: bytes) -> Iterator[str]:
+        """The name of a file that is there meanwhile."""
+        name = f".stargate-probe-{uuid.uuid4().hex}"
+        self.put_bytes(name, content)
+        try:
+            yield name
         finally:
             self.delete(name)
 
@@ -172,28 +184,18 @@ class Storage:
         from pyarrow.fs import FileType
 
         with self._errors(f"asking for {name}"):
-            self._forget_listings()
             info = self._filesystem.get_file_info(self._path(name))
         return info if info.type == FileType.File else None
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
-    def _make_parent(self, path: str) -> None:
-        if self._renames or type(self._filesystem).__name__ == "PyFileSystem":
-            self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-
-    def _forget_listings(self) -> None:
-        """fsspec remembers listings, and would not see what another process has written."""
-        handler = getattr(self._filesystem, "handler", None)
-        forget = getattr(getattr(handler, "fs", None), "invalidate_cache", None)
-        if forget is not None:
-            forget()
-
     @contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
         try:
             yield
+        except MachineError as error:
+            raise StorageError(str(error)) from None
         except StargateError:
             raise
         except Exception as error:  # each of fsspec's libraries has errors of its own
@@ -201,45 +203,12 @@ class Storage:
             raise StorageError(f"{self}: {doing}: {_problem(error)}") from None
 
 
-class _LocalStorage(Storage):
-    """file://: with fsync, which pyarrow's local file system does not do."""
-
-    def __init__(self, root: str, uri: StorageUri) -> None:
-        from pyarrow.fs import LocalFileSystem
-
-        super().__init__(LocalFileSystem(), root, uri, renames=True)
-
-    def child(self, name: str) -> "Storage":
-        return _LocalStorage(self._path(name), self._uri.child(name))
-
-    def put(
-        self, name: str, source: BinaryIO, size: int, moved: Callable[[int], None] | None = None
-    ) -> None:
-        path = Path(self._path(name))
-
-        def write(target: Path) -> None:
-            with target.open("wb") as file:
-                for chunk in read_exactly(source, size):
-                    file.write(chunk)
-                    if moved is not None:
-                        moved(len(chunk))
-
-        with self._errors(f"writing {name}"):
-            try:
-                make_folder(path.parent)
-                write_atomically(path, write)
-            except MachineError as error:
-                raise StorageError(str(error)) from None
-
-
 def open_storage(uri: StorageUri) -> Storage:
     """The folder at an address. Raises ConfigError for a scheme that is not there, StorageError."""
-    if uri.scheme == "file":
-        return _LocalStorage(uri.place, uri)
+    from pyarrow.fs import FileSystem
+
     try:
         if uri.scheme in _NATIVE:
-            from pyarrow.fs import FileSystem
-
             filesystem, root = FileSystem.from_uri(str(uri))
         else:
             filesystem, root = _open_fsspec(uri)
@@ -247,7 +216,7 @@ def open_storage(uri: StorageUri) -> Storage:
         raise
     except Exception as error:  # each of fsspec's libraries has errors of its own
         raise StorageError(f"{uri}: {_problem(error)}") from None
-    return Storage(filesystem, root, uri, renames=uri.scheme not in _OBJECT_STORES)
+    return Storage(filesystem, root, uri)
 
 
 def _open_fsspec(uri: StorageUri) -> tuple[Any, str]:

@@ -18,42 +18,41 @@ before it was there.
 """
 
 import _thread
+import hashlib
 import logging
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from stargate.errors import DataError, one_line
-from stargate.remote.identity import Identity
+from stargate.monitoring.waiting import Waiting
+from stargate.records.files import read_exactly
 from stargate.remote.lease import Lease, LeaseHeld
 from stargate.remote.manifest import (
-    FOLDER,
-    MAX_BYTES,
     Content,
+    Identity,
     Manifest,
     States,
     manifest_name,
-    manifest_number,
-    read_manifest,
+    manifest_numbers,
+    newest_manifest,
 )
-from stargate.remote.scan import LocalFile, batches_of, content_of, opened_files, scan
+from stargate.remote.scan import LocalFile, batches_of, opened_files, scan
 from stargate.remote.storage import Storage, StorageError
 
 _log = logging.getLogger(__name__)
 # Seconds between two tries while the storage does not answer, from the first to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
-_SPEAK_SECONDS = 30.0
 # Between two looks of whoever waits; each makes the thread go on at once.
 _WAIT_SECONDS = 0.05
 # Seconds that an interrupted run waits for the rest.
 INTERRUPTED_SECONDS = 30.0
 _NAMED = 3
-Say = Callable[[str], None]
 
 
 class RemoteSync:
@@ -64,7 +63,7 @@ class RemoteSync:
         storage: Storage,
         root: Path,
         identity: Identity,
-        say: Say,
+        say: Callable[[str], None],
         *,
         models: bool,
         interval_s: float,
@@ -75,10 +74,10 @@ class RemoteSync:
         self._lease = Lease(storage, identity.owner)
         self._number = 0
         self._files: dict[str, States] = {}  # what may be there, by name
-        self._landed: dict[str, tuple[int, tuple[int, int]]] = {}  # (size, stamp) of local files
+        self._landed: dict[str, LocalFile] = {}  # as they were when they landed
         self._missed: frozenset[str] = frozenset()  # what the last scan did not find
         self._is_settled = False  # the newest manifest says that everything is there
-        self._waiting: list[str] = []  # names that are still to land, as the last scan saw it
+        self._found: list[LocalFile] = []  # what the last scan saw
         self._problem = ""
         self._failed: Exception | None = None  # why the thread has ended
         self._is_awaited = False
@@ -86,8 +85,7 @@ class RemoteSync:
         self._reached: dict[str, int] = {}  # bytes that ever went, of files that have not landed
         self._wake = threading.Event()
         self._stopped = False
-        self._rounds = threading.Condition()
-        self._num_begun = self._idle_round = 0
+        self._num_begun = self._idle_round = 0  # rounds
         self._thread = threading.Thread(target=self._work, name="landing", daemon=True)
 
     def begin(self, *, take_over: bool = False) -> None:
@@ -141,8 +139,7 @@ class RemoteSync:
     def _work(self) -> None:
         pause, lost_at = _FIRST_PAUSE, 0.0
         while not self._stopped:
-            with self._rounds:
-                self._num_begun += 1
+            self._num_begun += 1
             try:
                 is_idle = self._round()
             except LeaseHeld as error:
@@ -158,7 +155,7 @@ class RemoteSync:
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
             except Exception as error:  # a defect: whoever waits for this thread must hear of it
-                self._fail(error)
+                self._failed = error
                 raise
             if self._problem:
                 away = time.monotonic() - lost_at
@@ -166,9 +163,7 @@ class RemoteSync:
                 self._tell(f"{self._storage}: takes records again, after {away:.0f} s")
             pause = _FIRST_PAUSE
             if is_idle:
-                with self._rounds:
-                    self._idle_round = self._num_begun
-                    self._rounds.notify_all()
+                self._idle_round = self._num_begun
             self._wake.wait(self._interval)
             self._wake.clear()
 
@@ -178,60 +173,49 @@ class RemoteSync:
 
     def _stop_driver(self, error: LeaseHeld) -> None:
         """Ends the run as Ctrl-C does: two drivers must not go on with it."""
-        self._fail(error)
+        self._failed = error
         if not self._stopped and not self._is_awaited:
             self._tell(str(error))
             _thread.interrupt_main(signal.SIGINT)
 
-    def _fail(self, error: Exception) -> None:
-        with self._rounds:
-            self._failed = error
-            self._rounds.notify_all()
-
     def _await_idle(self, seconds: float, when: str) -> None:
         """Until a round that begins from now on has found nothing left to do."""
-        with self._rounds:
-            wanted = self._num_begun + 1
-            self._is_awaited = True
-        self._moved_at = spoken = time.monotonic()
+        self._is_awaited = True
+        wanted = self._num_begun + 1
+        self._moved_at = time.monotonic()
+        waiting = Waiting(self._say)
         while self._idle_round < wanted:
             self._wake.set()
-            with self._rounds:
-                self._rounds.wait_for(
-                    lambda: self._idle_round >= wanted or self._failed is not None,
-                    timeout=_WAIT_SECONDS,
-                )
+            time.sleep(_WAIT_SECONDS)
             if self._failed is not None:
                 raise self._failed
-            now = time.monotonic()
-            if now - self._moved_at > seconds:
+            if time.monotonic() - self._moved_at > seconds:
                 raise StorageError(
                     f"{self._storage}: no record landed within {seconds:.0f} s {when}; not there: "
                     f"{self._left()}; they are in {self._root}, and `stargate resume {self._root}` "
                     "lands them"
                 )
-            if now - spoken >= _SPEAK_SECONDS:
-                spoken = now
-                self._say(f"waiting for shared storage: still to land: {self._left()}")
+            waiting.speak(f"waiting for shared storage: still to land: {self._left()}")
         self._is_awaited = False
 
     def _left(self) -> str:
-        waiting = list(self._waiting)
-        names = ", ".join(waiting[:_NAMED]) or "what the run directory has"
-        more = f" and {len(waiting) - _NAMED} more" if len(waiting) > _NAMED else ""
+        left = [file.name for file in self._changed(self._found)]
+        names = ", ".join(left[:_NAMED]) or "what the run directory has"
+        more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
         return names + more + (f" ({self._problem})" if self._problem else "")
+
+    def _changed(self, files: Sequence[LocalFile]) -> list[LocalFile]:
+        return [file for file in files if self._landed.get(file.name) != file]
 
     def _round(self) -> bool:
         """One scan and what follows from it. Returns whether there was nothing to do."""
         self._lease.require_kept()
-        found = scan(self._root, models=self._models)
-        names = {file.name for file in found}
-        changed = [f for f in found if self._landed.get(f.name) != (f.size, f.stamp)]
-        gone = frozenset(self._files) - names
+        self._found = scan(self._root, models=self._models)
+        changed = self._changed(self._found)
+        gone = frozenset(self._files) - {file.name for file in self._found}
         if not self._models:  # what an earlier sitting landed stays
             gone = frozenset(name for name in gone if not name.startswith("models/"))
         doomed = sorted(gone & self._missed)
-        self._waiting = [file.name for file in changed]
         for batch in batches_of(changed):
             if not self._land(batch):
                 return False  # a file changed since: what comes after it may be made from it
@@ -240,29 +224,28 @@ class RemoteSync:
         self._missed = gone
         if doomed:
             self._delete(doomed)
-        if not changed and not gone:
-            if not self._is_settled:
-                self._write_manifest(is_complete=True)
-            return True
-        return False
+        if changed or gone:
+            return False
+        if not self._is_settled:
+            self._write_manifest(is_complete=True)
+        return True
 
     def _land(self, batch: Sequence[LocalFile]) -> bool:
         """Copies files in order. Returns False if it stopped before one that has changed."""
         with opened_files(batch) as opened:
-            contents = [(file, source, content_of(file, source)) for file, source in opened]
-            new = [
-                (file, source, content)
-                for file, source, content in contents
+            contents = [content_of(file, source) for file, source in opened]
+            new = {
+                file.name: content
+                for (file, _), content in zip(opened, contents, strict=True)
                 if self._files.get(file.name) != (content,)
-            ]
+            }
             if new:
-                self._announce({file.name: content for file, _, content in new})
-            for file, source, content in contents:
-                if self._files.get(file.name) != (content,):
+                self._announce(new)
+            for file, source in opened:
+                if file.name in new:
                     source.seek(0)
-                    self._put(file.name, source, content)
-                self._landed[file.name] = (file.size, file.stamp)
-                self._waiting = [name for name in self._waiting if name != file.name]
+                    self._put(file.name, source, new[file.name])
+                self._landed[file.name] = file
                 if self._stopped:
                     return False
             return len(opened) == len(batch)
@@ -281,7 +264,6 @@ class RemoteSync:
         self._storage.put(name, source, content.size, moved)
         self._files[name] = (content,)
         self._reached.pop(name, None)
-        self._is_settled = False
 
     def _delete(self, names: Sequence[str]) -> None:
         self._announce(dict.fromkeys(names))
@@ -289,9 +271,8 @@ class RemoteSync:
             self._storage.delete(name)
             del self._files[name]
             self._landed.pop(name, None)
-            self._is_settled = False
 
-    def _announce(self, states: dict[str, Content | None]) -> None:
+    def _announce(self, states: Mapping[str, Content | None]) -> None:
         """Says what is to be changed, before it is."""
         for name, state in states.items():
             before = self._files.get(name, (None,))
@@ -306,32 +287,14 @@ class RemoteSync:
         )
         self._storage.put_bytes(manifest_name(self._number), manifest.to_bytes())
         self._is_settled = is_complete
-        for name in self._storage.names(FOLDER):
-            number = manifest_number(name)
-            if number is not None and number < self._number - 1:
-                self._storage.delete(f"{FOLDER}/{name}")
+        for number in manifest_numbers(self._storage):
+            if number < self._number - 1:
+                self._storage.delete(manifest_name(number))
 
 
-def newest_manifest(storage: Storage, say: Say | None = None) -> Manifest | None:
-    """The newest manifest that is whole; None if there is none. Raises StorageError, DataError.
-
-    `say` hears of those that are not.
-    """
-    for _ in range(3):  # a writer that goes on meanwhile deletes old ones
-        numbers = [manifest_number(name) for name in storage.names(FOLDER)]
-        problem: DataError | None = None
-        for number in sorted((n for n in numbers if n is not None), reverse=True):
-            content = storage.read(manifest_name(number), MAX_BYTES)
-            if content is None:
-                break
-            try:
-                return read_manifest(content, f"{storage}/{manifest_name(number)}")
-            except DataError as error:
-                problem = problem or error
-                if say is not None:
-                    say(f"damaged: {error}; the one before it is used")
-        else:
-            if problem is not None:
-                raise problem
-            return None
-    raise StorageError(f"{storage}: its manifests vanish while they are read; try again")
+def content_of(file: LocalFile, source: BinaryIO) -> Content:
+    """Checksum of the bytes that the scan saw: metrics.jsonl may have grown since."""
+    sha256 = hashlib.sha256()
+    for chunk in read_exactly(source, file.size):
+        sha256.update(chunk)
+    return Content(sha256.hexdigest(), file.size)

@@ -42,7 +42,7 @@ class FlakyHandler(FSSpecHandler):  # type: ignore[misc]  # pyarrow ships no typ
 def memory_storage(name: str, handler: FSSpecHandler | None = None) -> Storage:
     """A folder in memory. The memory is the process's: names must differ between tests."""
     handler = handler or FSSpecHandler(fsspec.filesystem("memory"))
-    return Storage(PyFileSystem(handler), f"/{name}", StorageUri("memory", name), renames=False)
+    return Storage(PyFileSystem(handler), f"/{name}", StorageUri("memory", name))
 
 
 class Killed(BaseException):
@@ -54,9 +54,7 @@ class KilledStorage(Storage):
 
     def __init__(self, name: str, look: Callable[[], None] = lambda: None) -> None:
         handler = FSSpecHandler(fsspec.filesystem("memory"))
-        super().__init__(
-            PyFileSystem(handler), f"/{name}", StorageUri("memory", name), renames=False
-        )
+        super().__init__(PyFileSystem(handler), f"/{name}", StorageUri("memory", name))
         self._look = look
         self.num_calls = 0
         self.dies_at: int | None = None

@@ -18,8 +18,8 @@ from stargate.records.store import RunStore
 from stargate.remote import lease as lease_module
 from stargate.remote import sync as sync_module
 from stargate.remote.fetch import fetch
-from stargate.remote.identity import new_identity, read_identity
 from stargate.remote.lease import LEASE
+from stargate.remote.manifest import new_identity, read_identity
 from stargate.remote.storage import Storage, StorageError, open_storage
 from stargate.remote.sync import RemoteSync
 from stargate.types import DialogueScore

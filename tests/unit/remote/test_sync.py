@@ -23,20 +23,21 @@ from stargate.records.store import RunStore
 from stargate.remote import lease as lease_module
 from stargate.remote import sync as sync_module
 from stargate.remote.fetch import fetch, note_working
-from stargate.remote.identity import Identity, new_identity, read_identity
 from stargate.remote.lease import LEASE, Lease, LeaseHeld
 from stargate.remote.manifest import (
     FOLDER,
     Content,
+    Identity,
     Manifest,
-    is_model_file,
-    is_record,
     manifest_name,
+    new_identity,
+    newest_manifest,
+    read_identity,
     read_manifest,
 )
-from stargate.remote.scan import scan
+from stargate.remote.scan import is_model_file, is_record, scan
 from stargate.remote.storage import Storage, StorageError, open_storage
-from stargate.remote.sync import RemoteSync, newest_manifest
+from stargate.remote.sync import RemoteSync
 from stargate.types import DialogueScore, Selection
 from tests.fakes.flaky_storage import FlakyHandler, Killed, KilledStorage, memory_storage
 
