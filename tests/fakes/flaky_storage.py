@@ -4,7 +4,6 @@ Two places to fail: below pyarrow, as a file system does (`FlakyHandler`), and a
 call, as a killed driver does (`KilledStorage`).
 """
 
-import time
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -23,14 +22,14 @@ class FlakyHandler(FSSpecHandler):  # type: ignore[misc]  # pyarrow ships no typ
         self.is_down = False
         self.secret = ""  # what its error messages quote
         self.num_torn = 0  # so many of the next uploads lose their second half, without a word
-        self.seconds = 0.0  # that each upload takes
-        self.uploads: list[str] = []
+        self.num_refused = 0  # uploads while it was down
+        self.at_upload: Callable[[], object] = lambda: None
 
     def open_output_stream(self, path: str, metadata: Any) -> Any:
+        self.at_upload()
         if self.is_down:
+            self.num_refused += 1
             raise OSError(f"connection refused {self.secret}".strip())
-        time.sleep(self.seconds)
-        self.uploads.append(path)
         if self.num_torn and "_landing" not in path:
             self.num_torn -= 1
             with self.fs.open(path, "wb") as file:

@@ -4,10 +4,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,6 +110,14 @@ def read_back(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Returns once it is so. The minute is for a defect, not for a busy machine."""
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 # TensorBoard
 
 
@@ -128,9 +136,7 @@ def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
 def test_points_are_on_disk_while_the_run_goes_on(tmp_path: Path) -> None:
     with open_trackers(TrackingConfig(), tmp_path, "demo-1", RESOLVED, never) as trackers:
         trackers.log({"train/loss": 2.5}, 1)
-        deadline = time.monotonic() + 10.0
-        while "train/loss" not in read_back(tmp_path) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: "train/loss" in read_back(tmp_path))
         assert read_back(tmp_path) == {"train/loss": [(1, 2.5)]}
 
 
@@ -331,9 +337,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for(
     with pytest.raises(ConfigError, match=r"can't be opened: no answer within 0 s .*offline"):
         open_trackers(config_of(wandb={}), tmp_path, "demo-1", RESOLVED, never)
     answer.set()  # late: the run that opens now is ended
-    deadline = time.monotonic() + 10.0
-    while not wandb.made("finish") and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(lambda: bool(wandb.made("finish")))
     assert wandb.made("finish") == [1]
 
 
@@ -386,15 +390,15 @@ def test_a_tracker_that_hangs_holds_up_nobody(
 ) -> None:
     answer = threading.Event()
     monkeypatch.setattr(wandb, "log", lambda data: answer.wait(30.0))
-    monkeypatch.setattr(tracking, "_CLOSE_SECONDS", 0.2)
+    # The time at the end, at the wait for TensorBoard and at that for W&B: then none is left.
+    clock = SimpleNamespace(monotonic=iter((0.0, 0.0, 60.0)).__next__, time=time.time)
     said: list[str] = []
-    started = time.monotonic()
     config = TrackingConfig.model_validate({"wandb": {}})
     with open_trackers(config, tmp_path, "demo-1", RESOLVED, said.append) as trackers:
         for step in range(1, 101):
             trackers.log({"train/loss": 1.0}, step)
-    assert time.monotonic() - started < 10.0
-    assert said == ["tracking.wandb: still busy 0 s after the end, given up"]
+        monkeypatch.setattr(tracking, "time", clock)
+    assert said == ["tracking.wandb: still busy 60 s after the end, given up"]
     assert trackers.lost == {"wandb": 100}
     assert len(read_back(tmp_path)["train/loss"]) == 100
     answer.set()

@@ -1,6 +1,7 @@
 """What keeps the driver small when an iteration has 125,000 dialogues."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,9 +10,10 @@ import pytest
 from stargate.records import parquet as parquet_module
 from stargate.records import store as store_module
 from stargate.records.resume import read_finished
-from stargate.records.schemas import dialogue_row, record_row
+from stargate.records.schemas import Row, dialogue_row, record_row
 from stargate.records.store import RunStore, table_files
 from stargate.types import Dialogue, DialogueScore
+from tests.fakes.clock import run_at_once
 from tests.fakes.scripted import make_pair, make_turn
 
 PAIR = make_pair()
@@ -70,6 +72,11 @@ def test_a_steady_stream_is_written_in_few_files(
     """Every append is durable when it returns, and rows that come meanwhile share a file."""
     monkeypatch.setattr(store_module, "_GATHER_SECONDS", 0.02)
 
+    async def at_once(write: Callable[[list[Row]], None], rows: list[Row]) -> None:
+        write(rows)  # in no thread: `run_at_once` would not wait for one
+
+    monkeypatch.setattr(asyncio, "to_thread", at_once)
+
     async def one(index: int) -> None:
         await store.append("t0", "scores", [record_row(score(index))])
         assert table_files(tmp_path / "t0" / "scores")
@@ -82,6 +89,6 @@ def test_a_steady_stream_is_written_in_few_files(
         await asyncio.gather(*tasks)
 
     store = RunStore(tmp_path)
-    asyncio.run(stream())
+    run_at_once(stream())
     assert store.num_rows("t0", "scores") == 300
     assert len(table_files(tmp_path / "t0" / "scores")) <= 20
