@@ -19,9 +19,8 @@ from stargate.monitoring.progress import safe_text
 from stargate.monitoring.scalars import RunScalars
 from stargate.monitoring.summary import summarise_run
 from stargate.monitoring.tracking import Trackers
-from stargate.records.counters import Counters
 from stargate.records.repair import set_aside_files
-from stargate.records.resume import RunHistory, RunTotals, count_rollouts
+from stargate.records.resume import RunHistory, RunTotals, count_rollouts, iteration_event
 from stargate.records.store import RunStore
 from stargate.resources.memory import MemoryPeak, PeakMemory
 from stargate.types import IterationResult
@@ -157,26 +156,3 @@ def _logged(file: Path) -> Iterator[None]:
     finally:
         logging.getLogger().removeHandler(log)
         log.close()
-
-
-def iteration_event(iteration: int, result: IterationResult, counters: Counters) -> dict[str, Any]:
-    """One line of metrics.jsonl."""
-    trained, pushed = result.trained, result.pushed
-    return {
-        "event": "iteration",
-        "iteration": iteration,
-        "train_losses": trained.losses,
-        "grad_norms": trained.grad_norms,
-        "learning_rates": trained.learning_rates,
-        "validation_loss": trained.validation_loss,
-        "num_examples": trained.num_examples,
-        "num_validation_examples": trained.num_validation_examples,
-        "num_tokens": trained.num_tokens,
-        "num_loss_tokens": trained.num_loss_tokens,
-        "num_repeated_steps": trained.num_repeated_steps,
-        "train_seconds": trained.seconds,
-        "num_engines": pushed.num_engines,
-        "push_seconds": pushed.seconds,
-        "push_phases": pushed.phases,
-        "dropped": dict(counters.dropped),
-    }

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -144,11 +143,6 @@ def open_trackers(
     return Trackers(lanes)
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
-    succeeded: bool
-
-
 class _Lane:
     """One tracker in a thread of its own. All its calls are made there: MLflow's run belongs to the
     thread that started it.
@@ -158,7 +152,8 @@ class _Lane:
         self.name = name
         self._make = make
         self._say = say
-        self._points: queue.SimpleQueue[Point | _End] = queue.SimpleQueue()
+        # At the end: whether the run succeeded.
+        self._points: queue.SimpleQueue[Point | bool] = queue.SimpleQueue()
         self._opened: Future[None] = Future()
         self._broken = False  # it failed, or was given up
         self._num_given = self._num_recorded = 0  # scalars
@@ -187,7 +182,7 @@ class _Lane:
         self._points.put(point)
 
     def end(self, succeeded: bool) -> None:
-        self._points.put(_End(succeeded))
+        self._points.put(succeeded)
 
     def join(self, deadline: float) -> None:
         if not self._opened.done():
@@ -206,7 +201,7 @@ class _Lane:
             self._opened.set_exception(error)
             return
         self._opened.set_result(None)
-        while not isinstance(item := self._points.get(), _End):
+        while not isinstance(item := self._points.get(), bool):
             if self._broken:
                 continue
             try:
@@ -217,7 +212,7 @@ class _Lane:
             else:
                 self._num_recorded += len(item.scalars)
         try:
-            tracker.close(succeeded=item.succeeded)
+            tracker.close(succeeded=item)
         except Exception as error:
             if not self._broken:
                 self._tell(f"did not close: {_one_line(error)}")

@@ -45,6 +45,14 @@ _DROPS = ("dropped", "dropped_examples")
 # What runs of earlier versions did not count.
 _ADDED_LATER = ("restarts", "longest_restart", "resent", "joined", "left")
 
+# The fields of TrainResult and PushResult in a line of metrics.jsonl.
+_TRAINED_KEYS = {entry.name: entry.name for entry in fields(TrainResult)} | {
+    "losses": "train_losses",
+    "seconds": "train_seconds",
+}
+del _TRAINED_KEYS["model_dir"]  # a run's folder may move
+_PUSHED_KEYS = {"num_engines": "num_engines", "seconds": "push_seconds", "phases": "push_phases"}
+
 
 @dataclass
 class RunTotals(Counters):
@@ -240,23 +248,29 @@ def train_file(scope: str) -> str:
     return f"{scope}/train.json"
 
 
+def iteration_event(iteration: int, result: IterationResult, counters: Counters) -> dict[str, Any]:
+    """One line of metrics.jsonl."""
+    return {
+        "event": "iteration",
+        "iteration": iteration,
+        **{key: getattr(result.trained, name) for name, key in _TRAINED_KEYS.items()},
+        **{key: getattr(result.pushed, name) for name, key in _PUSHED_KEYS.items()},
+        "dropped": dict(counters.dropped),
+    }
+
+
 def _result(event: Mapping[str, Any], models: Path) -> IterationResult | None:
     if "num_tokens" not in event:
         return None
     version = int(event["iteration"]) + 1
-    keys = {"losses": "train_losses", "seconds": "train_seconds"}
-    names = [entry.name for entry in fields(TrainResult) if entry.name != "model_dir"]
     # Runs of earlier versions counted no repeated steps.
     event = {"num_repeated_steps": None, **event}
-    trained = {name: event[keys.get(name, name)] for name in names}
-    values = {
-        "version": version,
-        "num_engines": event["num_engines"],
-        "seconds": event["push_seconds"],
-        "phases": event["push_phases"],
-    }
-    pushed = _typed(PushResult, values)
-    return IterationResult(_train_result(trained, models / f"m{version}"), pushed)
+    trained = {name: event[key] for name, key in _TRAINED_KEYS.items()}
+    pushed = {name: event[key] for name, key in _PUSHED_KEYS.items()}
+    return IterationResult(
+        _train_result(trained, models / f"m{version}"),
+        _typed(PushResult, {"version": version, **pushed}),
+    )
 
 
 def _train_result(values: Mapping[str, Any], model_dir: Path) -> TrainResult:

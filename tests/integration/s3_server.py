@@ -1,4 +1,4 @@
-"""An S3 server on loopback (moto), for tests that need the real protocol."""
+"""Servers on loopback, S3's (moto) among them, for tests that need the real protocol."""
 
 import shutil
 import socket
@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,31 +26,48 @@ def server_command() -> list[str] | None:
 @contextmanager
 def s3_server(log: Path, port: int | None = None) -> Iterator[str]:
     """Runs one; yields HOST:PORT. What it holds goes with it."""
-    command = server_command()
-    assert command is not None
+    start = server_command()
+    assert start is not None
+
+    def command(port: int) -> list[str]:
+        return [*start, "-H", "127.0.0.1", "-p", str(port)]
+
+    with loopback_server(command, "http://{}/moto-api/".format, log, port) as address:
+        yield address
+
+
+@contextmanager
+def loopback_server(
+    command: Callable[[int], list[str]],
+    question: Callable[[str], str | urllib.request.Request],
+    log: Path,
+    port: int | None = None,
+) -> Iterator[str]:
+    """Runs a server that is asked until it answers; yields HOST:PORT."""
     if port is None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
+    address = f"127.0.0.1:{port}"
     with log.open("ab") as out:
-        server = subprocess.Popen(
-            [*command, "-H", "127.0.0.1", "-p", str(port)], stdout=out, stderr=out
-        )
+        server = subprocess.Popen(command(port), stdout=out, stderr=out)
     try:
-        _await_answer(f"http://127.0.0.1:{port}/moto-api/", server)
-        yield f"127.0.0.1:{port}"
+        _await_answer(question(address), server)
+        yield address
     finally:
         server.kill()
         server.wait()
 
 
-def _await_answer(address: str, server: "subprocess.Popen[bytes]") -> None:
+def _await_answer(
+    question: str | urllib.request.Request, server: "subprocess.Popen[bytes]"
+) -> None:
     until = time.monotonic() + _START_SECONDS
     while time.monotonic() < until:
-        assert server.poll() is None, "the S3 server ended"
+        assert server.poll() is None, "the server ended"
         try:
-            urllib.request.urlopen(address, timeout=5).close()
+            urllib.request.urlopen(question, timeout=5).close()
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    raise AssertionError(f"no S3 server after {_START_SECONDS:.0f} s")
+    raise AssertionError(f"no server after {_START_SECONDS:.0f} s")

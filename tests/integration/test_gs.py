@@ -5,9 +5,6 @@ It is no requirement of ours: pip install gcp-storage-emulator, into an environm
 
 import json
 import shutil
-import socket
-import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from stargate.config.uri import parse_uri
-from stargate.remote import lease as lease_module
 from stargate.remote.fetch import fetch
 from stargate.remote.lease import LEASE
 from stargate.remote.storage import open_storage
-from tests.integration.test_s3 import add_scores, new_run, score_ids, start
+from tests.fakes.remote_run import add_scores, new_run, score_ids, start, without_pauses
+from tests.integration.s3_server import loopback_server
 
 _EMULATOR = "gcp-storage-emulator"
 pytestmark = [
@@ -31,50 +28,33 @@ pytestmark = [
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [_EMULATOR, "start", "--host=127.0.0.1", f"--port={port}", "--in-memory"]
-    with (tmp_path / "log").open("wb") as out:
-        emulator = subprocess.Popen(command, stdout=out, stderr=out)
-    try:
-        _make_bucket(f"127.0.0.1:{port}", emulator)
-        yield f"127.0.0.1:{port}"
-    finally:
-        emulator.kill()
-        emulator.wait()
+    def command(port: int) -> list[str]:
+        return [_EMULATOR, "start", "--host=127.0.0.1", f"--port={port}", "--in-memory"]
 
+    def make_bucket(address: str) -> urllib.request.Request:
+        return urllib.request.Request(
+            f"http://{address}/storage/v1/b?project=test",
+            data=json.dumps({"name": "records"}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
 
-def _make_bucket(address: str, emulator: "subprocess.Popen[bytes]") -> None:
-    request = urllib.request.Request(
-        f"http://{address}/storage/v1/b?project=test",
-        data=json.dumps({"name": "records"}).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        assert emulator.poll() is None, "the emulator ended"
-        try:
-            urllib.request.urlopen(request, timeout=5).close()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise AssertionError("no emulator after 60 s")
+    with loopback_server(command, make_bucket, tmp_path / "log") as address:
+        yield address
 
 
 def test_a_run_lands_is_merged_and_comes_back(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease_module, "_SETTLE_SECONDS", 0.0)
+    without_pauses(monkeypatch, 0.1, 0.2)
     said: list[str] = []
     query = f"scheme=http&endpoint_override={server}&retry_limit_seconds=5"
     storage = open_storage(parse_uri(f"gs://anonymous@records/prefix/run?{query}"))
     storage.check_writable()
     store = new_run(tmp_path / "run")
-    work = start(storage, store.root, said)
+    work = start(storage, store.root, said.append)
     add_scores(store, 0, 1)
     work.finish()
-    work = start(storage, store.root, said)
+    work = start(storage, store.root, said.append)
     store.compact("t0")
     add_scores(store, 2)
     work.finish()

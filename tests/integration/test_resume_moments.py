@@ -43,6 +43,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> World:
     return world
 
 
+def killed_at(call: str, whole: World, root: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A run that was killed at this call."""
+    world = World(root, whole.calls.index(call) + 1)
+    play(world, monkeypatch)
+    return world
+
+
+def gone_on_with(root: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World(root)
+    play(world, monkeypatch)
+    return world
+
+
 def test_a_run_killed_at_any_call_ends_as_if_undisturbed(
     whole: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,8 +67,7 @@ def test_a_run_killed_at_any_call_ends_as_if_undisturbed(
         play(first, monkeypatch)
         assert not (first.root / "summary.json").exists()
         there = {row["id"] for s in SCOPES for row in RunStore(first.root).read(s, "dialogues")}
-        second = World(first.root)
-        play(second, monkeypatch)
+        second = gone_on_with(first.root, monkeypatch)
         assert records(first.root) == expected, kill_at
         assert events(first.root) == EVENTS, kill_at
         again = {call.split()[1].rpartition("/")[0] for call in second.calls if "question" in call}
@@ -72,11 +84,9 @@ def test_a_run_killed_at_any_call_ends_as_if_undisturbed(
 def test_what_is_done_is_not_called_again(
     whole: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kill_at = whole.calls.index("push m1") + 1  # m1 is saved, its event is not written
-    world = World(tmp_path / "run", kill_at)
-    play(world, monkeypatch)
-    second = World(world.root)
-    play(second, monkeypatch)
+    # m1 is saved, its event is not written
+    world = killed_at("push m1", whole, tmp_path / "run", monkeypatch)
+    second = gone_on_with(world.root, monkeypatch)
     assert second.calls[0] == "push m1"
     assert "train m1" not in second.calls and "train m2" in second.calls
     assert sorted(world.calls[:-1] + second.calls) == sorted(whole.calls)
@@ -88,11 +98,9 @@ def test_a_training_without_a_record_is_repeated(
     whole: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after the folder was renamed and before its ranks could say what they did."""
-    world = World(tmp_path / "run", whole.calls.index("trained m1") + 1)
-    play(world, monkeypatch)
+    world = killed_at("trained m1", whole, tmp_path / "run", monkeypatch)
     assert (world.root / "models" / "m1").is_dir()
-    second = World(world.root)
-    play(second, monkeypatch)
+    second = gone_on_with(world.root, monkeypatch)
     assert second.calls[:2] == ["train m1", "trained m1"]
 
 
@@ -101,12 +109,11 @@ def test_checkpoints_go_once_their_training_is_on_record(
     call: str, whole: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also those that a kill between the record and their removal has left."""
-    world = World(tmp_path / "run", whole.calls.index(call) + 1)
-    play(world, monkeypatch)
+    world = killed_at(call, whole, tmp_path / "run", monkeypatch)
     folder = world.root / "t0" / "training"
     (folder / "step-2").mkdir(parents=True)
     (folder / "step-4.damaged-1").mkdir()
-    play(World(world.root), monkeypatch)
+    gone_on_with(world.root, monkeypatch)
     assert summary_of(world.root)["status"] == "finished"
     assert not folder.exists()
     assert records(world.root) == records(whole.root)
@@ -121,9 +128,7 @@ def test_a_finished_run_is_left_alone(
     root = tmp_path / "run"
     shutil.copytree(whole.root, root)
     before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
-    world = World(root)
-    play(world, monkeypatch)
-    assert world.calls == []
+    assert gone_on_with(root, monkeypatch).calls == []
     assert "has finished; there is nothing to do" in capsys.readouterr().out
     after = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
     del after[root / ".lock"]
@@ -146,28 +151,23 @@ def test_damaged_tables_of_a_finished_run_are_made_again(
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 4
     file.write_bytes(content)
-    world = World(root)
-    play(world, monkeypatch)
+    world = gone_on_with(root, monkeypatch)
     assert records(root) == records(whole.root)
     assert events(root) == EVENTS
     assert not [call for call in world.calls if call.startswith("train")]
     assert f"damaged: {name}.parquet: its checksum does not match" in capsys.readouterr().out
     assert summary_of(root)["damaged_files"] == [f"{name}.parquet.damaged-1"]
-    third = World(root)
-    play(third, monkeypatch)
-    assert third.calls == []
+    assert gone_on_with(root, monkeypatch).calls == []
 
 
 def test_continued_training_starts_from_the_last_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(tmp_path / "run", kill_at=0)
     whole_calls = World(tmp_path / "all")
     play(whole_calls, monkeypatch, algorithm={"start_from": "previous"})
     world = World(tmp_path / "run", whole_calls.calls.index("train m2") + 1)
     play(world, monkeypatch, algorithm={"start_from": "previous"})
-    second = World(world.root)
-    play(second, monkeypatch)
+    second = gone_on_with(world.root, monkeypatch)
     assert (world.started_from, second.started_from) == (["base"], ["m1"])
 
 

@@ -1,6 +1,5 @@
 """Records over the real S3 protocol, against a server on loopback: land, fetch, outage, secrets."""
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -13,16 +12,11 @@ from pyarrow.fs import FileSystem
 
 from stargate.config.uri import parse_uri
 from stargate.errors import ConfigError
-from stargate.records.schemas import record_row
 from stargate.records.store import RunStore
-from stargate.remote import lease as lease_module
-from stargate.remote import sync as sync_module
 from stargate.remote.fetch import fetch
 from stargate.remote.lease import LEASE
-from stargate.remote.manifest import new_identity, read_identity
-from stargate.remote.storage import Storage, StorageError, open_storage
-from stargate.remote.sync import RemoteSync
-from stargate.types import DialogueScore
+from stargate.remote.storage import StorageError, open_storage
+from tests.fakes.remote_run import add_scores, new_run, score_ids, start, without_pauses
 from tests.integration.s3_server import s3_server, server_command
 
 pytestmark = [
@@ -49,9 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_module, "_SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(sync_module, "_FIRST_PAUSE", 0.1)
-    monkeypatch.setattr(sync_module, "_LONGEST_PAUSE", 0.2)
+    without_pauses(monkeypatch, 0.1, 0.2)
 
 
 def query(address: str) -> str:
@@ -67,38 +59,11 @@ def at(address: str, name: str) -> str:
     return f"s3://records/prefix/{name}?{query(address)}"
 
 
-def add_scores(store: RunStore, *numbers: int) -> None:
-    for number in numbers:
-        row = record_row(DialogueScore(f"d{number}", "p", -1.5, 3))
-        asyncio.run(store.append("t0", "scores", [row]))
-
-
-def score_ids(root: Path) -> list[str]:
-    return [row["dialogue_id"] for row in RunStore(root).read("t0", "scores")]
-
-
-def start(storage: Storage, root: Path, said: list[str], deadline_s: float = 60.0) -> RemoteSync:
-    identity = read_identity(root) or new_identity(str(storage))
-    identity.write(root)
-    work = RemoteSync(
-        storage, root, identity, said.append, models=True, interval_s=0.2, deadline_s=deadline_s
-    )
-    work.begin()
-    return work
-
-
-def new_run(root: Path) -> RunStore:
-    root.mkdir()
-    store = RunStore(root)
-    store.write_text("config.yaml", "name: run\n")
-    return store
-
-
 def test_a_run_lands_is_merged_and_comes_back(server: str, tmp_path: Path) -> None:
     storage, said = open_storage(parse_uri(at(server, "one"))), []
     storage.check_writable()
     store = new_run(tmp_path / "run")
-    work = start(storage, store.root, said)
+    work = start(storage, store.root, said.append)
     add_scores(store, 0, 1)
     model = store.root / "models" / "m1"
     model.mkdir(parents=True)
@@ -106,7 +71,7 @@ def test_a_run_lands_is_merged_and_comes_back(server: str, tmp_path: Path) -> No
     (model / "model.safetensors").write_bytes(weights)
     work.finish()
     assert len(storage.names("t0/scores")) == 2
-    work = start(storage, store.root, said)
+    work = start(storage, store.root, said.append)
     store.compact("t0")
     add_scores(store, 2)
     work.finish()
@@ -131,7 +96,7 @@ def test_a_server_that_goes_and_comes_back(
     with s3_server(tmp_path / "log") as address:
         bucket(address)
         storage = open_storage(parse_uri(at(address, "two")))
-        work = start(storage, store.root, said)
+        work = start(storage, store.root, said.append)
     add_scores(store, *range(4))  # the server is gone
     with pytest.raises(StorageError) as caught:
         work.finish(3.0)
@@ -140,7 +105,7 @@ def test_a_server_that_goes_and_comes_back(
     with s3_server(tmp_path / "log", port) as again:  # it has forgotten all
         assert again == address
         bucket(address)
-        start(storage, store.root, said).finish()
+        start(storage, store.root, said.append).finish()
         fetch(storage, tmp_path / "there", said.append, models=True)
     assert score_ids(tmp_path / "there") == ["d0", "d1", "d2", "d3"]
     assert SECRET not in "".join(said) and KEY not in "".join(said)
@@ -158,14 +123,15 @@ def test_what_can_not_be_written_is_one_line(server: str) -> None:
 _DRIVER = """
     import asyncio, os, sys
     from pathlib import Path
-    from tests.integration.test_s3 import add_scores, start, lease_module
+    from tests.fakes.remote_run import add_scores, start
+    from stargate.remote import lease
     from stargate.remote.storage import open_storage
     from stargate.config.uri import parse_uri
     from stargate.records.store import RunStore
-    lease_module._SETTLE_SECONDS = 0.0
+    lease._SETTLE_SECONDS = 0.0
     root = Path(sys.argv[2])
     store = RunStore(root)
-    start(open_storage(parse_uri(sys.argv[1])), root, [])
+    start(open_storage(parse_uri(sys.argv[1])), root)
     for number in range(1000):
         add_scores(store, number)
         if number % 10 == 9:
@@ -192,7 +158,7 @@ def test_a_driver_that_is_killed_and_its_disk_with_it(server: str, tmp_path: Pat
     fetched = fetch(storage, there, said.append, models=True)
     ids = score_ids(there)
     assert fetched.damaged == () and ids == [f"d{i}" for i in range(len(ids))] and ids
-    work = start(storage, there, said)  # the lease is of a dead process of this machine
+    work = start(storage, there, said.append)  # the lease is of a dead process of this machine
     add_scores(RunStore(there), *range(len(ids), 70))
     RunStore(there).compact("t0")
     work.finish()

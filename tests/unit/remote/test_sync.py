@@ -24,33 +24,36 @@ from stargate.records.schemas import record_row
 from stargate.records.store import RunStore
 from stargate.remote import lease as lease_module
 from stargate.remote import sync as sync_module
-from stargate.remote.fetch import fetch, note_working
+from stargate.remote.fetch import fetch
 from stargate.remote.lease import LEASE, Lease, LeaseHeld
 from stargate.remote.manifest import (
     FOLDER,
     Content,
-    Identity,
     Manifest,
     manifest_name,
-    new_identity,
     newest_manifest,
-    read_identity,
     read_manifest,
 )
 from stargate.remote.scan import is_model_file, is_record, scan
 from stargate.remote.storage import Storage, StorageError, open_storage
 from stargate.remote.sync import RemoteSync
-from stargate.types import DialogueScore, Selection
+from stargate.types import Selection
 from tests.fakes.flaky_storage import FlakyHandler, Killed, KilledStorage, memory_storage
+from tests.fakes.remote_run import (
+    add_scores,
+    new_run,
+    new_sync,
+    score_ids,
+    start,
+    without_pauses,
+)
 
 _NUMBERS = itertools.count()
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_module, "_SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(sync_module, "_FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(sync_module, "_LONGEST_PAUSE", 0.02)
+    without_pauses(monkeypatch, 0.01, 0.02)
     monkeypatch.setattr("stargate.remote.fetch._PAUSE", 0.0)
 
 
@@ -70,45 +73,9 @@ def new_name() -> str:
     return f"bucket-{os.getpid()}-{next(_NUMBERS)}"
 
 
-def new_run(root: Path) -> RunStore:
-    root.mkdir(parents=True, exist_ok=True)
-    store = RunStore(root)
-    store.write_text("config.yaml", "name: run\n")
-    return store
-
-
-def add_scores(store: RunStore, *numbers: int) -> None:
-    for number in numbers:
-        row = record_row(DialogueScore(f"d{number}", "p", -1.5, 3))
-        asyncio.run(store.append("t0", "scores", [row]))
-
-
 def add_selection(store: RunStore, number: int) -> None:
     row = record_row(Selection(f"p{number}", f"d{number}", -1.0, (f"d{number}",), (-1.0,)))
     asyncio.run(store.append("t0", "selections", [row]))
-
-
-def score_ids(root: Path) -> list[str]:
-    return [row["dialogue_id"] for row in RunStore(root).read("t0", "scores")]
-
-
-def start(
-    storage: Storage,
-    root: Path,
-    say: Callable[[str], None] = lambda text: None,
-    identity: Identity | None = None,
-    deadline_s: float = 20.0,
-    take_over: bool = False,
-    models: bool = True,
-) -> RemoteSync:
-    identity = identity or read_identity(root) or new_identity(str(storage))
-    identity.write(root)
-    note_working(root)
-    work = RemoteSync(
-        storage, root, identity, say, models=models, interval_s=0.05, deadline_s=deadline_s
-    )
-    work.begin(take_over=take_over)
-    return work
 
 
 def quiet(text: str) -> None:
@@ -503,15 +470,10 @@ class World:
         self.settled: set[str] = set()  # scores that must be there whatever happens
         self.root = folder / "first"
         self.store = new_run(self.root)
-        self.landing = self.new_sync()
+        self.landing = self.begun()
 
-    def new_sync(self) -> RemoteSync:
-        identity = read_identity(self.root) or new_identity(str(self.storage))
-        identity.write(self.root)
-        note_working(self.root)
-        work = RemoteSync(
-            self.storage, self.root, identity, quiet, models=True, interval_s=1, deadline_s=1
-        )
+    def begun(self) -> RemoteSync:
+        work = new_sync(self.storage, self.root)
         work._lease._write()
         work._read_state()
         return work
@@ -570,7 +532,7 @@ class World:
             self.move(there)
         else:
             self.store = RunStore(self.root)
-            self.landing = self.new_sync()
+            self.landing = self.begun()
             self.rounds()
 
     def fetch(self) -> Path:
@@ -590,7 +552,7 @@ class World:
         ids, selected = score_ids(there), self.selected(there)
         assert len(ids) == len(set(ids)) and set(selected) <= set(ids)
         self.root, self.store = there, RunStore(there)
-        self.landing = self.new_sync()
+        self.landing = self.begun()
         self.rounds()
 
     @staticmethod

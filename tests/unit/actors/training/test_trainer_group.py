@@ -11,10 +11,9 @@ from stargate.actors.rpc import clients as pool_module
 from stargate.actors.rpc.clients import TrainerGroup
 from stargate.actors.runtime.file_transfer import SameFiles
 from stargate.actors.training.rank import TrainProgress
-from stargate.monitoring.journal import iteration_event
 from stargate.monitoring.progress import PlainProgress
 from stargate.records.counters import Counters
-from stargate.records.resume import _result
+from stargate.records.resume import _result, iteration_event
 from stargate.types import IterationResult, PushResult, TrainResult
 from tests.fakes.actor_slots import ActorGroup
 

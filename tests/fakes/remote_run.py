@@ -1,0 +1,64 @@
+"""A small run whose records land on a storage, and the waits of that shortened."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stargate.records.schemas import record_row
+from stargate.records.store import RunStore
+from stargate.remote import lease, sync
+from stargate.remote.fetch import note_working
+from stargate.remote.manifest import Identity, new_identity, read_identity
+from stargate.remote.storage import Storage
+from stargate.remote.sync import RemoteSync
+from stargate.types import DialogueScore
+
+
+def without_pauses(monkeypatch: pytest.MonkeyPatch, first: float, longest: float) -> None:
+    """Seconds between two tries; two drivers that come at once are not waited for."""
+    monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(sync, "_FIRST_PAUSE", first)
+    monkeypatch.setattr(sync, "_LONGEST_PAUSE", longest)
+
+
+def new_run(root: Path) -> RunStore:
+    root.mkdir(parents=True, exist_ok=True)
+    store = RunStore(root)
+    store.write_text("config.yaml", "name: run\n")
+    return store
+
+
+def add_scores(store: RunStore, *numbers: int) -> None:
+    for number in numbers:
+        row = record_row(DialogueScore(f"d{number}", "p", -1.5, 3))
+        asyncio.run(store.append("t0", "scores", [row]))
+
+
+def score_ids(root: Path) -> list[str]:
+    return [row["dialogue_id"] for row in RunStore(root).read("t0", "scores")]
+
+
+def new_sync(
+    storage: Storage,
+    root: Path,
+    say: Callable[[str], None] = lambda text: None,
+    interval_s: float = 0.05,
+    deadline_s: float = 20.0,
+) -> RemoteSync:
+    """That of a folder which a process begins to work on."""
+    identity: Identity = read_identity(root) or new_identity(str(storage))
+    identity.write(root)
+    note_working(root)
+    return RemoteSync(
+        storage, root, identity, say, models=True, interval_s=interval_s, deadline_s=deadline_s
+    )
+
+
+def start(
+    storage: Storage, root: Path, say: Callable[[str], None] = lambda text: None
+) -> RemoteSync:
+    work = new_sync(storage, root, say)
+    work.begin()
+    return work
