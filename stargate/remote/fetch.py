@@ -14,18 +14,11 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-    wait_exponential,
-)
 
 from stargate.errors import DataError
 from stargate.monitoring.waiting import Waiting
@@ -49,8 +42,8 @@ from stargate.remote.manifest import (
 from stargate.remote.scan import FETCHED_FILE, is_model_file
 from stargate.remote.storage import Storage, StorageError
 
-# How often a file is read that the storage does not give, and seconds between.
-_TRIES, _PAUSE = 5, 1.0
+# Seconds after each try to read a file that the storage does not give, but the last.
+_PAUSES = (1.0, 2.0, 4.0, 8.0)
 # How often a newer manifest is looked for while a run goes on.
 _NEWER = 20
 
@@ -169,19 +162,13 @@ class _Fetch:
 
     def _fetch_file(self, name: str) -> Content | None:
         """Reads a file into its place; None if it is not there."""
-
-        def say(state: RetryCallState) -> None:
-            assert state.outcome is not None
-            self._say(f"{state.outcome.exception()}; trying again")
-
-        retrying = Retrying(
-            retry=retry_if_exception_type(StorageError),
-            stop=stop_after_attempt(_TRIES),
-            wait=wait_exponential(_PAUSE),
-            before_sleep=say,
-            reraise=True,
-        )
-        return retrying(self._read_file, name)
+        for pause in _PAUSES:
+            try:
+                return self._read_file(name)
+            except StorageError as error:
+                self._say(f"{error}; trying again")
+                time.sleep(pause)
+        return self._read_file(name)
 
     def _read_file(self, name: str) -> Content | None:
         # Names come from a manifest that was checked: they can't lead out of the folder.

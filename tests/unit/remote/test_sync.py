@@ -54,7 +54,7 @@ _NUMBERS = itertools.count()
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     without_pauses(monkeypatch, 0.01, 0.02)
-    monkeypatch.setattr("stargate.remote.fetch._PAUSE", 0.0)
+    monkeypatch.setattr("stargate.remote.fetch._PAUSES", (0.0,) * 4)
 
 
 class Clock:
