@@ -16,7 +16,7 @@ from stargate.records.resume import SITTINGS_FILE, RunTotals, read_totals
 from stargate.records.store import RunStore
 from stargate.resources.memory import MemoryPeak
 from stargate.types import GenerateRequest, Generation, Sampling
-from tests.fakes.actor_slots import ActorGroup, FakeActor
+from tests.fakes.actor_slots import ActorGroup, FakeActor, settle
 from tests.unit.actors.runtime import test_dialogue_worker
 from tests.unit.actors.runtime.test_dialogue_worker import (
     FakeEngine,
@@ -49,7 +49,7 @@ def test_one_that_joins_holds_the_current_weights_before_it_gets_work() -> None:
     async def run() -> None:
         pool = GuardedPool("questioner", group.actors, group.supervisor)
         adding = asyncio.create_task(group.add(1))
-        await asyncio.sleep(0.01)
+        await settle()
         [new] = group.hired
         assert new.methods == ["start"]  # it starts, and the other one works
         assert texts([await pool(request("1")), await pool(request("2"))]) == [
@@ -84,7 +84,7 @@ def test_one_that_joins_during_a_push_is_pushed_into_too() -> None:
     async def run() -> Any:
         assert slow.hold is not None
         pushing = asyncio.create_task(group.push("models/m1", 1))
-        await asyncio.sleep(0.01)
+        await settle()
         await group.add(1)
         assert group.hired[0].methods == ["start"]  # m_1 is not current before all have it
         slow.hold.set()
@@ -102,7 +102,7 @@ def test_one_that_starts_while_a_push_ends_loads_what_was_pushed() -> None:
 
     async def run() -> None:
         adding = asyncio.create_task(group.add(1))
-        await asyncio.sleep(0.01)
+        await settle()
         pushed = await group.push("models/m1", 1)
         assert pushed.num_engines == 1
         hold.set()
@@ -120,10 +120,10 @@ def test_several_start_side_by_side_and_take_their_places_in_order() -> None:
 
     async def run() -> None:
         adding = asyncio.create_task(group.add(1, 2))
-        await asyncio.sleep(0.01)
+        await settle()
         assert [actor.methods for actor in group.hired] == [["start"], ["start"]]
         holds[1].set()
-        await asyncio.sleep(0.01)
+        await settle()
         assert len(group.actors) == 1
         holds[0].set()
         await adding
@@ -160,7 +160,7 @@ def test_when_the_run_ends_one_that_starts_is_ended() -> None:
 
     async def run() -> None:
         adding = asyncio.create_task(group.add(1))
-        await asyncio.sleep(0.01)
+        await settle()
         adding.cancel()
         with pytest.raises(asyncio.CancelledError):
             await adding
@@ -228,9 +228,9 @@ def test_nobody_leaves_in_the_middle_of_a_push() -> None:
     async def run() -> Any:
         assert slow.hold is not None
         pushing = asyncio.create_task(group.push("models/m1", 1))
-        await asyncio.sleep(0.01)
+        await settle()
         retiring = asyncio.create_task(group.supervisor.retire("questioner", leaving))
-        await asyncio.sleep(0.01)
+        await settle()
         assert len(group.actors) == 2
         slow.hold.set()
         pushed = await pushing
@@ -250,9 +250,9 @@ def test_one_that_is_being_started_again_leaves_when_it_is_back() -> None:
 
     async def run() -> None:
         asking = asyncio.create_task(group.replace(1))
-        await asyncio.sleep(0.01)
+        await settle()
         retiring = asyncio.create_task(group.supervisor.retire("questioner", leaving))
-        await asyncio.sleep(0.01)
+        await settle()
         assert len(group.actors) == 2
         hold.set()
         await retiring
@@ -339,9 +339,9 @@ def test_a_worker_says_that_an_engine_may_go_when_it_owes_it_nothing() -> None:
         [worker] = await make_workers(settings, asking, [FakeEngine("a")])
         pool, _ = pool_of([worker])
         playing = asyncio.gather(*(pool(plan) for plan in plans(settings)))
-        await asyncio.sleep(0.01)
+        await settle()
         parting = asyncio.create_task(worker.meet("questioner", [asking[0].handle]))
-        await asyncio.sleep(0.01)
+        await settle()
         assert not parting.done()
         released.set()
         await parting
@@ -382,7 +382,7 @@ def test_a_place_that_is_given_up_has_no_successor() -> None:
             await waiting
         staff.meet(["a", "c"])
         waiting = asyncio.create_task(staff.successor(1, ActorDied("c is gone")))
-        await asyncio.sleep(0.01)
+        await settle()
         assert not waiting.done()  # c is the one in use
         staff.meet(["a", "d"])
         assert await waiting == "d"

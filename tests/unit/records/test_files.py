@@ -1,12 +1,14 @@
 """Folders that are written whole or not at all."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from stargate.records.files import whole_folder
+from stargate.records.files import whole_folder, write_at
 
 
 def _names(folder: Path) -> list[str]:
@@ -53,3 +55,48 @@ def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path: Pat
     with whole_folder(tmp_path / "m1"):
         pass
     assert _names(tmp_path) == [".m1.1.tmp", f".m2.{child.pid}.tmp", "m1"]
+
+
+# --- bytes at their place in a file
+
+
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_short_writes_go_on_where_they_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    whole = os.pwrite
+    taken: list[tuple[int, int]] = []
+
+    def short(handle: int, data: memoryview, offset: int) -> int:
+        taken.append((offset, len(data)))
+        return whole(handle, data[:most], offset)
+
+    monkeypatch.setattr(os, "pwrite", short)
+    write_at(tmp_path / "file", 2, b"abcdefg")
+    assert (tmp_path / "file").read_bytes() == b"\0\0abcdefg"
+    calls = {1: [(2 + n, 7 - n) for n in range(7)], 3: [(2, 7), (5, 4), (8, 1)], 100: [(2, 7)]}
+    assert taken == calls[most]
+
+
+def test_chunks_may_come_in_any_order_and_leave_the_rest_alone(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"0123456789")
+    write_at(file, 6, np.frombuffer(b"xy", np.uint8))
+    write_at(file, 0, b"ab")
+    write_at(file, 4, b"")
+    assert file.read_bytes() == b"ab2345xy89"
+
+
+def test_a_new_file_is_its_owners_and_no_handle_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    handles = set(os.listdir("/proc/self/fd"))
+    write_at(tmp_path / "file", 0, b"a")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_at(tmp_path / "file", 0, b"a")
+    assert set(os.listdir("/proc/self/fd")) == handles

@@ -21,6 +21,7 @@ from stargate.launch.setup import take_turns
 from stargate.resources.gpu_phases import GpuPhase, SleepOrder
 from stargate.resources.placement import Seat, place
 from stargate.run_context import Roles
+from tests.fakes.actor_slots import settle
 
 
 class Actor:
@@ -171,10 +172,10 @@ def test_a_dead_engine_comes_back_when_the_trainer_has_left_the_gpu(tmp_path: Pa
             diary.append("training ends")
 
         stage = asyncio.ensure_future(turns.during(GpuPhase.TRAIN, train)())
-        await asyncio.sleep(0.01)
+        await settle()
         group["questioner"][0].alive = False
         back = asyncio.ensure_future(supervisor.replace("questioner", 0, ActorDied("gone")))
-        await asyncio.sleep(0.02)
+        await settle()
         assert "questioner-0' start" not in diary
         training.set()
         await asyncio.wait_for(asyncio.gather(stage, back), 5)

@@ -18,7 +18,7 @@ from stargate.errors import EngineError, MachineError
 from stargate.monitoring import waiting
 from stargate.resources.cluster import Node
 from stargate.resources.placement import Seat, cores_for_more, full_nodes, place, seat_more
-from tests.fakes.actor_slots import FakeActor, ping
+from tests.fakes.actor_slots import FakeActor, ping, settle
 
 # --- places
 
@@ -205,7 +205,7 @@ def test_a_run_that_ends_ends_one_that_starts(monkeypatch: pytest.MonkeyPatch) -
 
     async def run() -> None:
         scaling = asyncio.create_task(world.scaler.scale({"questioner": 2}))
-        await asyncio.sleep(0.01)
+        await settle()
         scaling.cancel()
         with pytest.raises(asyncio.CancelledError):
             await scaling

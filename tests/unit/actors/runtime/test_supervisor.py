@@ -20,7 +20,7 @@ from stargate.types import (
     GenerateRequest,
     Sampling,
 )
-from tests.fakes.actor_slots import GONE, ActorGroup, FakeActor
+from tests.fakes.actor_slots import GONE, ActorGroup, FakeActor, settle
 
 
 def test_a_dead_engine_is_replaced_once_and_holds_the_current_weights() -> None:
@@ -54,13 +54,13 @@ def test_it_appears_only_when_it_is_ready() -> None:
 
     async def run() -> None:
         asking = asyncio.create_task(group.replace())
-        await asyncio.sleep(0.01)
+        await settle()
         assert group.hired[0].methods == ["start"]
         assert group.actors == [dead]
         asking.cancel()  # who asked no longer waits; the restart goes on
-        await asyncio.sleep(0.01)
+        await settle()
         hold.set()
-        await asyncio.sleep(0.01)
+        await settle()
         assert group.actors == group.hired
 
     asyncio.run(run())
@@ -106,7 +106,7 @@ def test_a_push_that_ends_during_a_restart_reaches_the_new_engine() -> None:
 
     async def run() -> None:
         asking = asyncio.create_task(group.replace())
-        await asyncio.sleep(0.01)
+        await settle()
         hold.set()
         while "load_weights" not in group.hired[0].methods:
             await asyncio.sleep(0)
@@ -195,7 +195,7 @@ def test_after_the_end_nobody_is_hired() -> None:
 
     async def run() -> None:
         asking = asyncio.create_task(group.replace())
-        await asyncio.sleep(0.01)
+        await settle()
         await group.supervisor.close()
         with pytest.raises(asyncio.CancelledError):
             await asking
@@ -212,7 +212,7 @@ def test_a_worker_goes_on_with_the_engine_that_it_is_told_of() -> None:
         waiting = asyncio.create_task(staff.successor(0, GONE))
         await asyncio.sleep(0)
         staff.meet(["old"])  # no news
-        await asyncio.sleep(0.01)
+        await settle()
         assert not waiting.done()
         staff.meet(["new"])
         assert await waiting == "new"
