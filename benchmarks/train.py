@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from stargate.actors.training.rank import TrainerSpec, make_layout
+from stargate.actors.training.spec import TrainerSpec, make_layout
 from stargate.algorithm.step_plan import plan_steps
 from stargate.benchmarks.options import positive
 from stargate.benchmarks.results import Measurement, Ratio, Say

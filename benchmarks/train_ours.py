@@ -3,14 +3,17 @@
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from stargate.actors.training.deepspeed_backend import Finetuning
-from stargate.actors.training.rank import TrainerRank, TrainerSpec
+from stargate.actors.training.backend import backend_class
+from stargate.actors.training.objectives import make_objective
+from stargate.actors.training.rank import TrainerRank
+from stargate.actors.training.spec import TrainerSpec
+from stargate.actors.training.stage import TrainingStage
 from stargate.benchmarks.train_work import Job, StepTime
 from stargate.resources.machine import free_port
 
 
 def play(job: Job, pipe: Connection) -> None:
-    """Steps with Finetuning's own methods; then settles and saves."""
+    """Steps of a training stage; then settles and saves."""
     spec = TrainerSpec(
         base_model_dir=job.model_dir,
         config=job.config,
@@ -22,23 +25,22 @@ def play(job: Job, pipe: Connection) -> None:
     )
     rank = TrainerRank(spec)
     rank.start()
-    stage = Finetuning(spec, job.model_dir, job.examples)
+    backend = backend_class(job.config.backend)(spec, job.model_dir)
     try:
-        pipe.send(stage.packed)
+        stage = TrainingStage(spec, backend, make_objective(spec.objective), job.examples)
+        pipe.send(backend.packed)
         for step in job.steps:
             pipe.recv()
             start = job.now()
-            num_loss_tokens = job.num_loss_tokens(step)
-            losses = stage.accumulate(step, num_loss_tokens)
-            stage.update(job.config.learning_rate, lambda norm: None)
-            pipe.send(StepTime(job.now() - start, sum(losses.values()) / num_loss_tokens))
+            loss, _ = stage.learn(step, job.config.learning_rate, [], "bench train")
+            pipe.send(StepTime(job.now() - start, loss))
         pipe.recv()
         start = job.now()
-        stage.settle()
+        backend.settle()
         settled = job.now()
-        stage.save(str(Path(job.work_dir) / "ours"))
+        backend.save(str(Path(job.work_dir) / "ours"))
         closing = {"settle_s": settled - start, "save_s": job.now() - settled}
         pipe.send({**closing, "peak_memory_gb": job.peak_memory_gb()})
     finally:
-        stage.close()
+        backend.close()
         rank.shutdown()

@@ -30,7 +30,8 @@ from stargate.actors.runtime.gpu_sharing import SleepController
 from stargate.actors.runtime.heap import ONE_HEAP, heap_environment
 from stargate.actors.runtime.supervisor import Supervisor
 from stargate.actors.scoring.scorer import Scorer, ScorerSpec
-from stargate.actors.training.rank import TrainerRank, TrainerSpec
+from stargate.actors.training.rank import TrainerRank
+from stargate.actors.training.spec import TrainerSpec
 from stargate.config.run import RunConfig
 from stargate.monitoring.waiting import await_aloud
 from stargate.resources.cluster import ENGINES, Device
@@ -367,6 +368,7 @@ def _spawn_trainer(plan: ActorPlan, rank: int, address: str, port: int) -> Any:
         log_file=log_file,
         trust_remote_code=config.trust_remote_code,
         seed=derive_seed(config.seed, "trainer"),
+        objective=config.algorithm.objective,
     )
     return seated_class(TrainerRank, seat, _computing(spec)).remote(spec)
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from stargate.actors.engines.weight_check import write_sums
 from stargate.actors.runtime.log_escaping import escape_output
 from stargate.errors import MachineError, ModelError, one_line
-from stargate.records.files import disk_problem, sync
+from stargate.records.files import disk_problem, whole_folder
 from stargate.resources.embedded import MANIFEST
 
 # What makes a folder usable beside its weights: config, generation config, tokenizer, chat template
@@ -215,33 +215,24 @@ def save_model(
 ) -> None:
     """Writes `weights` with the config, tokenizer and chat template of `companions_dir`.
 
-    The folder is written under another name, synced and renamed, so it is never seen half-written,
-    not even after a power cut; an older one of that name is replaced. Raises MachineError if it
-    can't be written.
+    The folder is never seen half-written, not even after a power cut; an older one of that name is
+    replaced. Raises MachineError if it can't be written.
     """
     from safetensors import SafetensorError
     from transformers import GenerationConfig
 
     target = Path(output_dir)
-    partial = target.parent / f".{target.name}.partial"
     # The base folder's own is copied below. save_pretrained would refuse one that it finds odd.
     model.generation_config = GenerationConfig()
     try:
-        _remove(partial)
-        partial.mkdir(parents=True)
-        model.save_pretrained(partial, state_dict=dict(weights))
-        for file in _companions(Path(companions_dir)):
-            copy = partial / file.relative_to(companions_dir)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, copy)
-        write_sums(partial, weights)
-        for path in [*partial.rglob("*"), partial]:
-            sync(path)
-        _remove(target)
-        partial.rename(target)
-        sync(target.parent)
+        with whole_folder(target) as partial:
+            model.save_pretrained(partial, state_dict=dict(weights))
+            for file in _companions(Path(companions_dir)):
+                copy = partial / file.relative_to(companions_dir)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
+            write_sums(partial, weights)
     except (OSError, SafetensorError) as error:
-        _remove(partial)
         problem = disk_problem(error, target) if isinstance(error, OSError) else None
         raise MachineError(problem or f"{output_dir}: can't save the model: {error}") from error
 
@@ -255,8 +246,3 @@ def _companions(folder: Path) -> Iterable[Path]:
     for name in _COMPANION_FOLDERS:
         if (folder / name).is_dir():
             yield from sorted(file for file in (folder / name).iterdir() if file.is_file())
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

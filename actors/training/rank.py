@@ -3,36 +3,31 @@
     train(examples, start, output) on every rank, with the same examples
       -> step_plan.py: split, steps, micro-batches of each rank, learning rates
       -> checkpoints.py: goes on where an earlier attempt was, if it left a checkpoint
-      -> deepspeed_backend.py: DeepSpeed does the steps          (ranks meet in collectives)
-      -> a Hugging Face folder, written by rank 0         (all ranks return once it is there)
+      -> stage.py: loss and gradient of each step, by an objective      (ranks meet in collectives)
+      -> a backend's model and optimizer -> a Hugging Face folder, written by rank 0
+         (all ranks return once it is there)
 
 `train` runs in a thread of its own, so that `progress` answers meanwhile.
 """
 
 import asyncio
-import math
 import os
-import socket
-import statistics
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from stargate.actors.training.spec import TrainerSpec, rank_environment
 from stargate.algorithm.step_plan import (
-    Layout,
-    Split,
     Step,
     learning_rate,
     plan_steps,
     share_out,
     split_validation,
 )
-from stargate.config.run import TrainerConfig
-from stargate.errors import DataError, DivergenceError, EngineError
+from stargate.errors import EngineError
 from stargate.records.training_checkpoints import (
     Identity,
     TrainingLog,
@@ -44,34 +39,9 @@ from stargate.records.training_checkpoints import (
 from stargate.types import TrainingExample, TrainResult
 
 if TYPE_CHECKING:
+    from stargate.actors.training.backend import Backend
     from stargate.actors.training.checkpoints import Checkpoints
-    from stargate.actors.training.deepspeed_backend import Finetuning
-
-# Pair ids that one error message names.
-_MAX_NAMED = 8
-# Steps whose gradient norms are known before a later one is compared with them.
-_MIN_EARLIER_NORMS = 4
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-@dataclass(frozen=True, slots=True)
-class TrainerSpec:
-    """All that one rank needs to start; plain values, so that it travels to any node.
-
-    `base_model_dir` gives every saved model its config, tokenizer and chat template.
-    """
-
-    base_model_dir: str
-    config: TrainerConfig
-    rank: int = 0
-    world_size: int = 1
-    master_addr: str = "127.0.0.1"
-    master_port: int = 29500
-    num_threads: int = 1
-    device: Literal["cpu", "cuda"] = "cpu"
-    log_file: str | None = None
-    trust_remote_code: bool = False
-    seed: int = 0
+    from stargate.actors.training.stage import TrainingStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,24 +66,27 @@ class TrainProgress:
 class TrainerRank:
     """One rank. Wrapped by `ray.remote` elsewhere; needs no Ray."""
 
+    _backend_class: "type[Backend]"  # from `start` on
+
     def __init__(self, spec: TrainerSpec) -> None:
         self._spec = spec
         self._progress = TrainProgress()
         self._started = False
 
     def start(self) -> None:
-        """Imports DeepSpeed and waits until all ranks have met. Sets this process's environment."""
+        """Waits until all ranks have met. Sets this process's environment."""
         if self._started:
             return
         os.environ.update(rank_environment(self._spec))
         from stargate.actors.runtime.heap import keep_freed_memory
-        from stargate.actors.training.deepspeed_backend import join_ranks
+        from stargate.actors.training.backend import backend_class
         from stargate.actors.training.modeling import redirect_output
 
         redirect_output(self._spec.log_file)
         if self._spec.device == "cpu":
             keep_freed_memory()
-        join_ranks(self._spec.device)
+        self._backend_class = backend_class(self._spec.config.backend)
+        self._backend_class.join(self._spec.device)
         self._started = True
 
     async def train(
@@ -148,9 +121,7 @@ class TrainerRank:
         if not self._started:
             return
         self._started = False
-        from stargate.actors.training.deepspeed_backend import leave_ranks
-
-        leave_ranks()
+        self._backend_class.leave()
 
     def _train(
         self,
@@ -162,32 +133,39 @@ class TrainerRank:
     ) -> TrainResult:
         from stargate.actors.runtime.heap import release_freed_memory
         from stargate.actors.training.checkpoints import Checkpoints, Training
-        from stargate.actors.training.deepspeed_backend import Finetuning
+        from stargate.actors.training.objectives import make_objective
+        from stargate.actors.training.stage import TrainingStage, check_examples
 
         config, spec = self._spec.config, self._spec
         # In an order of their own: when their dialogues finished depends on timing.
-        ordered = sorted(examples, key=lambda example: (example.pair_id, example.dialogue_id))
+        ordered = sorted(examples, key=lambda e: (e.pair_id, e.dialogue_id, e.input_ids, e.weights))
         check_examples(ordered, config.max_length)
         split = split_validation(
             [example.pair_id for example in ordered], config.validation_fraction, spec.seed
         )
         lengths = [len(example.input_ids) for example in ordered]
-        stage = Finetuning(spec, start_model_dir, ordered)
+        groups = [example.group for example in ordered]
+        backend = self._backend_class(spec, start_model_dir)
         try:
-            layout = make_layout(spec, stage.packed)
-            steps = plan_steps(split.train, lengths, layout, config.num_epochs, spec.seed)
-
-            def identify() -> Identity:
-                return identity_of(spec, ordered, steps, start_model_dir)
-
-            training = Training(name, len(steps), spec.rank, config, identify)
-            checkpoints = Checkpoints(stage.partitions, training, checkpoint_dir, self._note)
+            stage = TrainingStage(spec, backend, make_objective(spec.objective), ordered)
+            steps = plan_steps(
+                split.train, lengths, stage.layout, config.num_epochs, spec.seed, groups
+            )
+            # Once, and only if it is needed: it reads all start weights.
+            identify = cache(
+                partial(_identify, spec, backend.name, ordered, steps, start_model_dir)
+            )
+            training = Training(name, len(steps), spec, identify)
+            checkpoints = Checkpoints(backend, training, checkpoint_dir, self._note)
             log = self._run_steps(stage, steps, ordered, name, checkpoints)
-            stage.settle()
-            validation_loss = _validate(stage, split, ordered, layout)
-            stage.save(output_dir)
+            backend.settle()
+            validation_loss = None
+            if split.validation:
+                held_out = share_out(split.validation, lengths, stage.layout, groups)
+                validation_loss = stage.evaluate(held_out, "validation after training")
+            backend.save(output_dir)
         finally:
-            stage.close()
+            backend.close()
             if spec.device == "cpu":
                 release_freed_memory()  # gigabytes, which the engines' neighbours want now
         return TrainResult(
@@ -209,16 +187,13 @@ class TrainerRank:
 
     def _run_steps(
         self,
-        stage: "Finetuning",
+        stage: "TrainingStage",
         steps: Sequence[Step],
         examples: Sequence[TrainingExample],
         name: str,
         checkpoints: "Checkpoints",
     ) -> TrainingLog:
-        """All optimizer steps that no checkpoint has.
-
-        Every rank sees the same losses and norms, so all stop together.
-        """
+        """All optimizer steps that no checkpoint has."""
         config, log = self._spec.config, checkpoints.restore()
         first, known_tokens, known_seconds = len(log.losses), log.num_tokens, log.seconds
         self._progress = replace(
@@ -226,173 +201,41 @@ class TrainerRank:
         )
         started = time.perf_counter()
         for number, step in enumerate(steps[first:], first):
-            where = f"training {name}, step {number + 1} of {len(steps)}"
-            num_loss_tokens = sum(examples[i].num_loss_tokens for i in step.examples)
-            losses = stage.accumulate(step, num_loss_tokens)
-            _check_losses(losses, examples, where)
             rate = learning_rate(number, len(steps), config.learning_rate, config.warmup_fraction)
-            pairs = _name_pairs(step.examples, examples)
-
-            def check(norm: float, where: str = where, pairs: str = pairs) -> None:
-                if (problem := norm_problem(norm, log.grad_norms, config)) is not None:
-                    raise DivergenceError(
-                        f"{where}: the gradient norm {problem}, on pairs {pairs}; nothing was saved"
-                    )
-
-            norm = stage.update(rate, check)
-            log.losses.append(sum(losses.values()) / num_loss_tokens)
+            where = f"training {name}, step {number + 1} of {len(steps)}"
+            loss, norm = stage.learn(step, rate, log.grad_norms, where)
+            log.losses.append(loss)
             log.grad_norms.append(norm)
             log.rates.append(rate)
             log.num_tokens += sum(len(examples[i].input_ids) for i in step.examples)
-            log.num_loss_tokens += num_loss_tokens
+            log.num_loss_tokens += sum(examples[i].num_loss_tokens for i in step.examples)
             log.seconds = known_seconds + time.perf_counter() - started
             self._progress = replace(
                 self._progress,
                 steps=number + 1,
                 tokens=log.num_tokens - known_tokens,
-                loss=log.losses[-1],
+                loss=loss,
                 tokens_per_s=log.num_tokens / log.seconds,
             )
             checkpoints.after_step(log)
         return log
 
 
-def identity_of(
+def _identify(
     spec: TrainerSpec,
+    engine: str,
     examples: Sequence[TrainingExample],
     steps: Sequence[Step],
     start_model_dir: str,
 ) -> Identity:
-    """What a checkpoint of this training must have been written by. Reads all start weights."""
+    """What a checkpoint of this training must have been written by."""
     return Identity(
         num_ranks=spec.world_size,
         seed=spec.seed,
-        engine=f"deepspeed {metadata.version('deepspeed')}",
+        engine=engine,
+        objective=spec.objective,
         config=settings_of(spec.config),
         examples=examples_digest(examples),
         plan=plan_digest(steps),
         model=model_digest(Path(start_model_dir)),
     )
-
-
-def make_layout(spec: TrainerSpec, packed: bool) -> Layout:
-    """How steps are laid out. A packed row has at most the tokens of a full padded micro-batch."""
-    config = spec.config
-    row = config.row_tokens or config.micro_batch_size * config.max_length
-    return Layout(
-        config.batch_size, config.micro_batch_size, spec.world_size, row if packed else None
-    )
-
-
-def norm_problem(norm: float, earlier: Sequence[float], config: TrainerConfig) -> str | None:
-    """What is wrong with a step's gradient norm; None if nothing is.
-
-    Norms differ between models and fall while a stage learns, so the limit is a multiple of the
-    median of the stage's earlier steps, once there are a few. A norm that would not even be clipped
-    is never too large.
-    """
-    if not math.isfinite(norm) or norm < 0:  # DeepSpeed also says -1 for one that is not finite
-        return f"is {norm}"
-    if len(earlier) < _MIN_EARLIER_NORMS or norm <= config.max_grad_norm:
-        return None
-    typical = statistics.median(earlier)
-    if norm <= config.max_grad_norm_growth * typical:
-        return None
-    return (
-        f"is {norm:.3g}, {norm / typical:.0f} times the median {typical:.3g} of the steps before "
-        f"(trainer.max_grad_norm_growth is {config.max_grad_norm_growth:g})"
-    )
-
-
-def _validate(
-    stage: "Finetuning", split: Split, examples: Sequence[TrainingExample], layout: Layout
-) -> float | None:
-    """Mean loss per loss token of the held-out examples, of what is saved; None without any."""
-    if not split.validation:
-        return None
-    lengths = [len(example.input_ids) for example in examples]
-    losses = stage.evaluate(share_out(split.validation, lengths, layout))
-    _check_losses(losses, examples, "validation after training")
-    return sum(losses.values()) / sum(examples[i].num_loss_tokens for i in split.validation)
-
-
-def check_examples(examples: Sequence[TrainingExample], max_length: int) -> None:
-    """Raises DataError naming the first example that can't be trained on.
-
-    Example builders drop and count what is too long or empty, so these are their defects.
-    """
-    if not examples:
-        raise DataError("trainer: there is no example to train on")
-    for example in examples:
-        where = f"training example {example.dialogue_id} of pair {example.pair_id}"
-        if len(example.input_ids) > max_length:
-            raise DataError(
-                f"{where}: {len(example.input_ids)} tokens, trainer.max_length is {max_length}"
-            )
-        if not example.num_loss_tokens:
-            raise DataError(f"{where}: no token has a weight, so there is nothing to learn")
-        if example.weights[0]:
-            raise DataError(f"{where}: nothing predicts the first token, so it can't be learned")
-
-
-def _check_losses(
-    losses: Mapping[int, float], examples: Sequence[TrainingExample], where: str
-) -> None:
-    bad = [i for i, loss in losses.items() if not math.isfinite(loss)]
-    if bad:
-        raise DivergenceError(
-            f"{where}: the loss is {losses[bad[0]]} on {len(bad)} of {len(losses)} examples, "
-            f"pairs {_name_pairs(bad, examples)}; nothing was saved"
-        )
-
-
-def _name_pairs(indices: Sequence[int], examples: Sequence[TrainingExample]) -> str:
-    pairs = sorted({examples[i].pair_id for i in indices})
-    more = f" and {len(pairs) - _MAX_NAMED} more" if len(pairs) > _MAX_NAMED else ""
-    return ", ".join(pairs[:_MAX_NAMED]) + more
-
-
-def rank_environment(spec: TrainerSpec) -> dict[str, str]:
-    """What DeepSpeed and torch.distributed read, to be set before either is imported."""
-    environment = {
-        "DS_ACCELERATOR": spec.device,
-        "RANK": str(spec.rank),
-        "WORLD_SIZE": str(spec.world_size),
-        # Ray shows each actor its own GPU only, under number 0.
-        "LOCAL_RANK": str(spec.rank if spec.device == "cpu" else 0),
-        "MASTER_ADDR": spec.master_addr,
-        "MASTER_PORT": str(spec.master_port),
-        "OMP_NUM_THREADS": str(spec.num_threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        # A virtual environment that is not activated is not on the PATH, but its ninja is wanted.
-        "PATH": os.pathsep.join(
-            (str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))
-        ),
-    }
-    # Otherwise gloo looks up the host's name, which not every container can resolve, and which may
-    # stand for an address that other nodes can't reach.
-    interface = interface_towards(spec.master_addr, spec.master_port)
-    if interface is not None:
-        environment["GLOO_SOCKET_IFNAME"] = interface
-        if spec.device == "cuda" and spec.master_addr not in _LOOPBACK:
-            environment["NCCL_SOCKET_IFNAME"] = f"={interface}"
-    return environment
-
-
-def interface_towards(address: str, port: int) -> str | None:
-    """The network interface from which this machine reaches an address; None if it does not."""
-    if address in _LOOPBACK:
-        return next((n for _, n in socket.if_nameindex() if n.startswith("lo")), None)
-    import psutil
-
-    try:
-        # Nothing is sent: connecting a datagram socket only chooses the route.
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((address, port))
-            own = probe.getsockname()[0]
-    except OSError:
-        return None
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(entry.address == own for entry in addresses):
-            return name
-    return None

@@ -7,13 +7,14 @@ Pure and repeatable: one seed and one list of examples give one plan, on every r
 holds indices only; what a micro-batch becomes on the device is the trainer's business.
 
 A micro-batch has a fixed number of examples, which are padded to one length, or with packing as
-many examples as fill a row of tokens (`Layout.max_row_tokens`).
+many examples as fill a row of tokens (`Layout.max_row_tokens`). Examples of one group are never
+parted between steps, and not between micro-batches either where the loss needs a group whole.
 """
 
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 # Indices of the examples of one forward pass. Empty: this rank has nothing left and runs a pass of
@@ -77,33 +78,43 @@ class Layout:
     """Sizes of a training stage: examples per step over all ranks, and per forward pass of one.
 
     With `max_row_tokens` a forward pass takes as many examples as have that many tokens together;
-    an example that alone has more gets a pass of its own.
+    an example that alone has more gets a pass of its own. With `whole_groups` a group counts as
+    one example there.
     """
 
     batch_size: int
     micro_batch_size: int
     num_ranks: int
     max_row_tokens: int | None = None
+    whole_groups: bool = False
 
 
 def plan_steps(
-    examples: Sequence[int], lengths: Sequence[int], layout: Layout, num_epochs: int, seed: int
+    examples: Sequence[int],
+    lengths: Sequence[int],
+    layout: Layout,
+    num_epochs: int,
+    seed: int,
+    groups: Sequence[str] = (),
 ) -> list[Step]:
     """The optimizer steps of all epochs. Each epoch uses every example once, in its own order.
 
     The last batch of an epoch may be smaller; it is used like any other. `lengths[i]` are the
-    tokens of example i.
+    tokens of example i. Examples with the same `groups[i]` share a step, "" is a group of its own;
+    a group that does not fit begins the next step, and one larger than a batch is a step.
     """
     steps = []
     for epoch in range(num_epochs):
-        order = list(examples)
+        order = _grouped(examples, groups)
         random.Random(f"order:{seed}:{epoch}").shuffle(order)
-        for start in range(0, len(order), layout.batch_size):
-            steps.append(share_out(order[start : start + layout.batch_size], lengths, layout))
+        for batch in _batches(order, layout.batch_size):
+            steps.append(share_out(batch, lengths, layout, groups))
     return steps
 
 
-def share_out(batch: Sequence[int], lengths: Sequence[int], layout: Layout) -> Step:
+def share_out(
+    batch: Sequence[int], lengths: Sequence[int], layout: Layout, groups: Sequence[str] = ()
+) -> Step:
     """Deals one batch to the ranks.
 
     Longest first and to and fro ("snake"), so that the ranks get about equal tokens, examples of
@@ -111,20 +122,41 @@ def share_out(batch: Sequence[int], lengths: Sequence[int], layout: Layout) -> S
     take about equally long. The loss is normalised over the whole step, so the dealing does not
     change what is learned.
     """
+    units = sorted(_grouped(batch, groups if layout.whole_groups else ()))
+    sizes = [sum(lengths[i] for i in unit) for unit in units]
     hands: list[list[int]] = [[] for _ in range(layout.num_ranks)]
-    by_length = sorted(batch, key=lambda i: (-lengths[i], i))
-    for place, example in enumerate(by_length):
+    by_size = sorted(range(len(units)), key=lambda unit: (-sizes[unit], unit))
+    for place, unit in enumerate(by_size):
         lap, seat = divmod(place, layout.num_ranks)
-        hands[seat if lap % 2 == 0 else layout.num_ranks - 1 - seat].append(example)
+        hands[seat if lap % 2 == 0 else layout.num_ranks - 1 - seat].append(unit)
     if layout.max_row_tokens is not None:
-        return Step(_rows(hands, lengths, layout.max_row_tokens))
-    micros = [_micro_batches(hand, layout.micro_batch_size) for hand in hands]
-    most = max(len(of_rank) for of_rank in micros)
-    return Step(tuple((*of_rank, *([()] * (most - len(of_rank)))) for of_rank in micros))
+        rows = _rows(hands, sizes, layout.max_row_tokens)
+        return Step(
+            tuple(tuple(tuple(i for u in row for i in units[u]) for row in own) for own in rows)
+        )
+    micros = [tuple(_batches((units[u] for u in hand), layout.micro_batch_size)) for hand in hands]
+    most = max(map(len, micros))
+    return Step(tuple((*own, *([()] * (most - len(own)))) for own in micros))
 
 
-def _micro_batches(hand: Sequence[int], size: int) -> tuple[MicroBatch, ...]:
-    return tuple(tuple(hand[start : start + size]) for start in range(0, len(hand), size))
+def _grouped(examples: Sequence[int], groups: Sequence[str]) -> list[tuple[int, ...]]:
+    """The examples of each group, groups in the order of their first examples."""
+    found: dict[str | int, list[int]] = {}
+    for i in examples:
+        found.setdefault((groups[i] if groups else "") or i, []).append(i)
+    return [tuple(members) for members in found.values()]
+
+
+def _batches(units: Iterable[tuple[int, ...]], size: int) -> Iterator[MicroBatch]:
+    """As many whole units side by side as have `size` examples; a larger one alone."""
+    batch: MicroBatch = ()
+    for unit in units:
+        if batch and len(batch) + len(unit) > size:
+            yield batch
+            batch = ()
+        batch += unit
+    if batch:
+        yield batch
 
 
 def _rows(

@@ -187,8 +187,9 @@ class LoraConfig(Component):
 
 
 class TrainerConfig(Component):
-    """DeepSpeed training (PAPER 5)."""
+    """Training (PAPER 5)."""
 
+    backend: str = "deepspeed"  # of actors/training/backend.py, or "package.module:Class"
     # Which examples m_{t+1} learns from: those of iteration t (the paper), or of all so far.
     examples: Literal["iteration", "all"] = "iteration"
     learning_rate: Annotated[float, Field(gt=0.0)] = 2e-5

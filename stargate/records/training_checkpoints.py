@@ -1,12 +1,12 @@
 """Checkpoints within one training stage: their names, what belongs to them, which one is whole.
 
-    RUN/tN/training/step-40/rank-0.master.safetensors   what rank 0 holds; other ranks, other names
+    RUN/tN/training/step-40/rank-0.master.safetensors   rank 0's share; other ranks, other names
     RUN/tN/training/step-40/manifest.json               identity, progress, sha256 of every file
     RUN/tN/training/steps                               one line per optimizer step that was done
 
 A folder is written as step-40.tmp and renamed once all ranks have written and the manifest is
 there. It is used only by the same training: same examples, plan, settings, start model, seed,
-number of ranks, DeepSpeed. Plain code without torch; the ranks' side is
+number of ranks, backend. Plain code without torch; the ranks' side is
 actors/training/checkpoints.py.
 """
 
@@ -31,7 +31,7 @@ from stargate.types import TrainingExample
 MANIFEST = "manifest.json"
 # Counts the optimizer steps of all attempts, so that repeated ones are known.
 _STEPS = "steps"
-_FORMAT = 1
+_FORMAT = 2
 _NAME = re.compile(r"step-(\d{1,9})")
 _File = Annotated[str, Field(pattern=r"^rank-\d{1,5}\.[a-z_]{1,32}\.safetensors$")]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -69,7 +69,8 @@ class Identity:
 
     num_ranks: int
     seed: int
-    engine: str  # whose flat partitions these are: "deepspeed 0.19.8"
+    engine: str  # the backend that wrote them: "deepspeed 0.19.8"
+    objective: str
     config: dict[str, Any]
     examples: str
     plan: str  # which examples meet in which step, on which rank
@@ -86,6 +87,7 @@ class Identity:
         if changed:
             return f"it was written with another {', '.join(f'trainer.{key}' for key in changed)}"
         others = {
+            "objective": "another objective",
             "examples": "other examples",
             "model": "another start model",
             "seed": "another seed",

@@ -9,7 +9,8 @@ import pytest
 from stargate.actors.engines.engine import Engine
 from stargate.actors.engines.spec import EngineSpec
 from stargate.actors.scoring.scorer import Scorer, ScorerSpec
-from stargate.actors.training.rank import TrainerRank, TrainerSpec
+from stargate.actors.training.rank import TrainerRank
+from stargate.actors.training.spec import TrainerSpec
 from stargate.config.run import EngineConfig, ScorerConfig, TrainerConfig
 from stargate.resources.machine import gpus
 from stargate.resources.models import resolve_model

@@ -9,7 +9,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from stargate.actors.training.rank import TrainerRank, TrainerSpec
+from stargate.actors.training.rank import TrainerRank
+from stargate.actors.training.spec import TrainerSpec
 from stargate.config.run import TrainerConfig
 from stargate.resources.machine import free_port
 from stargate.types import TrainingExample, TrainResult
@@ -55,6 +56,7 @@ class Ranks:
         base_dir: Path | None = None,
         num_threads: int = 1,
         checkpoint_dir: Path | None = None,
+        objective: str = "weighted_nll",
     ) -> list[TrainResult]:
         """Each rank's result, with m_0 from `base_dir` if given.
 
@@ -62,7 +64,13 @@ class Ranks:
         """
         for pipe, spec in zip(self._pipes, self._specs, strict=True):
             base = spec.base_model_dir if base_dir is None else str(base_dir)
-            own = replace(spec, base_model_dir=base, config=config, num_threads=num_threads)
+            own = replace(
+                spec,
+                base_model_dir=base,
+                config=config,
+                num_threads=num_threads,
+                objective=objective,
+            )
             kept = None if checkpoint_dir is None else str(checkpoint_dir)
             pipe.send((own, list(examples), str(start_dir), str(output_dir), kept))
         answers: list[Any] = []

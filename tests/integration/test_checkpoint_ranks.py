@@ -10,14 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from stargate.actors.training import checkpoints as checkpointing
+from stargate.actors.training.backend import Backend
 from stargate.actors.training.checkpoints import Checkpoints, Training
+from stargate.actors.training.spec import TrainerSpec
 from stargate.config.run import TrainerConfig
 from stargate.errors import DivergenceError
 from stargate.records.training_checkpoints import (
@@ -29,33 +31,26 @@ from tests.unit.records.test_training_checkpoints import ALL_STEPS, CONFIG, IDEN
 pytestmark = pytest.mark.integration
 
 
-class FakeShards:
-    """What a rank would hold: numbers that tell its rank and step. Ranks meet in `ring`."""
+class FakeBackend:
+    """What a rank would hold: numbers that tell writer, rank and step. Ranks meet in `ring`."""
 
     def __init__(self, rank: int, ring: "Ring") -> None:
-        self.rank, self.ring = rank, ring
-        self.tensors = self.at(0)
-        self.restored: dict[str, Tensor] | None = None
+        self.rank, self.ring, self.step = rank, ring, 0
+        shape = torch.Size([3])
+        own = {f"{number}": shape for number in range(ring.size)}  # the writer's rank
+        self.shapes = {"master": own, "exp_avg": own, "random": {"cpu": torch.Size([2])}}
+        self.bad: dict[tuple[str, str], float] = {}
+        self.restored: dict[tuple[str, str], list[float]] = {}
 
-    def at(self, step: int) -> dict[str, Tensor]:
-        value = float(10 * self.rank + step)
-        return {
-            "master.0": torch.full((3,), value),
-            "exp_avg.0": torch.full((3,), value),
-            "random.cpu": torch.tensor([self.rank, step], dtype=torch.uint8),
-        }
+    def get(self, kind: str, name: str) -> Tensor:
+        if kind == "random":
+            return torch.tensor([self.rank, self.step], dtype=torch.uint8)
+        tensor = torch.full((3,), float(10 * int(name) + self.step))
+        tensor[1] = self.bad.get((kind, name), tensor[1])
+        return tensor
 
-    def state(self) -> dict[str, Tensor]:
-        return self.tensors
-
-    def is_own(self, name: str) -> bool:
-        return True
-
-    def misfit(self, tensors: Mapping[str, Tensor]) -> str | None:
-        return None if tensors["master.0"].shape == (3,) else "it does not fit"
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self.restored = dict(tensors)
+    def set(self, kind: str, name: str, value: Tensor) -> None:
+        self.restored[kind, name] = value.tolist()
 
     def exchange(self, message: Mapping[str, Any]) -> list[dict[str, Any]]:
         return self.ring.exchange(self.rank, message)
@@ -65,6 +60,7 @@ class Ring:
     """Ranks in threads: nobody goes on before all have spoken."""
 
     def __init__(self, size: int) -> None:
+        self.size = size
         self._barrier = threading.Barrier(size, timeout=20)
         self._told: list[Any] = [None] * size
 
@@ -82,16 +78,17 @@ class Attempt:
     def __init__(self, folder: Path | None, size: int = 1, identity: Identity = IDENTITY) -> None:
         ring = Ring(size)
         self.said: list[str] = []
-        self.shards = [FakeShards(rank, ring) for rank in range(size)]
+        self.backends = [FakeBackend(rank, ring) for rank in range(size)]
         identity = replace(identity, num_ranks=size)
+        spec = TrainerSpec("base", CONFIG, world_size=size)
         self.ranks = [
             Checkpoints(
-                shards,
-                Training("m_1", ALL_STEPS, shards.rank, CONFIG, lambda: identity),
+                cast(Backend, backend),
+                Training("m_1", ALL_STEPS, replace(spec, rank=backend.rank), lambda: identity),
                 folder,
                 self.said.append,
             )
-            for shards in self.shards
+            for backend in self.backends
         ]
 
     def on_all(self, act: Callable[[int], Any]) -> list[Any]:
@@ -105,7 +102,7 @@ class Attempt:
     def step_to(self, last: int, first: int = 1) -> None:
         def run(rank: int) -> None:
             for step in range(first, last + 1):
-                self.shards[rank].tensors = self.shards[rank].at(step)
+                self.backends[rank].step = step
                 self.ranks[rank].after_step(log_of(step))
 
         self.on_all(run)
@@ -119,10 +116,10 @@ def test_all_ranks_go_on_where_the_last_checkpoint_was(tmp_path: Path, size: int
     assert first.said == []
     second = Attempt(tmp_path / "training", size)
     assert second.restore() == [log_of(4)] * size
-    for rank, shards in enumerate(second.shards):
-        assert shards.restored is not None
-        assert shards.restored["master.0"].tolist() == [10.0 * rank + 4] * 3
-        assert shards.restored["random.cpu"].tolist() == [rank, 4]
+    for rank, backend in enumerate(second.backends):
+        for other in range(size):  # every rank has all masters, and its own generator
+            assert backend.restored["master", f"{other}"] == [10.0 * other + 4] * 3
+        assert backend.restored["random", "cpu"] == [rank, 4]
     assert second.said == ["training goes on from step 4 of 6"]
     assert second.ranks[0].num_repeated == 1  # step 5
     # Killed again after step 5, which is thus done three times.
@@ -164,10 +161,10 @@ def test_with_both_torn_training_begins_anew_and_says_so(tmp_path: Path) -> None
     attempt.restore()
     attempt.step_to(5)
     (tmp_path / "training/step-4/manifest.json").unlink()
-    (tmp_path / "training/step-2/rank-0.small.safetensors").unlink()
+    (tmp_path / "training/step-2/rank-0.random.safetensors").unlink()
     second = Attempt(tmp_path / "training")
     assert second.restore() == [TrainingLog()]
-    assert second.shards[0].restored is None
+    assert not second.backends[0].restored
     assert [text.split(":")[0] for text in second.said] == [
         "damaged checkpoint of step 4",
         "damaged checkpoint of step 2",
@@ -195,11 +192,11 @@ def test_a_checkpoint_of_another_training_is_not_used_and_the_screen_says_why(
 def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     attempt = Attempt(tmp_path / "training")
     attempt.restore()
-    attempt.shards[0].at = lambda step: {"master.0": torch.zeros(4)}  # type: ignore[method-assign]
     attempt.step_to(2)
     second = Attempt(tmp_path / "training")
+    second.backends[0].shapes["master"] = {"0": torch.Size([4])}
     assert second.restore() == [TrainingLog()]
-    assert "it does not fit; set aside as step-2.damaged-1" in second.said[0]
+    assert "it has no master of 0 of shape (4,); set aside as step-2.damaged-1" in second.said[0]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -209,10 +206,8 @@ def test_values_that_are_not_finite_stop_all_ranks_and_are_not_written(
     attempt = Attempt(tmp_path / "training", 2)
     attempt.restore()
     attempt.step_to(3)
-    tensors = attempt.shards[1].at(4)
-    tensors["exp_avg.0"][1] = bad
-    attempt.shards[1].tensors = tensors
-    attempt.shards[0].tensors = attempt.shards[0].at(4)
+    for backend in attempt.backends:
+        backend.step, backend.bad = 4, {("exp_avg", "1"): bad}
 
     def stops(rank: int) -> str:
         with pytest.raises(DivergenceError) as caught:

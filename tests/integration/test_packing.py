@@ -5,8 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.nn import functional
 
+from stargate.actors.training import packing
+from stargate.actors.training.batches import make_batch
+from stargate.actors.training.modeling import SelectedLogits, load_model, token_losses
+from stargate.actors.training.packing import attend_in_blocks, make_packable
 from stargate.types import TrainingExample
+from tests.integration.tiny_model import save_windowed_model
 
 pytestmark = pytest.mark.integration
 
@@ -26,9 +33,6 @@ class Losses:
     """A model with the trainer's own forward pass, packed or padded."""
 
     def __init__(self, folder: Path, packed: bool) -> None:
-        from stargate.actors.training.modeling import SelectedLogits, load_model
-        from stargate.actors.training.packing import make_packable
-
         self.model = load_model(str(folder), None, "cpu", False)
         if packed:
             assert make_packable(self.model) is None
@@ -37,11 +41,6 @@ class Losses:
 
     def __call__(self, examples: list[TrainingExample]) -> list[Any]:
         """The loss of each token to learn, per example; gradients flow."""
-        import torch
-
-        from stargate.actors.training.batches import make_batch
-        from stargate.actors.training.modeling import token_losses
-
         batch = make_batch(examples, self._packed, torch.device("cpu"))
         logits, _ = self._logits(batch.rows, batch.columns, use_cache=False, **batch.inputs)
         losses = token_losses(logits, batch.targets)
@@ -56,8 +55,6 @@ class Losses:
 
 
 def test_packed_losses_and_gradients_equal_those_of_single_examples(tiny: Path) -> None:
-    import torch
-
     packed, single = Losses(tiny, packed=True), Losses(tiny, packed=False)
     with torch.no_grad():
         together = packed(EXAMPLES)
@@ -75,8 +72,6 @@ def test_packed_losses_and_gradients_equal_those_of_single_examples(tiny: Path) 
 
 def test_an_example_does_not_see_its_neighbours(tiny: Path) -> None:
     """Its losses stay the same to the bit when the examples beside it are others."""
-    import torch
-
     packed = Losses(tiny, packed=True)
     other = [make_example(number + 100, len(e.input_ids)) for number, e in enumerate(EXAMPLES)]
     with torch.no_grad():
@@ -90,8 +85,6 @@ def test_an_example_does_not_see_its_neighbours(tiny: Path) -> None:
 
 def test_gradients_do_not_flow_into_neighbours(tiny: Path) -> None:
     """The loss of one example moves the embeddings of its own tokens only."""
-    import torch
-
     packed = Losses(tiny, packed=True)
     # With tied embeddings the output layer moves all rows: look at the inputs themselves.
     seen: list[Any] = []
@@ -111,11 +104,6 @@ def test_gradients_do_not_flow_into_neighbours(tiny: Path) -> None:
 
 @pytest.mark.parametrize("length", [1, 128, 129, 300])
 def test_attention_in_blocks_equals_torchs_own(length: int) -> None:
-    import torch
-    from torch.nn import functional
-
-    from stargate.actors.training.packing import attend_in_blocks
-
     torch.manual_seed(length)
     query, key, value = (torch.randn(1, heads, length, 16) for heads in (6, 2, 2))
     outside = torch.randn(1, length, 6, 16)
@@ -138,8 +126,6 @@ def test_attention_in_blocks_equals_torchs_own(length: int) -> None:
 
 def test_packed_bfloat16_is_as_exact_as_single_examples(tiny: Path) -> None:
     """Against float32: the packed gradients' error is no larger than that of unpacked ones."""
-    import torch
-
     long = [*EXAMPLES, make_example(9, 300)]
     exact = Losses(tiny, packed=False).gradients([[example] for example in long])
     errors = []
@@ -153,25 +139,7 @@ def test_packed_bfloat16_is_as_exact_as_single_examples(tiny: Path) -> None:
     assert errors[0] < 1.1 * errors[1]
 
 
-def save_windowed_model(folder: Path) -> Path:
-    """A random two-layer Mistral that looks 8 tokens back."""
-    from transformers import MistralConfig, MistralForCausalLM
-
-    config = MistralConfig(
-        vocab_size=100,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        sliding_window=8,
-    )
-    model: Any = MistralForCausalLM(config)
-    model.save_pretrained(folder)
-    return folder
-
-
-def save_recurrent_model(folder: Path) -> Path:
+def save_recurrent_model(folder: Path, embedded: Path) -> Path:
     """A random two-layer Mamba: its state runs on from example to example."""
     from transformers import MambaConfig, MambaForCausalLM
 
@@ -183,14 +151,9 @@ def save_recurrent_model(folder: Path) -> Path:
 
 @pytest.mark.parametrize("save", [save_windowed_model, save_recurrent_model])
 def test_models_that_can_not_be_packed_say_so_and_stay_as_they_were(
-    tmp_path: Path, save: Any
+    tmp_path: Path, embedded: Path, save: Any
 ) -> None:
-    import torch
-
-    from stargate.actors.training.modeling import load_model
-    from stargate.actors.training.packing import make_packable
-
-    model = load_model(str(save(tmp_path / "model")), None, "cpu", False)
+    model = load_model(str(save(tmp_path / "model", embedded)), None, "cpu", False)
     ids = torch.arange(20)[None]
     with torch.no_grad():
         before = model(ids, use_cache=False).logits
@@ -201,9 +164,6 @@ def test_models_that_can_not_be_packed_say_so_and_stay_as_they_were(
 def test_a_leak_is_found_by_trying(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention over the whole row, as of a model that ignores what it is told."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    from stargate.actors.training import packing
-    from stargate.actors.training.modeling import load_model
 
     model = load_model(str(tiny), None, "cpu", False)
     monkeypatch.setattr(packing, "_attention", sdpa_attention_forward)

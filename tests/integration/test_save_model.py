@@ -8,6 +8,7 @@ import pytest
 
 from stargate.actors.training import modeling
 from stargate.errors import MachineError
+from stargate.records import files
 
 pytestmark = pytest.mark.integration
 
@@ -41,10 +42,11 @@ def test_everything_is_synced_before_the_rename_and_the_name_after(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", watched)
-    monkeypatch.setattr(modeling, "sync", lambda path: done.append(path.name))
+    monkeypatch.setattr(files, "sync", lambda path: done.append(path.name))
     modeling.save_model(FakeModel(), {}, str(companions), str(tmp_path / "models/m1"))
-    assert done[-2:] == ["rename .m1.partial m1", "models"]
-    assert done[-3] == ".m1.partial"
+    partial = f".m1.{os.getpid()}.tmp"
+    assert done[-2:] == [f"rename {partial} m1", "models"]
+    assert done[-3] == partial
     assert sorted(done[:-3]) == [
         "additional_chat_templates",
         "config.json",
@@ -65,7 +67,7 @@ def test_a_full_disk_is_named_and_the_older_model_stays(
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(modeling, "sync", full)
+    monkeypatch.setattr(files, "sync", full)
     with pytest.raises(MachineError, match=r"models: the disk is full .* m1 can't be written"):
         modeling.save_model(FakeModel(), {}, str(companions), str(old))
     assert [file.name for file in old.parent.iterdir()] == ["m1"]

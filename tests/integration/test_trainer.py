@@ -3,101 +3,39 @@
 import json
 import math
 import os
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stargate.actors.training.rank import TrainerRank, TrainerSpec, check_examples
-from stargate.algorithm.step_plan import Layout, learning_rate, plan_steps, split_validation
-from stargate.config.run import TrainerConfig
+from stargate.actors.training.rank import TrainerRank
+from stargate.actors.training.spec import TrainerSpec
+from stargate.actors.training.stage import check_examples
+from stargate.algorithm.step_plan import split_validation
 from stargate.errors import DataError, DivergenceError, EngineError, MachineError
 from stargate.resources.models import check_model_folder
 from stargate.types import TrainingExample, TrainResult
+from tests.integration.naive_trainer import (
+    config,
+    furthest,
+    load,
+    load_weights,
+    make_examples,
+    mean_loss,
+    naive_training,
+    weights_of,
+)
 from tests.integration.ranks import Ranks
 from tests.integration.tiny_model import damage, save_tiny_model
 
 pytestmark = pytest.mark.integration
 
 
-def make_examples(count: int, vocabulary: int = 49152) -> list[TrainingExample]:
-    """Examples of 6 to 40 tokens, about half of them to learn, with pair ids p00, p01, ..."""
-    draw = random.Random(1)
-    examples = []
-    for number in range(count):
-        length = draw.randint(6, 40)
-        ids = tuple(draw.randrange(3, vocabulary) for _ in range(length))
-        learned = {1, *(k for k in range(1, length) if draw.random() < 0.5)}
-        mask = tuple(int(k in learned) for k in range(length))
-        examples.append(TrainingExample(f"p{number:02}", f"d{number:02}", ids, mask, ""))
-    return examples
-
-
-def config(**changes: Any) -> TrainerConfig:
-    settings: dict[str, Any] = {
-        "learning_rate": 1e-3,
-        "weight_decay": 0.01,
-        "batch_size": 4,
-        "micro_batch_size": 2,
-        "zero_stage": 2,
-        "dtype": "float32",
-        "validation_fraction": 0.0,
-        "num_epochs": 2,
-        "row_tokens": 60,  # two rows for most batches of four examples
-    }
-    return TrainerConfig(**{**settings, **changes})
-
-
-def naive_training(
-    folder: Path, examples: list[TrainingExample], settings: TrainerConfig
-) -> tuple[list[float], list[float], dict[str, Any]]:
-    """Losses, gradient norms and final weights of a plain loop: one sequence at a time, float32."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=settings.weight_decay)
-    layout = Layout(settings.batch_size, settings.micro_batch_size, 1)
-    lengths = [len(example.input_ids) for example in examples]
-    steps = plan_steps(range(len(examples)), lengths, layout, settings.num_epochs, seed=0)
-    losses, norms = [], []
-    for number, step in enumerate(steps):
-        chosen = [examples[i] for i in step.examples]
-        total = torch.zeros(())
-        for example in chosen:
-            ids = torch.tensor([example.input_ids])
-            logprobs = model(ids).logits[0].log_softmax(-1)
-            for k, learned in enumerate(example.weights):
-                if learned:
-                    total = total - logprobs[k - 1, example.input_ids[k]]
-        loss = total / sum(example.num_loss_tokens for example in chosen)
-        loss.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(number, len(steps), settings.learning_rate, 0.1)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    return losses, norms, {k: v.detach() for k, v in model.state_dict().items()}
-
-
-def load_weights(folder: Path) -> dict[str, Any]:
-    """The weights as transformers loads them, in the folder's own dtype."""
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    return dict(model.state_dict())
-
-
-def furthest(got: dict[str, Any], expected: dict[str, Any]) -> float:
-    assert got.keys() == expected.keys()
-    return max(float((got[k].float() - expected[k].float()).abs().max()) for k in got)
-
-
 @pytest.fixture(scope="module")
 def naive(tiny: Path) -> tuple[list[float], list[float], dict[str, Any]]:
-    return naive_training(tiny, make_examples(11), config())
+    model = load(tiny)
+    losses, norms = naive_training(model, make_examples(11), config())
+    return losses, norms, weights_of(model)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +166,9 @@ def test_small_updates_are_not_lost_in_bfloat16(
     examples = make_examples(8)
     settings = config(num_epochs=12, learning_rate=2e-5, weight_decay=0.0, dtype="bfloat16")
     settings = settings.model_copy(update={"zero_stage": stage})
-    _, _, exact = naive_training(start, examples, settings)
+    model = load(start)
+    naive_training(model, examples, settings)
+    exact = weights_of(model)
     one.train(settings, examples, start, tmp_path / "m1", base_dir=start)
     base, saved = load_weights(start), load_weights(tmp_path / "m1")
     kept = projected = moved = 0.0
@@ -307,7 +247,7 @@ def test_embedded_model_first_loss_equals_the_reference(
 ) -> None:
     """On real chat text, in both precisions; the second stage starts from the saved first."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(embedded)
     prompt = "<|im_start|>user\nHow do I start running?<|im_end|>\n<|im_start|>assistant\n"
@@ -317,15 +257,8 @@ def test_embedded_model_first_loss_equals_the_reference(
         context, own = tokenizer(prompt)["input_ids"], tokenizer(reply)["input_ids"]
         mask = (0,) * len(context) + (1,) * len(own)
         examples.append(TrainingExample(f"p{number}", f"d{number}", (*context, *own), mask, reply))
-    model: Any = AutoModelForCausalLM.from_pretrained(embedded, dtype=torch.float32)
-    nats, count = 0.0, 0
     with torch.no_grad():
-        for example in examples:
-            logprobs = model(torch.tensor([example.input_ids])).logits[0].log_softmax(-1)
-            for k, learned in enumerate(example.weights):
-                nats -= float(logprobs[k - 1, example.input_ids[k]]) * learned
-                count += learned
-    del model
+        expected = float(mean_loss(load(embedded), examples))
     threads = min(2, os.cpu_count() or 1)
     results: dict[str, TrainResult] = {}
     for dtype, start in (("float32", embedded), ("bfloat16", tmp_path / "float32")):
@@ -333,7 +266,7 @@ def test_embedded_model_first_loss_equals_the_reference(
         (results[dtype],) = one.train(
             settings, examples, start, tmp_path / dtype, base_dir=embedded, num_threads=threads
         )
-    assert results["float32"].losses[0] == pytest.approx(nats / count, abs=1e-3)
+    assert results["float32"].losses[0] == pytest.approx(expected, abs=1e-3)
     assert results["float32"].losses[1] < results["float32"].losses[0]
     assert results["bfloat16"].losses[0] < results["float32"].losses[1]
 

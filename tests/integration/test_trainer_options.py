@@ -8,16 +8,27 @@ from typing import Any
 
 import pytest
 
-from stargate.actors.training.rank import TrainerRank, TrainerSpec, norm_problem
-from stargate.algorithm.step_plan import Layout, learning_rate, plan_steps, split_validation
+from stargate.actors.training.rank import TrainerRank
+from stargate.actors.training.spec import TrainerSpec
+from stargate.actors.training.stage import norm_problem
+from stargate.algorithm.step_plan import Layout, plan_steps, split_validation
 from stargate.config.run import LoraConfig, TrainerConfig
 from stargate.errors import ConfigError, DivergenceError
 from stargate.resources.machine import free_port
 from stargate.resources.models import check_model_folder
 from stargate.types import TrainingExample
+from tests.integration.naive_trainer import (
+    config,
+    furthest,
+    load,
+    load_weights,
+    make_examples,
+    mean_loss,
+    naive_training,
+    weights_of,
+)
 from tests.integration.ranks import Ranks
-from tests.integration.test_trainer import config, furthest, load_weights, make_examples
-from tests.integration.tiny_model import save_tiny_model
+from tests.integration.tiny_model import save_tiny_model, save_windowed_model
 
 pytestmark = pytest.mark.integration
 
@@ -31,13 +42,11 @@ def naive_lora(
     """Losses and merged weights of peft's own model in a plain float32 loop."""
     import peft
     import torch
-    from transformers import AutoModelForCausalLM
 
     assert settings.lora is not None
     torch.manual_seed(0)
-    base: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model: Any = peft.get_peft_model(
-        base,
+        load(folder),
         peft.LoraConfig(
             r=settings.lora.rank,
             lora_alpha=settings.lora.alpha,
@@ -45,30 +54,8 @@ def naive_lora(
             task_type="CAUSAL_LM",
         ),
     )
-    learning = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, weight_decay=settings.weight_decay)
-    lengths = [len(example.input_ids) for example in examples]
-    layout = Layout(settings.batch_size, settings.micro_batch_size, 1)
-    steps = plan_steps(range(len(examples)), lengths, layout, settings.num_epochs, seed=0)
-    losses = []
-    for number, step in enumerate(steps):
-        chosen = [examples[i] for i in step.examples]
-        total = torch.zeros(())
-        for example in chosen:
-            logprobs = model(torch.tensor([example.input_ids])).logits[0].log_softmax(-1)
-            for k, learned in enumerate(example.weights):
-                if learned:
-                    total = total - logprobs[k - 1, example.input_ids[k]]
-        loss = total / sum(example.num_loss_tokens for example in chosen)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learning, settings.max_grad_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(number, len(steps), settings.learning_rate, 0.1)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    merged: Any = model.merge_and_unload()
-    return losses, {name: tensor.detach() for name, tensor in merged.state_dict().items()}
+    losses, _ = naive_training(model, examples, settings)
+    return losses, weights_of(model.merge_and_unload())
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -164,37 +151,14 @@ def test_a_model_that_can_not_be_packed_is_padded(
 ) -> None:
     """The rank's log says so, and what is learned is what the windows allow."""
     import torch
-    from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
-    torch.manual_seed(0)
-    model: Any = MistralForCausalLM(
-        MistralConfig(
-            vocab_size=49152,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            sliding_window=4,
-            max_position_embeddings=512,
-        )
-    )
-    start = tmp_path / "windowed"
-    model.save_pretrained(start)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (start / name).write_bytes((embedded / name).read_bytes())
+    start = save_windowed_model(tmp_path / "windowed", embedded)
     examples = make_examples(4)
     settings = config(num_epochs=1)
     (result,) = one.train(settings, examples, start, tmp_path / "m1", base_dir=start)
-    reference: Any = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
-    nats, count = 0.0, 0
     with torch.no_grad():
-        for example in examples:
-            logprobs = reference(torch.tensor([example.input_ids])).logits[0].log_softmax(-1)
-            for k, learned in enumerate(example.weights):
-                nats -= float(logprobs[k - 1, example.input_ids[k]]) * learned
-                count += learned
-    assert result.losses[0] == pytest.approx(nats / count, abs=1e-5)
+        expected = float(mean_loss(load(start), examples))
+    assert result.losses[0] == pytest.approx(expected, abs=1e-5)
     assert "mistral: examples are padded, not packed: not all" in one.log()
 
 
@@ -281,47 +245,43 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(
     process = context.Process(target=_refused_update, args=(spec, theirs), daemon=True)
     process.start()
     assert ours.poll(120)
-    losses, error, moved = ours.recv()
+    loss, error, moved = ours.recv()
     process.join(timeout=20)
-    assert all(0 < loss < 1e4 for loss in losses)
+    assert 0 < loss < 1e4
     assert "training m_1, step 1 of 1: the gradient norm is" in error
     assert moved == 0.0
 
 
 def _refused_update(spec: TrainerSpec, pipe: Connection) -> None:
-    """Losses of the steep step, the error, and how far any weight is from the start afterwards."""
+    """Loss of the steep step, the error, and how far any weight is from the start afterwards."""
     rank = TrainerRank(spec)
     rank.start()
     import torch
     from deepspeed.utils import safe_get_full_fp32_param
 
-    from stargate.actors.training.deepspeed_backend import Finetuning
-    from stargate.actors.training.rank import make_layout
+    from stargate.actors.training.deepspeed_backend import DeepSpeedBackend
+    from stargate.actors.training.objectives import WeightedNll
+    from stargate.actors.training.stage import TrainingStage
     from stargate.algorithm.step_plan import share_out
 
     examples = [e for e in steep_examples(spec.config) if e.input_ids[0] == _STEEP]
-    stage = Finetuning(spec, spec.base_model_dir, examples)
+    backend = DeepSpeedBackend(spec, spec.base_model_dir)
+    stage = TrainingStage(spec, backend, WeightedNll(), examples)
 
     def masters() -> list[Any]:
-        named = stage._model.named_parameters()
+        named = backend._model.named_parameters()
         found = [safe_get_full_fp32_param(p) if spec.config.zero_stage else p for _, p in named]
         return [tensor.detach().clone() for tensor in found]
 
     before = masters()
-    step = share_out([0], [len(examples[0].input_ids)], make_layout(spec, stage.packed))
-    losses = stage.accumulate(step, examples[0].num_loss_tokens)
-
-    def check(norm: float) -> None:
-        if (problem := norm_problem(norm, [], spec.config)) is not None:
-            raise DivergenceError(f"training m_1, step 1 of 1: the gradient norm {problem}")
-
-    error = ""
+    step = share_out([0], [len(examples[0].input_ids)], stage.layout)
+    loss, error = stage.evaluate(step, "before"), ""
     try:
-        stage.update(1e-3, check)
+        stage.learn(step, 1e-3, [], "training m_1, step 1 of 1")
     except DivergenceError as raised:
         error = str(raised)
     pairs = zip(masters(), before, strict=True)
     moved = max(float((after - old).abs().max()) for after, old in pairs)
     moved = moved if torch.isfinite(torch.tensor(moved)) else float("inf")
-    pipe.send((list(losses.values()), error, moved))
+    pipe.send((loss, error, moved))
     rank.shutdown()

@@ -14,6 +14,8 @@ def save_tiny_model(
     dtype: str = "float32",
     seed: int = 0,
     head_dim: int = 8,
+    hidden_size: int = 32,
+    dropout: float = 0.0,
 ) -> Path:
     """Saves the model (1.6 million parameters, nearly all of them embeddings); returns `folder`.
 
@@ -23,14 +25,16 @@ def save_tiny_model(
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
+    heads = 4 if hidden_size % 4 == 0 else 3
     config = LlamaConfig(
         vocab_size=49152,
-        hidden_size=32,
+        hidden_size=hidden_size,
         intermediate_size=64,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
         head_dim=head_dim,
+        attention_dropout=dropout,
         max_position_embeddings=512,
         initializer_range=0.2,  # large enough that log-probs differ by nats, not by rounding
         tie_word_embeddings=tied,
@@ -38,7 +42,29 @@ def save_tiny_model(
         eos_token_id=2,
         pad_token_id=2,
     )
-    model: Any = LlamaForCausalLM(config).to(getattr(torch, dtype))
+    return _save(LlamaForCausalLM(config).to(getattr(torch, dtype)), folder, embedded)
+
+
+def save_windowed_model(folder: Path, embedded: Path) -> Path:
+    """A random two-layer Mistral that looks 4 tokens back."""
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=4,
+        max_position_embeddings=512,
+    )
+    return _save(MistralForCausalLM(config), folder, embedded)
+
+
+def _save(model: Any, folder: Path, embedded: Path) -> Path:
     model.save_pretrained(folder)
     for name in _COPIED:
         (folder / name).write_bytes((embedded / name).read_bytes())

@@ -140,3 +140,37 @@ def test_packed_rows_hold_every_example_once_within_their_limit(
     assert any(rows[-1] for rows in step.ranks), "no step ends in passes that are all empty"
     fewest = sum(lengths) / (num_ranks * row)
     assert len(step.ranks[0]) <= 2 * fewest + 2, "rows are half empty"
+
+
+def test_a_group_that_does_not_fit_begins_the_next_step() -> None:
+    groups = ["a", "b", "a", "", "b", "b", "", "a"]
+    steps = plan_steps(range(8), [5] * 8, Layout(4, 2, 1), num_epochs=1, seed=0, groups=groups)
+    assert [sorted(step.examples) for step in steps] == [[0, 2, 7], [1, 3, 4, 5], [6]]
+
+
+def test_a_whole_group_shares_a_micro_batch() -> None:
+    lengths, groups = [10, 20, 30, 40, 50, 60], ["a", "b", "c", "a", "b", "c"]
+    # By tokens: c (90), b (70), a (50). Rank 0 gets c and an empty pass, rank 1 gets b and a.
+    step = share_out(range(6), lengths, Layout(8, 2, 2, None, whole_groups=True), groups)
+    assert step.ranks == (((2, 5), ()), ((1, 4), (0, 3)))
+    step = share_out(range(6), lengths, Layout(8, 2, 2, 150, whole_groups=True), groups)
+    assert step.ranks == (((2, 5),), ((1, 4, 0, 3),))
+
+
+@given(
+    groups=st.lists(st.sampled_from(["", *"abcdefgh"]), min_size=1, max_size=40),
+    row=st.none() | st.integers(5, 40),
+    num_ranks=st.integers(1, 3),
+    seed=st.integers(0, 100),
+)
+def test_groups_are_never_parted(
+    groups: list[str], row: int | None, num_ranks: int, seed: int
+) -> None:
+    lengths = [3 + 5 * i % 7 for i in range(len(groups))]
+    layout = Layout(6, 2, num_ranks, row, whole_groups=True)
+    steps = plan_steps(range(len(groups)), lengths, layout, 1, seed, groups)
+    micros = [micro for step in steps for micros in step.ranks for micro in micros]
+    assert sorted(i for micro in micros for i in micro) == list(range(len(groups)))
+    for name in set(groups) - {""}:
+        members = {i for i, group in enumerate(groups) if group == name}
+        assert sum(bool(members & {*micro}) for micro in micros) == 1

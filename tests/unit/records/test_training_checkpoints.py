@@ -30,7 +30,7 @@ from stargate.records.training_checkpoints import (
 from stargate.types import TrainingExample
 
 CONFIG = TrainerConfig(checkpoint_steps=2, checkpoint_seconds=None)
-IDENTITY = Identity(1, 0, "deepspeed 0.19.8", settings_of(CONFIG), "e", "p", "m")
+IDENTITY = Identity(1, 0, "deepspeed 0.19.8", "weighted_nll", settings_of(CONFIG), "e", "p", "m")
 ALL_STEPS = 6
 
 
@@ -124,6 +124,7 @@ def test_no_number_that_is_not_finite_is_written(tmp_path: Path) -> None:
         ({}, None),
         ({"num_ranks": 2}, "it was written by 1 rank(s), now there are 2"),
         ({"engine": "deepspeed 0.20.0"}, "by deepspeed 0.19.8, this is deepspeed 0.20.0"),
+        ({"objective": "x"}, "another objective"),
         ({"examples": "x"}, "other examples"),
         ({"plan": "x"}, "another order of the examples"),
         ({"model": "x"}, "another start model"),
