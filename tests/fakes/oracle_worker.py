@@ -9,10 +9,11 @@ import asyncio
 import sys
 from collections.abc import Iterator
 
-from stargate.config.oracle import CostConfig, OpenAIOracleConfig, PriceConfig
+from stargate.config.oracle import CostConfig
 from stargate.oracle.base import stream
 from stargate.oracle.client import Oracle
 from stargate.oracle.records import ChatRequest, chat
+from tests.fakes.oracle_cases import PRICED, config
 
 CONCURRENCY = 16
 
@@ -26,19 +27,9 @@ def questions(first: int, last: int) -> Iterator[ChatRequest]:
     return (question(index) for index in range(first, last))
 
 
-def worker_config(url: str, max_cost: float | None = None) -> OpenAIOracleConfig:
-    return OpenAIOracleConfig(
-        model="m",
-        base_url=url,
-        api_key_env=None,
-        cost=CostConfig(
-            prices={"m": PriceConfig(input_per_million=1, output_per_million=2)}, max_cost=max_cost
-        ),
-    )
-
-
 async def main(url: str, cache: str, first: int, last: int, max_cost: float | None) -> None:
-    async with Oracle(worker_config(url, max_cost), cache) as oracle:
+    cost = CostConfig(prices=PRICED.prices, max_cost=max_cost)
+    async with Oracle(config(url, cost=cost), cache) as oracle:
         print("started", flush=True)
         done = 0
         async for request, result in stream(oracle, questions(first, last), CONCURRENCY):

@@ -8,9 +8,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import psutil
 import pytest
@@ -21,11 +20,11 @@ from stargate.oracle.errors import OracleError
 from stargate.oracle.records import AnswerStatus, ChatRequest, JsonSchema, chat
 from stargate.resources.embedded import ensure_embedded_model
 from stargate.resources.machine import free_port
+from tests.fakes.oracle_cases import with_oracle
 from tests.integration.test_build_vllm import build, check
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
-T = TypeVar("T")
 MODEL = "smollm2"
 KEY = "integration-key-0123456789"
 MAX_MODEL_LEN = 1024
@@ -114,16 +113,6 @@ def config(url: str) -> OpenAIOracleConfig:
             prices={MODEL: PriceConfig(input_per_million=1, output_per_million=2)}, max_cost=1.0
         ),
     )
-
-
-def with_oracle(
-    settings: OpenAIOracleConfig, path: Path, work: Callable[[Oracle], Awaitable[T]]
-) -> T:
-    async def run() -> T:
-        async with Oracle(settings, path / "cache.sqlite") as oracle:
-            return await work(oracle)
-
-    return asyncio.run(run())
 
 
 def ask(text: str, max_tokens: int = 40, **fields: object) -> ChatRequest:

@@ -98,14 +98,17 @@ def fake_judge(oracle: FakeOracle, config: JudgeConfig | None = None) -> Judge:
     return Judge(oracle, config or JudgeConfig(), TINY, "judge-model")
 
 
+class Kept(list[Row]):
+    """A table of verdicts."""
+
+    async def keep(self, rows: Sequence[Row]) -> None:
+        self.extend(rows)
+
+
 def judge_rows(comparisons: Sequence[Comparison], script: Callable[[str], str]) -> list[Row]:
-    rows: list[Row] = []
-
-    async def keep(new: Sequence[Row]) -> None:
-        rows.extend(new)
-
-    asyncio.run(judge_all(comparisons, fake_judge(FakeOracle(script)).ask, keep))
-    return rows
+    kept = Kept()
+    asyncio.run(judge_all(comparisons, fake_judge(FakeOracle(script)).ask, kept.keep))
+    return kept
 
 
 def rate_of(rows: Sequence[Row], name: str = "own") -> WinRate:
@@ -322,12 +325,8 @@ def test_what_is_no_verdict_is_kept_and_counted(
     status: str, text: str, reply: str, problem: str
 ) -> None:
     judge = fake_judge(FakeOracle(lambda prompt: text, AnswerStatus(status)))
-    rows: list[Row] = []
-
-    async def keep(new: Sequence[Row]) -> None:
-        rows.extend(new)
-
-    done = asyncio.run(judge_all([comparison()], judge.ask, keep))
+    rows = Kept()
+    done = asyncio.run(judge_all([comparison()], judge.ask, rows.keep))
     assert [(row["verdict"], row["reply"]) for row in rows] == [("unparsable", reply)] * 2
     assert (done.num_asked, done.problems) == (2, {problem: 2})
     rate = rate_of(rows)
@@ -343,10 +342,7 @@ def test_all_are_asked_side_by_side() -> None:
             await asyncio.wait_for(meeting.wait(), 5)
             return Judgement(A, "Final Response: A")
 
-        async def keep(rows: Sequence[Row]) -> None:
-            pass
-
-        done = await judge_all([comparison(task=f"t{i}") for i in range(3)], ask, keep)
+        done = await judge_all([comparison(task=f"t{i}") for i in range(3)], ask, Kept().keep)
         assert done.num_asked == 6
 
     asyncio.run(run())
@@ -396,9 +392,7 @@ def test_verdicts_about_other_texts_are_not_taken_for_these() -> None:
     async def never(comparison: Comparison, order: Order) -> Judgement:
         raise AssertionError
 
-    async def keep(rows: Sequence[Row]) -> None:
-        raise AssertionError
-
+    keep = Kept().keep
     done = asyncio.run(judge_all([comparison("good", "bad")], never, keep, rows))
     assert done.num_asked == 0
     with pytest.raises(DataError, match="own t:p m1 t against m0 t: was judged with other texts"):
