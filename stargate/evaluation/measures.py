@@ -303,8 +303,12 @@ def changes(
             continue
         values = after[name]
         if name == "gold_logprob_best":
-            num_before, num_after = (_num_by_cell(side["gold_logprob"]) for side in (before, after))
-            values = [v for v in values if num_before[_cell(v)] in (0, num_after[_cell(v)])]
+            num_before, num_after = (
+                Counter((o.task, o.persona) for o in side["gold_logprob"])
+                for side in (before, after)
+            )
+            cells = {c for c, n in num_before.items() if n != num_after[c]}
+            values = [o for o in values if (o.task, o.persona) not in cells]
         found[name] = paired_difference(before[name], values, config)
     return found
 
@@ -370,14 +374,6 @@ def _gains(
             if turn - 1 in series:
                 gain = series[turn] - series[turn - 1]
                 yield f"gain_at_turn_{turn}", dialogue.pair_id, gain
-
-
-def _cell(observation: Observation) -> tuple[str, str]:
-    return observation.task, observation.persona
-
-
-def _num_by_cell(observations: Iterable[Observation]) -> Counter[tuple[str, str]]:
-    return Counter(map(_cell, observations))
 
 
 def _require_once(keys: Iterable[object], table: str) -> None:
