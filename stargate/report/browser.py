@@ -17,8 +17,8 @@ every text stands once. The layout of the rows is read back by templates/records
 """
 
 import json
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from collections import defaultdict
+from itertools import count
 from typing import Any
 
 from stargate.report.records import TEST, TRAIN, DialogueView, ReportData
@@ -41,17 +41,48 @@ def script_json(value: Any) -> str:
 
 def browser_data(data: ReportData) -> dict[str, Any]:
     """Everything that the dialogue browser shows, as plain values."""
-    tables = _Tables()
     sources = [*dict.fromkeys(evaluation.source for evaluation in data.evaluations), TRAIN]
-    for dialogue in sorted(data.dialogues, key=lambda d: (sources.index(d.source), d.version)):
-        tables.scope(dialogue)
-    rows = [tables.dialogue(dialogue) for dialogue in data.dialogues]
+    by_scope = sorted(data.dialogues, key=lambda d: (sources.index(d.source), d.version))
+    scopes = {scope_id(dialogue): _scope(dialogue) for dialogue in by_scope}
+    scope_places = {key: place for place, key in enumerate(scopes)}
+    texts, tasks, personas, pairs = (_places() for _ in range(4))
+    alone: dict[int, float | None] = {}  # the first known of each pair
+    rows = []
+    for dialogue in data.dialogues:
+        pair = dialogue.pair
+        task, persona = pair.task, pair.persona
+        place = pairs[
+            dialogue.source,  # their data may differ under the same ids
+            tasks[task.id, task.text],
+            personas[persona.id, persona.name, persona.facts],
+            None if pair.gold is None else texts[pair.gold],
+            pair.gold_facts,
+        ]
+        if alone.get(place) is None:
+            alone[place] = _rounded(dialogue.no_dialogue)
+        turns = [
+            [texts[turn.question], texts[turn.answer], turn.elicited, _rounded(turn.gain)]
+            for turn in dialogue.turns
+        ]
+        rows.append(
+            [
+                scope_places[scope_id(dialogue)],
+                place,
+                dialogue.index,
+                _rounded(dialogue.gold_logprob),
+                int(dialogue.chosen is True),
+                turns,
+                [[response.version, texts[response.text]] for response in dialogue.responses],
+                _rounded(dialogue.score),
+                _rounded(dialogue.shuffled),
+            ]
+        )
     return {
-        "texts": tables.texts.entries,
-        "scopes": tables.scopes.entries,
-        "tasks": tables.tasks.entries,
-        "personas": tables.personas.entries,
-        "pairs": tables.pairs.entries,
+        "texts": list(texts),
+        "scopes": list(scopes.values()),
+        "tasks": list(tasks),
+        "personas": list(personas),
+        "pairs": [[*entry[1:], alone[place]] for entry, place in pairs.items()],
         "dialogues": rows,
     }
 
@@ -62,87 +93,26 @@ def scope_id(dialogue: DialogueView) -> str:
     return name if dialogue.source in (TRAIN, TEST) else f"{dialogue.source}/{name}"
 
 
-@dataclass
-class _Table:
-    """Entries, each once: `index` adds what is not there yet."""
+def _scope(dialogue: DialogueView) -> dict[str, Any]:
+    source, version, training = dialogue.source, dialogue.version, dialogue.source == TRAIN
+    name = source.removeprefix("evaluations/")
+    label = "evaluation" if source == TEST else f"evaluation: {name}"
+    if training:
+        label = "training rollouts"
+    return {
+        "id": scope_id(dialogue),
+        "source": source,
+        "sourceLabel": label,
+        "kind": "training" if training else "evaluation",
+        "version": version,
+        "label": f"m{version}, {label}",
+        "short": f"t{version}" if training else name,
+    }
 
-    entries: list[Any] = field(default_factory=list)
-    _places: dict[Hashable, int] = field(default_factory=dict)
 
-    def index(self, key: Hashable, entry: Any) -> int:
-        if key not in self._places:
-            self._places[key] = len(self.entries)
-            self.entries.append(entry)
-        return self._places[key]
-
-
-class _Tables:
-    """What the rows refer to, gathered while they are written."""
-
-    def __init__(self) -> None:
-        self.texts, self.scopes, self.tasks = _Table(), _Table(), _Table()
-        self.personas, self.pairs = _Table(), _Table()
-
-    def dialogue(self, dialogue: DialogueView) -> list[Any]:
-        return [
-            self.scope(dialogue),
-            self._pair(dialogue),
-            dialogue.index,
-            _rounded(dialogue.gold_logprob),
-            int(dialogue.chosen is True),
-            [
-                [
-                    self._text(turn.question),
-                    self._text(turn.answer),
-                    list(turn.elicited),
-                    _rounded(turn.gain),
-                ]
-                for turn in dialogue.turns
-            ],
-            [[response.version, self._text(response.text)] for response in dialogue.responses],
-            _rounded(dialogue.score),
-            _rounded(dialogue.shuffled),
-        ]
-
-    def scope(self, dialogue: DialogueView) -> int:
-        key, source, version = scope_id(dialogue), dialogue.source, dialogue.version
-        training = source == TRAIN
-        name = source.removeprefix("evaluations/")
-        label = "evaluation" if source == TEST else f"evaluation: {name}"
-        if training:
-            label = "training rollouts"
-        entry = {
-            "id": key,
-            "source": source,
-            "sourceLabel": label,
-            "kind": "training" if training else "evaluation",
-            "version": version,
-            "label": f"m{version}, {label}",
-            "short": f"t{version}" if training else name,
-        }
-        return self.scopes.index(key, entry)
-
-    def _text(self, text: str) -> int:
-        return self.texts.index(text, text)
-
-    def _pair(self, dialogue: DialogueView) -> int:
-        """A pair of two sources stands twice: their data may differ under the same ids."""
-        pair, alone = dialogue.pair, _rounded(dialogue.no_dialogue)
-        task, persona = pair.task, pair.persona
-        entry = [
-            self.tasks.index((task.id, task.text), [task.id, task.text]),
-            self.personas.index(
-                (persona.id, persona.name, persona.facts),
-                [persona.id, persona.name, list(persona.facts)],
-            ),
-            None if pair.gold is None else self._text(pair.gold),
-            list(pair.gold_facts),
-            alone,
-        ]
-        place = self.pairs.index((dialogue.source, pair.id), entry)
-        if self.pairs.entries[place][-1] is None:
-            self.pairs.entries[place][-1] = alone
-        return place
+def _places() -> defaultdict[Any, int]:
+    """The place of each key, in the order in which they are first asked for."""
+    return defaultdict(count().__next__)
 
 
 def _rounded(value: float | None) -> float | None:
