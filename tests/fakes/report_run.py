@@ -26,6 +26,7 @@ from typing import Any
 
 from stargate.config.files import dump_config
 from stargate.config.run import RunConfig
+from stargate.evaluation.statistics import Measure
 from stargate.records.store import RunStore
 
 # What must never be run by a browser, nor colour a terminal.
@@ -204,12 +205,8 @@ def _write_evaluation(store: RunStore, version: int, num_tasks: int) -> None:
         if row["index"] == 0
         for responder in dict.fromkeys((0, version))
     ]
-    tables = (
-        ("dialogues", [*dialogues, *needless]),
-        ("controls", controls),
-        ("responses", responses),
-    )
-    _write(store, scope, tables)
+    dialogues += needless
+    _write(store, scope, dialogues=dialogues, controls=controls, responses=responses)
 
 
 def _controls(scope: str, version: int, i: int, j: int, k: int) -> list[dict[str, Any]]:
@@ -279,13 +276,8 @@ def _write_iteration(store: RunStore, iteration: int, num_tasks: int) -> None:
         }
         for row in selections
     ]
-    tables = (
-        ("dialogues", dialogues),
-        ("scores", scores),
-        ("selections", selections),
-        ("examples", examples),
-    )
-    _write(store, scope, tables)
+    tables = {"scores": scores, "selections": selections, "examples": examples}
+    _write(store, scope, dialogues=dialogues, **tables)
     store.append_metrics(
         {
             "event": "iteration",
@@ -303,29 +295,22 @@ def _write_iteration(store: RunStore, iteration: int, num_tasks: int) -> None:
     )
 
 
-def _write(
-    store: RunStore, scope: str, tables: Iterable[tuple[str, Sequence[dict[str, Any]]]]
-) -> None:
+def _write(store: RunStore, scope: str, **tables: Sequence[dict[str, Any]]) -> None:
     async def append() -> None:
-        await asyncio.gather(*(store.append(scope, table, rows) for table, rows in tables))
+        await asyncio.gather(*(store.append(scope, table, rows) for table, rows in tables.items()))
 
     asyncio.run(append())
     store.compact(scope)
 
 
+_STAGES = {
+    **{"setup": 20.0, "eval_m0.rollout": 30.0, "eval_m0.score": 10.0, "rollout": 200.0},
+    **{"score": 60.0, "respond": 15.0, "train": 60.0, "push": 3.0},
+}
 _SUMMARY: dict[str, Any] = {
     "status": "finished",
     "seconds": 400.0,
-    "stages": {
-        "setup": {"seconds": 20.0},
-        "eval_m0.rollout": {"seconds": 30.0},
-        "eval_m0.score": {"seconds": 10.0},
-        "rollout": {"seconds": 200.0},
-        "score": {"seconds": 60.0},
-        "respond": {"seconds": 15.0},
-        "train": {"seconds": 60.0},
-        "push": {"seconds": 3.0},
-    },
+    "stages": {name: {"seconds": seconds} for name, seconds in _STAGES.items()},
     "eval": {},
     "dropped": {"prompt_too_long": 2},
     "dropped_examples": {"prompt_too_long": [f"t0/x: prompt_too_long: {SCRIPT}", "t0/y: long"]},
@@ -373,11 +358,7 @@ def _eval_json(versions: Iterable[int], roleplayer: str) -> dict[str, Any]:
     tree: dict[str, Any] = {f"m{v}": _checkpoint(v) for v in chosen}
     tree["changes"] = {
         f"m{v}": {
-            name: {
-                **_measure(step * v, half),
-                "num_only_before": 0,
-                "num_only_after": 0,
-            }
+            name: {**_measure(step * v, half), "num_only_before": 0, "num_only_after": 0}
             for name, (_, step, half) in _MEASURES.items()
         }
         for v in chosen
@@ -435,23 +416,9 @@ def _checkpoint(version: int) -> dict[str, Any]:
 
 
 def _measure(mean: float, half: float) -> dict[str, Any]:
-    return {
-        "mean": mean,
-        "ci_low": mean - half,
-        "ci_high": mean + half,
-        "standard_error": half / 2,
-        "n": 8,
-        "task_clusters": 2,
-        "persona_clusters": 2,
-    }
+    return Measure(mean, mean - half, mean + half, half / 2, 8, 2, 2).to_json()
 
 
 def _criterion(value: float, requirement: str, *, passed: bool) -> dict[str, Any]:
-    return {
-        "value": value,
-        "ci_low": None,
-        "ci_high": None,
-        "n": 4,
-        "requirement": requirement,
-        "passed": passed,
-    }
+    found = {"value": value, "ci_low": None, "ci_high": None, "n": 4}
+    return {**found, "requirement": requirement, "passed": passed}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,7 @@ from stargate.report.dialogues import gains, keep_whole_pairs
 from stargate.report.findings import answer
 from stargate.report.records import DialogueView, ReportData
 from stargate.report.wording import Numbers
-from tests.fakes.report_run import (
-    FACTS,
-    MARKUP,
-    PERSONAS,
-    build_halted_run,
-    build_run,
-)
+from tests.fakes.report_run import FACTS, MARKUP, PERSONAS, build_halted_run, build_run
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +36,18 @@ def dialogue(data: ReportData, key: str, source: str) -> DialogueView:
     return found
 
 
-def edited(run_dir: Path, tmp_path: Path, name: str, change: Any) -> Path:
-    """A copy of the run with one JSON file changed in place by `change`."""
-    copy = tmp_path / "copy"
-    shutil.copytree(run_dir, copy)
-    tree = json.loads((copy / name).read_text())
+@pytest.fixture
+def copy(run_dir: Path, tmp_path: Path) -> Path:
+    """The run, to be changed."""
+    return Path(shutil.copytree(run_dir, tmp_path / "copy"))
+
+
+def edited(copy: Path, change: Callable[[Any], object]) -> ReportData:
+    """The run with its eval.json changed in place by `change`."""
+    tree = json.loads((copy / "eval.json").read_text())
     change(tree)
-    (copy / name).write_text(json.dumps(tree))
-    return copy
+    (copy / "eval.json").write_text(json.dumps(tree))
+    return load_report(copy)
 
 
 def test_a_run_is_read_whole(data: ReportData) -> None:
@@ -136,10 +135,8 @@ def test_texts_come_from_the_dataset(data: ReportData) -> None:
 
 
 def test_without_the_dataset_facts_are_numbers_and_a_note_says_so(
-    run_dir: Path, tmp_path: Path
+    copy: Path, run_dir: Path
 ) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(run_dir, copy)
     for config in (copy / "config.yaml", copy / "evaluations/strict/config.yaml"):
         text = config.read_text().replace(str(run_dir.parent / "data"), "no/such/folder")
         config.write_text(text)
@@ -152,9 +149,7 @@ def test_without_the_dataset_facts_are_numbers_and_a_note_says_so(
     assert "no/such/folder: no such dataset folder" in note
 
 
-def test_facts_without_grounding_are_read_from_the_answers(run_dir: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(run_dir, copy)
+def test_facts_without_grounding_are_read_from_the_answers(copy: Path) -> None:
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("type: facts", "type: persona", 1))
     lines = [line for line in config.read_text().splitlines() if not _of_facts_grounding(line)]
@@ -194,10 +189,8 @@ def test_a_halted_run_says_what_is_missing(tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_file_is_one_clear_error(
-    run_dir: Path, tmp_path: Path, name: str, content: str, message: str
+    copy: Path, name: str, content: str, message: str
 ) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(run_dir, copy)
     (copy / name).write_text(content)
     with pytest.raises(DataError, match=message.replace("?", r"\?")):
         load_report(copy)
@@ -210,11 +203,7 @@ def test_what_is_not_a_run_directory_is_said(tmp_path: Path) -> None:
         load_report(tmp_path / "nothing")
 
 
-def test_a_line_that_a_killed_process_was_writing_is_not_counted(
-    run_dir: Path, tmp_path: Path
-) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(run_dir, copy)
+def test_a_line_that_a_killed_process_was_writing_is_not_counted(copy: Path) -> None:
     with (copy / "metrics.jsonl").open("a") as file:
         file.write('{"event": "iterat')
     assert [entry.number for entry in load_report(copy).iterations] == [0, 1]
@@ -273,28 +262,23 @@ def test_the_answer_comes_with_numbers_and_interval(data: ReportData) -> None:
     ],
 )
 def test_the_verdict_follows_the_interval(
-    run_dir: Path,
-    tmp_path: Path,
-    mean: float,
-    low: float | None,
-    high: float | None,
-    words: str,
+    copy: Path, mean: float, low: float | None, high: float | None, words: str
 ) -> None:
     def change(tree: dict[str, Any]) -> None:
         entry = tree["changes"]["m2"]["matched_minus_shuffled"]
         entry.update(mean=mean, ci_low=low, ci_high=high)
 
-    data = load_report(edited(run_dir, tmp_path, "eval.json", change))
+    data = edited(copy, change)
     found = answer(data, data.main)
     assert found.headline[: len(words)] == words
 
 
-def test_one_checkpoint_is_not_compared(run_dir: Path, tmp_path: Path) -> None:
+def test_one_checkpoint_is_not_compared(copy: Path) -> None:
     def only_m0(tree: dict[str, Any]) -> None:
         del tree["m1"], tree["m2"]
         tree["changes"] = {}
 
-    data = load_report(edited(run_dir, tmp_path, "eval.json", only_m0))
+    data = edited(copy, only_m0)
     found = answer(data, data.main)
     assert found.headline == "Only m0 was measured: there is nothing to compare it with."
     assert data.main is not None
@@ -305,27 +289,25 @@ def test_one_checkpoint_is_not_compared(run_dir: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_an_earlier_checkpoint_that_did_better_is_named(run_dir: Path, tmp_path: Path) -> None:
+def test_an_earlier_checkpoint_that_did_better_is_named(copy: Path) -> None:
     def raise_m1(tree: dict[str, Any]) -> None:
         tree["m1"]["matched_minus_shuffled"]["mean"] = 5.0
 
-    data = load_report(edited(run_dir, tmp_path, "eval.json", raise_m1))
+    data = edited(copy, raise_m1)
     texts = [sentence.text for sentence in answer(data, data.main).sentences]
     assert any(
         text.startswith("m1 had a higher mean") and "5.00 against 3.25" in text for text in texts
     )
 
 
-def test_a_fit_judge_is_quoted_and_an_unfit_one_is_a_caveat(run_dir: Path, tmp_path: Path) -> None:
-    data = load_report(run_dir)
+def test_a_fit_judge_is_quoted_and_an_unfit_one_is_a_caveat(copy: Path, data: ReportData) -> None:
     found = answer(data, data.main)
     assert not any("judge prefers" in sentence.text for sentence in found.sentences)
     assert found.caveats[0].text == (
         "Win rates (m2 over m0: 60 %) mean nothing, because the judge judge-135m is unfit: it "
         "failed its qualification (gold_rate: must be >= 0.6, got 0.50 (n = 4))."
     )
-    copy = edited(run_dir, tmp_path, "eval.json", lambda tree: tree["judge"].update(fit=True))
-    data = load_report(copy)
+    data = edited(copy, lambda tree: tree["judge"].update(fit=True))
     found = answer(data, data.main)
     assert found.sentences[-1].text == (
         "The judge prefers m2 to m0 in 60 % of comparisons (95 % interval 40 to 80 %, which "
@@ -351,7 +333,7 @@ def test_caveats_name_what_weakens_the_result(data: ReportData) -> None:
     assert "(another-roleplayer, prompts paper, grounding facts) is not the one" in other
 
 
-def test_caveats_that_do_not_apply_are_not_there(run_dir: Path, tmp_path: Path) -> None:
+def test_caveats_that_do_not_apply_are_not_there(copy: Path) -> None:
     def clean(tree: dict[str, Any]) -> None:
         for name in ("repeated_question_rate", "needless_question_rate"):
             tree["changes"]["m2"][name].update(mean=0.0, ci_low=-0.1, ci_high=0.1)
@@ -359,7 +341,7 @@ def test_caveats_that_do_not_apply_are_not_there(run_dir: Path, tmp_path: Path) 
         for entry in tree["m2"].values():
             entry.update(task_clusters=50, persona_clusters=10)
 
-    data = load_report(edited(run_dir, tmp_path, "eval.json", clean))
+    data = edited(copy, clean)
     texts = " ".join(caveat.text for caveat in answer(data, data.main).caveats)
     for words in ("Repeated", "need none", "leaks", "too few", "rough"):
         assert words not in texts
@@ -429,9 +411,7 @@ def test_numbers_are_as_precise_as_their_interval() -> None:
     assert Numbers.of(measure(1.0, None), "nats").shift(0.5, " nats", signed=True) == "+0.50 nats"
 
 
-def test_what_an_evaluation_dropped_is_in_the_report(run_dir: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(run_dir, copy)
+def test_what_an_evaluation_dropped_is_in_the_report(copy: Path) -> None:
     before = load_report(copy).drops
     drops = {"dropped": {"prompt_too_long": 2}, "examples": {"prompt_too_long": ["workout:ana"]}}
     (copy / "evaluations" / "strict" / "eval_dropped.json").write_text(json.dumps(drops))
