@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from stargate.report.breakdown import BreakdownRow, breakdown
 from stargate.report.findings import HEADLINE, Answer, answer
-from stargate.report.measures import MeasureInfo, in_order, measure_info
+from stargate.report.measures import in_order, measure_info
 from stargate.report.parts import (
     Cell,
     Column,
@@ -67,27 +67,26 @@ def opening_section(data: ReportData, found: Answer) -> Section:
 
 def tiles(evaluation: Evaluation) -> tuple[Tile, ...]:
     """How far the last checkpoint is from m_0; the first checkpoint's values where it is alone."""
-    made = [_tile(evaluation, *said) for said in _TILES]
-    return tuple(tile for tile in made if tile is not None)
-
-
-def _tile(evaluation: Evaluation, name: str, label: str, unit_words: str) -> Tile | None:
-    before = evaluation.measure(evaluation.first, name)
-    if before is None:
-        return None
-    change = evaluation.change(evaluation.last, name)
-    if change is None:
-        cell = measured_cell(before, Numbers.of(before, unit_of(name)))
-        return Tile(label, cell.text, unit_words, cell.interval, f"at {evaluation.first}", "")
-    numbers = Numbers.of(change.difference, unit_of(name))
-    cell = _change_cell(evaluation, name, numbers)
-    note = f"{evaluation.first}: {numbers.value(before.mean)}"
-    if after := evaluation.measure(evaluation.last, name):
-        note += f" \u2192 {evaluation.last}: {numbers.value(after.mean)}"
-    interval = cell.interval or f"no interval: {change.difference.why_no_interval}"
-    value, _, suffix = cell.text.partition(" ")
-    note = note.replace(" %", "\u00a0%")  # never alone on the next line
-    return Tile(label, value, unit_words or suffix, interval, note, cell.tone)
+    first, last, made = evaluation.first, evaluation.last, []
+    for name, label, unit_words in _TILES:
+        before = evaluation.measure(first, name)
+        if before is None:
+            continue
+        change = evaluation.change(last, name)
+        numbers = Numbers.of(change.difference if change else before, unit_of(name))
+        if change is None:
+            cell = measured_cell(before, numbers)
+            made.append(Tile(label, cell.text, unit_words, cell.interval, f"at {first}", ""))
+            continue
+        cell = _change_cell(evaluation, name, numbers)
+        note = f"{first}: {numbers.value(before.mean)}"
+        if after := evaluation.measure(last, name):
+            note += f" \u2192 {last}: {numbers.value(after.mean)}"
+        interval = cell.interval or f"no interval: {change.difference.why_no_interval}"
+        value, _, suffix = cell.text.partition(" ")
+        note = note.replace(" %", "\u00a0%")  # never alone on the next line
+        made.append(Tile(label, value, unit_words or suffix, interval, note, cell.tone))
+    return tuple(made)
 
 
 def measures_section(evaluation: Evaluation) -> Section:
@@ -127,24 +126,16 @@ def measures_table(evaluation: Evaluation) -> Table:
     rows: list[Row] = []
     for title, infos in groupby(in_order(evaluation.names), key=lambda info: info.group):
         rows.append(Row(title, tone="group"))
-        rows += [_measure_row(evaluation, info, checkpoints, compared) for info in infos]
+        for info in infos:
+            cells = _measure_cells(evaluation, info.name, checkpoints, "" if compared else None)
+            tone = "headline" if info.name == HEADLINE else ""
+            rows.append(Row(info.label, cells, tone, info.sentence))
     return Table(
         "95 % intervals in small",
         columns,
         rows,
         style="measures",
         region="All measures by checkpoint",
-    )
-
-
-def _measure_row(
-    evaluation: Evaluation, info: MeasureInfo, checkpoints: Sequence[str], compared: bool
-) -> Row:
-    return Row(
-        info.label,
-        _measure_cells(evaluation, info.name, checkpoints, "" if compared else None),
-        tone="headline" if info.name == HEADLINE else "",
-        sentence=info.sentence,
     )
 
 
@@ -160,10 +151,11 @@ def _measure_cells(
     known = [*filter(None, values), *([change.difference] if change else [])]
     numbers = Numbers.of_all(known, unit_of(name))
     void = _is_void(evaluation, name)
-    cells = [measured_cell(value, numbers, void=void and value is not None) for value in values]
-    if without_change is not None:
-        none = Cell(without_change)
-        cells.append(_change_cell(evaluation, name, numbers) if change else none)
+    cells = [measured_cell(value, numbers, void=void) for value in values]
+    if change:
+        cells.append(_change_cell(evaluation, name, numbers))
+    elif without_change is not None:
+        cells.append(Cell(without_change))
     return cells
 
 
