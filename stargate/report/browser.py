@@ -61,7 +61,7 @@ def browser_data(data: ReportData) -> dict[str, Any]:
         if alone.get(place) is None:
             alone[place] = _rounded(dialogue.no_dialogue)
         turns = [
-            [texts[turn.question], texts[turn.answer], turn.elicited, _rounded(turn.gain)]
+            [texts[turn.question], texts[turn.answer], [*turn.elicited], _rounded(turn.gain)]
             for turn in dialogue.turns
         ]
         rows.append(
@@ -82,7 +82,7 @@ def browser_data(data: ReportData) -> dict[str, Any]:
         "scopes": list(scopes.values()),
         "tasks": list(tasks),
         "personas": list(personas),
-        "pairs": [[*entry[1:], alone[place]] for entry, place in pairs.items()],
+        "pairs": [[*key[1:-1], [*key[-1]], alone[place]] for key, place in pairs.items()],
         "dialogues": rows,
     }
 
