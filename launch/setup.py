@@ -204,13 +204,12 @@ class RunningSystem:
         reads: selection, training target, seeds.
         """
         from stargate.actors.rpc.clients import (
-            ScoreDeadline,
-            ScorerPool,
+            GuardedPool,
+            GuardedWorkers,
             TrainerGroup,
             WeightPusher,
         )
-        from stargate.actors.rpc.guarded import GuardedPool, GuardedWorkers
-        from stargate.actors.rpc.score_calls import GatheredScore
+        from stargate.actors.rpc.scorers import GatheredScore, ScoreDeadline, ScorerPool
 
         gc.freeze()  # what is loaded stays: a collection need not look at it again and again
         prepared = self.prepared

@@ -1,164 +1,110 @@
 """The loop's side of the actors: objects that implement stargate.protocols over Ray actor handles.
 
-EnginePool     Generate     in replica_pool.py: replicas, sessions, a dead engine
-ScorerPool     Score        requests go to the scorer with the least work
-TrainerGroup   Train        one call on every rank, progress polled from rank 0
-WeightPusher   PushWeights  the same file into every Questioner engine, then their versions compared
+GuardedPool     Generate     the engines of a role (replica_pool.py); texts by weights that the run
+                             does not believe in are errors
+GuardedWorkers  Play         the dialogue workers, their dialogues checked as texts are
+ScorerPool      Score        in scorers.py
+TrainerGroup    Train        one call on every rank, progress polled from rank 0
+WeightPusher    PushWeights  one file into every Questioner engine, then their versions compared
 
 Each takes the actors' own list of its actors and a supervisor. When an actor dies, its work is done
 again: by the others, or by the one that the supervisor puts in its place. Without a supervisor
-that is an EngineError.
+that is an EngineError; where somebody died too often, nobody waits for ever but hears of that.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 
-from stargate.actors.rpc.remote import ActorDied, remote
+from stargate.actors.rpc.remote import remote
 from stargate.actors.rpc.replica_pool import EnginePool
-from stargate.actors.rpc.wire import Records
+from stargate.actors.runtime.actor_slots import WORKER, HeldWeights
+from stargate.actors.runtime.dialogue_worker import WorkerPool
 from stargate.actors.runtime.file_transfer import FileAccess, SameFiles
 from stargate.actors.runtime.supervisor import Supervisor
-from stargate.config.run import ScorerConfig
 from stargate.errors import EngineError
 from stargate.monitoring.progress import Progress
 from stargate.records.training_checkpoints import has_checkpoint, training_folder
 from stargate.types import (
+    Dialogue,
+    DialoguePlan,
+    GenerateRequest,
+    Generation,
     PushResult,
-    ScoreRequest,
-    ScoreResult,
     TrainingExample,
     TrainResult,
 )
 
-T = TypeVar("T")
-
-__all__ = ["EnginePool", "ScorerPool", "TrainerGroup", "WeightPusher", "remote"]
-
 # Seconds between looks at the trainer's progress.
 _POLL_SECONDS = 0.5
-# How often one call is sent to another scorer: one that ends this many may well be what ends them.
-_MAX_RESENDS = 3
 
 
-class ScorerHangs(EngineError):
-    """A scorer has not answered in time. It may live, but what it was sent must be sent again."""
+class GuardedPool:
+    """Generate: the engines of one role, whose texts are checked.
 
+    A text by other weights than the run believes in would be recorded under a wrong version, so it
+    is an EngineError. So is any request once an actor of the actors has died too often.
+    """
 
-@dataclass(frozen=True, slots=True)
-class ScoreDeadline:
-    """How long a scorer may take: longer, the more it was sent. `sleep` is the clock."""
-
-    seconds: float
-    tokens_per_s: float
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-
-    @classmethod
-    def of(cls, config: ScorerConfig) -> "ScoreDeadline":
-        return cls(config.timeout_s, config.min_tokens_per_s)
-
-    async def watch(self, call: Awaitable[T], name: str, num_tokens: int) -> T:
-        """What a call returns. Raises ScorerHangs; `num_tokens` were to be scored until then."""
-        limit = self.seconds + num_tokens / self.tokens_per_s
-        calling, timer = asyncio.ensure_future(call), asyncio.ensure_future(self.sleep(limit))
-        try:
-            await asyncio.wait({calling, timer}, return_when=asyncio.FIRST_COMPLETED)
-            if not calling.done():
-                raise ScorerHangs(
-                    f"{name}: no answer after {limit:.0f} s, with {num_tokens} tokens to score "
-                    "(scorer.timeout_s, scorer.min_tokens_per_s)"
-                )
-            return await calling
-        finally:
-            calling.cancel()
-            timer.cancel()
-
-
-class ScorerPool:
-    """All scorers. Each merges what is waiting into batches by itself."""
-
-    def __init__(
-        self,
-        scorers: Sequence[Any],
-        supervisor: Supervisor | None = None,
-        deadline: ScoreDeadline | None = None,
-    ) -> None:
-        """Without a deadline a scorer may take for ever."""
-        self._scorers = scorers
+    def __init__(self, role: str, engines: Sequence[Any], supervisor: Supervisor) -> None:
+        """Only a Questioner's weights are ever replaced; other roles keep those they began with."""
+        self._role = role
         self._supervisor = supervisor
-        self._deadline = deadline
-        self._waiting_tokens = [0] * len(scorers)
-        self._renewing: dict[int, asyncio.Task[None]] = {}
+        self._weights = supervisor.weights if role == "questioner" else HeldWeights("")
+        self._pool = EnginePool(engines, replace=partial(supervisor.replace, role))
+        supervisor.follow(role, self._pool)
+        self._pool.on_resend = partial(_count_resent, supervisor, role)
 
-    async def __call__(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        """Gold log-probs in the order of the requests. Raises EngineError when no scorer can."""
-        if not requests:
-            return []
-        tokens = sum(len(r.context_ids) + sum(map(len, r.golds)) for r in requests)
-        for _ in range(_MAX_RESENDS + 1):
-            number = await self._choose()
-            scorer = self._scorers[number]
-            self._waiting_tokens[number] += tokens
-            try:
-                return await self._score(scorer, number, requests)
-            except (ActorDied, ScorerHangs) as error:
-                if self._supervisor is None:
-                    raise
-                self._renew(number, scorer, error, self._supervisor)
-                self._supervisor.counters.resent["scorer"] += len(requests)
-                last = error
-            finally:
-                self._waiting_tokens[number] -= tokens
-        raise EngineError(
-            f"{requests[0].key} and {len(requests) - 1} more: {_MAX_RESENDS + 1} scorers died over "
-            f"them; the last one: {last}"
-        ) from last
+    async def __call__(self, request: GenerateRequest) -> Generation:
+        """Generates one text. Raises RecordDropped or EngineError."""
+        self._supervisor.failure.check()
+        before = self._weights.versions
+        try:
+            generation = await self._pool(request)
+        except EngineError:
+            # If somebody died too often, that is the reason to show.
+            self._supervisor.failure.check()
+            raise
+        if generation.policy_version not in before | self._weights.versions:
+            raise EngineError(
+                f"{request.request_id}: written by weights version {generation.policy_version}, "
+                f"but the {self._role}'s engines should hold {self._weights.current[1]}"
+            )
+        return generation
 
-    async def _score(
-        self, scorer: Any, number: int, requests: Sequence[ScoreRequest]
-    ) -> list[ScoreResult]:
-        call: Awaitable[list[ScoreResult]] = remote(scorer.score.remote(Records(requests)))
-        if self._deadline is None:
-            return await call
-        # What came before is scored before.
-        return await self._deadline.watch(call, f"scorer-{number}", self._waiting_tokens[number])
 
-    async def _choose(self) -> int:
-        """The scorer with the least work of those that live; waits for one if there is none.
+class GuardedWorkers:
+    """Play: the dialogue workers. Their dialogues are checked as GuardedPool checks texts."""
 
-        Raises what kept a dead one from being replaced.
-        """
-        while True:
-            for number, task in list(self._renewing.items()):
-                if task.done():
-                    task.result()
-                    del self._renewing[number]
-            living = [n for n in range(len(self._scorers)) if n not in self._renewing]
-            if living:
-                return min(living, key=self._waiting_tokens.__getitem__)
-            await asyncio.wait(self._renewing.values(), return_when=asyncio.FIRST_COMPLETED)
+    def __init__(self, workers: Sequence[Any], supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._pool = WorkerPool(workers, partial(supervisor.replace, WORKER))
+        self._pool.on_resend = partial(_count_resent, supervisor, WORKER)
 
-    def _renew(self, number: int, scorer: Any, error: EngineError, supervisor: Supervisor) -> None:
-        """Has a dead or hanging scorer replaced, once for all calls that it owed."""
-        if number in self._renewing or self._scorers[number] is not scorer:
-            return
+    async def __call__(self, plan: DialoguePlan) -> Dialogue:
+        """Plays one dialogue. Raises RecordDropped or EngineError."""
+        before = self._supervisor.weights.versions
+        # A worker waits for a dead engine's successor, however long that takes.
+        async with self._supervisor.failure.ends():
+            dialogue = await self._pool(plan)
+        if dialogue.policy_version not in before | self._supervisor.weights.versions:
+            raise EngineError(
+                f"{dialogue.id}: played by weights version {dialogue.policy_version}, but the "
+                f"questioner's engines should hold {self._supervisor.weights.current[1]}"
+            )
+        return dialogue
 
-        async def renew() -> None:
-            if isinstance(error, ScorerHangs):
-                await supervisor.replace_hung("scorer", number, scorer, error)
-            else:
-                await supervisor.replace("scorer", number, error)
 
-        self._renewing[number] = asyncio.create_task(renew())
-        # Nobody may ask again; then its error must not end up as a warning of asyncio's.
-        self._renewing[number].add_done_callback(lambda task: task.cancelled() or task.exception())
+def _count_resent(supervisor: Supervisor, role: str) -> None:
+    supervisor.counters.resent[role] += 1
 
 
 class TrainerGroup:

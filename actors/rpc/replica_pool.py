@@ -76,6 +76,7 @@ class ReplicaPool(Generic[_Request, _Result]):
         self._num_past_calls = 0  # of replicas that are gone
         self.num_requests = 0
         self.num_resent = 0
+        self.on_resend: Callable[[], None] = lambda: None
         self.num_replaced = 0
 
     @property
@@ -128,6 +129,7 @@ class ReplicaPool(Generic[_Request, _Result]):
                     raise
                 self._bury(replica, caller, error)
                 self.num_resent += 1
+                self.on_resend()
                 last = error
             finally:
                 replica.num_in_flight -= 1

@@ -7,7 +7,7 @@
     add    -> slots more: started, given the current weights, then known to all who ask
     retire -> a slot less: asked no more, ends what it has, belongs to nobody
     too many restarts -> `failure`: every call of any role ends in it, and the run stops
-                         (guarded.py: what the run calls)
+                         (clients.py: what the run calls)
 
 A slot is one actor's place in a run, or that of all trainer ranks: those live and die together,
 because the others hang in a collective once one is gone. The actors' lists are the only record of

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from stargate.actors.rpc.guarded import GuardedPool
+from stargate.actors.rpc.clients import GuardedPool
 from stargate.actors.rpc.remote import ActorDied
 from stargate.actors.runtime import supervisor as supervisor_module
 from stargate.errors import EngineError

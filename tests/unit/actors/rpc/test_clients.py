@@ -9,7 +9,8 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from stargate.actors.rpc import clients as pool_module
-from stargate.actors.rpc.clients import ScorerPool, TrainerGroup, WeightPusher
+from stargate.actors.rpc.clients import TrainerGroup, WeightPusher
+from stargate.actors.rpc.scorers import ScorerPool
 from stargate.errors import DivergenceError, EngineError
 from stargate.monitoring.progress import PlainProgress
 from stargate.types import (

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from stargate.actors.rpc.guarded import GuardedPool, GuardedWorkers
+from stargate.actors.rpc.clients import GuardedPool, GuardedWorkers
 from stargate.errors import EngineError
 from stargate.types import (
     DialoguePlan,

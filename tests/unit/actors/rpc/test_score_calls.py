@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from stargate.actors.rpc.score_calls import GatheredScore
+from stargate.actors.rpc.scorers import GatheredScore
 from stargate.errors import RecordDropped
 from stargate.types import ScoreRequest, ScoreResult
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from stargate.actors.rpc.clients import ScoreDeadline, ScorerHangs, ScorerPool
+from stargate.actors.rpc.scorers import ScoreDeadline, ScorerHangs, ScorerPool
 from stargate.config.run import ScorerConfig
 from stargate.errors import EngineError
 from stargate.types import ScoreRequest, ScoreResult

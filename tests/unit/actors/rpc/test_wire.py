@@ -30,7 +30,9 @@ IDS = st.lists(st.integers(0, 2**31), max_size=8).map(tuple)
 INT = st.integers(-(2**63), 2**63)
 STOP = st.sampled_from(StopReason)
 FLOAT = st.floats(allow_nan=False)
-TURNS = st.builds(Turn, TEXT, IDS, STOP, TEXT, IDS, STOP, IDS)
+LOGPROBS = st.none() | st.lists(FLOAT, max_size=8).map(tuple)
+TURNS = st.builds(Turn, TEXT, IDS, STOP, TEXT, IDS, STOP, IDS, LOGPROBS)
+SAMPLINGS = st.builds(Sampling, FLOAT, FLOAT, st.integers(1), INT, st.booleans())
 PAIRS = st.builds(
     Pair,
     st.builds(Task, TEXT, TEXT, TEXT, st.booleans()),
@@ -39,10 +41,8 @@ PAIRS = st.builds(
     IDS,
 )
 RECORDS = st.one_of(
-    st.builds(
-        GenerateRequest, TEXT, TEXT, IDS, st.builds(Sampling, FLOAT, FLOAT, st.integers(1), INT)
-    ),
-    st.builds(Generation, TEXT, IDS, STOP, INT, INT, INT),
+    st.builds(GenerateRequest, TEXT, TEXT, IDS, SAMPLINGS),
+    st.builds(Generation, TEXT, IDS, STOP, INT, INT, INT, LOGPROBS),
     st.builds(Dialogue, TEXT, TEXT, INT, INT, INT, INT, st.lists(TURNS).map(tuple), FLOAT),
     st.builds(DialoguePlan, TEXT, PAIRS, INT, INT, INT),
     st.builds(ScoreRequest, TEXT, IDS, st.lists(IDS, max_size=3).map(tuple)),

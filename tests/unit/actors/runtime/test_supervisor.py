@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stargate.actors.rpc.guarded import GuardedPool
+from stargate.actors.rpc.clients import GuardedPool
 from stargate.actors.runtime import supervisor as supervisor_module
 from stargate.actors.runtime.dialogue_worker import _Staff
 from stargate.errors import EngineError
