@@ -110,7 +110,7 @@ async def _measure(
 
     from stargate.actors.rpc.clients import WeightPusher
     from stargate.actors.runtime.spawn import start_ray
-    from stargate.resources.models import weight_files
+    from stargate.records.model_folder import weight_files
 
     start_ray(num_gpus)
     try:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 from stargate.errors import ModelError
+from stargate.records.files import file_sha256
+from stargate.records.model_folder import WEIGHTS
 from stargate.resources import embedded, models, preflight
 from stargate.resources.machine import (
     SHARED_MEMORY,
@@ -201,7 +203,7 @@ def _models() -> Iterator[Finding]:
     except ModelError as error:
         yield Finding("sentence embedder", "not usable", "fail", str(error))
         return
-    altered = embedded.file_sha256(embedder / models.WEIGHTS) != models.EMBEDDER_SHA256
+    altered = file_sha256(embedder / WEIGHTS) != models.EMBEDDER_SHA256
     state = "altered" if altered else "ready and verified"
     advice = f"install {models.EMBEDDER_PACKAGE} again: its sha256 is wrong"
     yield _judged("sentence embedder", state, altered, "fail", advice)

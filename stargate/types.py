@@ -313,3 +313,16 @@ class IterationResult:
 
     trained: TrainResult
     pushed: PushResult
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPeak:
+    """The highest memory of a process tree, in GiB.
+
+    `measure` is "pss" where every process told its proportional share (shared pages are counted
+    once), else "rss" (shared pages counted once per process: too high).
+    """
+
+    gb: float
+    measure: str
+    num_samples: int

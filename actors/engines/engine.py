@@ -48,7 +48,7 @@ from stargate.actors.engines.weight_files import (
 )
 from stargate.actors.rpc.batched_calls import BatchedServer, CallBatch, Delivery
 from stargate.errors import EngineError, RecordDropped
-from stargate.resources.models import check_model_folder, weight_files
+from stargate.records.model_folder import check_model_folder, weight_files
 from stargate.types import GenerateRequest, Generation, StopReason
 
 _STOP_REASONS = {"stop": StopReason.STOP, "length": StopReason.LENGTH}

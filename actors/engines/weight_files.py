@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 
 from stargate.errors import ModelError
-from stargate.resources.models import read_header, weight_files
+from stargate.records.model_folder import read_header, weight_files
 
 BACKEND = "stargate_file"
 _PR_SET_PDEATHSIG = 1  # prctl(2)

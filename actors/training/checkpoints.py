@@ -28,7 +28,7 @@ from torch import Tensor
 from stargate.actors.training.backend import Backend
 from stargate.actors.training.spec import TrainerSpec
 from stargate.errors import DataError, DivergenceError, one_line
-from stargate.records.files import sync
+from stargate.records.files import file_sha256, sync
 from stargate.records.training_checkpoints import (
     CheckpointFolder,
     Identity,
@@ -38,7 +38,6 @@ from stargate.records.training_checkpoints import (
     files_of,
     read_manifest,
 )
-from stargate.resources.embedded import file_sha256
 
 _LOG = logging.getLogger(__name__)
 

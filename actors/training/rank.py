@@ -23,6 +23,7 @@ from stargate.actors.training.spec import TrainerSpec, rank_environment
 from stargate.algorithm.step_plan import (
     Step,
     learning_rate,
+    plan_digest,
     plan_steps,
     share_out,
     split_validation,
@@ -33,7 +34,6 @@ from stargate.records.training_checkpoints import (
     TrainingLog,
     examples_digest,
     model_digest,
-    plan_digest,
     settings_of,
 )
 from stargate.types import TrainingExample, TrainResult

@@ -11,6 +11,8 @@ many examples as fill a row of tokens (`Layout.max_row_tokens`). Examples of one
 parted between steps, and not between micro-batches either where the loss needs a group whole.
 """
 
+import hashlib
+import json
 import math
 import random
 from collections import Counter
@@ -205,3 +207,9 @@ def learning_rate(step: int, num_steps: int, peak: float, warmup_fraction: float
         return peak * (step + 1) / (num_warmup + 1)
     progress = (step - num_warmup) / (num_steps - num_warmup)
     return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def plan_digest(steps: Sequence[Step]) -> str:
+    """The sha256 of all steps: which example is computed when, and on which rank."""
+    plan = json.dumps([step.ranks for step in steps])
+    return hashlib.sha256(plan.encode()).hexdigest()

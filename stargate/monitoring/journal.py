@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from stargate.monitoring.memory import PeakMemory
 from stargate.monitoring.progress import safe_text
 from stargate.monitoring.scalars import RunScalars
 from stargate.monitoring.summary import summarise_run
@@ -22,8 +23,7 @@ from stargate.monitoring.tracking import Trackers
 from stargate.records.repair import set_aside_files
 from stargate.records.resume import RunHistory, RunTotals, count_rollouts, iteration_event
 from stargate.records.store import RunStore
-from stargate.resources.memory import MemoryPeak, PeakMemory
-from stargate.types import IterationResult
+from stargate.types import IterationResult, MemoryPeak
 
 
 class RunJournal:

@@ -16,8 +16,7 @@ from dataclasses import asdict
 from typing import Any
 
 from stargate.records.counters import Counters
-from stargate.resources.memory import MemoryPeak
-from stargate.types import IterationResult
+from stargate.types import IterationResult, MemoryPeak
 
 # Of TrainResult, as they are.
 _OF_TRAINING = (

@@ -11,6 +11,7 @@ what is on disk stays whole, and a resumed run goes on from there.
 import errno
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import re
@@ -285,3 +286,9 @@ def read_exactly(source: BinaryIO, size: int) -> Iterator[bytes]:
             raise OSError(f"{name}: ended {remaining} bytes early")
         remaining -= len(chunk)
         yield chunk
+
+
+def file_sha256(file: Path) -> str:
+    """A file's sha256, in hexadecimal. Raises OSError."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

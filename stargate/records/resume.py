@@ -22,15 +22,15 @@ from pydantic import TypeAdapter
 
 from stargate.errors import DataError, ModelError, one_line
 from stargate.records.counters import Counters, generated_tokens
+from stargate.records.model_folder import check_model_folder
 from stargate.records.repair import scopes_of
 from stargate.records.schemas import Row, dialogue_from_row
 from stargate.records.store import METRICS, RunStore
-from stargate.resources.memory import MemoryPeak
-from stargate.resources.models import check_model_folder
 from stargate.types import (
     Dialogue,
     DialogueScore,
     IterationResult,
+    MemoryPeak,
     PushResult,
     Selection,
     TrainResult,

@@ -21,11 +21,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
-from stargate.algorithm.step_plan import Step
 from stargate.config.run import TrainerConfig
 from stargate.errors import DataError
-from stargate.records.files import publish_folder, read_json, set_aside
-from stargate.resources.embedded import file_sha256
+from stargate.records.files import file_sha256, publish_folder, read_json, set_aside
 from stargate.types import TrainingExample
 
 MANIFEST = "manifest.json"
@@ -236,11 +234,6 @@ def examples_digest(examples: Sequence[TrainingExample]) -> str:
         row = [getattr(example, name) for name in example.__match_args__ if name != "response"]
         sha256.update(json.dumps(row).encode() + b"\n")
     return sha256.hexdigest()
-
-
-def plan_digest(steps: Sequence[Step]) -> str:
-    """Of all steps: which example is computed when, and on which rank."""
-    return _sha256(json.dumps([step.ranks for step in steps]))
 
 
 def model_digest(folder: Path) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stargate.errors import ModelError
-from stargate.records.files import whole_folder
+from stargate.records.files import file_sha256, whole_folder
 
 EMBEDDED = "embedded"
 MANIFEST = "manifest.json"
@@ -147,12 +147,6 @@ def package_folder(module: str, package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(f"the package {package} is not installed; run: make install")
     return Path(spec.submodule_search_locations[0])
-
-
-def file_sha256(file: Path) -> str:
-    """A file's sha256, in hexadecimal. Raises OSError."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

@@ -24,11 +24,11 @@ from stargate.monitoring.progress import PlainProgress
 from stargate.records import store as store_module
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore
-from stargate.resources.memory import MemoryPeak
 from stargate.run_context import Roles, RunContext
 from stargate.types import (
     GenerateRequest,
     Generation,
+    MemoryPeak,
     Pair,
     PushResult,
     ScoreRequest,

@@ -13,7 +13,7 @@ from stargate.actors.training.spec import TrainerSpec
 from stargate.actors.training.stage import check_examples
 from stargate.algorithm.step_plan import split_validation
 from stargate.errors import DataError, DivergenceError, EngineError, MachineError
-from stargate.resources.models import check_model_folder
+from stargate.records.model_folder import check_model_folder
 from stargate.types import TrainingExample, TrainResult
 from tests.integration.naive_trainer import (
     config,

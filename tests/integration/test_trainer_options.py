@@ -14,8 +14,8 @@ from stargate.actors.training.stage import norm_problem
 from stargate.algorithm.step_plan import Layout, plan_steps, split_validation
 from stargate.config.run import LoraConfig, TrainerConfig
 from stargate.errors import ConfigError, DivergenceError
+from stargate.records.model_folder import check_model_folder
 from stargate.resources.machine import free_port
-from stargate.resources.models import check_model_folder
 from stargate.types import TrainingExample
 from tests.integration.naive_trainer import (
     config,

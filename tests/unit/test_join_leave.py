@@ -14,8 +14,7 @@ from stargate.monitoring.summary import summarise_run
 from stargate.records.counters import Counters
 from stargate.records.resume import SITTINGS_FILE, RunTotals, read_totals
 from stargate.records.store import RunStore
-from stargate.resources.memory import MemoryPeak
-from stargate.types import GenerateRequest, Generation, Sampling
+from stargate.types import GenerateRequest, Generation, MemoryPeak, Sampling
 from tests.fakes.actor_slots import ActorGroup, FakeActor, settle
 from tests.unit.actors.runtime import test_dialogue_worker
 from tests.unit.actors.runtime.test_dialogue_worker import (

@@ -27,7 +27,7 @@ from stargate.monitoring.progress import LiveProgress, PlainProgress, safe_text
 from stargate.monitoring.summary import summarise_run
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore
-from stargate.resources.memory import MemoryPeak
+from stargate.types import MemoryPeak
 from tests.fakes.report_run import build_run
 from tests.unit.evaluation import test_ablation
 from tests.unit.test_pair_steps import config

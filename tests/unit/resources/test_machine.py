@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stargate.resources import machine, memory, preflight
+from stargate.monitoring import memory
+from stargate.resources import machine, preflight
 
 
 def write(root: Path, files: dict[str, str]) -> Path:

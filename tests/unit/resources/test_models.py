@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stargate.errors import ModelError
+from stargate.records.files import file_sha256
 from stargate.resources import embedded, models
 
 
@@ -123,7 +124,7 @@ def test_hub_download_is_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_embedder_is_complete() -> None:
     found = models.resolve_embedder()
-    assert embedded.file_sha256(found / "model.safetensors") == models.EMBEDDER_SHA256
+    assert file_sha256(found / "model.safetensors") == models.EMBEDDER_SHA256
 
 
 # --- the cache of the embedded model
@@ -145,7 +146,7 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> embedded.Packag
         module="tiny_gguf",
         version="1.0",
         file="tiny.gguf",
-        sha256=embedded.file_sha256(package / "tiny.gguf"),
+        sha256=file_sha256(package / "tiny.gguf"),
         num_parameters=4,
         context_length=8,
         eos_token="<e>",

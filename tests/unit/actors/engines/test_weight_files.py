@@ -8,7 +8,7 @@ import pytest
 from stargate.actors.engines import weight_files as weights
 from stargate.actors.engines.weight_files import TensorHeader
 from stargate.errors import ModelError
-from stargate.resources.models import weight_files
+from stargate.records.model_folder import weight_files
 
 SHAPES = {"embed.weight": (4, 2), "lm_head.weight": (4, 2), "norm.weight": (2,)}
 

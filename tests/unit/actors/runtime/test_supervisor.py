@@ -15,9 +15,9 @@ from stargate.monitoring.summary import summarise_run
 from stargate.records.counters import Counters
 from stargate.records.resume import SITTINGS_FILE, RunTotals, read_totals
 from stargate.records.store import RunStore
-from stargate.resources.memory import MemoryPeak
 from stargate.types import (
     GenerateRequest,
+    MemoryPeak,
     Sampling,
 )
 from tests.fakes.actor_slots import GONE, ActorGroup, FakeActor, settle

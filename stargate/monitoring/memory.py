@@ -10,23 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from stargate.resources.machine import GIB
+from stargate.types import MemoryPeak
 
 if TYPE_CHECKING:
     import psutil
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPeak:
-    """The highest memory of a process tree, in GiB.
-
-    `measure` is "pss" where every process told its proportional share (shared pages are counted
-    once), else "rss" (shared pages counted once per process: too high).
-    """
-
-    gb: float
-    measure: str
-    num_samples: int
 
 
 @dataclass
@@ -68,7 +55,7 @@ class PeakMemory:
     def sample(self) -> MemoryPeak:
         """Memory of the tree right now; also counts towards the peak."""
         sizes = [size for process in self._tree() if (size := _memory_of(process)) is not None]
-        gb = sum(used for used, _ in sizes) / GIB
+        gb = sum(used for used, _ in sizes) / 2**30
         measure = max((kind for _, kind in sizes), default="pss")  # "rss" if any told no more
         now = MemoryPeak(gb, measure, self._peak.num_samples + 1)
         # One process that only tells RSS makes the whole figure an upper bound, whenever it lived.

@@ -1,0 +1,103 @@
+"""A model folder as far as its files tell: config, whole safetensors weights, a tokenizer."""
+
+import json
+import operator
+from pathlib import Path
+from typing import Any
+
+from stargate.errors import ModelError
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+# Any one of these sets of files is a tokenizer.
+TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raises ModelError unless `folder` holds a config, whole safetensors weights and a tokenizer.
+
+    Reads headers and sizes only, so that large models cost nothing. What the folder's chat template
+    can do is for chat.py to say.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"model {folder}: not a folder")
+    config = read_object(folder / "config.json")
+    if not config.get("model_type"):
+        raise ModelError(f"{folder / 'config.json'}: names no model_type; not a model's config")
+    for shard in weight_files(folder):
+        read_header(shard)
+    if not any(all((folder / file).is_file() for file in files) for files in TOKENIZERS):
+        known = " or ".join(" + ".join(files) for files in TOKENIZERS)
+        raise ModelError(f"model {folder}: no tokenizer; expected {known}")
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file by name, each with dtype, shape and data_offsets.
+
+    Raises ModelError for what its header and size say is wrong with it.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(8)
+        if head.startswith(b"version "):
+            raise ModelError(f"{file}: a Git LFS pointer, not the weights; run: git lfs pull")
+        header_size = int.from_bytes(head, "little")
+        if len(head) < 8 or header_size > size - 8:
+            raise ModelError(f"{file}: cut off or not a safetensors file ({size} bytes)")
+        try:
+            header = json.loads(stream.read(header_size))
+            tensors = {name: tensor for name, tensor in header.items() if name[:2] != "__"}
+            ends = [operator.index(tensor["data_offsets"][1]) for tensor in tensors.values()]
+        except (ValueError, RecursionError, TypeError, KeyError, AttributeError, IndexError):
+            raise ModelError(f"{file}: not a safetensors file") from None
+    if not ends:
+        raise ModelError(f"{file}: holds no weights")
+    expected = 8 + header_size + max(ends)
+    if size != expected:
+        raise ModelError(f"{file}: cut off: {size} bytes, its header says {expected}")
+    return tensors
+
+
+def weight_files(location: str | Path) -> list[Path]:
+    """The safetensors files of a model folder, or `location` itself if it is one file.
+
+    Raises ModelError.
+    """
+    folder = Path(location)
+    if folder.is_file():
+        return [folder]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    index = folder / WEIGHTS_INDEX
+    if not index.is_file():
+        if any(folder.glob("*.bin")):
+            raise ModelError(
+                f"model {folder}: only pickled weights (*.bin); save it as safetensors first"
+            )
+        raise ModelError(f"model {folder}: no weights; expected {WEIGHTS} or {WEIGHTS_INDEX}")
+    shards = read_object(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ModelError(f"{index}: not a safetensors index: it names no weight files")
+    names = sorted(set(map(str, shards.values())))
+    for name in names:
+        if Path(name).name != name:  # an index must not lead out of its folder
+            raise ModelError(f"{index}: weight_map must hold plain file names, got {name!r}")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(
+            f"{index}: {len(missing)} of {len(names)} weight files are missing, first {missing[0]}"
+        )
+    return [folder / name for name in names]
+
+
+def read_object(file: Path) -> dict[str, object]:
+    """A JSON file that holds an object. Raises ModelError."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"model {file.parent}: {file.name} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: can't be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file}: expected an object, got {type(content).__name__}")
+    return content
