@@ -29,7 +29,8 @@ from stargate.benchmarks.options import positive
 from stargate.benchmarks.results import Measurement, Ratio, Say
 from stargate.benchmarks.sides import in_turn
 from stargate.config.files import load_config
-from stargate.launch.setup import Prepared, RunningSystem, prepare, running_system
+from stargate.launch.setup import Prepared, prepare
+from stargate.launch.system import RunningSystem, running_system
 from stargate.monitoring.progress import PlainProgress
 from stargate.pair_steps import make_examples
 from stargate.records.counters import Counters

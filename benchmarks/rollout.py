@@ -27,7 +27,8 @@ from stargate.benchmarks.rollout_figures import (
 )
 from stargate.config.files import load_config
 from stargate.errors import ConfigError
-from stargate.launch.setup import Prepared, prepare, running_system
+from stargate.launch.setup import Prepared, prepare
+from stargate.launch.system import running_system
 from stargate.monitoring.progress import PlainProgress
 from stargate.records.counters import Counters
 from stargate.rollout.dialogue import plan_dialogues

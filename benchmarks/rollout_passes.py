@@ -33,7 +33,7 @@ from stargate.benchmarks.rollout_figures import (
     place_of,
 )
 from stargate.errors import RecordDropped
-from stargate.launch.setup import RunningSystem
+from stargate.launch.system import RunningSystem
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore
 from stargate.types import Dialogue, DialoguePlan

@@ -36,7 +36,8 @@ from stargate.benchmarks.scale_engines import (
 )
 from stargate.config.run import RunConfig
 from stargate.errors import DataError
-from stargate.launch.setup import Prepared, RunningSystem, prepare, worker_spec
+from stargate.launch.setup import Prepared, prepare
+from stargate.launch.system import RunningSystem, worker_spec
 from stargate.monitoring.progress import PlainProgress, Progress
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore, table_files

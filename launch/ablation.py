@@ -36,7 +36,8 @@ from stargate.evaluation.ablation import (
 from stargate.evaluation.measures import EVALUATION_FILE
 from stargate.launch.eval_session import EvaluationRequest, run_evaluation
 from stargate.launch.session import Session, fill_run_dir, timed_name
-from stargate.launch.setup import Prepared, RunningSystem, prepare, running_system
+from stargate.launch.setup import Prepared, prepare
+from stargate.launch.system import RunningSystem, running_system
 from stargate.monitoring.progress import Progress, make_progress
 from stargate.monitoring.tracking import open_trackers
 from stargate.records.counters import Counters

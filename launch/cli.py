@@ -37,7 +37,7 @@ COMMANDS = {
         "stargate.launch.data",
         "build, import, export, check and show tasks, personas and golds",
     ),
-    "bench": ("stargate.launch.bench", "measure throughput, as ratios in the same run"),
+    "bench": ("stargate.benchmarks.command", "measure throughput, as ratios in the same run"),
     "doctor": ("stargate.launch.doctor", "say what this machine has and what would not work on it"),
 }
 

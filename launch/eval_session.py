@@ -15,8 +15,9 @@ from stargate.config.run import RunConfig
 from stargate.errors import ConfigError, DataError
 from stargate.evaluation.evaluator import Evaluator, checkpoint_dirs
 from stargate.evaluation.table import evaluation_lines
-from stargate.launch.setup import Prepared, prepare, running_system
+from stargate.launch.setup import Prepared, prepare
 from stargate.launch.shared import landing
+from stargate.launch.system import running_system
 from stargate.monitoring.progress import Progress, make_progress
 from stargate.records.counters import Counters
 from stargate.records.files import hold

@@ -17,15 +17,10 @@ from stargate.config.files import dump_config
 from stargate.config.run import RunConfig
 from stargate.errors import ConfigError
 from stargate.launch.scaling import following
-from stargate.launch.setup import (
-    REMOTE_CODE,
-    Prepared,
-    RunningSystem,
-    prepare,
-    running_system,
-)
+from stargate.launch.setup import REMOTE_CODE, Prepared, prepare
 from stargate.launch.shared import check_records, landing
 from stargate.launch.summary import print_summary
+from stargate.launch.system import RunningSystem, running_system
 from stargate.monitoring.journal import RunJournal
 from stargate.monitoring.progress import Progress, make_progress
 from stargate.monitoring.tracking import Trackers, open_trackers

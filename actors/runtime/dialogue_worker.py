@@ -21,11 +21,12 @@ from typing import Any
 
 from stargate.actors.rpc.batched_calls import BatchedServer, CallBatch, Delivery
 from stargate.actors.rpc.replica_pool import EnginePool, Replace, ReplicaPool, share_of
-from stargate.config.run import FactsGrounding, RunConfig
+from stargate.config.run import RunConfig
 from stargate.errors import EngineError
-from stargate.protocols import MatchFacts, Play
+from stargate.protocols import Play
 from stargate.rollout.deadline import TurnWatch
 from stargate.rollout.dialogue import Questioner, play
+from stargate.rollout.grounding import EmbeddingMatcher, open_matcher
 from stargate.rollout.roleplayer import build_roleplayer
 from stargate.rollout.slow_start import SlowStart
 from stargate.text.chat import load_chat_format
@@ -76,7 +77,7 @@ class DialogueWorker:
             for role, engines in by_role.items()
         }
         self._watch = TurnWatch(spec.config.rollout.turn_timeout_s)
-        self._matcher: Any = None
+        self._matcher: EmbeddingMatcher | None = None
         self._player: Play | None = None
         self._server = BatchedServer(self._play)
 
@@ -94,7 +95,8 @@ class DialogueWorker:
             config.questioner.sampling,
             config.questioner.engine.max_model_len,
         )
-        self._matcher = self._load_matcher()
+        embedder = None if spec.embedder_dir is None else Path(spec.embedder_dir)
+        self._matcher = open_matcher(config.roleplayer.grounding, embedder)
         roleplay = build_roleplayer(
             config.roleplayer,
             self._pools["roleplayer"],
@@ -159,14 +161,6 @@ class DialogueWorker:
         if self._player is None:
             raise EngineError("dialogue worker: it was not started")
         return await self._player(plan)
-
-    def _load_matcher(self) -> MatchFacts | None:
-        grounding = self._spec.config.roleplayer.grounding
-        if self._spec.embedder_dir is None or not isinstance(grounding, FactsGrounding):
-            return None
-        from stargate.rollout.grounding import EmbeddingMatcher
-
-        return EmbeddingMatcher(Path(self._spec.embedder_dir), grounding)
 
 
 class _Staff:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from stargate.config.run import FactsGrounding
+from stargate.config.run import FactsGrounding, PersonaGrounding
 
 # Word pieces; the model was trained with 256, and a question or fact has a tenth of that.
 _MAX_TOKENS = 128
@@ -87,6 +87,15 @@ class EmbeddingMatcher:
         # Only what comes again is kept: questions are all different and would grow without bound.
         self._vectors.update({text: fresh[text] for text in new if text in keep})
         return np.stack([fresh[text] if text in fresh else self._vectors[text] for text in texts])
+
+
+def open_matcher(
+    grounding: PersonaGrounding | FactsGrounding, model_dir: Path | None
+) -> EmbeddingMatcher | None:
+    """The matcher of a Roleplayer that is grounded in facts; another one needs none."""
+    if model_dir is None or not isinstance(grounding, FactsGrounding):
+        return None
+    return EmbeddingMatcher(model_dir, grounding)
 
 
 def _numbers(text: str) -> set[str]:

@@ -49,6 +49,7 @@ LIGHT = [
     "report.page",
     "launch.ablation",
     "launch.setup",
+    "launch.system",
     "launch.eval_session",
     "launch.report",
     "monitoring.tracking",

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 
+from stargate.benchmarks.command import BENCHMARKS, configure
 from stargate.benchmarks.results import BASELINES
-from stargate.launch import bench
-from stargate.launch.bench import BENCHMARKS
 from stargate.launch.cli import main
 
 
 def parse(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    bench.configure(parser)
+    configure(parser)
     return parser.parse_args(arguments)
 
 

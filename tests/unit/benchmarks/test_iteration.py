@@ -119,7 +119,7 @@ class FakeActor:
 
 
 class FakeSystem:
-    """Hands out the loop with fakes, as launch/setup.py does with actors."""
+    """Hands out the loop with fakes, as launch/system.py does with actors."""
 
     def __init__(self) -> None:
         self.actor_group = SimpleNamespace(

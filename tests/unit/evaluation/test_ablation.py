@@ -26,7 +26,8 @@ from stargate.evaluation.ablation import (
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.launch import ablation as launched
 from stargate.launch.ablation import Ablation, AblationRequest, plan_ablation, run_ablation
-from stargate.launch.setup import Prepared, RunningSystem
+from stargate.launch.setup import Prepared
+from stargate.launch.system import RunningSystem
 from stargate.monitoring.progress import PlainProgress
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore

@@ -17,7 +17,7 @@ from stargate.actors.runtime.gpu_sharing import SleepController
 from stargate.actors.runtime.spawn import ActorPlan, _room
 from stargate.actors.runtime.supervisor import Supervisor
 from stargate.config.run import RunConfig
-from stargate.launch.setup import take_turns
+from stargate.launch.system import take_turns
 from stargate.resources.gpu_phases import GpuPhase, SleepOrder
 from stargate.resources.placement import Seat, place
 from stargate.run_context import Roles

@@ -1,0 +1,219 @@
+"""All actors of a run, from their start to their end, and the parts of the loop that they are.
+
+Prepared -> running_system: Ray and all actors -> Roles and RunContext of one run directory
+"""
+
+import asyncio
+import gc
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stargate.algorithm.base import build_algorithm
+from stargate.algorithm.scoring import GoldScoring
+from stargate.config.run import RunConfig
+from stargate.launch.setup import Prepared
+from stargate.monitoring.progress import Progress
+from stargate.protocols import Generate
+from stargate.records.counters import Counters
+from stargate.records.store import RunStore
+from stargate.resources.gpu_phases import GpuPhase, GpuPhases
+from stargate.resources.machine import usable_cores
+from stargate.resources.models import context_length
+from stargate.rollout.grounding import EmbeddingMatcher, open_matcher
+from stargate.rollout.roleplayer import build_roleplayer
+from stargate.run_context import Roles, RunContext
+from stargate.text.prompts import load_prompts
+from stargate.types import PushResult
+
+
+def take_turns(roles: Roles, turns: GpuPhases) -> Roles:
+    """The same parts, each of which waits for its phase on the GPU that all share.
+
+    `voice`, and with it `roleplay`, does so already. A dialogue worker plays within one phase.
+    """
+
+    async def push(model_dir: str, version: int) -> PushResult:
+        async with turns.on(GpuPhase.PUSH):
+            pushed = await roles.push(model_dir, version)
+            turns.woken("questioner")
+        return pushed
+
+    return replace(
+        roles,
+        generate=turns.during(GpuPhase.PLAY, roles.generate),
+        score=turns.during(GpuPhase.SCORE, roles.score),
+        train=turns.during(GpuPhase.TRAIN, roles.train),
+        push=push,
+        play=None if roles.play is None else turns.during(GpuPhase.PLAY, roles.play),
+    )
+
+
+@dataclass(frozen=True)
+class RunningSystem:
+    """Running actors. `open` hands them out for one run directory at a time."""
+
+    prepared: Prepared
+    actor_group: Any
+    matcher: EmbeddingMatcher | None
+    progress: Progress
+    scaler: Any = None  # actors/runtime/scaler.py: Scaler
+    plan: Any = None  # actors/runtime/spawn.py: ActorPlan
+
+    def open(
+        self, config: RunConfig, store: RunStore, counters: Counters
+    ) -> tuple[Roles, RunContext]:
+        """The parts of the loop for one run directory.
+
+        `config` may differ from the one that the actors were started with in what the loop itself
+        reads: selection, training target, seeds.
+        """
+        gc.freeze()  # what is loaded stays: a collection need not look at it again and again
+        prepared = self.prepared
+        self.actor_group.supervisor.begin(counters)
+        scoring = GoldScoring(
+            prepared.views, prepared.chat, context_length(prepared.base_model_dir)
+        )
+        context = RunContext(
+            config=config,
+            views=prepared.views,
+            chat=prepared.chat,
+            scoring=scoring,
+            algorithm=build_algorithm(config, prepared.views, prepared.chat),
+            store=store,
+            counters=counters,
+            progress=self.progress,
+            overlap=prepared.placement.overlap,
+        )
+        return self._roles(config, store.root.resolve()), context
+
+    def _roles(self, config: RunConfig, run_dir: Path) -> Roles:
+        from stargate.actors.rpc.clients import (
+            GuardedPool,
+            GuardedWorkers,
+            TrainerGroup,
+            WeightPusher,
+        )
+        from stargate.actors.rpc.scorers import GatheredScore, ScoreDeadline, ScorerPool
+
+        prepared, actors = self.prepared, self.actor_group
+        supervisor, turns = actors.supervisor, actors.turns
+        voice: Generate = GuardedPool("roleplayer", actors.roleplayers, supervisor)
+        if turns is not None:  # here, because what answers is built with it
+            voice = turns.during(GpuPhase.PLAY, voice)
+        roles = Roles(
+            generate=GuardedPool("questioner", actors.questioners, supervisor),
+            roleplay=build_roleplayer(
+                config.roleplayer,
+                voice,
+                prepared.roleplayer_chat,
+                prepared.roleplayer_views,
+                self.matcher,
+            ),
+            score=GatheredScore(
+                ScorerPool(actors.scorers, supervisor, ScoreDeadline.of(config.scorer))
+            ),
+            train=TrainerGroup(
+                actors.trainers,
+                base_model_dir=prepared.base_model_dir,
+                models_dir=run_dir / "models",
+                run_dir=run_dir,
+                continue_training=config.algorithm.start_from == "previous",
+                progress=self.progress,
+                supervisor=supervisor,
+                file_access=actors.file_access,
+            ),
+            push=WeightPusher(actors.questioners, supervisor, actors.file_access),
+            voice=voice,
+            play=GuardedWorkers(actors.workers, supervisor) if actors.workers else None,
+        )
+        return roles if turns is None else take_turns(roles, turns)
+
+
+@asynccontextmanager
+async def running_system(
+    prepared: Prepared,
+    log_dir: Path,
+    counters: Counters,
+    progress: Progress,
+    training: bool = True,
+    **changes: Any,
+) -> AsyncIterator[RunningSystem]:
+    """Starts Ray and all actors, and ends them whatever happens. Without `training`: no trainer.
+
+    `changes`: fields of ActorPlan, where a benchmark starts something else.
+    """
+    import ray
+
+    from stargate.actors.runtime.cluster import Cluster
+    from stargate.actors.runtime.discovery import attach
+    from stargate.actors.runtime.scaler import Scaler
+    from stargate.actors.runtime.spawn import ActorPlan, start_actors, start_ray, stop_actors
+
+    discovery, cluster = prepared.discovery, None
+    async with AsyncExitStack() as ends:
+        ends.callback(ray.shutdown)
+        with counters.stage("setup"), progress.stage("setup", 1, "group of actors") as stage:
+            stage.begin()
+            if discovery is None:
+                start_ray(prepared.num_gpus)
+            else:
+                attach(discovery.address)
+            _cancel_on_sigterm()  # after Ray, which sets a handler of its own
+            matcher = open_matcher(prepared.config.roleplayer.grounding, prepared.embedder_dir)
+            if matcher is not None:
+                ends.callback(matcher.close)
+            if discovery is not None:
+                cluster = Cluster(discovery, prepared.base_model_dir, log_dir, progress.say)
+                ends.push_async_callback(_shielded, cluster.close)
+                await cluster.open()
+            plan = ActorPlan(
+                config=prepared.config,
+                placement=prepared.placement,
+                base_model_dir=prepared.base_model_dir,
+                roleplayer_dir=prepared.roleplayer_dir,
+                log_dir=log_dir,
+                training=training,
+                worker=worker_spec(prepared),
+                cluster=cluster,
+                **changes,
+            )
+            actor_group = await start_actors(plan, progress.say)
+            ends.push_async_callback(_shielded, stop_actors, actor_group)
+            cores = sorted(os.sched_getaffinity(0))[: usable_cores()]
+            scaler = Scaler(plan, actor_group, cores, prepared.num_gpus, progress.say)
+            stage.advance()
+        yield RunningSystem(prepared, actor_group, matcher, progress, scaler, plan)
+
+
+async def _shielded(end: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+    """A second Ctrl-C must not leave engines behind that the first one meant to end."""
+    await asyncio.shield(end(*arguments))
+
+
+def worker_spec(prepared: Prepared) -> Any:
+    """What dialogue workers know; None if the driver plays the dialogues itself."""
+    config = prepared.config
+    if not config.rollout.num_workers:
+        return None
+    from stargate.actors.runtime.dialogue_worker import WorkerSpec
+
+    return WorkerSpec(
+        config=config,
+        base_model_dir=str(prepared.base_model_dir),
+        roleplayer_dir=str(prepared.roleplayer_dir),
+        embedder_dir=str(prepared.embedder_dir) if prepared.embedder_dir else None,
+        prompts=load_prompts(config.prompts).model_dump(),
+        roleplayer_prompts=load_prompts(config.roleplayer.prompts or config.prompts).model_dump(),
+    )
+
+
+def _cancel_on_sigterm() -> None:
+    """SIGTERM ends the run as Ctrl-C does: in order, with a summary."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
