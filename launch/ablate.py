@@ -51,15 +51,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs. Returns 0 when all conditions have finished, 130 when it was interrupted."""
-    from stargate.launch.ablation import AblationRequest, run_ablation
+    from stargate.launch.ablation import new_plan, resumed_plan, run_ablation
 
-    names = None if args.conditions is None else args.conditions.split(",")
-    return run_ablation(
-        AblationRequest(
-            config=args.config,
-            overrides=tuple(args.overrides),
-            conditions=None if names is None else tuple(name.strip() for name in names),
-            weak_roleplayer=tuple(args.weak_roleplayer),
-            resume=args.resume,
-        )
-    )
+    names = None
+    if args.conditions is not None:
+        names = [name.strip() for name in args.conditions.split(",")]
+    if args.resume is None:
+        plan = new_plan(args.config, args.overrides, names, args.weak_roleplayer)
+    else:
+        plan = resumed_plan(args.resume, args.config, names or (), args.weak_roleplayer)
+    return run_ablation(plan, args.resume)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stargate.config.files import dump_config, load_config
+from stargate.config.files import load_config
 from stargate.config.run import RunConfig
 from stargate.errors import ConfigError, DataError, DivergenceError, StargateError
 from stargate.evaluation.ablation import (
@@ -34,12 +34,11 @@ from stargate.evaluation.ablation import (
     weak_roleplayer,
 )
 from stargate.evaluation.measures import EVALUATION_FILE
-from stargate.launch.eval_session import EvaluationRequest, run_evaluation
-from stargate.launch.session import Session, fill_run_dir, timed_name
+from stargate.launch.eval_session import run_evaluation
+from stargate.launch.session import Session, fill_run_dir, make_dir, timed_name, tracked
 from stargate.launch.setup import Prepared, prepare
 from stargate.launch.system import RunningSystem, running_system
 from stargate.monitoring.progress import Progress, make_progress
-from stargate.monitoring.tracking import open_trackers
 from stargate.records.counters import Counters
 from stargate.records.files import hold, read_json
 from stargate.records.store import RunStore
@@ -50,17 +49,6 @@ _SHARED_FILE = "shared.json"
 # Errors of one condition, after which actors can play the next. Others (a dead engine, a full disk)
 # would meet every condition, so they end the ablation.
 _OWN_ERRORS = (DivergenceError, DataError)
-
-
-@dataclass(frozen=True, slots=True)
-class AblationRequest:
-    """What the command line asked for. `config` is None when an ablation is resumed."""
-
-    config: str | None
-    overrides: tuple[str, ...] = ()
-    conditions: tuple[str, ...] | None = None  # None: the paper's
-    weak_roleplayer: tuple[str, ...] = ()
-    resume: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -95,25 +83,58 @@ def plan_ablation(config: RunConfig, names: Sequence[str], weak: Sequence[str]) 
     return Plan(config, conditions, training_configs(config, conditions))
 
 
-def run_ablation(request: AblationRequest) -> int:
-    """Returns 0, 130 after Ctrl-C or SIGTERM, else the exit code of the first failure.
+def new_plan(
+    name: str | None,
+    overrides: Sequence[str],
+    conditions: Sequence[str] | None,
+    weak: Sequence[str],
+) -> Plan:
+    """The named config's ablation; `conditions` None: the paper's. Raises ConfigError."""
+    if name is None:
+        raise ConfigError("name a config, e.g. stargate ablate cpu_learn")
+    names = PAPER_CONDITIONS if conditions is None else conditions
+    return plan_ablation(load_config(name, overrides), names, weak)
 
-    Raises StargateError for what ends all conditions.
+
+def resumed_plan(root: Path, name: str | None, added: Sequence[str], weak: Sequence[str]) -> Plan:
+    """The conditions that the ablation in `root` has, and those that are added to it.
+
+    Raises DataError for what is no ablation, and ConfigError.
     """
-    resume = request.resume
-    plan = _new_plan(request) if resume is None else _resumed_plan(resume, request)
+    if name is not None:
+        raise ConfigError(f"--resume {root} goes on with the config in it: name no other")
+    if not (root / ABLATION_FILE).is_file():
+        raise DataError(f"{root}: not an ablation: it has no {ABLATION_FILE}")
+    before = (read_json(root / ABLATION_FILE) or {}).get("conditions")
+    if not isinstance(before, dict) or not all(isinstance(c, dict) for c in before.values()):
+        raise DataError(f"{root / ABLATION_FILE}: not what an ablation writes: no conditions")
+    known = [str(override) for override in before.get(WEAKER, {}).get("overrides") or ()]
+    if known and weak and known != list(weak):
+        raise ConfigError(f"--weak-roleplayer: {root} has another one already: {' '.join(known)}")
+    return plan_ablation(load_config(root / "config.yaml"), [*before, *added], known or weak)
+
+
+def run_ablation(plan: Plan, root: Path | None = None) -> int:
+    """Runs what has not finished in `root`; None: in a new directory.
+
+    Returns 0, 130 after Ctrl-C or SIGTERM, else the exit code of the first failure. Raises
+    StargateError for what ends all conditions.
+    """
     progress = make_progress()
     prepared = prepare(plan.config, progress.say)
     if plan.weak is not None:  # what is wrong with it is said now, not in some hours
         weak = condition_config(plan.config, WEAKER, plan.weak)
         prepare(weak, lambda line: None, training=False)
-    root = resume or _create_dir(plan.config)
+    if root is None:
+        root = plan.config.runs_dir / timed_name(f"{plan.config.name}-ablation")
+        make_dir(root, plan.config, "logs")
     progress.say(f"ablation directory: {root}")
     ablation = Ablation(plan, prepared, root, progress)
+    interrupted = False
     try:
         ablation.write()
         asyncio.run(ablation.train())
-        interrupted = ablation.test_weaker() == 130
+        ablation.test_weaker()
     except (KeyboardInterrupt, asyncio.CancelledError):
         interrupted = True
     finally:
@@ -125,44 +146,6 @@ def run_ablation(request: AblationRequest) -> int:
         progress.say(f"interrupted; this goes on with it: stargate ablate --resume {root}")
         return 130
     return next((error.exit_code for error in ablation.errors.values()), 0)
-
-
-def _new_plan(request: AblationRequest) -> Plan:
-    if request.config is None:
-        raise ConfigError("name a config, e.g. stargate ablate cpu_learn")
-    config = load_config(request.config, request.overrides)
-    names = PAPER_CONDITIONS if request.conditions is None else request.conditions
-    return plan_ablation(config, names, request.weak_roleplayer)
-
-
-def _resumed_plan(root: Path, request: AblationRequest) -> Plan:
-    """The conditions that the ablation has, and those that are added to it."""
-    if request.config is not None:
-        raise ConfigError(f"--resume {root} goes on with the config in it: name no other")
-    if not (root / ABLATION_FILE).is_file():
-        raise DataError(f"{root}: not an ablation: it has no {ABLATION_FILE}")
-    before = (read_json(root / ABLATION_FILE) or {}).get("conditions")
-    if not isinstance(before, dict) or not all(isinstance(c, dict) for c in before.values()):
-        raise DataError(f"{root / ABLATION_FILE}: not what an ablation writes: no conditions")
-    weak = tuple(map(str, before.get(WEAKER, {}).get("overrides") or ()))
-    if weak and request.weak_roleplayer and weak != request.weak_roleplayer:
-        raise ConfigError(f"--weak-roleplayer: {root} has another one already: {' '.join(weak)}")
-    return plan_ablation(
-        load_config(root / "config.yaml"),
-        [*before, *(request.conditions or ())],
-        weak or request.weak_roleplayer,
-    )
-
-
-def _create_dir(config: RunConfig) -> Path:
-    name = timed_name(config.model_copy(update={"name": f"{config.name}-ablation"}))
-    root = config.runs_dir / name
-    try:
-        (root / "logs").mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"runs_dir: can't create {root}: {error.strerror}") from error
-    RunStore(root).write_text("config.yaml", dump_config(config))
-    return root
 
 
 class Ablation:
@@ -203,13 +186,7 @@ class Ablation:
         with hold(folder):
             shared = await share(sources, store, config.algorithm.selection)
             store.write_json(_SHARED_FILE, shared)
-            with open_trackers(
-                config.tracking,
-                folder,
-                f"{self._root.name}-{name}",
-                config.model_dump(mode="json"),
-                self._progress.say,
-            ) as trackers:
+            with tracked(config, folder, f"{self._root.name}-{name}", self._progress) as trackers:
                 prepared = replace(self._prepared, config=config)
                 await Session(prepared, store, self._progress, trackers).play_in(running)
 
@@ -229,21 +206,20 @@ class Ablation:
         stopped += sorted(self._root.glob("*-stopped-*"))
         return [RunStore(place) for place in [*finished, *stopped]]
 
-    def test_weaker(self) -> int:
-        """Tests own_response's checkpoints with the weaker Roleplayer. Returns 0 or 130."""
+    def test_weaker(self) -> None:
+        """Tests own_response's checkpoints with the weaker Roleplayer. Raises Interrupted."""
         weak = self._plan.weak
         if weak is None or self._status(WEAKER)[0] == "finished":
-            return 0
+            return
         if self._status(REFERENCE)[0] != "finished":
             self._progress.say(f"{WEAKER}: not tested, since {REFERENCE} has not finished")
-            return 0
+            return
         self._progress.say(f"\n== {WEAKER}: {' '.join(weak)}")
         try:
-            return run_evaluation(EvaluationRequest(self._root / REFERENCE, weak, None, WEAKER))
+            run_evaluation(self._root / REFERENCE, weak, name=WEAKER)
         except StargateError as error:
             self.errors[WEAKER] = error
             self._progress.say(f"{WEAKER} failed: {error}")
-            return 0
 
     def write(self) -> dict[str, Any]:
         """Makes ablation.json and the report from what is on disk, and returns the former."""

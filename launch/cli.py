@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from stargate import __version__
-from stargate.errors import MachineError, StargateError
+from stargate.errors import Interrupted, MachineError, StargateError
 
 # command -> (module, one line of help)
 COMMANDS = {
@@ -77,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StargateError as error:
         _say_error(name, str(error))
         return error.exit_code
+    except Interrupted:
+        return 130
     except KeyboardInterrupt:
         print(f"stargate {name}: interrupted", file=sys.stderr)
         return 130

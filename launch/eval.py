@@ -39,18 +39,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates. Returns 0 when it has finished, 130 when it was interrupted."""
-    from stargate.launch.eval_session import EvaluationRequest, run_evaluation
+    """Evaluates. Raises Interrupted after Ctrl-C or SIGTERM, and StargateError."""
+    from stargate.launch.eval_session import run_evaluation
 
-    overrides = list(args.overrides)
-    if args.split:
-        overrides.append(f"data.test_split={args.split}")
-    return run_evaluation(
-        EvaluationRequest(
-            local_run(args, models=True),
-            tuple(overrides),
-            args.checkpoints,
-            args.name,
-            args.take_over,
-        )
+    split = [f"data.test_split={args.split}"] if args.split else []
+    run_evaluation(
+        local_run(args, models=True),
+        [*args.overrides, *split],
+        args.checkpoints,
+        args.name,
+        take_over=args.take_over,
     )
+    return 0

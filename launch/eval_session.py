@@ -6,7 +6,7 @@ RUN/config.yaml + overrides -> what is measured -> RUN, or RUN/evaluations/NAME
 
 import asyncio
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from stargate.errors import ConfigError, DataError
 from stargate.evaluation.evaluator import Evaluator, checkpoint_dirs
 from stargate.evaluation.table import evaluation_lines
 from stargate.launch.setup import Prepared, prepare
-from stargate.launch.shared import landing
+from stargate.launch.shared import interruptible, landing
 from stargate.launch.system import running_system
 from stargate.monitoring.progress import Progress, make_progress
 from stargate.records.counters import Counters
@@ -46,47 +46,39 @@ _SAME_MEASURE = (
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationRequest:
-    """What the command line asked for. `checkpoints` is "m0,m1" or None for all."""
+def run_evaluation(
+    run_dir: Path,
+    overrides: Sequence[str],
+    checkpoints: str | None = None,
+    name: str | None = None,
+    *,
+    take_over: bool = False,
+) -> None:
+    """Evaluates `checkpoints` ("m0,m1"; None: all) of a run, beside its own evaluation if `name`d.
 
-    run_dir: Path
-    overrides: tuple[str, ...]
-    checkpoints: str | None
-    name: str | None
-    take_over: bool = False  # of a run on shared storage, from a driver that is dead
-
-
-def run_evaluation(request: EvaluationRequest) -> int:
-    """Returns 0, or 130 after Ctrl-C or SIGTERM; raises StargateError."""
-    trained = load_run_config(request.run_dir)
-    config = load_config(request.run_dir / "config.yaml", request.overrides)
-    root = evaluation_root(request, trained, config)
+    `take_over`: of a run on shared storage, from a driver that is dead. Raises Interrupted after
+    Ctrl-C or SIGTERM, and StargateError.
+    """
+    trained = load_run_config(run_dir)
+    config = load_config(run_dir / "config.yaml", overrides)
+    root = evaluation_root(run_dir, name, trained, config)
     progress = make_progress()
     prepared = prepare(config, progress.say, training=False)
-    dirs = checkpoint_dirs(request.run_dir, prepared.base_model_dir)
-    chosen = chosen_checkpoints(request.checkpoints, dirs)
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "logs").mkdir(exist_ok=True)
+    chosen = chosen_checkpoints(checkpoints, checkpoint_dirs(run_dir, prepared.base_model_dir))
+    (root / "logs").mkdir(parents=True, exist_ok=True)
     store = RunStore(root)
-    if root != request.run_dir:
+    if root != run_dir:
         store.write_text("config.yaml", dump_config(config))
     evaluator = prepared.evaluator(config, trained)
-    try:
-        with hold(root):
-            _require_whole(root, request.run_dir)
-            with landing(
-                config, request.run_dir, progress, take_over=request.take_over, beside=True
-            ):
-                asyncio.run(_evaluate(prepared, store, evaluator, chosen, progress))
-                values = evaluator.write(store)
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        progress.say(f"interrupted: what was finished is in {root}; the same command goes on")
-        return 130
+    kept = f"interrupted: what was finished is in {root}; the same command goes on"
+    with interruptible(progress, kept), hold(root):
+        _require_whole(root, run_dir)
+        with landing(config, run_dir, progress, take_over=take_over, beside=True):
+            asyncio.run(_evaluate(prepared, store, evaluator, chosen, progress))
+            values = evaluator.write(store)
     for line in evaluation_lines(values):
         progress.say(line)
     progress.say(f"\n{root / 'eval.json'}")
-    return 0
 
 
 def _require_whole(root: Path, run_dir: Path) -> None:
@@ -129,12 +121,12 @@ def load_run_config(run_dir: Path) -> RunConfig:
     return load_config(file)
 
 
-def evaluation_root(request: EvaluationRequest, trained: RunConfig, config: RunConfig) -> Path:
+def evaluation_root(run_dir: Path, name: str | None, trained: RunConfig, config: RunConfig) -> Path:
     """Where an evaluation belongs. Raises ConfigError if it needs a name and has none."""
-    if request.name is not None:
-        if not _NAME.fullmatch(request.name):
-            raise ConfigError(f"--name must be letters, digits, . _ or -, got {request.name!r}")
-        return request.run_dir / "evaluations" / request.name
+    if name is not None:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"--name must be letters, digits, . _ or -, got {name!r}")
+        return run_dir / "evaluations" / name
     changed = [
         key
         for key in _differences(trained.model_dump(mode="json"), config.model_dump(mode="json"))
@@ -145,7 +137,7 @@ def evaluation_root(request: EvaluationRequest, trained: RunConfig, config: RunC
             f"{', '.join(changed)} changes what is measured: give this evaluation a --name, "
             "so that it stands beside the run's own"
         )
-    return request.run_dir
+    return run_dir
 
 
 def chosen_checkpoints(text: str | None, dirs: dict[int, Path]) -> dict[int, Path]:

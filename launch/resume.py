@@ -41,12 +41,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Goes on. Returns 0 when the run has finished, 130 when it was interrupted again."""
-    return resume(local_run(args, models=True), take_over=args.take_over)
+    """Goes on. Raises Interrupted after Ctrl-C or SIGTERM, and StargateError."""
+    resume(local_run(args, models=True), take_over=args.take_over)
+    return 0
 
 
-def resume(root: Path, *, take_over: bool = False) -> int:
-    """Goes on with the run in `root`. Raises StargateError."""
+def resume(root: Path, *, take_over: bool = False) -> None:
+    """Goes on with the run in `root`. Raises Interrupted and StargateError."""
     from stargate.launch.eval_session import load_run_config
     from stargate.launch.session import sit
     from stargate.launch.setup import prepare
@@ -66,7 +67,7 @@ def resume(root: Path, *, take_over: bool = False) -> int:
         if not damaged and is_finished(store):
             progress.say(f"{root}: has finished; there is nothing to do")
             with landing(config, root, progress, take_over=take_over):
-                return 0  # on shared storage something may be missing yet
+                return  # on shared storage something may be missing yet
         put_in_order(store, damaged, progress)
         history, sittings = read_history(store), read_totals(store)
         num_iterations = config.schedule.num_iterations
@@ -78,7 +79,7 @@ def resume(root: Path, *, take_over: bool = False) -> int:
         prepared = prepare(config, progress.say)
         (root / "logs").mkdir(exist_ok=True)
         store.write_json(f"environment-{sittings.count + 1}.json", environment())
-        return sit(prepared, store, progress, history, sittings, take_over=take_over)
+        sit(prepared, store, progress, history, sittings, take_over=take_over)
 
 
 def is_finished(store: "RunStore") -> bool:

@@ -23,10 +23,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs. Returns 0 when the run has finished, 130 when it was interrupted."""
+    """Runs. Raises Interrupted after Ctrl-C or SIGTERM, and StargateError."""
     from stargate.config.files import load_config
 
     config = load_config(args.config, args.overrides)
     from stargate.launch.session import run_session
 
-    return run_session(config)
+    run_session(config)
+    return 0

@@ -8,7 +8,7 @@ A session may go on with a run (`stargate resume`): then `past` says what is don
 import asyncio
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from stargate.config.run import RunConfig
 from stargate.errors import ConfigError
 from stargate.launch.scaling import following
 from stargate.launch.setup import REMOTE_CODE, Prepared, prepare
-from stargate.launch.shared import check_records, landing
+from stargate.launch.shared import check_records, interruptible, landing
 from stargate.launch.summary import print_summary
 from stargate.launch.system import RunningSystem, running_system
 from stargate.monitoring.journal import RunJournal
@@ -31,15 +31,15 @@ from stargate.resources.machine import environment
 from stargate.training_loop import TrainingLoop
 
 
-def run_session(config: RunConfig) -> int:
-    """Runs one config. Returns 0, or 130 after Ctrl-C or SIGTERM; raises StargateError."""
+def run_session(config: RunConfig) -> None:
+    """Runs one config. Raises Interrupted after Ctrl-C or SIGTERM, and StargateError."""
     progress = make_progress()
     check_records(config)
     prepared = prepare(config, progress.say)
-    store = create_run_dir(config)
+    store = fill_run_dir(config.runs_dir / timed_name(config.name), config)
     progress.say(f"run directory: {store.root}")
     with hold(store.root):
-        return sit(prepared, store, progress)
+        sit(prepared, store, progress)
 
 
 def sit(
@@ -50,48 +50,50 @@ def sit(
     before: RunTotals | None = None,
     *,
     take_over: bool = False,
-) -> int:
-    """One sitting of a run, whose lock is held. Returns 0, or 130 after Ctrl-C or SIGTERM."""
-    config = prepared.config
+) -> None:
+    """One sitting of a run, whose lock is held. `past` and `before`: of earlier ones, if any."""
+    config, root = prepared.config, store.root
+    advice = (
+        f"interrupted: what was finished is in {root}; this goes on with it: stargate resume {root}"
+    )
+    with (
+        interruptible(progress, advice),
+        landing(config, root, progress, take_over=take_over),
+        tracked(config, root, root.name, progress) as trackers,
+    ):
+        session = Session(prepared, store, progress, trackers, past, before)
+        asyncio.run(session.run())
+
+
+def tracked(
+    config: RunConfig, root: Path, name: str, progress: Progress
+) -> AbstractContextManager[Trackers]:
+    """Where the run's figures go besides its directory, as long as the block lasts."""
     resolved = config.model_dump(mode="json")
-    try:
-        with (
-            landing(config, store.root, progress, take_over=take_over),
-            open_trackers(
-                config.tracking, store.root, store.root.name, resolved, progress.say
-            ) as trackers,
-        ):
-            session = Session(prepared, store, progress, trackers, past, before)
-            asyncio.run(session.run())
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        progress.say(
-            f"interrupted: what was finished is in {store.root}; "
-            f"this goes on with it: stargate resume {store.root}"
-        )
-        return 130
-    return 0
+    return open_trackers(config.tracking, root, name, resolved, progress.say)
 
 
-def create_run_dir(config: RunConfig) -> RunStore:
-    """A new folder runs_dir/NAME-TIME with the resolved config and the environment in it."""
-    return fill_run_dir(config.runs_dir / timed_name(config), config)
-
-
-def timed_name(config: RunConfig) -> str:
+def timed_name(name: str) -> str:
     """NAME-TIME, for a folder."""
-    return f"{config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    return f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
-def fill_run_dir(root: Path, config: RunConfig) -> RunStore:
-    """Makes `root` with the resolved config and the environment in it. Raises ConfigError."""
+def make_dir(root: Path, config: RunConfig, *folders: str) -> RunStore:
+    """A new directory with the resolved config and these folders in it. Raises ConfigError."""
     try:
         root.mkdir(parents=True)
-        (root / "logs").mkdir()
-        (root / "models").mkdir()
+        for folder in folders:
+            (root / folder).mkdir()
     except OSError as error:
         raise ConfigError(f"runs_dir: can't create {root}: {error.strerror}") from error
     store = RunStore(root)
     store.write_text("config.yaml", dump_config(config))
+    return store
+
+
+def fill_run_dir(root: Path, config: RunConfig) -> RunStore:
+    """A new run directory, with the environment in it, too. Raises ConfigError."""
+    store = make_dir(root, config, "logs", "models")
     store.write_json("environment.json", environment())
     return store
 
@@ -109,10 +111,8 @@ class Session:
         before: RunTotals | None = None,
     ) -> None:
         """`past` and `before` are what earlier processes did and took, if there were any."""
-        self._prepared = prepared
-        self._config = prepared.config
-        self._store = store
-        self._progress = progress
+        self._prepared, self._config = prepared, prepared.config
+        self._store, self._progress = store, progress
         self._past = past or RunHistory()
         dropped = prepared.dataset.drop_counts
         self._journal = RunJournal(store, trackers, self._past, before or RunTotals(), dropped)

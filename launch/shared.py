@@ -1,6 +1,6 @@
-"""A run's records and shared storage, for the commands: check, land, fetch.
+"""What commands share: a run's records and shared storage (check, land, fetch); interruptions.
 
-run, resume, eval    check_records, then landing(...) around the work
+run, resume, eval    check_records, then interruptible(...) and landing(...) around the work
 resume, eval, report   local_run: an address becomes a folder
 """
 
@@ -84,6 +84,20 @@ def check_records(config: "RunConfig") -> None:
         open_storage(parse_uri(config.records.uri)).check_writable()
     except StorageError as error:
         raise StorageError(f"records.uri can't be used, nothing was started: {error}") from None
+
+
+@contextmanager
+def interruptible(progress: "Progress", advice: str) -> Iterator[None]:
+    """Says the advice after Ctrl-C or SIGTERM, and raises Interrupted."""
+    import asyncio
+
+    from stargate.errors import Interrupted
+
+    try:
+        yield
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        progress.say(advice)
+        raise Interrupted from None
 
 
 @contextmanager

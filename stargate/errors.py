@@ -32,6 +32,10 @@ class StargateError(Exception):
     exit_code = ExitCode.ERROR
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended the work in order, and the user was told how to go on."""
+
+
 class ConfigError(StargateError):
     """A configuration file or an override is wrong."""
 

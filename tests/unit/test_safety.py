@@ -18,7 +18,7 @@ from stargate.data.importers import TaskSource, import_dataset
 from stargate.errors import ConfigError, DataError, RecordDropped
 from stargate.evaluation import statistics
 from stargate.launch.cli import main
-from stargate.launch.eval_session import EvaluationRequest, evaluation_root
+from stargate.launch.eval_session import evaluation_root
 from stargate.launch.session import fill_run_dir
 from stargate.launch.setup import REMOTE_CODE, prepare
 from stargate.launch.summary import print_summary
@@ -29,7 +29,7 @@ from stargate.records.counters import Counters
 from stargate.records.store import RunStore
 from stargate.types import MemoryPeak
 from tests.fakes.report_run import build_run
-from tests.unit.evaluation import test_ablation
+from tests.unit.launch import test_ablation
 from tests.unit.test_pair_steps import config
 
 # Clears the screen, sets the title, goes back to the line's start, reverses direction, hides,
@@ -194,9 +194,8 @@ def test_a_hugging_face_folder_can_not_name_files_outside_it(
 def test_run_and_evaluation_names_stay_in_their_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="name"):
         RunConfig(name=name)
-    request = EvaluationRequest(tmp_path, (), None, name)
     with pytest.raises(ConfigError, match="--name must be"):
-        evaluation_root(request, RunConfig(), RunConfig())
+        evaluation_root(tmp_path, name, RunConfig(), RunConfig())
 
 
 # --- code of others

@@ -45,9 +45,8 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> None:
     so that the same config is read back.
     """
 
-    def run_session(config: RunConfig) -> int:
+    def run_session(config: RunConfig) -> None:
         assert RunConfig.model_validate(yaml.safe_load(dump_config(config))) == config
-        return 0
 
     monkeypatch.setattr(session, "run_session", run_session)
 

@@ -9,7 +9,6 @@ from stargate.config.run import RunConfig
 from stargate.errors import ConfigError, DataError
 from stargate.evaluation.evaluator import checkpoint_dirs
 from stargate.launch.eval_session import (
-    EvaluationRequest,
     chosen_checkpoints,
     evaluation_root,
     load_run_config,
@@ -25,9 +24,8 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def root(run_dir: Path, *overrides: str, name: str | None = None) -> Path:
-    request = EvaluationRequest(run_dir, overrides, None, name)
     config = load_config(run_dir / "config.yaml", overrides)
-    return evaluation_root(request, load_run_config(run_dir), config)
+    return evaluation_root(run_dir, name, load_run_config(run_dir), config)
 
 
 @pytest.mark.parametrize(
