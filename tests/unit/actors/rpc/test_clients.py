@@ -1,4 +1,4 @@
-"""Scorers, the trainer and pushes when an actor dies, with fakes in the place of Ray's actors."""
+"""Engines, workers, trainer and pushes when an actor dies; only texts that the run believes in."""
 
 import asyncio
 from pathlib import Path
@@ -9,60 +9,97 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from stargate.actors.rpc import clients as pool_module
-from stargate.actors.rpc.clients import TrainerGroup, WeightPusher
-from stargate.actors.rpc.scorers import ScorerPool
+from stargate.actors.rpc.clients import (
+    GuardedPool,
+    GuardedWorkers,
+    TrainerGroup,
+    WeightPusher,
+)
 from stargate.errors import DivergenceError, EngineError
 from stargate.monitoring.progress import PlainProgress
-from stargate.types import (
-    ScoreRequest,
-    ScoreResult,
-)
+from stargate.types import DialoguePlan, GenerateRequest, Generation, Sampling
 from tests.fakes.actor_slots import GONE, ActorGroup
+from tests.fakes.scripted import make_pair
 
 
-def score_request(key: str) -> ScoreRequest:
-    return ScoreRequest(key, (1, 2), ((3,),))
+def test_a_text_by_other_weights_than_believed_is_refused() -> None:
+    actor_group = ActorGroup()
+    actor_group.supervisor.weights.current = ("models/m2", 2)
+    pool = GuardedPool("questioner", actor_group.actors, actor_group.supervisor)
+    request = GenerateRequest("t2/a:b/0/q0", "s", (1,), Sampling(0.0, 1.0, 1, 0))
+
+    async def run() -> None:
+        with pytest.raises(EngineError) as caught:
+            await pool(request)
+        assert str(caught.value) == (
+            "t2/a:b/0/q0: written by weights version 0, but the questioner's engines should hold 2"
+        )
+        actor_group.actors[0].version = 3
+        with actor_group.supervisor.weights.pushing("models/m3", 3):
+            assert (await pool(request)).policy_version == 3
+        assert (await pool(request)).policy_version == 3
+
+    asyncio.run(run())
 
 
-def test_a_dead_scorers_work_goes_to_the_others() -> None:
-    actor_group = ActorGroup(role="scorer", count=2)
-    first, second = actor_group.actors
-    first.dies_in = "score"
-    pool = ScorerPool(actor_group.actors, actor_group.supervisor)
+def test_requests_to_a_dead_engine_are_sent_again_and_counted() -> None:
+    actor_group = ActorGroup(role="roleplayer")
+    actor_group.actors[0].dies_in = "exchange"
+    pool = GuardedPool("roleplayer", actor_group.actors, actor_group.supervisor)
+    requests = [GenerateRequest(f"r{n}", f"s{n}", (1,), Sampling(0.0, 1.0, 1, 0)) for n in range(3)]
 
-    async def run() -> list[ScoreResult]:
-        results = await pool([score_request("a"), score_request("b")])
-        while not actor_group.counters.restarts:
+    async def run() -> list[Generation]:
+        return await asyncio.gather(*map(pool, requests))
+
+    assert [g.text for g in asyncio.run(run())] == ["roleplayer-0'"] * 3
+    assert actor_group.counters.resent == {"roleplayer": 3}
+    assert "load_weights" not in actor_group.hired[0].methods
+
+
+def test_dialogues_in_workers_end_when_somebody_died_too_often() -> None:
+    """A worker waits for a dead engine's successor; when there will be none, the driver must not
+    wait with it.
+    """
+    actor_group = ActorGroup(role="dialogue-worker")
+
+    async def never(batch: Any) -> None:
+        await asyncio.Event().wait()
+
+    actor_group.actors[0].do_exchange = never  # type: ignore[method-assign]
+    play = GuardedWorkers(actor_group.actors, actor_group.supervisor)
+
+    async def run() -> None:
+        plans = [DialoguePlan(f"t0/a:b/{n}", make_pair(), n, 1, 0) for n in range(3)]
+        playing = [asyncio.create_task(play(plan)) for plan in plans]
+        await asyncio.sleep(0.01)
+        playing[2].cancel()  # that is no failure
+        with pytest.raises(asyncio.CancelledError):
+            await playing[2]
+        await actor_group.supervisor.close()  # sets a failure, as too many deaths do
+        for one in playing[:2]:
+            with pytest.raises(EngineError, match="the run's actors are being ended"):
+                await one
+            assert not one.cancelling()
+        with pytest.raises(EngineError, match="the run's actors are being ended"):
+            await play(plans[2])
+        await actor_group.supervisor.close()  # once more: nobody is left to be ended
+
+    asyncio.run(run())
+
+
+def test_a_limit_of_the_work_itself_is_no_failure() -> None:
+    actor_group = ActorGroup(role="dialogue-worker")
+
+    async def run() -> None:
+        with pytest.raises(TimeoutError):
+            async with actor_group.supervisor.failure.ends():
+                await asyncio.wait_for(asyncio.Event().wait(), 0.001)
+        async with actor_group.supervisor.failure.ends():
             await asyncio.sleep(0)
-        return results
 
-    assert [result.key for result in asyncio.run(run())] == ["a", "b"]
-    assert second.methods == ["score"]
-    assert actor_group.counters.resent == {"scorer": 2}
-
-
-def test_a_lone_scorer_is_waited_for() -> None:
-    actor_group = ActorGroup(role="scorer")
-    actor_group.actors[0].dies_in = "score"
-    pool = ScorerPool(actor_group.actors, actor_group.supervisor)
-
-    async def run() -> list[list[ScoreResult]]:
-        return await asyncio.gather(*(pool([score_request(key)]) for key in "abc"))
-
-    got = asyncio.run(run())
-    assert [[result.key for result in results] for results in got] == [["a"], ["b"], ["c"]]
-    assert len(actor_group.hired) == 1
-    assert actor_group.hired[0].methods.count("score") == 3
-
-
-def test_what_ends_every_scorer_is_given_up() -> None:
-    actor_group = ActorGroup(
-        role="scorer", max_restarts=99, prepare=lambda actor: setattr(actor, "dies_in", "score")
-    )
-    actor_group.actors[0].dies_in = "score"
-    pool = ScorerPool(actor_group.actors, actor_group.supervisor)
-    with pytest.raises(EngineError, match="a and 0 more: 4 scorers died over them"):
-        asyncio.run(pool([score_request("a")]))
+    asyncio.run(run())
+    assert actor_group.supervisor.failure.error is None
+    assert not actor_group.supervisor.failure._limits
 
 
 def test_an_engine_that_dies_in_a_push_gets_the_weights_afterwards() -> None:

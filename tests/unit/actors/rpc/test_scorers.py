@@ -1,13 +1,14 @@
-"""A scorer that lives but never answers, with fakes and a clock that stands until it is moved."""
+"""Scorers that die or hang, and score calls that travel together, with fakes for Ray's actors."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from stargate.actors.rpc.scorers import ScoreDeadline, ScorerHangs, ScorerPool
+from stargate.actors.rpc.scorers import GatheredScore, ScoreDeadline, ScorerHangs, ScorerPool
 from stargate.config.run import ScorerConfig
-from stargate.errors import EngineError
+from stargate.errors import EngineError, RecordDropped
 from stargate.types import ScoreRequest, ScoreResult
 from tests.fakes.actor_slots import ActorGroup, FakeActor
 
@@ -153,3 +154,117 @@ def test_a_call_that_ends_in_time_costs_nothing_and_errors_stay_what_they_are() 
 
     asyncio.run(run())
     assert ScoreDeadline.of(ScorerConfig()) == ScoreDeadline(600.0, 20.0, asyncio.sleep)
+
+
+def test_a_dead_scorers_work_goes_to_the_others() -> None:
+    actor_group = ActorGroup(role="scorer", count=2)
+    first, second = actor_group.actors
+    first.dies_in = "score"
+    pool = ScorerPool(actor_group.actors, actor_group.supervisor)
+
+    async def run() -> list[ScoreResult]:
+        results = await pool([request("a", 3), request("b", 3)])
+        while not actor_group.counters.restarts:
+            await asyncio.sleep(0)
+        return results
+
+    assert [result.key for result in asyncio.run(run())] == ["a", "b"]
+    assert second.methods == ["score"]
+    assert actor_group.counters.resent == {"scorer": 2}
+
+
+def test_a_lone_scorer_is_waited_for() -> None:
+    actor_group = ActorGroup(role="scorer")
+    actor_group.actors[0].dies_in = "score"
+    pool = ScorerPool(actor_group.actors, actor_group.supervisor)
+
+    async def run() -> list[list[ScoreResult]]:
+        return await asyncio.gather(*(pool([request(key, 3)]) for key in "abc"))
+
+    got = asyncio.run(run())
+    assert [[result.key for result in results] for results in got] == [["a"], ["b"], ["c"]]
+    assert len(actor_group.hired) == 1
+    assert actor_group.hired[0].methods.count("score") == 3
+
+
+def test_what_ends_every_scorer_is_given_up() -> None:
+    actor_group = ActorGroup(
+        role="scorer", max_restarts=99, prepare=lambda actor: setattr(actor, "dies_in", "score")
+    )
+    actor_group.actors[0].dies_in = "score"
+    pool = ScorerPool(actor_group.actors, actor_group.supervisor)
+    with pytest.raises(EngineError, match="a and 0 more: 4 scorers died over them"):
+        asyncio.run(pool([request("a", 3)]))
+
+
+class Scores:
+    """Ends its calls when `open`; refuses calls with a key "bad"; keeps the keys of each call."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.open = asyncio.Event()
+
+    async def __call__(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        self.calls.append([request.key for request in requests])
+        await self.open.wait()
+        if any(request.key == "bad" for request in requests):
+            raise RecordDropped("empty_gold", "bad", "no gold")
+        return [ScoreResult(r.key, ((float(len(r.context_ids)),),)) for r in requests]
+
+
+def asked(*keys: str) -> list[ScoreRequest]:
+    return [ScoreRequest(key, tuple(range(len(key))), ((1,),)) for key in keys]
+
+
+def scored(*keys: str) -> list[ScoreResult]:
+    return [ScoreResult(key, ((float(len(key)),),)) for key in keys]
+
+
+def test_few_calls_are_sent_at_once_and_many_together() -> None:
+    async def scenario() -> None:
+        scores = Scores()
+        gathered = GatheredScore(scores)
+        names = [(f"a{n}", f"bb{n}") for n in range(18)]
+        tasks = [asyncio.create_task(gathered(asked(*pair))) for pair in names]
+        await asyncio.sleep(0)
+        assert scores.calls == [list(pair) for pair in names[:8]]
+        scores.open.set()
+        assert await asyncio.gather(*tasks) == [scored(*pair) for pair in names]
+        assert [len(call) for call in scores.calls[8:]] == [8, 8, 4]  # 4, 4 and 2 calls of two
+        assert gathered.num_calls == len(scores.calls) == 11
+        assert await gathered(asked("x")) == scored("x")
+        assert await gathered([]) == []
+        assert scores.calls[11:] == [["x"]]
+
+    asyncio.run(scenario())
+
+
+def test_a_refused_call_is_refused_alone() -> None:
+    async def scenario() -> None:
+        scores = Scores()
+        gathered = GatheredScore(scores)
+        names = [f"k{n}" for n in range(8)] + ["good", "bad", "fine"]
+        tasks = [asyncio.create_task(gathered(asked(name))) for name in names]
+        scores.open.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert results[8] == scored("good")
+        assert isinstance(results[9], RecordDropped)
+        assert results[10] == scored("fine")
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_call_holds_nobody_up() -> None:
+    async def scenario() -> None:
+        scores = Scores()
+        gathered = GatheredScore(scores)
+        tasks = [asyncio.create_task(gathered(asked(f"k{n}"))) for n in range(10)]
+        await asyncio.sleep(0)
+        tasks[8].cancel()
+        scores.open.set()
+        assert await tasks[9] == scored("k9")
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[8]
+        assert scores.calls[8:] == [["k9"]]
+
+    asyncio.run(scenario())
