@@ -36,7 +36,13 @@ _UNWRITABLE = frozenset({errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errn
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write(temporary path)`, syncs and renames: readers see the whole file or none."""
+    """Calls `write(temporary path)`, syncs and renames: readers see the whole file or none.
+
+    A device or a pipe (/dev/null, say) is written as it is: a file must not take its place.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        write(path)
+        return
     temporary = _temporary(path)
     with disk_errors(path):
         try:

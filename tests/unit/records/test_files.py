@@ -8,11 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stargate.records.files import whole_folder, write_at
+from stargate.records.files import whole_folder, write_at, write_text
 
 
 def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_device_is_written_and_not_replaced(tmp_path: Path) -> None:
+    terminal, name = os.openpty()
+    device = Path(os.ttyname(name))
+    write_text(device, "said\n")
+    assert os.read(terminal, 100).strip() == b"said"
+    assert device.is_char_device()
+    os.close(terminal)
+    os.close(name)
 
 
 def test_a_folder_appears_whole_in_place_of_the_one_before(tmp_path: Path) -> None:
