@@ -23,10 +23,11 @@ test: install  ## install what is missing, then all tests: the fast ones first
 	$(BIN)/python -m pytest tests/integration -m "not engines" -n 2 --dist loadfile $(ARGS)
 	$(BIN)/python -m pytest tests/integration tests/gpu -m "engines or gpu" $(ARGS)
 
-check: install  ## lint, formatting and types
+check: install  ## lint, formatting, types and the order of the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p stargate
+	$(BIN)/lint-imports --no-cache
 
 install:  ## install for the CPU into .venv, from the lock file
 	$(INSTALL) cpu

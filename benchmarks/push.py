@@ -80,7 +80,7 @@ def save_copies(model_dir: Path, folder: Path) -> tuple[list[Path], list[float]]
     """Two copies with seeded noise on every weight, saved as the trainer saves; seconds of each."""
     import torch
 
-    from stargate.actors.training.modeling import load_model, save_model
+    from stargate.actors.modeling.model import load_model, save_model
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = load_model(str(model_dir), None, "cpu", False)
@@ -108,7 +108,7 @@ async def _measure(
 ) -> Measurement:
     import ray
 
-    from stargate.actors.rpc.clients import WeightPusher
+    from stargate.actors.runtime.clients import WeightPusher
     from stargate.actors.runtime.spawn import start_ray
     from stargate.records.model_folder import weight_files
 

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from stargate.actors.runtime.heap import ONE_HEAP, heap_environment
+from stargate.actors.process.heap import ONE_HEAP, heap_environment
 from stargate.benchmarks.score_work import PairRequests, Stretch, stretches, texts_of
 from stargate.benchmarks.sides import SideProcess
 from stargate.config.run import EngineConfig, ScorerConfig
@@ -162,7 +162,7 @@ def _load(job: Job, dtype: Dtype) -> Any:
     """Hugging Face's model, on one thread of the job's core or on the GPU."""
     import torch
 
-    from stargate.actors.training.modeling import load_model
+    from stargate.actors.modeling.model import load_model
 
     _pin(job)
     model = load_model(job.model_dir, getattr(torch, dtype), job.device, job.trust_remote_code)

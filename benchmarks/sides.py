@@ -91,7 +91,7 @@ class SideProcess:
 def _serve(name: str, play: str, job: Any, pipe: Connection, log_file: str) -> None:
     """The child's whole life."""
     try:
-        from stargate.actors.training.modeling import redirect_output
+        from stargate.actors.process.log_escaping import redirect_output
 
         redirect_output(log_file)
         pkgutil.resolve_name(play)(job, pipe)

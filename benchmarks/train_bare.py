@@ -10,9 +10,9 @@ from multiprocessing.connection import Connection
 import torch
 from torch import nn
 
+from stargate.actors.modeling.model import SelectedLogits, load_model, token_losses
 from stargate.actors.training import lora as adapters
 from stargate.actors.training.batches import make_batch
-from stargate.actors.training.modeling import SelectedLogits, load_model, token_losses
 from stargate.actors.training.packing import make_packable
 from stargate.benchmarks.train_work import Job, StepTime
 

@@ -92,13 +92,13 @@ class RunningSystem:
         return self._roles(config, store.root.resolve()), context
 
     def _roles(self, config: RunConfig, run_dir: Path) -> Roles:
-        from stargate.actors.rpc.clients import (
+        from stargate.actors.runtime.clients import (
             GuardedPool,
             GuardedWorkers,
             TrainerGroup,
             WeightPusher,
         )
-        from stargate.actors.rpc.scorers import GatheredScore, ScoreDeadline, ScorerPool
+        from stargate.actors.runtime.scorer_clients import GatheredScore, ScoreDeadline, ScorerPool
 
         prepared, actors = self.prepared, self.actor_group
         supervisor, turns = actors.supervisor, actors.turns

@@ -1,6 +1,6 @@
 """The seams:
 
-all that the loop knows of the actors. Fakes implement them in unit tests, actors/rpc/clients.py
+all that the loop knows of the actors. Fakes implement them in unit tests, actors/runtime/clients.py
 in a run.
 """
 

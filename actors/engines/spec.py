@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from stargate.actors.engines.weight_files import BACKEND
-from stargate.actors.runtime.heap import KEEP_FREED_MEMORY, heap_environment
+from stargate.actors.process.heap import KEEP_FREED_MEMORY, heap_environment
 from stargate.config.run import EngineConfig
 from stargate.types import Sampling
 

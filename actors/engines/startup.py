@@ -19,7 +19,7 @@ from stargate.actors.engines.spec import (
     engine_arguments,
     engine_environment,
 )
-from stargate.actors.runtime.log_escaping import escape_output
+from stargate.actors.process.log_escaping import escape_output
 from stargate.errors import EngineError, MachineError, ModelError, StargateError, one_line
 from stargate.resources.placement import listed_cores
 

@@ -12,17 +12,14 @@ with a value anywhere that is not finite answers NaN.
 N outputs, K inputs of a layer, C sampled columns.
 """
 
-import json
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stargate.actors.engines.weight_files import SUMS
+from stargate.actors.modeling.weight_sums import tensor_sum
 
 # Columns that are looked at per push; the next push looks at the next ones.
 _NUM_COLUMNS = 8
@@ -33,30 +30,6 @@ _RELATIVE, _ABSOLUTE = 1e-3, 1e-30
 
 class WeightMismatch(ValueError):
     """What an engine holds is not what was sent."""
-
-
-def tensor_sum(tensor: Tensor) -> int:
-    """The sum of a tensor's bytes as 64-bit words, modulo 2^64. Reads each byte once."""
-    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
-    whole = raw.size // 8 * 8
-    words, rest = raw[:whole].view(np.uint64), raw[whole:]
-    total = int(np.add.reduce(words, dtype=np.uint64)) + int.from_bytes(rest.tobytes(), "little")
-    return total % 2**64
-
-
-def write_sums(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Writes the sums of the tensors that a saved folder was made of, from memory, into it."""
-    sums = {name: tensor_sum(tensor) for name, tensor in weights.items()}
-    (folder / SUMS).write_text(json.dumps(sums), encoding="utf-8")
-
-
-def read_sums(folder: Path) -> dict[str, int] | None:
-    """What `write_sums` wrote; None if nobody did."""
-    file = folder / SUMS
-    if not file.is_file():
-        return None
-    sums = json.loads(file.read_text(encoding="utf-8"))
-    return {str(name): int(value) for name, value in sums.items()}
 
 
 @dataclass(frozen=True, slots=True)

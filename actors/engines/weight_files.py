@@ -20,8 +20,6 @@ from stargate.records.model_folder import read_header, weight_files
 
 BACKEND = "stargate_file"
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-# What the trainer says of the tensors that it saved (weight_check.py); not every folder has it.
-SUMS = "weight-sums.json"
 # Tensors that a checkpoint may leave out because they are tied to the input embeddings.
 _TIED = frozenset({"lm_head.weight"})
 
@@ -34,7 +32,7 @@ def register() -> None:
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     from stargate.actors.engines.patches import sleep_instead_of_spinning
-    from stargate.actors.runtime.log_escaping import escape_output_of_children
+    from stargate.actors.process.log_escaping import escape_output_of_children
 
     # register_engine refuses a name that it has, and there is no public way to ask for it.
     if BACKEND not in WeightTransferEngineFactory._registry:

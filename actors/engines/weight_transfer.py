@@ -32,7 +32,8 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from stargate.actors.engines.weight_check import Watch, file_names, read_sums
+from stargate.actors.engines.weight_check import Watch, file_names
+from stargate.actors.modeling.weight_sums import read_sums
 
 _LOG = logging.getLogger(__name__)
 

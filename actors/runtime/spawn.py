@@ -20,6 +20,7 @@ import ray
 
 from stargate.actors.engines.engine import Engine
 from stargate.actors.engines.spec import EngineSpec, engine_environment
+from stargate.actors.process.heap import ONE_HEAP, heap_environment
 from stargate.actors.rpc.remote import ActorDied, remote
 from stargate.actors.runtime.actor_slots import WORKER, ActorSlot, HeldWeights
 from stargate.actors.runtime.cluster import Cluster, Site
@@ -27,7 +28,6 @@ from stargate.actors.runtime.dialogue_worker import DialogueWorker, WorkerSpec
 from stargate.actors.runtime.discovery import WORKER_ENVIRONMENT, on_node
 from stargate.actors.runtime.file_transfer import FileAccess, SameFiles
 from stargate.actors.runtime.gpu_sharing import SleepController
-from stargate.actors.runtime.heap import ONE_HEAP, heap_environment
 from stargate.actors.runtime.supervisor import Supervisor
 from stargate.actors.scoring.scorer import Scorer, ScorerSpec
 from stargate.actors.training.rank import TrainerRank

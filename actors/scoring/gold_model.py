@@ -25,17 +25,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stargate.actors.runtime.heap import keep_freed_memory, release_freed_memory
-from stargate.actors.scoring.attention import restore
-from stargate.actors.scoring.prefix_tree import Item, Text, group_alike, group_by_length, lay_out
-from stargate.actors.scoring.tree_attention import AttentionPlan, make_shareable
-from stargate.actors.training.modeling import (
+from stargate.actors.modeling.attention import restore
+from stargate.actors.modeling.model import (
     SelectedLogits,
     cached_rows,
     keep_precise,
     load_model,
     max_positions,
 )
+from stargate.actors.process.heap import keep_freed_memory, release_freed_memory
+from stargate.actors.scoring.prefix_tree import Item, Text, group_alike, group_by_length, lay_out
+from stargate.actors.scoring.tree_attention import AttentionPlan, make_shareable
 from stargate.config.run import ScorerConfig
 from stargate.errors import MachineError, one_line
 from stargate.types import ScoreRequest

@@ -81,8 +81,8 @@ class Scorer:
         if self._spec.device == "cpu":
             # transformers imports an installed DeepSpeed, which otherwise looks for a GPU, aloud.
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        from stargate.actors.process.log_escaping import redirect_output
         from stargate.actors.scoring.gold_model import GoldModel
-        from stargate.actors.training.modeling import redirect_output
 
         redirect_output(self._spec.log_file)
         self._model = GoldModel(

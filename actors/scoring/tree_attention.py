@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stargate.actors.scoring.attention import has_varlen, obstacle, replace
+from stargate.actors.modeling.attention import has_varlen, obstacle, replace
 from stargate.actors.scoring.prefix_tree import Piece
 
 _NAME = "stargate_tree"

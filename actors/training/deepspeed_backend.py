@@ -34,9 +34,7 @@ from deepspeed.utils import (
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from stargate.actors.training import lora as adapters
-from stargate.actors.training.batches import Batch, make_batch
-from stargate.actors.training.modeling import (
+from stargate.actors.modeling.model import (
     SelectedLogits,
     load_model,
     max_positions,
@@ -44,6 +42,8 @@ from stargate.actors.training.modeling import (
     save_model,
     token_losses,
 )
+from stargate.actors.training import lora as adapters
+from stargate.actors.training.batches import Batch, make_batch
 from stargate.actors.training.packing import make_packable
 from stargate.actors.training.spec import TrainerSpec
 from stargate.config.run import TrainerConfig

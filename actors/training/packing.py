@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stargate.actors.scoring.attention import has_varlen, obstacle, replace, restore
+from stargate.actors.modeling.attention import has_varlen, obstacle, replace, restore
 from stargate.errors import one_line
 
 _NAME = "stargate_packed"

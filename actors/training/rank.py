@@ -78,9 +78,9 @@ class TrainerRank:
         if self._started:
             return
         os.environ.update(rank_environment(self._spec))
-        from stargate.actors.runtime.heap import keep_freed_memory
+        from stargate.actors.process.heap import keep_freed_memory
+        from stargate.actors.process.log_escaping import redirect_output
         from stargate.actors.training.backend import backend_class
-        from stargate.actors.training.modeling import redirect_output
 
         redirect_output(self._spec.log_file)
         if self._spec.device == "cpu":
@@ -131,7 +131,7 @@ class TrainerRank:
         name: str,
         checkpoint_dir: Path | None,
     ) -> TrainResult:
-        from stargate.actors.runtime.heap import release_freed_memory
+        from stargate.actors.process.heap import release_freed_memory
         from stargate.actors.training.checkpoints import Checkpoints, Training
         from stargate.actors.training.objectives import make_objective
         from stargate.actors.training.stage import TrainingStage, check_examples

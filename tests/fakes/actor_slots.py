@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from stargate.actors.rpc.batched_calls import CallBatch, Delivery
-from stargate.actors.rpc.clients import WeightPusher
 from stargate.actors.rpc.remote import ActorDied
 from stargate.actors.runtime.actor_slots import ActorSlot, HeldWeights
+from stargate.actors.runtime.clients import WeightPusher
 from stargate.actors.runtime.supervisor import Supervisor
 from stargate.records.counters import Counters
 from stargate.types import (

@@ -13,7 +13,7 @@ def test_flash_attention_of_a_row_equals_each_example_alone() -> None:
         pytest.skip("no GPU")
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from stargate.actors.scoring.attention import has_varlen
+    from stargate.actors.modeling.attention import has_varlen
     from stargate.actors.training import packing
 
     torch.manual_seed(0)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from stargate.actors.runtime.heap import ONE_HEAP, heap_environment
+from stargate.actors.process.heap import ONE_HEAP, heap_environment
 from stargate.actors.scoring import scorer as scorer_module
 from stargate.actors.scoring.scorer import Scorer, ScorerSpec
 from stargate.config.run import ScorerConfig
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 
 _SCRIPT = """
 import psutil, torch
-from stargate.actors.runtime.heap import keep_freed_memory, release_freed_memory
+from stargate.actors.process.heap import keep_freed_memory, release_freed_memory
 
 torch.set_num_threads(1)
 rss = lambda: psutil.Process().memory_info().rss / 2**20
@@ -42,7 +42,7 @@ def test_freed_memory_is_kept_until_it_is_released() -> None:
 # The second thread gets the heap of the first, unless there is one heap for all.
 _THREADS = """
 import psutil, threading, torch
-from stargate.actors.runtime.heap import keep_freed_memory
+from stargate.actors.process.heap import keep_freed_memory
 
 torch.set_num_threads(1)
 rss = lambda: psutil.Process().memory_info().rss / 2**20

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from stargate.actors.modeling.model import SelectedLogits, load_model, token_losses
 from stargate.actors.training import packing
 from stargate.actors.training.batches import make_batch
-from stargate.actors.training.modeling import SelectedLogits, load_model, token_losses
 from stargate.actors.training.packing import attend_in_blocks, make_packable
 from stargate.types import TrainingExample
 from tests.integration.tiny_model import save_windowed_model

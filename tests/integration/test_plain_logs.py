@@ -12,7 +12,7 @@ pytestmark = pytest.mark.integration
 def test_the_log_of_a_scorer_or_trainer_is_escaped(tmp_path: Path) -> None:
     log = tmp_path / "scorer-0.log"
     script = f"""{WRITES}
-from stargate.actors.training.modeling import redirect_output
+from stargate.actors.process.log_escaping import redirect_output
 redirect_output({str(log)!r})
 redirect_output({str(log)!r})
 write()

@@ -22,7 +22,8 @@ os.environ.update(
 )
 from stargate.actors.engines import weight_transfer
 from stargate.actors.engines.spec import EngineSpec, engine_arguments
-from stargate.actors.engines.weight_check import WeightMismatch, write_sums
+from stargate.actors.engines.weight_check import (WeightMismatch)
+from stargate.actors.modeling.weight_sums import write_sums
 from stargate.config.run import EngineConfig
 
 old, new = sys.argv[1:]

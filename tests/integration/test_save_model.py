@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stargate.actors.training import modeling
+from stargate.actors.modeling import model as modeling
 from stargate.errors import MachineError
 from stargate.records import files
 

@@ -145,7 +145,7 @@ def test_rounded_logits_are_exact_where_log_probs_depend_on_them(tiny: Path) -> 
     """The target's logit and the largest one, to float32; the others to bfloat16's 0.4 %."""
     import torch
 
-    from stargate.actors.training.modeling import SelectedLogits, load_model
+    from stargate.actors.modeling.model import SelectedLogits, load_model
 
     ids = torch.arange(100, 150)[None]
     rows, columns, targets = torch.zeros(40).long(), torch.arange(5, 45), torch.arange(1000, 1040)

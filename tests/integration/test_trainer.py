@@ -209,7 +209,7 @@ def test_the_saved_folder_is_a_whole_model(one: Ranks, tiny: Path, tmp_path: Pat
     from safetensors.torch import load_file
     from transformers import AutoTokenizer
 
-    from stargate.actors.engines.weight_check import read_sums, tensor_sum
+    from stargate.actors.modeling.weight_sums import read_sums, tensor_sum
 
     (tmp_path / "m1").mkdir()
     (tmp_path / "m1" / "stale.json").write_text("{}")
@@ -294,7 +294,7 @@ def test_training_before_the_start_is_refused() -> None:
 def test_rounding_is_right_on_average() -> None:
     import torch
 
-    from stargate.actors.training.modeling import round_unbiased
+    from stargate.actors.modeling.model import round_unbiased
 
     generator = torch.Generator().manual_seed(0)
     # Between 1 and the next bfloat16, 1 + 2^-7: a quarter of the way, exactly on 1, and below -1.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stargate.actors.modeling.model import save_model
 from stargate.actors.training.batches import Batch, make_batch
-from stargate.actors.training.modeling import save_model
 from stargate.actors.training.objectives import WeightedNll, make_objective
 from stargate.actors.training.spec import TrainerSpec
 from stargate.errors import ConfigError

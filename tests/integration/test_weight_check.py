@@ -8,14 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stargate.actors.engines.weight_check import (
-    Watch,
-    WeightMismatch,
-    read_sums,
-    tensor_sum,
-    write_sums,
-)
+from stargate.actors.engines.weight_check import Watch, WeightMismatch
 from stargate.actors.engines.weight_transfer import load_directly
+from stargate.actors.modeling.weight_sums import read_sums, tensor_sum, write_sums
 
 pytestmark = pytest.mark.integration
 

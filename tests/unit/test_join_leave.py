@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from stargate.actors.rpc.clients import GuardedPool
 from stargate.actors.rpc.remote import ActorDied
 from stargate.actors.runtime import supervisor as supervisor_module
+from stargate.actors.runtime.clients import GuardedPool
 from stargate.errors import EngineError
 from stargate.launch.summary import summary_lines
 from stargate.monitoring.summary import summarise_run

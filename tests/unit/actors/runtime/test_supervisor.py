@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from stargate.actors.rpc.clients import GuardedPool
 from stargate.actors.runtime import supervisor as supervisor_module
+from stargate.actors.runtime.clients import GuardedPool
 from stargate.actors.runtime.dialogue_worker import _Staff
 from stargate.errors import EngineError
 from stargate.launch.summary import summary_lines

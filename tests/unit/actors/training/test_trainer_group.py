@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from stargate.actors.rpc import clients as pool_module
-from stargate.actors.rpc.clients import TrainerGroup
+from stargate.actors.runtime import clients as pool_module
+from stargate.actors.runtime.clients import TrainerGroup
 from stargate.actors.runtime.file_transfer import SameFiles
 from stargate.actors.training.rank import TrainProgress
 from stargate.monitoring.progress import PlainProgress

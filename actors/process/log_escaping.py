@@ -5,8 +5,10 @@ libraries write by themselves goes past it.
 """
 
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TextIO
 
 from stargate.monitoring.progress import safe_text
@@ -53,3 +55,20 @@ def _escape(stream: TextIO) -> tuple[Callable[[str], int], Callable[[str], int] 
     escaped.escapes = True  # type: ignore[attr-defined]
     stream.write = escaped  # type: ignore[method-assign]
     return write, escaped
+
+
+def redirect_output(log_file: str | None) -> None:
+    """Sends all that this process prints, also from C++, to `log_file`. None leaves it alone.
+
+    What Python prints is escaped there: logs are read on terminals, and may quote a model.
+    """
+    if log_file is None:
+        return
+    Path(log_file).parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    file = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    escape_output()

@@ -6,9 +6,7 @@
 B sequences, T tokens, P chosen positions, V vocabulary.
 """
 
-import os
 import shutil
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stargate.actors.engines.weight_check import write_sums
-from stargate.actors.runtime.log_escaping import escape_output
+from stargate.actors.modeling.weight_sums import write_sums
 from stargate.errors import MachineError, ModelError, one_line
 from stargate.records.files import disk_problem, whole_folder
 from stargate.resources.embedded import MANIFEST
@@ -30,23 +27,6 @@ _COMPANION_FOLDERS = ("additional_chat_templates",)
 _WEIGHT_INDEX_SUFFIX = ".index.json"
 # Bytes of logits that are worked on at once on a CPU: they stay in its cache meanwhile.
 _CACHED_BYTES = 2 * 1024 * 1024
-
-
-def redirect_output(log_file: str | None) -> None:
-    """Sends all that this process prints, also from C++, to `log_file`. None leaves it alone.
-
-    What Python prints is escaped there: logs are read on terminals, and may quote a model.
-    """
-    if log_file is None:
-        return
-    Path(log_file).parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    file = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)
-    escape_output()
 
 
 def load_model(

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from ray.exceptions import RayTaskError
 
-from stargate.actors.rpc import clients as pool_module
-from stargate.actors.rpc.clients import (
+from stargate.actors.runtime import clients as pool_module
+from stargate.actors.runtime.clients import (
     GuardedPool,
     GuardedWorkers,
     TrainerGroup,

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from stargate.actors.rpc.scorers import GatheredScore, ScoreDeadline, ScorerHangs, ScorerPool
+from stargate.actors.runtime.scorer_clients import (
+    GatheredScore,
+    ScoreDeadline,
+    ScorerHangs,
+    ScorerPool,
+)
 from stargate.config.run import ScorerConfig
 from stargate.errors import EngineError, RecordDropped
 from stargate.types import ScoreRequest, ScoreResult

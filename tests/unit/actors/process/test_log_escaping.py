@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stargate.actors.runtime.log_escaping import readable
+from stargate.actors.process.log_escaping import readable
 from tests.unit.test_safety import ESCAPED, NASTY, dangerous
 
 # What an actor's process may do with a text that a model wrote.
@@ -68,12 +68,12 @@ def test_what_vllms_own_processes_write_is_escaped(tmp_path: Path) -> None:
     script.write_text(f"""{WRITES}
 import multiprocessing
 def child():
-    from stargate.actors.runtime.log_escaping import escape_output_of_children
+    from stargate.actors.process.log_escaping import escape_output_of_children
     escape_output_of_children()
     escape_output_of_children()
     write()
 if __name__ == "__main__":
-    from stargate.actors.runtime.log_escaping import escape_output_of_children
+    from stargate.actors.process.log_escaping import escape_output_of_children
     escape_output_of_children()  # of no effect here
     print("x\\x1b[2Jy", flush=True)
     process = multiprocessing.get_context("spawn").Process(target=child)
