@@ -1,5 +1,7 @@
 """How values are drawn in tests that draw them, and what tests say of themselves."""
 
+import asyncio
+import inspect
 import os
 from collections.abc import Generator
 from typing import Any
@@ -12,6 +14,16 @@ from hypothesis import settings
 _RANDOM = os.environ.get("STARGATE_FUZZ", "0") != "0"
 settings.register_profile("stargate", deadline=None, derandomize=not _RANDOM)
 settings.load_profile("stargate")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A test that is a coroutine runs in an event loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
 
 
 @pytest.hookimpl(wrapper=True)

@@ -20,28 +20,22 @@ def test_a_wait_speaks_every_thirty_seconds() -> None:
     assert said == ["30 s so far", "61 s so far"]
 
 
-def test_all_are_awaited_by_name_and_the_missing_ones_named(
+async def test_all_are_awaited_by_name_and_the_missing_ones_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(waiting, "SPEAK_SECONDS", 0.0)
+    both, said = asyncio.Event(), set[str]()
 
-    async def run() -> dict[str, int]:
-        both = asyncio.Event()
-        said: list[str] = []
+    def say(names: str) -> None:
+        said.add(names)
+        both.set()
 
-        def say(names: str) -> None:
-            said.append(names)
-            both.set()
+    async def later(value: int) -> int:
+        await both.wait()
+        return value
 
-        async def later(value: int) -> int:
-            await both.wait()
-            return value
-
-        result = await await_aloud({"b": later(2), "a": later(1)}, say)
-        assert set(said) == {"a, b"}
-        return result
-
-    assert asyncio.run(run()) == {"b": 2, "a": 1}
+    assert await await_aloud({"b": later(2), "a": later(1)}, say) == {"b": 2, "a": 1}
+    assert said == {"a, b"}
 
 
 def test_the_first_failure_ends_the_others() -> None:

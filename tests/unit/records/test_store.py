@@ -49,56 +49,44 @@ def test_an_example_survives_the_round_trip(tmp_path: Path) -> None:
     assert list(store.records("t0", "examples", TrainingExample)) == [example]
 
 
-def test_rows_are_on_disk_when_append_returns(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        store = RunStore(tmp_path)
-        for number in range(3):
-            await store.append("t0", "scores", [score(number)])
-            seen = [row["dialogue_id"] for row in RunStore(tmp_path).read("t0", "scores")]
-            assert seen == [f"d{i}" for i in range(number + 1)]
-
-    asyncio.run(scenario())
+async def test_rows_are_on_disk_when_append_returns(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    for number in range(3):
+        await store.append("t0", "scores", [score(number)])
+        seen = [row["dialogue_id"] for row in RunStore(tmp_path).read("t0", "scores")]
+        assert seen == [f"d{i}" for i in range(number + 1)]
 
 
-def test_rows_that_arrive_together_share_a_part(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        store = RunStore(tmp_path)
-        await asyncio.gather(*(store.append("t0", "scores", [score(i)]) for i in range(50)))
-
-    asyncio.run(scenario())
+async def test_rows_that_arrive_together_share_a_part(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    await asyncio.gather(*(store.append("t0", "scores", [score(i)]) for i in range(50)))
     assert len(list((tmp_path / "t0" / "scores").iterdir())) == 1
     assert len(list(RunStore(tmp_path).read("t0", "scores"))) == 50
 
 
-def test_compact_merges_parts_and_keeps_order(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        store = RunStore(tmp_path)
-        for number in range(3):
-            await store.append("t0", "scores", [score(number)])
-        store.compact("t0")
-        assert sorted(p.name for p in (tmp_path / "t0").iterdir()) == ["scores.parquet"]
-        await store.append("t0", "scores", [score(3)])
-        assert [r["dialogue_id"] for r in store.read("t0", "scores")] == ["d0", "d1", "d2", "d3"]
-        store.compact("t0")
-        assert len(list(store.read("t0", "scores"))) == 4
-
-    asyncio.run(scenario())
+async def test_compact_merges_parts_and_keeps_order(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    for number in range(3):
+        await store.append("t0", "scores", [score(number)])
+    store.compact("t0")
+    assert sorted(p.name for p in (tmp_path / "t0").iterdir()) == ["scores.parquet"]
+    await store.append("t0", "scores", [score(3)])
+    assert [r["dialogue_id"] for r in store.read("t0", "scores")] == ["d0", "d1", "d2", "d3"]
+    store.compact("t0")
+    assert len(list(store.read("t0", "scores"))) == 4
 
 
-def test_a_failed_write_reaches_every_waiter_and_leaves_nothing(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        store = RunStore(tmp_path)
-        bad = {**score(0), "num_gold_tokens": "three"}
-        results = await asyncio.gather(
-            store.append("t0", "scores", [bad]),
-            store.append("t0", "scores", [score(1)]),
-            return_exceptions=True,
-        )
-        assert all(isinstance(result, Exception) for result in results)
-        await store.append("t0", "scores", [score(2)])
-        assert [row["dialogue_id"] for row in store.read("t0", "scores")] == ["d2"]
-
-    asyncio.run(scenario())
+async def test_a_failed_write_reaches_every_waiter_and_leaves_nothing(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    bad = {**score(0), "num_gold_tokens": "three"}
+    results = await asyncio.gather(
+        store.append("t0", "scores", [bad]),
+        store.append("t0", "scores", [score(1)]),
+        return_exceptions=True,
+    )
+    assert all(isinstance(result, Exception) for result in results)
+    await store.append("t0", "scores", [score(2)])
+    assert [row["dialogue_id"] for row in store.read("t0", "scores")] == ["d2"]
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -137,24 +125,21 @@ def test_pandas_and_duckdb_read_the_tables(tmp_path: Path) -> None:
     assert duckdb.sql(query).fetchall() == [(2, "a", [1])]
 
 
-def test_a_part_that_a_killed_compact_left_is_not_read_twice(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        store = RunStore(tmp_path)
-        for number in range(2):
-            await store.append("t0", "scores", [score(number)])
-        part = tmp_path / "t0" / "scores" / "part-000001.parquet"
-        content = part.read_bytes()
-        store.compact("t0")
-        part.parent.mkdir()
-        part.write_bytes(content)
-        again = RunStore(tmp_path)
-        assert [row["dialogue_id"] for row in again.read("t0", "scores")] == ["d0", "d1"]
-        await again.append("t0", "scores", [score(2)])
-        assert [r["dialogue_id"] for r in again.read("t0", "scores")] == ["d0", "d1", "d2"]
-        assert repair(tmp_path, discovery(tmp_path)).num_merged_parts == 1
-        assert [r["dialogue_id"] for r in again.read("t0", "scores")] == ["d0", "d1", "d2"]
-
-    asyncio.run(scenario())
+async def test_a_part_that_a_killed_compact_left_is_not_read_twice(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    for number in range(2):
+        await store.append("t0", "scores", [score(number)])
+    part = tmp_path / "t0" / "scores" / "part-000001.parquet"
+    content = part.read_bytes()
+    store.compact("t0")
+    part.parent.mkdir()
+    part.write_bytes(content)
+    again = RunStore(tmp_path)
+    assert [row["dialogue_id"] for row in again.read("t0", "scores")] == ["d0", "d1"]
+    await again.append("t0", "scores", [score(2)])
+    assert [r["dialogue_id"] for r in again.read("t0", "scores")] == ["d0", "d1", "d2"]
+    assert repair(tmp_path, discovery(tmp_path)).num_merged_parts == 1
+    assert [r["dialogue_id"] for r in again.read("t0", "scores")] == ["d0", "d1", "d2"]
 
 
 def test_a_damaged_page_is_one_clear_error_on_reading(tmp_path: Path) -> None:

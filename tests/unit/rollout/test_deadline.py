@@ -100,7 +100,7 @@ def test_an_evaluation_has_the_deadline_too(tmp_path: Path) -> None:
     assert context.counters.dropped == {"turn_timeout": 1}
 
 
-def test_slow_turns_in_between_show_that_not_all_hang() -> None:
+async def test_slow_turns_in_between_show_that_not_all_hang() -> None:
     async def hang(attempt: int) -> int:
         await asyncio.Event().wait()
         return attempt
@@ -111,24 +111,21 @@ def test_slow_turns_in_between_show_that_not_all_hang() -> None:
     async def silent(attempt: int) -> int:
         raise RecordDropped("empty_question", "d", "said nothing")
 
-    async def scenario() -> None:
-        watch = TurnWatch(0.001)
-        for ends in (answer, silent):
-            for _ in range(7):
-                with pytest.raises(RecordDropped, match="turn_timeout"):
-                    await watch.run(hang, "d")
-            if ends is silent:
-                with pytest.raises(RecordDropped, match="empty_question"):
-                    await watch.run(ends, "d")
-            else:
-                await watch.run(ends, "d")
+    watch = TurnWatch(0.001)
+    for ends in (answer, silent):
         for _ in range(7):
             with pytest.raises(RecordDropped, match="turn_timeout"):
                 await watch.run(hang, "d")
-        with pytest.raises(EngineError):
+        if ends is silent:
+            with pytest.raises(RecordDropped, match="empty_question"):
+                await watch.run(ends, "d")
+        else:
+            await watch.run(ends, "d")
+    for _ in range(7):
+        with pytest.raises(RecordDropped, match="turn_timeout"):
             await watch.run(hang, "d")
-
-    asyncio.run(scenario())
+    with pytest.raises(EngineError):
+        await watch.run(hang, "d")
 
 
 def test_a_timeout_of_the_turns_own_is_no_late_turn() -> None:

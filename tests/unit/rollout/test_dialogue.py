@@ -71,29 +71,25 @@ def test_a_prompt_without_room_drops_the_dialogue_and_says_the_sizes() -> None:
         played(ScriptedGenerate(lambda request: "q?"), max_model_len=100)
 
 
-def test_dialogues_do_not_wait_for_each_other() -> None:
+async def test_dialogues_do_not_wait_for_each_other() -> None:
     """One dialogue hangs at its first question; the others finish all their turns."""
+    stuck = asyncio.Event()
 
-    async def scenario() -> None:
-        stuck = asyncio.Event()
+    class OneHangs(ScriptedGenerate):
+        async def __call__(self, request: GenerateRequest):  # type: ignore[no-untyped-def]
+            if request.session == "t0/t:p/0":
+                await stuck.wait()
+            return await super().__call__(request)
 
-        class OneHangs(ScriptedGenerate):
-            async def __call__(self, request: GenerateRequest):  # type: ignore[no-untyped-def]
-                if request.session == "t0/t:p/0":
-                    await stuck.wait()
-                return await super().__call__(request)
-
-        ask = questioner(OneHangs(lambda request: "q?"))
-        plans = [DialoguePlan(f"t0/t:p/{i}", PAIR, i, 3, seed=i) for i in range(4)]
-        tasks = [
-            asyncio.create_task(play(plan, ask, FixedRoleplay(), TurnWatch(60.0))) for plan in plans
-        ]
-        await asyncio.gather(*tasks[1:])
-        assert not tasks[0].done()
-        stuck.set()
-        await tasks[0]
-
-    asyncio.run(scenario())
+    ask = questioner(OneHangs(lambda request: "q?"))
+    plans = [DialoguePlan(f"t0/t:p/{i}", PAIR, i, 3, seed=i) for i in range(4)]
+    tasks = [
+        asyncio.create_task(play(plan, ask, FixedRoleplay(), TurnWatch(60.0))) for plan in plans
+    ]
+    await asyncio.gather(*tasks[1:])
+    assert not tasks[0].done()
+    stuck.set()
+    await tasks[0]
 
 
 def test_plans_are_literal_and_repeatable() -> None:
