@@ -17,8 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stargate.errors import DataError
-from stargate.evaluation.checkpoint import plain_means
-from stargate.evaluation.evaluator import Evaluator
+from stargate.evaluation.evaluator import Evaluator, plain_means
 from stargate.evaluation.playing import scope_of
 from stargate.monitoring.journal import RunJournal
 from stargate.pair_steps import make_examples
@@ -110,7 +109,6 @@ class TrainingLoop:
             return
         known = self._past.evaluations.get(version)
         if known is not None and not self._store.damaged(scope_of(version)):
-            self._evaluator.recall(version, self._store)
             self._journal.evaluation(version, known, known=True)
             return
         await self._hold(version)

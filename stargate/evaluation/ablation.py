@@ -10,7 +10,7 @@ comes from the condition alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -283,4 +283,4 @@ def _differences(base: Outcome, outcome: Outcome, config: BootstrapConfig | None
     if base.observed is None or outcome.observed is None or base.checkpoint != outcome.checkpoint:
         return {}
     found = changes(base.observed, outcome.observed, config)
-    return {name: difference.to_json() for name, difference in found.items()}
+    return {name: asdict(difference) for name, difference in found.items()}

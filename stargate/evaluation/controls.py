@@ -13,13 +13,14 @@ cancels out. The last two are costlier and made for the first `num_detailed_dial
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from stargate.errors import RecordDropped
 from stargate.evaluation.playing import next_personas, scope_of
 from stargate.protocols import Score
+from stargate.records.store import RunStore
 from stargate.rollout.tasks import task_group
 from stargate.run_context import RunContext
 from stargate.types import Dialogue, Pair, ScoreRequest
@@ -60,21 +61,22 @@ async def score_all(
     played: dict[str, list[Dialogue]],
     score: Score,
     context: RunContext,
-    fixed: Iterable[ControlScore] = (),
-) -> list[ControlScore]:
+) -> None:
     """All controls of a checkpoint's dialogues, on disk when this returns.
 
-    `fixed`: the controls without a dialogue, where another checkpoint's evaluation made them. What
-    the store has already is not scored again.
+    What the store has already is not scored again, and neither are the controls without a dialogue
+    that m_0's evaluation made.
     """
     scope = scope_of(version)
-    found = {
-        entry.key: entry
-        for entry in (ControlScore(**row) for row in context.store.read(scope, "controls"))
-    }
-    known = [entry for entry in fixed if entry.key not in found]
+    found = {entry.key for entry in read_controls(context.store, scope)}
+    known = [
+        entry
+        for entry in read_controls(context.store, scope_of(0))
+        if entry.control in FIXED and entry.key not in found
+    ]
+    known.sort(key=lambda entry: (entry.pair_id, entry.control))
     await context.store.append(scope, "controls", [asdict(entry) for entry in known])
-    found |= {entry.key: entry for entry in known}
+    found |= {entry.key for entry in known}
     wanted = [item for pair in pairs for item in _wanted(pair, pairs, played, context)]
     missing = [(unscored, build) for unscored, build in wanted if unscored.key not in found]
     with context.progress.stage(f"{scope} score", len(missing), "sequences") as stage:
@@ -90,14 +92,17 @@ async def score_all(
             [result] = await score([request])
             [value], [tokens] = result.sums, result.token_logprobs
             entry = replace(unscored, gold_logprob=value, num_gold_tokens=len(tokens))
-            found[entry.key] = entry
             await context.store.append(scope, "controls", [asdict(entry)])
             stage.advance(tokens=len(request.context_ids) + len(request.golds[0]))
 
         async with task_group() as group:
             for unscored, build in missing:
                 group.create_task(one(unscored, build))
-    return sorted(found.values(), key=lambda e: (e.pair_id, e.dialogue_id or "", e.control))
+
+
+def read_controls(store: RunStore, scope: str) -> list[ControlScore]:
+    """The table of one scope; empty if there is none."""
+    return [ControlScore(**row) for row in store.read(scope, "controls")]
 
 
 def shuffled_partner(

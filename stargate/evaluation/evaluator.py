@@ -1,28 +1,34 @@
 """Checkpoints of one run directory, evaluated with running actors; eval.json.
 
-for each checkpoint: (weights are in the engines) -> evaluate -> tables
-then, if a judge was asked for: m_0 responds to every checkpoint's dialogues -> the judge
-tables -> eval.json
+    m_t in the Questioner's engines -> dialogues -> controls -> final responses (for a judge)
+    then, if a judge was asked for: m_0 responds to every checkpoint's dialogues -> the judge
+    tables -> eval.json
+
+All tables of m_t lie in the scope `eval-m<t>`; measures are made from them (measures.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stargate.config.run import FactsGrounding, RunConfig
-from stargate.evaluation.checkpoint import evaluate
-from stargate.evaluation.controls import FIXED, ControlScore
-from stargate.evaluation.judge_steps import judge_checkpoints, judge_name
-from stargate.evaluation.judging import JudgeEngine
+from stargate.evaluation.controls import score_all
+from stargate.evaluation.judging import JudgeEngine, judge_checkpoints, judge_name
 from stargate.evaluation.measures import About, RoleplayerAbout, write_evaluation
-from stargate.evaluation.playing import EvaluationPairs, scope_of
+from stargate.evaluation.playing import EvaluationPairs, play_all, scope_of
 from stargate.evaluation.responding import respond_to_all
 from stargate.records.schemas import dialogue_from_row
 from stargate.records.store import RunStore
 from stargate.run_context import Roles, RunContext
 from stargate.text.chat import ChatFormat
 from stargate.types import Dialogue
+
+# What a run logs of a checkpoint.
+_LOGGED = (
+    *("gold_logprob", "shuffled", "matched_minus_shuffled", "no_dialogue", "persona_given"),
+    *("question_rate", "facts_per_dialogue"),
+)
 
 
 @dataclass
@@ -40,17 +46,10 @@ class Evaluator:
     chat: ChatFormat
     voice_chat: ChatFormat
     voice_dir: Path
-    _fixed: Sequence[ControlScore] = ()
 
     async def checkpoint(self, version: int, roles: Roles, context: RunContext) -> None:
         """Evaluates m_`version`, whose weights the Questioner's engines hold."""
-        scores = await evaluate(version, self.pairs, roles, context, self._fixed)
-        self._fixed = [entry for entry in scores if entry.control in FIXED]
-
-    def recall(self, version: int, store: RunStore) -> None:
-        """m_`version` was evaluated before: its controls without a dialogue hold for the others."""
-        rows = store.read(scope_of(version), "controls")
-        self._fixed = [ControlScore(**row) for row in rows if row["control"] in FIXED]
+        await evaluate(version, self.pairs, roles, context)
 
     async def judge(self, versions: Sequence[int], roles: Roles, context: RunContext) -> None:
         """Has m_0 respond to the dialogues of all `versions`, and the judge compare.
@@ -98,6 +97,34 @@ class Evaluator:
             num_turns=config.evaluation.num_turns,
             seed=config.seed,
         )
+
+
+async def evaluate(version: int, pairs: EvaluationPairs, roles: Roles, context: RunContext) -> None:
+    """Plays and scores the test pairs with m_`version`, and responds where a judge will ask."""
+    stage = context.counters.stage
+    with stage(f"eval_m{version}.rollout"):
+        played = await play_all(version, pairs, roles, context)
+    with stage(f"eval_m{version}.score"):
+        await score_all(version, pairs.scored, played, roles.score, context)
+    if context.config.evaluation.judge is not None:
+        with stage(f"eval_m{version}.respond"):
+            await respond_to_all(version, version, pairs.scored, played, roles.generate, context)
+    context.store.compact(scope_of(version))
+
+
+def plain_means(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run logs of a checkpoint, from its part of eval.json: means (nats) with their plain
+    standard errors `..._se` and numbers `..._n`.
+    """
+    nothing = {"mean": None, "standard_error": None, "n": 0}
+    found = {name: measured.get(name, nothing) for name in _LOGGED}
+    means: dict[str, Any] = {
+        "num_dialogues": found["facts_per_dialogue"]["n"],
+        "num_turns": found["question_rate"]["n"],
+    }
+    for name, one in found.items():
+        means |= {name: one["mean"], f"{name}_se": one["standard_error"], f"{name}_n": one["n"]}
+    return means
 
 
 def played_dialogues(store: RunStore, scope: str) -> dict[str, list[Dialogue]]:

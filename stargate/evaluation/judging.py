@@ -1,5 +1,6 @@
 """Asks a judge about comparisons, in both orders, and keeps every verdict.
 
+    responses -> the judge's trials (m_0), own and fixed (m_t) -> comparisons
     comparisons x 2 orders -> prompt -> ask -> verdict -> row of `verdicts` on disk
 
 What the table has already is not asked again. A reply that is refused, cut off, empty or absent is
@@ -11,23 +12,35 @@ concurrency is its matter.
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from stargate.config.files import packaged_configs_dir
 from stargate.config.judge import ApiBackend, JudgeConfig
 from stargate.config.oracle import LocalOracleConfig
+from stargate.config.run import RunConfig
 from stargate.errors import ConfigError, DataError
-from stargate.evaluation.comparisons import Comparison, Order
+from stargate.evaluation.comparisons import (
+    Comparison,
+    Order,
+    Response,
+    choose_pairs,
+    trial_comparisons,
+    win_rate_comparisons,
+)
+from stargate.evaluation.playing import scope_of
 from stargate.evaluation.verdicts import VERDICT_SCHEMA, Verdict, parse_verdict
 from stargate.oracle.open import open_oracle
-from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, Complete, JsonSchema
+from stargate.oracle.records import AnswerStatus, ChatRequest, Complete, JsonSchema
 from stargate.protocols import Generate
 from stargate.records.schemas import Row
 from stargate.rollout.dialogue import require_room
 from stargate.rollout.tasks import task_group
+from stargate.run_context import RunContext
 from stargate.text.chat import ChatFormat, Message
 from stargate.text.prompts import TemplateFile, load_template_file
+from stargate.types import Pair
 
 _SCHEMA = JsonSchema.of("verdict", VERDICT_SCHEMA)
 # The statuses whose text is a whole reply. INVALID: text around a JSON object, which the parser
@@ -86,7 +99,13 @@ class Judge:
 
     async def ask(self, comparison: Comparison, order: Order) -> Judgement:
         """Raises StargateError only where no other comparison could be judged either."""
-        return self._judgement(await self._oracle.complete(self.request(comparison, order)))
+        result = await self._oracle.complete(self.request(comparison, order))
+        if result.status not in _WHOLE:
+            said = result.text or f"(no reply: {result.status}: {result.detail})"
+            return Judgement(Verdict.UNPARSABLE, said, str(result.status))
+        verdict = parse_verdict(result.text, "json" if self._is_json else "line")
+        problem = "no_verdict" if verdict is Verdict.UNPARSABLE else None
+        return Judgement(verdict, result.text, problem)
 
     def request(self, comparison: Comparison, order: Order) -> ChatRequest:
         """What is asked."""
@@ -112,14 +131,6 @@ class Judge:
             record=f"{comparison.where} {order}",
         )
 
-    def _judgement(self, result: ChatResult) -> Judgement:
-        if result.status not in _WHOLE:
-            said = result.text or f"(no reply: {result.status}: {result.detail})"
-            return Judgement(Verdict.UNPARSABLE, said, str(result.status))
-        verdict = parse_verdict(result.text, "json" if self._is_json else "line")
-        problem = "no_verdict" if verdict is Verdict.UNPARSABLE else None
-        return Judgement(verdict, result.text, problem)
-
 
 @dataclass(frozen=True, slots=True)
 class JudgeEngine:
@@ -139,37 +150,29 @@ async def open_judge(
 
     `cache_path` keeps every reply, so that none is paid twice.
     """
-    prompts = load_judge_prompts(config.prompts)
     backend = config.backend
     if isinstance(backend, ApiBackend):
-        async with open_oracle(backend.oracle, cache_path) as oracle:
-            yield Judge(oracle, config, prompts, backend.oracle.model)
-        return
-    if engine is None:
+        model = backend.oracle.model
+        opened = open_oracle(backend.oracle, cache_path)
+    elif engine is None:
         raise ConfigError(
             "judge.backend: type: engine needs the Roleplayer's engine, which this command does "
             "not start: use type: api"
         )
-    chat, max_model_len = engine.chat, engine.max_model_len
+    else:
+        chat, max_model_len, model = engine.chat, engine.max_model_len, engine.model
 
-    def render(messages: Sequence[Message]) -> tuple[int, ...]:
-        prompt_ids = chat.prompt_ids(messages)
-        require_room(prompt_ids, config.max_reply_tokens, max_model_len, "verdict")
-        return prompt_ids
+        def render(messages: Sequence[Message]) -> tuple[int, ...]:
+            prompt_ids = chat.prompt_ids(messages)
+            require_room(prompt_ids, config.max_reply_tokens, max_model_len, "verdict")
+            return prompt_ids
 
-    local = LocalOracleConfig(type="local", max_concurrency=backend.max_concurrency)
-    async with open_oracle(
-        local, cache_path, generate=engine.generate, render=render, model=engine.model
-    ) as oracle:
-        yield Judge(oracle, config, prompts, engine.model)
-
-
-@dataclass
-class VerdictCounts:
-    """What became of the verdicts that were asked now."""
-
-    num_asked: int = 0
-    problems: Counter[str] = field(default_factory=Counter)  # unparsable ones, by reason
+        local = LocalOracleConfig(type="local", max_concurrency=backend.max_concurrency)
+        opened = open_oracle(
+            local, cache_path, generate=engine.generate, render=render, model=model
+        )
+    async with opened as oracle:
+        yield Judge(oracle, config, load_judge_prompts(config.prompts), model)
 
 
 async def judge_all(
@@ -178,14 +181,15 @@ async def judge_all(
     keep: Callable[[Sequence[Row]], Awaitable[None]],
     known: Iterable[Row] = (),
     advance: Callable[[], object] = lambda: None,
-) -> VerdictCounts:
+) -> tuple[int, Counter[str]]:
     """Asks both orders of every comparison side by side, and keeps each verdict as it comes.
 
-    `keep` makes rows of `verdicts` durable; `known` are the rows that the table has. Raises
-    DataError if those are about other responses than the comparisons', and what `ask` raises.
+    `keep` makes rows of `verdicts` durable; `known` are the rows that the table has. Returns how
+    many were asked now, and how many of those are unparsable, by reason. Raises DataError if the
+    known ones are about other responses than the comparisons', and what `ask` raises.
     """
     texts = {_key(row): (row["candidate_text"], row["baseline_text"]) for row in known}
-    done = VerdictCounts()
+    problems: Counter[str] = Counter()
     wanted: dict[tuple[str, ...], tuple[Comparison, Order]] = {}
     for comparison in comparisons:
         for order in Order:
@@ -198,23 +202,68 @@ async def judge_all(
                     f"verdicts: {comparison.where}: was judged with other texts; remove the table "
                     "`verdicts` of this evaluation to have it judged again"
                 )
+    missing = [asked for key, asked in wanted.items() if key not in texts]
 
     async def one(comparison: Comparison, order: Order) -> None:
         judgement = await ask(comparison, order)
         verdict = {"verdict": str(judgement.verdict), "reply": judgement.reply}
         await keep([{**_columns(comparison, order), **verdict}])
-        done.num_asked += 1
-        if judgement.verdict is Verdict.UNPARSABLE:
-            done.problems[judgement.problem or "no_verdict"] += 1
+        if judgement.problem is not None:
+            problems[judgement.problem] += 1
         advance()
 
     async with task_group() as group:
-        for key, (comparison, order) in wanted.items():
-            if key in texts:
-                advance()
+        for _ in range(len(wanted) - len(missing)):
+            advance()
+        for asked in missing:
+            group.create_task(one(*asked))
+    return len(missing), problems
+
+
+async def judge_checkpoints(
+    versions: Sequence[int],
+    pairs: Sequence[Pair],
+    engine: JudgeEngine | None,
+    context: RunContext,
+) -> None:
+    """Judges the responses of all `versions`, and tries the judge. Goes on where it was stopped."""
+    config, store = context.config.evaluation.judge, context.store
+    if config is None:
+        return
+    drop = context.counters.drop
+    chosen = choose_pairs(pairs, config.max_pairs, context.config.seed)
+    responses = {
+        version: [Response(**row) for row in store.read(scope_of(version), "responses")]
+        for version in {0, *versions}
+    }
+    async with open_judge(config, store.root / "judge.sqlite", engine) as judge:
+        for version in versions:
+            scope, said, m0 = scope_of(version), responses[version], responses[0]
+            if version == 0:
+                praise, count = judge.prompts.praise, context.chat.count
+                comparisons = trial_comparisons(chosen, pairs, m0, praise, count, drop)
             else:
-                group.create_task(one(comparison, order))
-    return done
+                comparisons = win_rate_comparisons(version, chosen, said, m0, drop)
+            keep, known = partial(store.append, scope, "verdicts"), store.read(scope, "verdicts")
+            size = 2 * len(comparisons)
+            with context.progress.stage(f"{scope} judge", size, "verdicts") as stage:
+                stage.begin()
+                asked, problems = await judge_all(
+                    comparisons, judge.ask, keep, known, stage.advance
+                )
+            store.compact(scope)
+            for problem, number in problems.most_common():
+                context.progress.say(f"{scope}: {number} of {asked} verdicts unparsable: {problem}")
+
+
+def judge_name(config: RunConfig) -> str | None:
+    """The model that judges, for eval.json; None without a judge."""
+    judge = config.evaluation.judge
+    if judge is None:
+        return None
+    if isinstance(judge.backend, ApiBackend):
+        return judge.backend.oracle.model
+    return config.roleplayer.model
 
 
 def quoted(text: str) -> str:

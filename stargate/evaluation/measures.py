@@ -27,12 +27,13 @@ in one (task, persona) cell, which is the unit that the intervals resample.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from stargate.config.judge import JudgeThresholds
 from stargate.errors import DataError
-from stargate.evaluation.controls import FIXED, ControlScore
+from stargate.evaluation.comparisons import Order
+from stargate.evaluation.controls import FIXED, ControlScore, read_controls
 from stargate.evaluation.elicitation import CountTokens, observe_elicitation
 from stargate.evaluation.qualification import TRIALS, Qualification, qualify
 from stargate.evaluation.statistics import (
@@ -72,7 +73,6 @@ _GOLD_MEASURES = (
 _SHARES = ("_rate", "_coverage")
 # The columns that name a comparison; its two rows differ in `order`.
 _COMPARED = ("comparison", "task_id", "persona_id", "candidate", "baseline")
-_ORDERS = ("candidate_first", "candidate_second")
 _SCOPE = re.compile(r"eval-(m(?:0|[1-9][0-9]*))")
 
 
@@ -150,7 +150,7 @@ def read_checkpoint(store: RunStore, scope: str, pairs: Mapping[str, Pair]) -> C
     or a dialogue that isn't, and for comparisons that were not judged in both orders.
     """
     dialogues = [dialogue_from_row(row) for row in store.read(scope, "dialogues")]
-    controls = [ControlScore(**row) for row in store.read(scope, "controls")]
+    controls = read_controls(store, scope)
     _require_once((dialogue.id for dialogue in dialogues), f"{scope}/dialogues")
     _require_once((entry.key for entry in controls), f"{scope}/controls")
     named = {dialogue.pair_id for dialogue in dialogues} | {entry.pair_id for entry in controls}
@@ -178,7 +178,7 @@ def comparisons_from_rows(rows: Iterable[Row], scope: str) -> dict[str, list[Jud
         where = f"{scope}/verdicts: {' '.join(key)}"
         if row["comparison"] not in (*_WIN_RATES, *TRIALS):
             raise DataError(f"{where}: unknown comparison")
-        if row["order"] not in _ORDERS:
+        if row["order"] not in set(Order):
             raise DataError(f"{where}: unknown order {row['order']!r}")
         if row["order"] in orders[key]:
             raise DataError(f"{where}: judged {row['order']} twice")
@@ -187,9 +187,9 @@ def comparisons_from_rows(rows: Iterable[Row], scope: str) -> dict[str, list[Jud
         orders[key][row["order"]] = row
     found: dict[str, list[JudgedComparison]] = defaultdict(list)
     for key, judged in sorted(orders.items()):
-        if len(judged) < len(_ORDERS):
+        if len(judged) < len(Order):
             raise DataError(f"{scope}/verdicts: {' '.join(key)}: judged {next(iter(judged))} only")
-        first, second = (judged[order] for order in _ORDERS)
+        first, second = (judged[order] for order in Order)
         found[key[0]].append(
             JudgedComparison(
                 task=first["task_id"],
@@ -226,22 +226,18 @@ def evaluation_json(
     for name, records in checkpoints.items():
         rates = win_rates(records, config)
         measures = measure_checkpoint(observed[name], rates, config)
-        values[name] = {key: measured.to_json() for key, measured in measures.items()}
+        values[name] = {key: asdict(measured) for key, measured in measures.items()}
         values[name] |= {f"{key}_details": rate.to_json() for key, rate in rates.items()}
     first, *later = checkpoints
     values["changes"] = {
         name: {
-            key: change.to_json()
+            key: asdict(change)
             for key, change in changes(observed[first], observed[name], config).items()
         }
         for name in later
     }
     if judged := judge_qualification(checkpoints.values(), thresholds, config):
-        values["judge"] = judged.to_json() | {
-            "model": judge_model,
-            "verdict": judged.verdict,
-            "rates": {name: rate.to_json() for name, rate in judged.rates.items()},
-        }
+        values["judge"] = judged.to_json(judge_model)
     values["about"] = asdict(about) | {"confidence": config.confidence, "changes_from": first}
     return values
 
@@ -283,7 +279,11 @@ def measure_checkpoint(
         name: measure(values, config, bounds=(0.0, 1.0) if name.endswith(_SHARES) else None)
         for name, values in observations.items()
     }
-    return measures | {name: rate.agreed.measure for name, rate in rates.items()}
+    agreed = {name: asdict(rate.agreed) for name, rate in rates.items()}
+    keys = [field.name for field in fields(Measure)]
+    return measures | {
+        name: Measure(**{key: values[key] for key in keys}) for name, values in agreed.items()
+    }
 
 
 def changes(

@@ -62,18 +62,16 @@ class Qualification:
             return "the judge is fit"
         return "the judge is UNFIT: " + "; ".join(map(str, self.failures))
 
-    def to_json(self) -> dict[str, Any]:
-        """What stands under `judge` in eval.json: fit, each criterion's value by name, failures."""
+    def to_json(self, model: str | None = None) -> dict[str, Any]:
+        """What stands under `judge` in eval.json; `model` is the judge's."""
         return {
             "fit": self.fit,
             **{criterion.name: criterion.value for criterion in self.criteria},
             "failures": [str(criterion) for criterion in self.failures],
-            "criteria": {
-                criterion.name: {
-                    key: value for key, value in asdict(criterion).items() if key != "name"
-                }
-                for criterion in self.criteria
-            },
+            "criteria": {found.pop("name"): found for found in map(asdict, self.criteria)},
+            "model": model,
+            "verdict": self.verdict,
+            "rates": {name: rate.to_json() for name, rate in self.rates.items()},
         }
 
 
@@ -89,81 +87,55 @@ def qualify(
     """
     limits = thresholds or JudgeThresholds()
     rates = {name: win_rate(trials[name], config) for name in TRIALS}
-    with_answer = [*trials["gold"], *trials["praise"], *trials["shuffled"]]
+    with_answer = [entry for name in TRIALS if name != "self" for entry in trials[name]]
+    # Between equals a judge may well waver. Two ties are no opinion, so they don't count as
+    # agreement, and neither does a pair with an unparsable verdict.
+    num_agreeing = sum(entry.scores in ((0.0, 0.0), (1.0, 1.0)) for entry in with_answer)
+    consistency = _share(num_agreeing, len(with_answer))
+    verdicts = [
+        verdict
+        for name in TRIALS
+        for entry in trials[name]
+        for verdict in (entry.candidate_first, entry.candidate_second)
+    ]
+    unparsable = _share(verdicts.count(Verdict.UNPARSABLE), len(verdicts))
+    most = limits.max_unparsable_rate
     criteria = (
-        _near_half("self_rate", rates["self"].average.measure, limits),
-        _near_half("self_first_shown", rates["self"].first_shown.measure, limits),
-        _at_least("gold_rate", rates["gold"].agreed.measure, limits.min_gold_rate, limits),
-        _at_least("praise_rate", rates["praise"].agreed.measure, limits.min_praise_rate, limits),
-        _at_least(
-            "shuffled_rate", rates["shuffled"].agreed.measure, limits.min_shuffled_rate, limits
-        ),
-        _order_consistency(with_answer, limits),
-        _unparsable([entry for name in TRIALS for entry in trials[name]], limits),
+        _near_half("self_rate", rates["self"].average, limits),
+        _near_half("self_first_shown", rates["self"].first_shown, limits),
+        _at_least("gold_rate", rates["gold"].agreed, limits.min_gold_rate, limits),
+        _at_least("praise_rate", rates["praise"].agreed, limits.min_praise_rate, limits),
+        _at_least("shuffled_rate", rates["shuffled"].agreed, limits.min_shuffled_rate, limits),
+        _at_least("order_consistency", consistency, limits.min_order_consistency, limits),
+        _criterion("unparsable_rate", unparsable, f"{most:g} or less", 0.0, most),
     )
     return Qualification(criteria, rates)
 
 
 def _near_half(name: str, found: Measure, limits: JudgeThresholds) -> Criterion:
-    most = limits.max_self_deviation
-    # Rounded, because 0.5 - 0.1 is not quite 0.4 and a rate of exactly 0.4 is allowed.
-    near = found.mean is not None and round(abs(found.mean - 0.5), 9) <= most
-    return _criterion(name, found, f"{0.5 - most:g} to {0.5 + most:g}", near, limits)
+    low, high = 0.5 - limits.max_self_deviation, 0.5 + limits.max_self_deviation
+    return _criterion(name, found, f"{low:g} to {high:g}", low, high, limits.min_comparisons)
 
 
 def _at_least(name: str, found: Measure, minimum: float, limits: JudgeThresholds) -> Criterion:
-    reached = found.mean is not None and found.mean >= minimum
-    return _criterion(name, found, f"{minimum:g} or more", reached, limits)
+    requirement = f"{minimum:g} or more"
+    return _criterion(name, found, requirement, minimum, 1.0, limits.min_comparisons)
 
 
 def _criterion(
-    name: str, found: Measure, requirement: str, reached: bool, limits: JudgeThresholds
+    name: str, found: Measure, requirement: str, low: float, high: float, min_n: int = 0
 ) -> Criterion:
     """What was reached with too few comparisons counts as not reached."""
+    # 0.5 - 0.1 is not quite 0.4, and a rate of exactly 0.4 is allowed.
+    reached = found.mean is not None and low - 1e-9 <= found.mean <= high + 1e-9
     return Criterion(
         name,
         found.mean,
-        f"{requirement} over at least {limits.min_comparisons} comparisons",
-        reached and found.n >= limits.min_comparisons,
+        requirement + (f" over at least {min_n} comparisons" if min_n else ""),
+        reached and found.n >= min_n,
         found.n,
         found.ci_low,
         found.ci_high,
-    )
-
-
-def _order_consistency(
-    comparisons: Sequence[JudgedComparison], limits: JudgeThresholds
-) -> Criterion:
-    """Over the comparisons that have a better response: between equals a judge may well waver.
-
-    Two verdicts agree when both name the same response. Two ties are no opinion, so they don't
-    count as agreement, and neither does a pair with an unparsable verdict.
-    """
-    agreeing = sum(
-        first == second and first in (0.0, 1.0)
-        for first, second in (entry.scores for entry in comparisons)
-    )
-    return _at_least(
-        "order_consistency",
-        _share(agreeing, len(comparisons)),
-        limits.min_order_consistency,
-        limits,
-    )
-
-
-def _unparsable(comparisons: Sequence[JudgedComparison], limits: JudgeThresholds) -> Criterion:
-    verdicts = [
-        verdict
-        for entry in comparisons
-        for verdict in (entry.candidate_first, entry.candidate_second)
-    ]
-    found = _share(verdicts.count(Verdict.UNPARSABLE), len(verdicts))
-    return Criterion(
-        "unparsable_rate",
-        found.mean,
-        f"{limits.max_unparsable_rate:g} or less",
-        found.mean is not None and found.mean <= limits.max_unparsable_rate,
-        found.n,
     )
 
 

@@ -77,7 +77,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A mean over `n` observations with its interval.
+    """A mean over `n` observations with its interval; the keys of a measure in eval.json.
 
     `standard_error` is the plain one (standard deviation over sqrt n, as if all observations were
     independent): beside the interval it shows how much the clusters matter. What can't be known
@@ -106,29 +106,16 @@ class Measure:
             )
         return "all values balance out or are equal: the data show no spread to resample"
 
-    def to_json(self) -> dict[str, float | int | None]:
-        """The keys under `<checkpoint>.<measure>` in eval.json."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
-class PairedMeasure:
-    """`difference` is after minus before over the cells that both have.
+class PairedMeasure(Measure):
+    """A difference, after minus before, over the cells that both have.
 
     The cells of one side only are not in it; they are counted.
     """
 
-    difference: Measure
     num_only_before: int
     num_only_after: int
-
-    def to_json(self) -> dict[str, float | int | None]:
-        """The keys under `changes.<checkpoint>.<measure>` in eval.json."""
-        return {
-            **self.difference.to_json(),
-            "num_only_before": self.num_only_before,
-            "num_only_after": self.num_only_after,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +168,9 @@ def paired_difference(
         if (task, persona) in means_after
     ]
     return PairedMeasure(
-        measure(differences, config),
-        len(means_before) - len(differences),
-        len(means_after) - len(differences),
+        **asdict(measure(differences, config)),
+        num_only_before=len(means_before) - len(differences),
+        num_only_after=len(means_after) - len(differences),
     )
 
 

@@ -26,7 +26,6 @@ from stargate.evaluation.two_way import Floats
 from stargate.evaluation.verdicts import Verdict
 
 _WIN, _TIE, _LOSS = 1.0, 0.5, 0.0
-_RATE = (0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +53,11 @@ class JudgedComparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(Measure):
     """A rate, and the rate if all unparsable verdicts had gone to the baseline or the candidate."""
 
-    measure: Measure
     lower: float | None
     upper: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        return {**self.measure.to_json(), "lower": self.lower, "upper": self.upper}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,36 +88,24 @@ class WinRate:
     """
 
     agreed: Rate
-    average: Rate
-    candidate_first: Rate
-    candidate_second: Rate
-    first_shown: Rate
-    order_consistency: float | None
     wins: int
     ties: int
     losses: int
     num_unparsable_verdicts: int
+    order_consistency: float | None
+    average: Rate
+    candidate_first: Rate
+    candidate_second: Rate
+    first_shown: Rate
     length_difference: Measure
     length_controlled: LengthControlled
 
     def to_json(self) -> dict[str, Any]:
-        """What stands under `<checkpoint>.win_rate` in eval.json: the agreed rate's own keys,
-        and the rest beside them.
+        """What stands under `<checkpoint>.win_rate_details` in eval.json: the agreed rate's own
+        keys, and the rest beside them.
         """
-        return {
-            **self.agreed.to_json(),
-            "wins": self.wins,
-            "ties": self.ties,
-            "losses": self.losses,
-            "num_unparsable_verdicts": self.num_unparsable_verdicts,
-            "order_consistency": self.order_consistency,
-            "average": self.average.to_json(),
-            "candidate_first": self.candidate_first.to_json(),
-            "candidate_second": self.candidate_second.to_json(),
-            "first_shown": self.first_shown.to_json(),
-            "length_difference": self.length_difference.to_json(),
-            "length_controlled": asdict(self.length_controlled),
-        }
+        values = asdict(self)
+        return {**values.pop("agreed"), **values}
 
 
 def win_rate(
@@ -223,9 +206,9 @@ def _rate(
         Observation(entry.task, entry.persona, value(entry, _TIE)) for entry in comparisons
     ]
     return Rate(
-        measure(observations, config, bounds=_RATE),
-        _mean([value(entry, _LOSS) for entry in comparisons]),
-        _mean([value(entry, _WIN) for entry in comparisons]),
+        **asdict(measure(observations, config, bounds=(0.0, 1.0))),
+        lower=_mean([value(entry, _LOSS) for entry in comparisons]),
+        upper=_mean([value(entry, _WIN) for entry in comparisons]),
     )
 
 
@@ -283,5 +266,6 @@ def _fit_logistic(lengths: Floats, outcomes: Floats) -> tuple[float, float, Floa
 
 
 def _logistic(log_odds: float) -> float:
-    # tanh does not overflow.
-    return float(0.5 * (1.0 + np.tanh(log_odds / 2)))
+    from scipy.special import expit
+
+    return float(expit(log_odds))

@@ -161,9 +161,9 @@ class CachedOracle(ABC):
         request = question.request
         outcome = await self._ask(question)
         if isinstance(outcome, NoReply):
-            await self.cache.record_failure(question.key, request, outcome)
-            key, status, detail = question.key.hex(), outcome.status, outcome.detail
-            return ChatResult(status, "", None, None, cached=False, key=key, detail=detail)
+            return ChatResult(
+                outcome.status, "", None, None, False, question.key.hex(), outcome.detail
+            )
         reply, held = outcome
         try:
             kept, nanos = await self.cache.store(

@@ -1,4 +1,4 @@
-"""Every answer ever paid for, by the key of its request; and the requests that have none yet.
+"""Every answer ever paid for, by the key of its request.
 
 An answer is on the disk before `store` returns it. The first answer to a request stays: whoever
 comes with a second one (two processes without locks, a restored backup) gets the first.
@@ -9,10 +9,9 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from stargate.oracle.database import Database, Operation, T
-from stargate.oracle.records import AnswerStatus, ChatRequest, NoReply, Reply, Usage
+from stargate.oracle.records import ChatRequest, Reply, Usage
 
 _COLUMNS = "text, refusal, finish_reason, prompt_tokens, completion_tokens, usage_estimated, model"
 # While another process asks the same, look for its answer so often (s), more and more seldom.
@@ -20,17 +19,6 @@ _FIRST_POLL_S = 0.02
 _LAST_POLL_S = 1.0
 # Keys take the lock numbers below this, sessions (cost.py) those above.
 KEY_LOCKS = 1 << 62
-
-
-@dataclass(frozen=True, slots=True)
-class FailedRequest:
-    """A request that has no answer yet, and why."""
-
-    purpose: str
-    record: str
-    status: AnswerStatus
-    detail: str
-    times: int
 
 
 class AnswerCache:
@@ -51,16 +39,6 @@ class AnswerCache:
         ((count,),) = self._database.read("SELECT count(*) FROM answers")
         return int(count)
 
-    def failures(self) -> list[FailedRequest]:
-        """All requests that were given up and not answered since, by record."""
-        rows = self._database.read(
-            "SELECT purpose, record, status, detail, times FROM failures ORDER BY purpose, record"
-        )
-        return [
-            FailedRequest(purpose, record, AnswerStatus(status), detail, times)
-            for purpose, record, status, detail, times in rows
-        ]
-
     async def store(
         self, key: bytes, canonical: str, request: ChatRequest, reply: Reply, also: Operation[T]
     ) -> tuple[Reply, T]:
@@ -79,27 +57,10 @@ class AnswerCache:
                     reply.usage.estimated,
                 ),
             )
-            connection.execute("DELETE FROM failures WHERE key = ?", (key,))
             row = connection.execute(f"SELECT {_COLUMNS} FROM answers WHERE key = ?", (key,))
             return _reply(row.fetchone()), also(connection)
 
         return await self._database.submit(operation)
-
-    async def record_failure(self, key: bytes, request: ChatRequest, failure: NoReply) -> None:
-        """Notes that a request was given up. It is no answer: the next run asks again."""
-
-        def operation(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "INSERT INTO failures VALUES (?, ?, ?, ?, ?, ?, 1) ON CONFLICT (key) DO UPDATE SET "
-                "created = excluded.created, status = excluded.status, detail = excluded.detail, "
-                "times = times + 1",
-                (
-                    *(key, time.time(), request.purpose, request.record),
-                    *(failure.status.value, failure.detail),
-                ),
-            )
-
-        await self._database.submit(operation)
 
     @asynccontextmanager
     async def claim(self, key: bytes) -> AsyncIterator[None]:

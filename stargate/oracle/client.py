@@ -116,7 +116,7 @@ class Oracle(CachedOracle):
             failure = outcome
             self._note(failure, request, held)
             if not failure.may_pass:
-                return NoReply(failure.status, failure.detail, attempt)
+                return NoReply(failure.status, failure.detail)
             pause = backoff_seconds(
                 attempt, retry.first_backoff_s, retry.max_backoff_s, self._rng
             ) + (failure.retry_after or 0.0)
@@ -228,7 +228,7 @@ class Oracle(CachedOracle):
                     f"answer; the last one: {detail}"
                 )
             )
-        return NoReply(AnswerStatus.FAILED, detail, attempts)
+        return NoReply(AnswerStatus.FAILED, detail)
 
     def _connect(self) -> _Connection:
         """The HTTP client, made at the first call."""

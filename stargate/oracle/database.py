@@ -48,15 +48,6 @@ CREATE TABLE answers (
     completion_tokens INTEGER NOT NULL,
     usage_estimated INTEGER NOT NULL
 );
-CREATE TABLE failures (          -- requests without an answer so far
-    key BLOB PRIMARY KEY,
-    created REAL NOT NULL,
-    purpose TEXT NOT NULL,
-    record TEXT NOT NULL,
-    status TEXT NOT NULL,
-    detail TEXT NOT NULL,
-    times INTEGER NOT NULL
-);
 CREATE TABLE meter (             -- what was paid, per model; money in billionths
     model TEXT NOT NULL,
     confirmed INTEGER NOT NULL,  -- 0: perhaps billed, but no answer arrived

@@ -72,7 +72,7 @@ class LocalOracle(CachedOracle):
             prompt_ids = tuple(self._render(request.messages))
             generation = await self._generate(GenerateRequest(name, name, prompt_ids, sampling))
         except RecordDropped as dropped:
-            return NoReply(_DROPPED.get(dropped.reason, AnswerStatus.FAILED), str(dropped), 1)
+            return NoReply(_DROPPED.get(dropped.reason, AnswerStatus.FAILED), str(dropped))
         text, was_cut = _cut_at(generation.text, request.stop)
         finish = "length" if generation.stop is StopReason.LENGTH and not was_cut else "stop"
         usage = Usage(generation.num_prompt_tokens, len(generation.token_ids))

@@ -3,8 +3,7 @@
     ChatRequest -> [cache | server | local engine] -> Reply or NoReply -> ChatResult
 
 A Reply is what a model said, as it said it; its AnswerStatus is judged from it (answers.py). A
-NoReply is why there is none. Only a Reply is kept as an answer: a NoReply is recorded, and a later
-run asks again.
+NoReply is why there is none. Only a Reply is kept: after a NoReply a later run asks again.
 """
 
 import json
@@ -118,7 +117,6 @@ class NoReply:
 
     status: AnswerStatus
     detail: str
-    attempts: int
 
 
 @dataclass(frozen=True, slots=True)

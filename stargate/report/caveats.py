@@ -114,13 +114,12 @@ def _leaks(evaluation: Evaluation) -> Iterator[Sentence]:
 def _rises(evaluation: Evaluation) -> Iterator[Sentence]:
     for name, subject in _MUST_NOT_RISE.items():
         change = evaluation.change(evaluation.last, name)
-        if change is None or change.difference.ci_low is None or change.difference.ci_low <= 0:
+        if change is None or change.ci_low is None or change.ci_low <= 0:
             continue
-        difference = change.difference
-        numbers = Numbers.of(difference, "share")
-        span = numbers.interval(difference.ci_low, difference.ci_high)
+        numbers = Numbers.of(change, "share")
+        span = numbers.interval(change.ci_low, change.ci_high)
         interval = f"{confidence(evaluation)} interval {span}"
-        yield Sentence("warn", f"{subject} by {numbers.shift(difference.mean or 0)} ({interval}).")
+        yield Sentence("warn", f"{subject} by {numbers.shift(change.mean or 0)} ({interval}).")
 
 
 def _roleplayer(evaluation: Evaluation) -> Iterator[Sentence]:

@@ -73,7 +73,7 @@ def tiles(evaluation: Evaluation) -> tuple[Tile, ...]:
         if before is None:
             continue
         change = evaluation.change(last, name)
-        numbers = Numbers.of(change.difference if change else before, unit_of(name))
+        numbers = Numbers.of(change or before, unit_of(name))
         if change is None:
             cell = measured_cell(before, numbers)
             made.append(Tile(label, cell.text, unit_words, cell.interval, f"at {first}", ""))
@@ -82,7 +82,7 @@ def tiles(evaluation: Evaluation) -> tuple[Tile, ...]:
         note = f"{first}: {numbers.value(before.mean)}"
         if after := evaluation.measure(last, name):
             note += f" \u2192 {last}: {numbers.value(after.mean)}"
-        interval = cell.interval or f"no interval: {change.difference.why_no_interval}"
+        interval = cell.interval or f"no interval: {change.why_no_interval}"
         value, _, suffix = cell.text.partition(" ")
         note = note.replace(" %", "\u00a0%")  # never alone on the next line
         made.append(Tile(label, value, unit_words or suffix, interval, note, cell.tone))
@@ -148,7 +148,7 @@ def _measure_cells(
     """
     values = [evaluation.measure(checkpoint, name) for checkpoint in checkpoints]
     change = evaluation.change(evaluation.last, name)
-    known = [*filter(None, values), *([change.difference] if change else [])]
+    known = [*filter(None, [*values, change])]
     numbers = Numbers.of_all(known, unit_of(name))
     void = _is_void(evaluation, name)
     cells = [measured_cell(value, numbers, void=void) for value in values]
@@ -162,7 +162,7 @@ def _measure_cells(
 def _change_cell(evaluation: Evaluation, name: str, numbers: Numbers) -> Cell:
     info, change = measure_info(name), evaluation.change(evaluation.last, name)
     return measured_cell(
-        change.difference if change else None,
+        change,
         numbers,
         signed=True,
         more_is_better=info.more_is_better if info else None,

@@ -63,15 +63,14 @@ def _headline(evaluation: Evaluation) -> str:
         0: "No clear change",
         1: f"Yes, {last} beats {first}",
         -1: f"No, {last} is worse than {first}",
-    }[direction(change.difference)]
+    }[direction(change)]
     return f"{verdict}: matched minus shuffled {_moved(evaluation, HEADLINE, change, ' nats')}."
 
 
 def _moved(evaluation: Evaluation, name: str, change: PairedMeasure, words: str) -> str:
     """For example "rose by 2.0 nats, from 1.2 to 3.2 (95 % interval of the change 1.5 to 2.5)"."""
-    difference = change.difference
-    numbers = Numbers.of(difference, unit_of(name))
-    mean, way = difference.mean or 0.0, direction(difference)
+    numbers = Numbers.of(change, unit_of(name))
+    mean, way = change.mean or 0.0, direction(change)
     before = evaluation.measure(evaluation.first, name)
     after = evaluation.measure(evaluation.last, name)
     ends = ""
@@ -84,8 +83,8 @@ def _moved(evaluation: Evaluation, name: str, change: PairedMeasure, words: str)
         shift = numbers.shift(abs(mean), words)
         doubt = ""
     if way is None:
-        return f"changed by {shift}{ends}, without an interval ({difference.why_no_interval})"
-    span = numbers.interval(difference.ci_low, difference.ci_high, signed=way == 0)
+        return f"changed by {shift}{ends}, without an interval ({change.why_no_interval})"
+    span = numbers.interval(change.ci_low, change.ci_high, signed=way == 0)
     verb = {0: "changed", 1: "rose", -1: "fell"}[way]
     interval = f"{confidence(evaluation)} interval of the change {span}{doubt}"
     return f"{verb} by {shift}{ends} ({interval})"
@@ -97,7 +96,7 @@ def _moves(evaluation: Evaluation) -> Iterator[Sentence]:
         change = evaluation.change(evaluation.last, name)
         if change is None:
             continue
-        way = direction(change.difference)
+        way = direction(change)
         moved = _moved(evaluation, name, change, words)
         info = measure_info(name)
         wanted = info.more_is_better if info else None
@@ -157,16 +156,16 @@ def _person_or_form(evaluation: Evaluation) -> Iterator[Sentence]:
     person = evaluation.change(evaluation.last, HEADLINE)
     if gold is None or person is None:
         return
-    total, about_person = gold.difference.mean or 0.0, person.difference.mean or 0.0
+    total, about_person = gold.mean or 0.0, person.mean or 0.0
     form = total - about_person
-    numbers = Numbers.of(person.difference, "nats")
+    numbers = Numbers.of(person, "nats")
     text = (
         f"Of the gold log-prob's {numbers.bare(total, signed=True)} nats, "
         f"{numbers.bare(about_person, signed=True)} are about the person (matched minus shuffled) "
         f"and {numbers.bare(form, signed=True)} are form: they are there after another persona's "
         "dialogue too."
     )
-    if direction(gold.difference) != 1:
+    if direction(gold) != 1:
         text += " The sum is not a clear rise, so read the parts as rough."
     elif min(about_person, form) >= 0:
         share = Numbers("share", 0).value(about_person / total)
@@ -184,8 +183,8 @@ def _by_turn(evaluation: Evaluation) -> Iterator[Sentence]:
         if before is None or after is None:
             break
         change = evaluation.change(evaluation.last, name)
-        sure = _SURE[direction(change.difference)] if change else ""
-        numbers = Numbers.of(change.difference if change else after, "nats")
+        sure = _SURE[direction(change)] if change else ""
+        numbers = Numbers.of(change or after, "nats")
         parts.append(
             f"turn {number} adds {numbers.bare(after.mean or 0.0, signed=True)} nats "
             f"(was {numbers.bare(before.mean or 0.0, signed=True)}{sure})"

@@ -128,7 +128,10 @@ def read_evaluation(root: Path, source: str, name: str) -> Evaluation:
             about=parse(About, about) if about else None,
             confidence=parse(float, about.get("confidence") or 0.95),
             measures={m: _measures(tree[m]) for m in checkpoints},
-            changes={m: _changes(values) for m, values in (tree.get("changes") or {}).items()},
+            changes={
+                m: {name: parse(PairedMeasure, value) for name, value in values.items()}
+                for m, values in (tree.get("changes") or {}).items()
+            },
             win_rates={
                 m: {k: v for k, v in tree[m].items() if _is_win_rate(k, v)} for m in checkpoints
             },
@@ -141,13 +144,6 @@ def _measures(values: Mapping[str, Any]) -> dict[str, Measure]:
         name: parse(Measure, value)
         for name, value in values.items()
         if isinstance(value, dict) and "mean" in value and not name.endswith("_details")
-    }
-
-
-def _changes(values: Mapping[str, Any]) -> dict[str, PairedMeasure]:
-    """A change's difference stands beside its counts."""
-    return {
-        name: parse(PairedMeasure, {**value, "difference": value}) for name, value in values.items()
     }
 
 

@@ -81,7 +81,7 @@ class Evaluation:
     def change(self, checkpoint: str, name: str) -> PairedMeasure | None:
         """A measure's change since m_0, with a mean, or None."""
         value = self.changes.get(checkpoint, {}).get(name)
-        return value if value is not None and value.difference.mean is not None else None
+        return value if value is not None and value.mean is not None else None
 
     @property
     def names(self) -> set[str]:

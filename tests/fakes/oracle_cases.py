@@ -17,7 +17,7 @@ from stargate.oracle.client import Oracle
 from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, NoReply, chat
 
 T = TypeVar("T")
-NO_REPLY = NoReply(AnswerStatus.FAILED, "x", 1)
+NO_REPLY = NoReply(AnswerStatus.FAILED, "x")
 QUICK = RetryConfig(
     max_attempts=4, timeout_s=5, deadline_s=30, first_backoff_s=0.01, max_backoff_s=0.05
 )

@@ -21,6 +21,7 @@ import asyncio
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -416,7 +417,7 @@ def _checkpoint(version: int) -> dict[str, Any]:
 
 
 def _measure(mean: float, half: float) -> dict[str, Any]:
-    return Measure(mean, mean - half, mean + half, half / 2, 8, 2, 2).to_json()
+    return asdict(Measure(mean, mean - half, mean + half, half / 2, 8, 2, 2))
 
 
 def _criterion(value: float, requirement: str, *, passed: bool) -> dict[str, Any]:

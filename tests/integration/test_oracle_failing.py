@@ -14,22 +14,15 @@ from stargate.oracle.client import Oracle
 from stargate.oracle.errors import BudgetError, OracleError
 from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult
 from tests.fakes.misbehaving_server import Behaviour, MisbehavingServer, Raw, Seen
-from tests.fakes.oracle_cases import NO_REPLY, PRICED, ask, complete_all, config, with_oracle
+from tests.fakes.oracle_cases import PRICED, ask, complete_all, config, with_oracle
 
 pytestmark = pytest.mark.integration
 
 
-def test_given_up_requests_are_recorded_and_asked_again_later(tmp_path: Path) -> None:
+def test_given_up_requests_are_asked_again_later(tmp_path: Path) -> None:
     answers = {"a": Behaviour.ERROR_500, "b": Behaviour.OK}
     with MisbehavingServer(lambda seen: answers[seen.text]) as server:
-
-        async def work(oracle: Oracle) -> list[ChatResult]:
-            results = [await oracle.complete(ask("a")), await oracle.complete(ask("b"))]
-            (failure,) = oracle.cache.failures()
-            assert (failure.purpose, failure.record, failure.times) == ("gold", "a", 1)
-            return results
-
-        failed, fine = with_oracle(config(server.url), tmp_path, work)
+        failed, fine = complete_all(config(server.url), tmp_path, [ask("a"), ask("b")])
         assert (failed.status, failed.text, failed.cost) == (AnswerStatus.FAILED, "", None)
         assert failed.detail.startswith("4 attempts in 0.")
         assert failed.detail.endswith("last: HTTP 500: oops")
@@ -135,7 +128,7 @@ def test_a_hanging_server_is_left_in_time(tmp_path: Path) -> None:
 
         async def work(oracle: Oracle) -> ChatResult:
             result = await oracle.complete(ask("a"))
-            await oracle.cache.record_failure(b"", ask("x"), NO_REPLY)  # behind it in the queue
+            await oracle._database.submit(lambda connection: None)  # behind it in the queue
             assert oracle.meter().lost_calls == 2  # perhaps it was billed
             return result
 

@@ -64,7 +64,6 @@ def test_2000_requests_against_everything_that_goes_wrong(tmp_path: Path) -> Non
     assert set(log.answered.values()) == {1} and len(log.answered) == number
     with sqlite3.connect(tmp_path / "cache.sqlite") as connection:
         rows = connection.execute("SELECT record, text FROM answers").fetchall()
-        assert connection.execute("SELECT count(*) FROM failures").fetchone() == (0,)
     assert len(rows) == number
     assert dict(rows) == {name: result.text for name, result in results.items()}
     # The rate limit held at the server: a burst of 25, 500 a second. What left before a window and

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from stargate.evaluation.checkpoint import evaluate, plain_means
-from stargate.evaluation.controls import FIXED, shuffled_partner
+from stargate.evaluation.controls import shuffled_partner
+from stargate.evaluation.evaluator import evaluate, plain_means
 from stargate.evaluation.measures import write_evaluation
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.run_context import Roles, RunContext
@@ -56,10 +56,6 @@ def evaluated(
 ) -> dict[str, Any]:
     """What a run logs of a checkpoint that is evaluated."""
     asyncio.run(evaluate(version, pairs, parts, context))
-    return logged(version, pairs, context)
-
-
-def logged(version: int, pairs: EvaluationPairs, context: RunContext) -> dict[str, Any]:
     values = write_evaluation(context.store, pairs.all, len, ABOUT, QUICK)
     return plain_means(values[f"m{version}"])
 
@@ -80,8 +76,7 @@ def test_evaluate_scores_every_control_of_every_pair(tmp_path: Path) -> None:
     score = ScriptedScore(lambda request: -1.0)
     context = run_context(tmp_path, evaluation={"num_dialogues": 2, "num_turns": 3})
     pairs = EvaluationPairs(PAIRS)
-    scores = asyncio.run(evaluate(0, pairs, roles(score=score), context))
-    got = logged(0, pairs, context)
+    got = evaluated(0, pairs, roles(score=score), context)
     assert got["num_dialogues"] == 12
     assert got["gold_logprob"] == -4.0  # "gold" has four characters
     assert [got[f"{name}_n"] for name in ("gold_logprob", "shuffled", "no_dialogue")] == [12, 12, 6]
@@ -97,10 +92,8 @@ def test_evaluate_scores_every_control_of_every_pair(tmp_path: Path) -> None:
 
     # The next checkpoint reuses the controls without a dialogue; its table is complete too.
     num_requests = len(score.requests)
-    fixed = [entry for entry in scores if entry.control in FIXED]
-    asyncio.run(evaluate(1, pairs, roles(score=score), context, fixed))
+    assert evaluated(1, pairs, roles(score=score), context)["no_dialogue_n"] == 6
     assert len(score.requests) - num_requests == 12 + 12 + 6 + 12
-    assert logged(1, pairs, context)["no_dialogue_n"] == 6
     assert len(list(context.store.read("eval-m1", "controls"))) == 54
 
 

@@ -1,6 +1,7 @@
 """What dialogues bring out, counted by hand."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_measures_over_dialogues() -> None:
     assert got["facts_at_turn_2"].mean == 1.0
     assert (got["question_rate"].n, got["question_rate"].task_clusters) == (4, 2)
     assert got["needless_question_rate"].mean is None
-    json.dumps({name: value.to_json() for name, value in got.items()}, allow_nan=False)
+    json.dumps({name: asdict(value) for name, value in got.items()}, allow_nan=False)
 
 
 def test_a_fact_counts_once() -> None:

@@ -342,17 +342,17 @@ def test_changes_are_over_the_pairs_that_both_have() -> None:
     ]
     # a:p and a:q gain 4, b:p 2; b:q is m_0's only.
     for name in ("gold_logprob", "gold_logprob_best", "shuffled", "matched_minus_no_dialogue"):
-        assert got[name].difference.mean == pytest.approx(10 / 3)
-        assert got[name].difference.n == 3
+        assert got[name].mean == pytest.approx(10 / 3)
+        assert got[name].n == 3
         assert (got[name].num_only_before, got[name].num_only_after) == (1, 0)
-    assert got["gold_logprob_per_token"].difference.mean == pytest.approx(0.9 / 3)
-    assert got["matched_minus_shuffled"].difference.mean == 0.0
+    assert got["gold_logprob_per_token"].mean == pytest.approx(0.9 / 3)
+    assert got["matched_minus_shuffled"].mean == 0.0
     # All of it came with the first question.
-    assert got["gain_at_turn_1"].difference.mean == pytest.approx(10 / 3)
-    assert got["gain_at_turn_2"].difference.mean == 0.0
+    assert got["gain_at_turn_1"].mean == pytest.approx(10 / 3)
+    assert got["gain_at_turn_2"].mean == 0.0
     # Per pair 3 of 4 turns were a question, now 4 of 4; facts 1 and 1, now 2 and 1.
-    assert got["question_rate"].difference.mean == 0.25
-    assert got["facts_per_dialogue"].difference.mean == 0.5
+    assert got["question_rate"].mean == 0.25
+    assert got["facts_per_dialogue"].mean == 0.5
 
 
 def test_the_best_of_more_dialogues_is_not_compared() -> None:
@@ -361,10 +361,10 @@ def test_the_best_of_more_dialogues_is_not_compared() -> None:
     rest = [c for c in after.controls if c.key != ("matched", "a:p", "eval-m1/a:p/1", None)]
     got = changes(seen(before), seen(replace(after, controls=rest)), QUICK)
     best = got["gold_logprob_best"]
-    assert best.difference.mean == (4 + 2) / 2
+    assert best.mean == (4 + 2) / 2
     assert (best.num_only_before, best.num_only_after) == (2, 0)
     # A mean of one dialogue is as good as a mean of two: a:p from -95 to -96.
-    mean = got["gold_logprob"].difference
+    mean = got["gold_logprob"]
     assert mean.n == 3
     assert mean.mean == pytest.approx((-1 + 4 + 2) / 3)
 

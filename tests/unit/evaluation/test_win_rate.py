@@ -57,8 +57,8 @@ def test_one_comparison(
     first: Verdict, second: Verdict, agreed: float, average: float, bounds: tuple[float, float]
 ) -> None:
     got = win_rate(compared((first, second)))
-    assert got.agreed.measure.mean == agreed
-    assert got.average.measure.mean == average
+    assert got.agreed.mean == agreed
+    assert got.average.mean == average
     assert (got.agreed.lower, got.agreed.upper) == bounds
     assert (got.wins, got.ties, got.losses) == (
         int(agreed == 1.0),
@@ -79,19 +79,19 @@ def test_a_table_with_known_result() -> None:
             (B, TIE),
         )
     )
-    assert (got.wins, got.ties, got.losses, got.agreed.measure.n) == (4, 6, 2, 12)
-    assert got.agreed.measure.mean == 7 / 12
+    assert (got.wins, got.ties, got.losses, got.agreed.n) == (4, 6, 2, 12)
+    assert got.agreed.mean == 7 / 12
     # Against: (A, BAD) stays a tie, (BAD, BAD) a loss. For: both wins.
     assert got.agreed.lower == 6.5 / 12
     assert got.agreed.upper == 8 / 12
     # First order: 4 + 0 + 2 + .5 + 1 + .5 + 0; second: 4 + 0 + 0 + .5 + .5 + .5 + .5.
-    assert got.candidate_first.measure.mean == 8 / 12
+    assert got.candidate_first.mean == 8 / 12
     assert (got.candidate_first.lower, got.candidate_first.upper) == (7.5 / 12, 8.5 / 12)
-    assert got.candidate_second.measure.mean == 6 / 12
+    assert got.candidate_second.mean == 6 / 12
     assert (got.candidate_second.lower, got.candidate_second.upper) == (5 / 12, 7 / 12)
-    assert got.average.measure.mean == 7 / 12
+    assert got.average.mean == 7 / 12
     # Shown first and preferred: 4 + 2 + 2 x 2 + 2 x .5 + (1 + .5) + 2 x .5 + (0 + .5), of 24.
-    assert got.first_shown.measure.mean == pytest.approx(14 / 24)
+    assert got.first_shown.mean == pytest.approx(14 / 24)
     assert got.num_unparsable_verdicts == 3
     # Of the ten with two verdicts: 4 + 2 + 1 name the same.
     assert got.order_consistency == 7 / 10
@@ -99,10 +99,10 @@ def test_a_table_with_known_result() -> None:
 
 def test_a_judge_that_always_takes_the_first_decides_nothing() -> None:
     got = win_rate(compared(*[(A, A)] * 30))
-    assert got.agreed.measure.mean == 0.5
-    assert got.candidate_first.measure.mean == 1.0
-    assert got.candidate_second.measure.mean == 0.0
-    assert got.first_shown.measure.mean == 1.0
+    assert got.agreed.mean == 0.5
+    assert got.candidate_first.mean == 1.0
+    assert got.candidate_second.mean == 0.0
+    assert got.first_shown.mean == 1.0
     assert got.order_consistency == 0.0
 
 
@@ -116,7 +116,7 @@ def test_a_judge_that_says_nothing_readable_leaves_everything_open() -> None:
 
 def test_nothing_compared() -> None:
     got = win_rate([])
-    assert got.agreed.measure.mean is None
+    assert got.agreed.mean is None
     assert got.agreed.lower is None
     assert got.length_controlled.reason == "nothing was compared"
     json.dumps(got.to_json(), allow_nan=False)
@@ -124,7 +124,7 @@ def test_nothing_compared() -> None:
 
 def test_intervals_are_clustered_and_stay_within_0_and_1() -> None:
     verdicts = [(A, B)] * 55 + [(B, A)] * 5
-    got = win_rate(compared(*verdicts, personas=6)).agreed.measure
+    got = win_rate(compared(*verdicts, personas=6)).agreed
     assert (got.n, got.task_clusters, got.persona_clusters) == (60, 10, 6)
     assert got.mean == 55 / 60
     assert got.ci_low is not None and got.ci_high is not None
@@ -156,7 +156,7 @@ def logistic_table(intercept: float, slope: float, seed: int) -> list[JudgedComp
 def test_a_preference_for_length_is_taken_out() -> None:
     comparisons = logistic_table(intercept=0.0, slope=0.03, seed=1)
     got = win_rate(comparisons)
-    assert got.agreed.measure.mean is not None and got.agreed.measure.mean > 0.65
+    assert got.agreed.mean is not None and got.agreed.mean > 0.65
     fair = got.length_controlled
     assert fair.rate == pytest.approx(0.5, abs=0.06)
     assert fair.slope == pytest.approx(0.03, abs=0.006)
@@ -241,16 +241,16 @@ def test_every_comparison_counts_and_bounds_hold(
         got.candidate_second,
         got.first_shown,
     ):
-        assert rate.measure.n == len(verdicts)
+        assert rate.n == len(verdicts)
         if verdicts:
-            assert rate.measure.mean is not None
+            assert rate.mean is not None
             assert rate.lower is not None and rate.upper is not None
-            assert 0.0 <= rate.lower <= rate.measure.mean + 1e-12
-            assert rate.measure.mean <= rate.upper + 1e-12 <= 1.0 + 1e-12
+            assert 0.0 <= rate.lower <= rate.mean + 1e-12
+            assert rate.mean <= rate.upper + 1e-12 <= 1.0 + 1e-12
     flipped = win_rate(
         compared(*[(second, first) for first, second in verdicts]),
         BootstrapConfig(num_resamples=200),
     )
     if verdicts:
         # The other response as candidate: the same verdicts say one minus the rate.
-        assert flipped.agreed.measure.mean == pytest.approx(1 - (got.agreed.measure.mean or 0.0))
+        assert flipped.agreed.mean == pytest.approx(1 - (got.agreed.mean or 0.0))

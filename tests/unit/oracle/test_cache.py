@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from stargate.errors import DataError, StargateError
-from stargate.oracle.cache import AnswerCache, FailedRequest
+from stargate.oracle.cache import AnswerCache
 from stargate.oracle.database import Database
-from stargate.oracle.records import AnswerStatus, ChatRequest, NoReply, Reply, Usage, chat
+from stargate.oracle.records import ChatRequest, Reply, Usage, chat
 
 REQUEST = ChatRequest(chat(("user", "hi")), "m", 5, purpose="gold", record="t1:p1")
 
@@ -79,21 +79,6 @@ def test_many_answers_share_a_commit(tmp_path: Path) -> None:
         await asyncio.gather(*stores)
         assert len(cache) == 200
         assert len(commits) < 40
-
-    with_cache(tmp_path / "c.sqlite", work)
-
-
-def test_failures_are_kept_until_answered(tmp_path: Path) -> None:
-    async def work(cache: AnswerCache, _: Database) -> None:
-        failed = NoReply(AnswerStatus.FAILED, "HTTP 500", 8)
-        await cache.record_failure(b"k" * 32, REQUEST, failed)
-        await cache.record_failure(b"k" * 32, REQUEST, failed)
-        assert cache.get(b"k" * 32) is None
-        assert cache.failures() == [
-            FailedRequest("gold", "t1:p1", AnswerStatus.FAILED, "HTTP 500", 2)
-        ]
-        await cache.store(b"k" * 32, "{}", REQUEST, reply("x"), nothing)
-        assert cache.failures() == []
 
     with_cache(tmp_path / "c.sqlite", work)
 

@@ -67,7 +67,6 @@ def test_the_key_is_found_nowhere(
                 except OracleError as error:
                     said.append(everything_said(error))
             said.extend([repr(oracle), repr(oracle._connection), repr(oracle._config)])
-            said.extend(repr(failure) for failure in oracle.cache.failures())
             said.extend(repr(vars(oracle)).splitlines())
             # While it is open, so that the write-ahead log is looked at too.
             for file in tmp_path.iterdir():

@@ -73,7 +73,7 @@ def test_an_evaluation_keeps_its_measures_changes_and_judge(data: ReportData) ->
     value = own.measure("m1", "matched_minus_shuffled")
     assert value == Measure(2.25, 1.75, 2.75, 0.25, 8, 2, 2)
     change = own.change("m2", "facts_per_dialogue")
-    assert change is not None and change.difference.mean == 1.5
+    assert change is not None and change.mean == 1.5
     assert own.measure("m0", "win_rate") is None
     assert own.win_rates["m2"]["win_rate_details"]["num_unparsable_verdicts"] == 1
     assert own.judge is not None and not own.judge.fit
