@@ -242,24 +242,24 @@ class Ablation:
         return values
 
     def _outcome(self, condition: Condition) -> Outcome:
-        name = condition.name
-        folder = self._folder(name)
-        status, problem = self._status(name)
-        outcome = Outcome(
-            condition=condition,
-            overrides=condition.overrides,
+        folder = self._folder(condition.name)
+        status, problem = self._status(condition.name)
+        evaluation = read_json(folder / EVALUATION_FILE) or None
+        observed = None
+        if evaluation is not None:
+            pairs = {pair.id: pair for pair in self._prepared.test_pairs.all}
+            count = self._prepared.chat.count
+            observed = observe_last(RunStore(folder), evaluation, pairs, count)
+        return Outcome(
+            condition,
             folder=str(folder.relative_to(self._root)),
             status=status,
             problem=problem,
             seconds=(read_json(folder / "summary.json") or {}).get("seconds"),
             shared=read_json(folder / _SHARED_FILE) or {},
+            evaluation=evaluation,
+            observed=observed,
         )
-        if not (evaluation := read_json(folder / EVALUATION_FILE)):
-            return outcome
-        pairs = {pair.id: pair for pair in self._prepared.test_pairs.all}
-        count = self._prepared.chat.count
-        observed = observe_last(RunStore(folder), evaluation, pairs, count)
-        return replace(outcome, evaluation=evaluation, observed=observed)
 
     def _folder(self, name: str) -> Path:
         if name == WEAKER:

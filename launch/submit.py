@@ -58,7 +58,6 @@ from stargate.resources.submission import (
     exit_code,
     job_environment,
     new_submission_id,
-    pick_environment,
     place_config,
     readable_by_others,
     resume_entrypoint,
@@ -155,12 +154,11 @@ def prepare_request(config: str, overrides: list[str], env: list[str]) -> JobReq
     checked = load_config(config, overrides)
     package, name = place_config(working_tree(CHECKOUT), config)
     check_for_cluster(checked, package)
-    asked = pick_environment(env, os.environ)
     return JobRequest(
         submission_id=new_submission_id(checked.name),
         entrypoint=entrypoint(name, overrides),
         package=package,
-        env_vars=job_environment(asked),
+        env_vars=job_environment(env, os.environ),
     )
 
 
@@ -172,7 +170,7 @@ def prepare_resume(run: str, to: str | None, env: list[str]) -> JobRequest:
         entrypoint=resume_entrypoint(run, to),
         submission_id=new_submission_id(resumed_name(run)),
         package=working_tree(CHECKOUT),
-        env_vars=job_environment(pick_environment(env, os.environ)),
+        env_vars=job_environment(env, os.environ),
     )
 
 

@@ -190,7 +190,6 @@ class Outcome:
     """
 
     condition: Condition
-    overrides: tuple[str, ...]
     folder: str  # relative to the ablation's
     status: Status
     problem: str | None = None
@@ -203,6 +202,23 @@ class Outcome:
     def checkpoint(self) -> str | None:
         """The last checkpoint that was evaluated."""
         return None if self.evaluation is None else last_checkpoint(self.evaluation)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its part of ablation.json, without the differences."""
+        evaluation: Mapping[str, Any] = self.evaluation or {}
+        judge = evaluation.get("judge")
+        return {
+            "what": self.condition.what,
+            "overrides": list(self.condition.overrides),
+            "folder": self.folder,
+            "status": self.status,
+            "problem": self.problem,
+            "seconds": self.seconds,
+            "shared": dict(self.shared),
+            "checkpoint": self.checkpoint,
+            "measures": evaluation.get(self.checkpoint or "", {}),
+            "changes": evaluation.get("changes", {}).get(self.checkpoint, {}),
+        } | ({"judge": judge} if judge else {})
 
 
 def last_checkpoint(evaluation: Mapping[str, Any]) -> str:
@@ -248,32 +264,11 @@ def ablation_json(
     return {
         "about": {**about, "reference": reference},
         "conditions": {
-            outcome.condition.name: _outcome_json(outcome)
+            outcome.condition.name: outcome.to_json()
             | ({} if outcome is base else {"differences": _differences(base, outcome, config)})
             for outcome in outcomes
         },
     }
-
-
-def _outcome_json(outcome: Outcome) -> dict[str, Any]:
-    evaluation, checkpoint = outcome.evaluation, outcome.checkpoint
-    values: dict[str, Any] = {
-        "what": outcome.condition.what,
-        "overrides": list(outcome.overrides),
-        "folder": outcome.folder,
-        "status": outcome.status,
-        "problem": outcome.problem,
-        "seconds": outcome.seconds,
-        "shared": dict(outcome.shared),
-        "checkpoint": checkpoint,
-    }
-    if evaluation is None or checkpoint is None:
-        return values | {"measures": {}, "changes": {}}
-    values["measures"] = evaluation[checkpoint]
-    values["changes"] = evaluation["changes"].get(checkpoint, {})
-    if judge := evaluation.get("judge"):
-        values["judge"] = judge
-    return values
 
 
 def _differences(base: Outcome, outcome: Outcome, config: BootstrapConfig | None) -> dict[str, Any]:

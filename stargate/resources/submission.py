@@ -171,9 +171,13 @@ def write_package(package: Package, target: Path) -> int:
     return size
 
 
+# `exec`: signals and the exit code are the run's own.
+_STARGATE = ("exec", "python", "-m", "stargate.launch.cli")
+
+
 def entrypoint(config: str, overrides: Sequence[str]) -> str:
-    """The shell line that Ray runs. `exec`: signals and the exit code are the run's own."""
-    return shlex.join(["exec", "python", "-m", "stargate.launch.cli", "run", config, *overrides])
+    """The shell line that Ray runs."""
+    return shlex.join([*_STARGATE, "run", config, *overrides])
 
 
 def resume_entrypoint(run: str, to: str | None = None) -> str:
@@ -181,7 +185,7 @@ def resume_entrypoint(run: str, to: str | None = None) -> str:
 
     Raises ConfigError for a folder that means nothing there, and for an address with a secret.
     """
-    command = ["exec", "python", "-m", "stargate.launch.cli", "resume"]
+    command = [*_STARGATE, "resume"]
     if is_uri(run):
         uri = str(parse_uri(run))
         if to is None or not PurePosixPath(to).is_absolute():
@@ -214,9 +218,12 @@ def cluster_address(config: RunConfig, environment: Mapping[str, str]) -> str | 
     return None if address == "local" else address
 
 
-def pick_environment(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """The values of the variables that were asked for. Raises ConfigError; shows no value."""
-    values: dict[str, str] = {}
+def job_environment(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """env_vars of the job's runtime_env: what was asked for, and time to end in order.
+
+    Raises ConfigError, which shows no value.
+    """
+    values = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
     for name in names:
         if not _NAME.fullmatch(name):
             # It may be NAME=VALUE with a secret in it: only what stands before "=" is shown.
@@ -228,11 +235,6 @@ def pick_environment(names: Sequence[str], environment: Mapping[str, str]) -> di
             raise ConfigError(f"--env {name}: this variable is not set here; export it first")
         values[name] = environment[name]
     return values
-
-
-def job_environment(asked: Mapping[str, str]) -> dict[str, str]:
-    """env_vars of the job's runtime_env: what was asked for, and time to end in order."""
-    return {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **asked}
 
 
 def new_submission_id(name: str, now: datetime | None = None) -> str:

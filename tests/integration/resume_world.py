@@ -37,6 +37,7 @@ from stargate.types import (
     TrainResult,
 )
 from tests.fakes.scripted import FixedRoleplay, ScriptedGenerate, ScriptedScore, make_pair
+from tests.unit.evaluation.test_ablation import config as small_config
 from tests.unit.test_pair_steps import favour_second, run_context, say
 
 TRAIN_PAIRS = [make_pair(task="t1", persona=p) for p in ("p", "q")]
@@ -183,18 +184,7 @@ def _model_folder(folder: Path) -> Path:
 
 
 def config(root: Path, **changes: object) -> RunConfig:
-    return RunConfig.model_validate(
-        {
-            "runs_dir": str(root.parent),
-            "rollout": {"num_dialogues": 2, "turns": [1]},
-            "questioner": {"sampling": {"max_new_tokens": 20}},
-            "response": {"sampling": {"max_new_tokens": 20}},
-            "evaluation": {"num_dialogues": 1, "num_turns": 1, "show_dialogues": 0},
-            "schedule": {"num_iterations": 2},
-            "tracking": {"tensorboard": False},
-            **changes,
-        }
-    )
+    return small_config(runs_dir=str(root.parent), schedule={"num_iterations": 2}, **changes)
 
 
 def without_waiting(patch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from stargate.algorithm.base import build_algorithm
-from stargate.algorithm.scoring import GoldScoring
 from stargate.config.files import dump_config
 from stargate.config.run import RunConfig
 from stargate.data.dataset import Dataset
@@ -27,9 +27,17 @@ from stargate.records.counters import Counters
 from stargate.records.store import RunStore
 from stargate.run_context import Roles, RunContext
 from stargate.types import GenerateRequest, TrainingExample, TrainResult
-from tests.fakes.scripted import FixedRoleplay, ScriptedGenerate, ScriptedScore, byte_chat
+from tests.fakes.scripted import ScriptedGenerate, ScriptedScore, byte_chat
 from tests.unit.evaluation.test_ablation import FACTS, config
-from tests.unit.test_pair_steps import PAIRS, RecordingPush, RecordingTrain, favour_second, say
+from tests.unit.test_pair_steps import (
+    PAIRS,
+    RecordingPush,
+    RecordingTrain,
+    favour_second,
+    roles,
+    run_context,
+    say,
+)
 from tests.unit.text.test_views import VIEWS
 
 BASE = "base-model"
@@ -66,7 +74,6 @@ class FakeSystem:
     """Hands out one set of recording parts to every run directory."""
 
     def __init__(self, train: RecordingTrain | None = None) -> None:
-        self.generate = ScriptedGenerate(say)
         self.score = ScriptedScore(favour_second)
         self.train = train or RecordingTrain()
         self.push = RecordingPush()
@@ -81,22 +88,17 @@ class FakeSystem:
             asked.append(request.request_id)
             return say(request)
 
-        chat = byte_chat()
-        roles = Roles(
-            ScriptedGenerate(script), FixedRoleplay(), self.score, self.train, self.push, None
-        )
-        context = RunContext(
+        context = replace(
+            run_context(store.root),
             config=config,
-            views=VIEWS,
-            chat=chat,
-            scoring=GoldScoring(VIEWS, chat, 10_000),
-            algorithm=build_algorithm(config, VIEWS, chat),
+            algorithm=build_algorithm(config, VIEWS, byte_chat()),
             store=store,
             counters=counters,
-            progress=PlainProgress(),
-            overlap=False,
         )
-        return roles, context
+        parts = roles(
+            generate=ScriptedGenerate(script), score=self.score, train=self.train, push=self.push
+        )
+        return parts, context
 
 
 def prepared(base: RunConfig) -> Prepared:
@@ -132,14 +134,22 @@ def play(running: FakeSystem, made: Ablation, names: Sequence[str]) -> None:
     asyncio.run(made.train_in(cast(RunningSystem, running), names))
 
 
+def played(
+    root: Path, names: Sequence[str], train: RecordingTrain | None = None
+) -> tuple[FakeSystem, Ablation]:
+    """An ablation of which all conditions were run, and the system that it was run with."""
+    running, made = FakeSystem(train), ablation(root, names)
+    play(running, made, names)
+    return running, made
+
+
 def rows(root: Path, scope: str, table: str) -> list[str]:
     return sorted(map(str, RunStore(root).read(scope, table)))
 
 
 def test_what_m0_does_is_made_once_and_m0_comes_back_before_each_condition(tmp_path: Path) -> None:
     names = ["own_response", "questions_only", "random"]
-    running, made = FakeSystem(), ablation(tmp_path, names)
-    play(running, made, names)
+    running, _ = played(tmp_path, names)
     assert running.push.pushed == [(BASE, 0), ("m1", 1)] * 3
     kinds = {name: {asked.partition("/")[0] for asked in running.asked[name]} for name in names}
     assert kinds["own_response"] == {"eval-m0", "t0", "eval-m1"}
@@ -170,8 +180,7 @@ def test_what_m0_does_is_made_once_and_m0_comes_back_before_each_condition(tmp_p
 
 def test_contrastive_plays_nothing_again_but_scores_for_itself(tmp_path: Path) -> None:
     names = ["own_response", "contrastive"]
-    running, made = FakeSystem(), ablation(tmp_path, names)
-    play(running, made, names)
+    running, _ = played(tmp_path, names)
     assert len(rows(tmp_path / "contrastive", "t0", "scores")) == 8
     others = {
         row["num_other_golds"] for row in RunStore(tmp_path / "contrastive").read("t0", "scores")
@@ -183,8 +192,7 @@ def test_contrastive_plays_nothing_again_but_scores_for_itself(tmp_path: Path) -
 
 def test_a_condition_that_diverges_does_not_stop_the_others(tmp_path: Path) -> None:
     names = ["own_response", "questions_only", "gold_response"]
-    running, made = FakeSystem(DivergesWithoutResponse()), ablation(tmp_path, names)
-    play(running, made, names)
+    _, made = played(tmp_path, names, DivergesWithoutResponse())
     assert list(made.errors) == ["questions_only"]
     found = made.write()["conditions"]
     assert {name: entry["status"] for name, entry in found.items()} == {
@@ -214,7 +222,7 @@ def test_a_dead_engine_ends_the_ablation(tmp_path: Path) -> None:
 
 def test_a_resumed_condition_starts_anew_with_what_m0_had_made(tmp_path: Path) -> None:
     names = ["own_response", "questions_only"]
-    play(FakeSystem(DivergesWithoutResponse()), ablation(tmp_path, names), names)
+    played(tmp_path, names, DivergesWithoutResponse())
     running, made = FakeSystem(), ablation(tmp_path, names)
     play(running, made, ["questions_only"])
     assert (tmp_path / "questions_only-stopped-1" / "summary.json").is_file()
@@ -226,8 +234,7 @@ def test_a_resumed_condition_starts_anew_with_what_m0_had_made(tmp_path: Path) -
 def test_a_first_condition_that_was_stopped_gives_its_own_tables(tmp_path: Path) -> None:
     names = ["questions_only", "random"]
     play(FakeSystem(DivergesWithoutResponse()), ablation(tmp_path, names), names[:1])
-    running = FakeSystem()
-    play(running, ablation(tmp_path, names), names)
+    running, _ = played(tmp_path, names)
     assert {asked.partition("/")[0] for asked in running.asked["questions_only"]} == {"eval-m1"}
     shared = json.loads((tmp_path / "questions_only" / "shared.json").read_text())
     assert shared["t0/scores"] == {"from": "questions_only-stopped-1", "rows": 8}

@@ -131,6 +131,10 @@ class ScriptedClient:
         return str(request["submission_id"])
 
 
+def follow(client: ScriptedClient, *, stop: bool = True, **secret: str) -> int:
+    return submit.follow_job(client, "j", EnvMasker(secret), stop_on_interrupt=stop)
+
+
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "_RETRY_SECONDS", 0.0)
@@ -139,7 +143,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_following_goes_on_over_a_lost_connection(capsys: pytest.CaptureFixture[str]) -> None:
     broken: list[str | Exception | type[BaseException]] = ["one\ntw", RuntimeError("closed 1006")]
     client = ScriptedClient([broken, ["one\ntwo\nthree"]], Details("FAILED", 6))
-    assert submit.follow_job(client, "j", EnvMasker({}), stop_on_interrupt=True) == 6
+    assert follow(client) == 6
     assert capsys.readouterr().out == (
         "one\n[lost sight of job j: closed 1006; trying again]\ntwo\nthree\n"
         "job j: failed, exit code 6\n"
@@ -150,15 +154,14 @@ def test_a_server_that_stays_away_ends_the_following(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(submit, "_LOST_SECONDS", -1.0)
     client = ScriptedClient([[OSError("refused")], ["never read"]])
     with pytest.raises(SubmissionError, match=r"\(refused\); the job j may still run"):
-        submit.follow_job(client, "j", EnvMasker({}), stop_on_interrupt=True)
+        follow(client)
 
 
 def test_a_job_that_never_began_is_one_masked_line() -> None:
     message = f"runtime_env setup failed:\n  no space left, token {PLANTED}\n"
-    client = ScriptedClient([], Details("FAILED", None, message))
-    client.connections = [[]]
+    client = ScriptedClient([[]], Details("FAILED", None, message))
     with pytest.raises(SubmissionError) as failed:
-        submit.follow_job(client, "j", EnvMasker({"HF_TOKEN": PLANTED}), stop_on_interrupt=True)
+        follow(client, HF_TOKEN=PLANTED)
     assert str(failed.value) == (
         "job j failed before its command started or ended: runtime_env setup failed: no space "
         "left, token [HF_TOKEN]"
@@ -167,14 +170,14 @@ def test_a_job_that_never_began_is_one_masked_line() -> None:
 
 def test_ctrl_c_stops_the_job_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     client = ScriptedClient([["one\n", KeyboardInterrupt], ["more\n"]])
-    assert submit.follow_job(client, "j", EnvMasker({}), stop_on_interrupt=True) == 130
+    assert follow(client) == 130
     assert client.stopped
     assert "stopping job j; Ctrl-C again leaves it running" in capsys.readouterr().out
 
 
 def test_ctrl_c_on_a_detached_job_leaves_it(capsys: pytest.CaptureFixture[str]) -> None:
     client = ScriptedClient([["one\n", KeyboardInterrupt], ["more\n"]])
-    assert submit.follow_job(client, "j", EnvMasker({}), stop_on_interrupt=False) == 130
+    assert follow(client, stop=False) == 130
     assert not client.stopped
     assert "no longer following; the job j goes on" in capsys.readouterr().out
 
@@ -233,23 +236,19 @@ def test_no_server_and_a_wrong_server_are_one_line() -> None:
         assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("arguments", [[], ["cpu_demo", "--status", "j"]])
-def test_a_config_or_a_job_but_not_both(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ([], "give either a config, or one of"),
+        (["cpu_demo", "--status", "j"], "give either a config, or one of"),
+        (["cpu_demo", "--to", "/scratch/x"], "--to belongs to --resume"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(words: list[str], problem: str) -> None:
     parser = argparse.ArgumentParser()
     submit.configure(parser)
-    args = parser.parse_intermixed_args([*arguments, "--address", "http://127.0.0.1:9"])
-    with pytest.raises(ConfigError, match="give either a config, or one of"):
-        submit.run(args)
-
-
-def test_a_folder_to_fetch_into_belongs_to_an_address() -> None:
-    parser = argparse.ArgumentParser()
-    submit.configure(parser)
-    words = ["cpu_demo", "--to", "/scratch/x", "--address", "http://127.0.0.1:9"]
-    with pytest.raises(ConfigError, match="--to belongs to --resume"):
-        submit.run(parser.parse_intermixed_args(words))
+    with pytest.raises(ConfigError, match=problem):
+        submit.run(parser.parse_intermixed_args([*words, "--address", "http://127.0.0.1:9"]))
 
 
 @pytest.mark.parametrize("name", ["paper", "single_node", "cpu_demo", "cpu_learn"])

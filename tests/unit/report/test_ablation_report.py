@@ -20,7 +20,6 @@ def outcome(name: str, cells: dict[tuple[str, str], list[float]], **changes: Any
     entries = [Observation(*cell, value) for cell, values in cells.items() for value in values]
     parts: dict[str, Any] = {
         "condition": condition,
-        "overrides": condition.overrides,
         "folder": name,
         "status": "finished",
         "evaluation": {

@@ -22,7 +22,6 @@ from stargate.resources.submission import (
     exit_code,
     job_environment,
     new_submission_id,
-    pick_environment,
     place_config,
     readable_by_others,
     write_package,
@@ -133,16 +132,16 @@ def test_the_entrypoint_survives_the_shell() -> None:
 
 def test_environment_goes_only_if_asked_for_and_is_never_shown() -> None:
     environment = {"HF_TOKEN": PLANTED, "OTHER": "no"}
-    assert pick_environment(["HF_TOKEN"], environment) == {"HF_TOKEN": PLANTED}
-    assert pick_environment([], environment) == {}
+    always = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
+    assert job_environment(["HF_TOKEN"], environment) == {**always, "HF_TOKEN": PLANTED}
+    assert job_environment([], environment) == always
     request = JobRequest("id", "exec true", Package({}), {"HF_TOKEN": PLANTED})
     assert PLANTED not in repr(request)
     with pytest.raises(ConfigError, match="--env NOPE: this variable is not set here"):
-        pick_environment(["NOPE"], environment)
+        job_environment(["NOPE"], environment)
     with pytest.raises(ConfigError) as refused:
-        pick_environment([f"HF_TOKEN={PLANTED}"], environment)
+        job_environment([f"HF_TOKEN={PLANTED}"], environment)
     assert PLANTED not in str(refused.value)
-    assert job_environment({}) == {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
 
 @pytest.mark.parametrize(
