@@ -26,7 +26,6 @@ from stargate.benchmarks.results import (
 )
 from stargate.errors import ConfigError, DataError
 
-HELP = "measure throughput, as ratios against something real in the same run"
 HAS_SUBCOMMANDS = True
 
 # benchmark (a module of benchmarks/) -> one line of help

@@ -27,8 +27,6 @@ examples:
 import argparse
 from pathlib import Path
 
-HELP = "run the paper's ablations on the same data and seeds, in one report"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""

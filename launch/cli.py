@@ -1,9 +1,9 @@
 """The command line: `stargate COMMAND ...`.
 
-Each command is a module with `HELP`, `configure(parser)` and `run(args) -> exit code`. Only the
-module of the command that was asked for is imported, and none of them imports ray, vllm or torch
-before `run`, so help is instant. A StargateError becomes one line on stderr and its exit code;
-anything else is a defect and shows its traceback.
+Each command is a module with a docstring (the description in its help), `configure(parser)` and
+`run(args) -> exit code`. Only the module of the command that was asked for is imported, and none of
+them imports ray, vllm or torch before `run`, so help is instant. A StargateError becomes one line
+on stderr and its exit code; anything else is a defect and shows its traceback.
 """
 
 import argparse

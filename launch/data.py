@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from stargate.data.showing import Screen
 
 HAS_SUBCOMMANDS = True
-HELP = "build, import, export, check and show tasks, personas and golds"
-
 # Cases per kind that are shown on the screen; the reports list more.
 _SHOWN = 5
 

@@ -31,8 +31,6 @@ from stargate.resources.machine import (
     package_versions,
 )
 
-HELP = "say what this machine has and what would not work on it"
-
 Level = Literal["ok", "warn", "fail"]
 CHECKOUT = Path(__file__).resolve().parents[1]
 LOCK = CHECKOUT / "requirements/cpu.lock"

@@ -22,8 +22,6 @@ import argparse
 
 from stargate.launch.shared import add_run_argument, local_run
 
-HELP = "evaluate the checkpoints of a run, with confidence intervals"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""

@@ -19,8 +19,6 @@ from stargate.launch.shared import add_run_argument, local_run
 if TYPE_CHECKING:
     from stargate.report.records import ReportData
 
-HELP = "show a run: one HTML file, a terminal summary, figures"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""

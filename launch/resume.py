@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from stargate.records.repair import Damage
     from stargate.records.store import RunStore
 
-HELP = "go on with a run that was stopped or killed"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""

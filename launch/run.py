@@ -11,8 +11,6 @@ examples:
 
 import argparse
 
-HELP = "run STaR-GATE iterations from a config"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""

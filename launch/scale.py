@@ -23,8 +23,6 @@ from stargate.errors import DataError, MachineError
 if TYPE_CHECKING:
     from stargate.resources.scale_request import ScaleAnswer, ScaleRequest
 
-HELP = "add engines to a run that goes on, or take some away"
-
 # Seconds that a run has to take a request: it looks every second.
 TAKE_SECONDS = 30.0
 # Seconds between looks at what the run answers.

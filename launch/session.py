@@ -9,8 +9,9 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 from stargate.config.files import dump_config
@@ -61,7 +62,9 @@ def sit(
         landing(config, root, progress, take_over=take_over),
         tracked(config, root, root.name, progress) as trackers,
     ):
-        session = Session(prepared, store, progress, trackers, past, before)
+        session = Session(
+            prepared, store, progress, trackers, past or RunHistory(), before or RunTotals()
+        )
         asyncio.run(session.run())
 
 
@@ -98,32 +101,32 @@ def fill_run_dir(root: Path, config: RunConfig) -> RunStore:
     return store
 
 
+@dataclass(frozen=True)
 class Session:
-    """One process's work on a run: the loop with its parts, and the journal that it keeps."""
+    """One process's work on a run: the loop with its parts, and the journal that it keeps.
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        store: RunStore,
-        progress: Progress,
-        trackers: Trackers,
-        past: RunHistory | None = None,
-        before: RunTotals | None = None,
-    ) -> None:
-        """`past` and `before` are what earlier processes did and took, if there were any."""
-        self._prepared, self._config = prepared, prepared.config
-        self._store, self._progress = store, progress
-        self._past = past or RunHistory()
-        dropped = prepared.dataset.drop_counts
-        self._journal = RunJournal(store, trackers, self._past, before or RunTotals(), dropped)
+    `past` and `before` are what earlier processes did and took, if there were any.
+    """
+
+    prepared: Prepared
+    store: RunStore
+    progress: Progress
+    trackers: Trackers
+    past: RunHistory = field(default_factory=RunHistory)
+    before: RunTotals = field(default_factory=RunTotals)
+
+    @cached_property
+    def _journal(self) -> RunJournal:
+        dropped = self.prepared.dataset.drop_counts
+        return RunJournal(self.store, self.trackers, self.past, self.before, dropped)
 
     async def run(self) -> None:
         """Starts the actors and runs everything."""
-        log_dir, counters = self._store.root.resolve() / "logs", self._journal.counters
+        log_dir, counters = self.store.root.resolve() / "logs", self._journal.counters
         with self._kept():
-            async with running_system(self._prepared, log_dir, counters, self._progress) as running:
+            async with running_system(self.prepared, log_dir, counters, self.progress) as running:
                 loop = self._loop(running)
-                async with following(self._store.root, running.scaler, self._progress.say):
+                async with following(self.store.root, running.scaler, self.progress.say):
                     await loop.run()
 
     async def play_in(self, running: RunningSystem) -> None:
@@ -135,28 +138,29 @@ class Session:
             await self._loop(running, held=None).run()
 
     def _loop(self, running: RunningSystem, held: int | None = 0) -> TrainingLoop:
-        prepared, last = self._prepared, self._past.num_iterations
-        if last and self._config.algorithm.start_from == "previous":
+        prepared, last = self.prepared, self.past.num_iterations
+        config = prepared.config
+        if last and config.algorithm.start_from == "previous":
             # The trainer starts from the folder that it is told to be the base.
-            folder = self._store.root.resolve() / "models" / f"m{last}"
+            folder = self.store.root.resolve() / "models" / f"m{last}"
             running = replace(running, prepared=replace(running.prepared, base_model_dir=folder))
-        roles, context = running.open(self._config, self._store, self._journal.counters)
+        roles, context = running.open(config, self.store, self._journal.counters)
         return TrainingLoop(
             roles,
             context,
             prepared.train_pairs,
-            prepared.evaluator(self._config, self._config),
+            prepared.evaluator(config, config),
             self._journal,
             prepared.base_model_dir,
-            self._past,
+            self.past,
             held,
         )
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
         with self._journal.kept():
-            if self._config.trust_remote_code:
+            if self.prepared.config.trust_remote_code:
                 logging.getLogger(__name__).warning(REMOTE_CODE)
             yield
-        shown = self._config.evaluation.show_dialogues
-        print_summary(self._journal.summary, self._store, shown, self._progress)
+        shown = self.prepared.config.evaluation.show_dialogues
+        print_summary(self._journal.summary, self.store, shown, self.progress)

@@ -65,8 +65,6 @@ from stargate.resources.submission import (
     write_package,
 )
 
-HELP = "submit a run to a Ray cluster as a job, follow it, stop it"
-
 # The folder that holds the package `stargate`: the checkout, or site-packages.
 CHECKOUT = Path(stargate.__file__).resolve().parents[1]
 # Seconds that the job server has to answer when it is first asked.

@@ -45,12 +45,11 @@ Status = Literal["finished", "failed", "interrupted", "not_started"]
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One way to train; or, with `trained` False, to test what another condition trained."""
+    """One way to train; or, the weaker Roleplayer, to test what another condition trained."""
 
     name: str
     what: str
     overrides: tuple[str, ...] = ()
-    trained: bool = True
 
 
 CONDITIONS = (
@@ -65,7 +64,7 @@ CONDITIONS = (
     Condition(
         "gold_response", "the gold in the own response's place", ("algorithm.target=gold_response",)
     ),
-    Condition(WEAKER, "own_response's checkpoints, tested with a weaker Roleplayer", trained=False),
+    Condition(WEAKER, "own_response's checkpoints, tested with a weaker Roleplayer"),
     Condition(
         "contrastive",
         "dialogues chosen by gold minus other personas' golds",
@@ -105,7 +104,7 @@ def training_configs(config: RunConfig, conditions: Iterable[Condition]) -> dict
     """
     found: dict[str, RunConfig] = {}
     for condition in conditions:
-        if not condition.trained:
+        if condition.name == WEAKER:
             continue
         made = condition_config(config, condition.name, condition.overrides)
         for name, other in found.items():
