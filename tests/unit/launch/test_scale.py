@@ -28,6 +28,7 @@ from stargate.resources.scale_request import (
     write_answer,
 )
 
+Capture = pytest.CaptureFixture[str]
 ID = "0123456789abcdef" * 2
 
 # --- the command line and the files
@@ -77,11 +78,8 @@ def test_an_answer_belongs_to_its_request(tmp_path: Path) -> None:
     assert read_answer(tmp_path, first) is None
     found = read_answer(tmp_path, second)
     assert found is not None
-    assert (found.state, found.message[:12], len(found.message)) == (
-        "working",
-        "two lines xx",
-        2000,
-    )
+    cut = (found.state, found.message[:12], len(found.message))
+    assert cut == ("working", "two lines xx", 2000)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +140,7 @@ class FakeScaler:
 
     def __init__(self) -> None:
         self.counts = {"questioner": 1, "roleplayer": 1}
+        self.said: list[str] = []  # by the run
         self.asked: list[dict[str, int]] = []
         self.go = threading.Event()
         self.go.set()
@@ -157,20 +156,20 @@ class FakeScaler:
         return "now " + " ".join(f"{role}={count}" for role, count in self.counts.items())
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "POLL_SECONDS", 0.002)
     monkeypatch.setattr(scale, "_LOOK_SECONDS", 0.002)
 
 
 @contextmanager
-def going_on(root: Path, scaler: FakeScaler, said: list[str]) -> Iterator[Callable[[], None]]:
+def going_on(root: Path, scaler: FakeScaler) -> Iterator[Callable[[], None]]:
     """A run that looks for requests, in a thread; gives what ends it."""
     (root / "config.yaml").write_text("")
     ending, ready = threading.Event(), threading.Event()
 
     async def play() -> None:
-        async with following(root, scaler, said.append):
+        async with following(root, scaler, scaler.said.append):
             ready.set()
             while not ending.is_set():
                 await asyncio.sleep(0.001)
@@ -193,11 +192,9 @@ def command(root: Path, *words: str) -> int:
     return main(["scale", str(root), *words])
 
 
-def test_a_request_is_done_and_told(
-    tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    scaler, said = FakeScaler(), list[str]()
-    with going_on(tmp_path, scaler, said):
+def test_a_request_is_done_and_told(tmp_path: Path, capsys: Capture) -> None:
+    scaler = FakeScaler()
+    with going_on(tmp_path, scaler):
         scaler.go.clear()
         threading.Timer(0.2, scaler.go.set).start()  # so that its first answer is seen, too
         assert command(tmp_path, "questioner=2") == 0
@@ -210,15 +207,15 @@ def test_a_request_is_done_and_told(
         "now questioner=2 roleplayer=1",
     ]
     assert out == told
-    assert said[:2] == [told[0], f"scale: done: {told[1]}"]
+    assert scaler.said[:2] == [told[0], f"scale: done: {told[1]}"]
 
 
 def test_what_can_not_be_done_is_one_line_and_the_run_goes_on(
-    tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: Capture
 ) -> None:
-    scaler, said = FakeScaler(), list[str]()
+    scaler = FakeScaler()
     scaler.problem = MachineError("needs 9 GPUs, this machine has 8 \x1b[2J")
-    with going_on(tmp_path, scaler, said):
+    with going_on(tmp_path, scaler):
         assert command(tmp_path, "questioner=9") == 5
         assert capsys.readouterr().err.splitlines() == [
             "stargate scale: refused: needs 9 GPUs, this machine has 8 \\x1b[2J; there is "
@@ -232,31 +229,27 @@ def test_what_can_not_be_done_is_one_line_and_the_run_goes_on(
             time.sleep(0.001)
         scaler.problem = None
         assert command(tmp_path, "roleplayer=2") == 0
-    assert f"scale: refused: {tmp_path / REQUEST_FILE}: not valid JSON" in said
-    assert said[-1] == "scale: done: now questioner=1 roleplayer=2"
+    assert f"scale: refused: {tmp_path / REQUEST_FILE}: not valid JSON" in scaler.said
+    assert scaler.said[-1] == "scale: done: now questioner=1 roleplayer=2"
 
 
-def test_one_request_at_a_time(
-    tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    scaler, said = FakeScaler(), list[str]()
+def test_one_request_at_a_time(tmp_path: Path, capsys: Capture) -> None:
+    scaler = FakeScaler()
     scaler.go.clear()
-    with going_on(tmp_path, scaler, said):
+    with going_on(tmp_path, scaler):
         assert command(tmp_path, "questioner=2", "--no-wait") == 0
         assert command(tmp_path, "questioner=3") == 5
         assert "an earlier request is not done yet" in capsys.readouterr().err
         scaler.go.set()
-        while "scale: done: now questioner=2 roleplayer=1" not in said:
+        while "scale: done: now questioner=2 roleplayer=1" not in scaler.said:
             time.sleep(0.001)
     assert scaler.asked == [{"questioner": 2}]
 
 
-def test_a_run_that_ends_first_says_so(
-    tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    scaler, said = FakeScaler(), list[str]()
+def test_a_run_that_ends_first_says_so(tmp_path: Path, capsys: Capture) -> None:
+    scaler = FakeScaler()
     scaler.go.clear()
-    with going_on(tmp_path, scaler, said) as end:
+    with going_on(tmp_path, scaler) as end:
         request = send_request(tmp_path, {"questioner": 2})
         scale.await_taken(tmp_path, request)
         threading.Timer(0.05, end).start()
@@ -267,20 +260,18 @@ def test_a_run_that_ends_first_says_so(
     assert scaler.counts == {"questioner": 1, "roleplayer": 1}
 
 
-def test_what_was_asked_before_the_run_began_is_dropped(tmp_path: Path, quick: None) -> None:
+def test_what_was_asked_before_the_run_began_is_dropped(tmp_path: Path) -> None:
     old = send_request(tmp_path, {"questioner": 2})
-    scaler, said = FakeScaler(), list[str]()
-    with going_on(tmp_path, scaler, said):
+    scaler = FakeScaler()
+    with going_on(tmp_path, scaler):
         pass
     assert scaler.asked == []
-    assert said == ["scale: dropped a request from before: questioner=2"]
+    assert scaler.said == ["scale: dropped a request from before: questioner=2"]
     found = read_answer(tmp_path, old)
     assert found is not None and found.state == "refused"
 
 
-def test_runs_that_do_not_go_on_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_that_do_not_go_on_are_refused(tmp_path: Path, capsys: Capture) -> None:
     def problem(*words: str) -> str:
         assert command(tmp_path, *words) in (2, 3, 5)
         [line] = capsys.readouterr().err.splitlines()
@@ -298,10 +289,7 @@ def test_runs_that_do_not_go_on_are_refused(
 
 
 def test_a_process_that_takes_no_request_is_told_apart(
-    tmp_path: Path,
-    quick: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(scale, "TAKE_SECONDS", 0.05)
     (tmp_path / "config.yaml").write_text("")
@@ -312,9 +300,7 @@ def test_a_process_that_takes_no_request_is_told_apart(
     assert not (tmp_path / ANSWER_FILE).exists()
 
 
-def test_what_the_command_prints_can_not_move_the_cursor(
-    tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_the_command_prints_can_not_move_the_cursor(tmp_path: Path, capsys: Capture) -> None:
     request = send_request(tmp_path, {"questioner": 2})
     write_answer(tmp_path, request, "working", "a\x1b[2Jb")
     with hold(tmp_path):

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,11 +103,21 @@ def diary(checkout: Path, start: str = "") -> list[str]:
     return [line.strip() for line in lines if line.startswith(start)]
 
 
-def await_running(checkout: Path) -> None:
+def await_that(is_so: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
-    while not (checkout / "diary.running").exists():
+    while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def await_running(checkout: Path) -> None:
+    await_that((checkout / "diary.running").exists)
+
+
+def terminate(process: subprocess.Popen[str]) -> str:
+    """Sends SIGTERM and waits for the end. Returns what was said on stderr."""
+    process.send_signal(signal.SIGTERM)
+    return process.communicate(timeout=60)[1]
 
 
 def left_over(checkout: Path) -> list[str]:
@@ -174,16 +185,14 @@ def test_nobody_else_can_read_the_token_and_no_command_line_has_it(checkout: Pat
         assert re.fullmatch(r"[0-9a-f]{64}", token)
         assert token not in "\n".join(diary(checkout)) + "\n".join(left_over(checkout))
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        terminate(process)
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
 def test_a_signal_ends_the_run_in_order_and_its_code_is_kept(checkout: Path, nodes: int) -> None:
     process = start(checkout, nodes, "runs_dir=/shared/runs", HANG="1")
     await_running(checkout)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    errors = terminate(process)
     assert process.returncode == 130, errors
     lines = diary(checkout)
     assert lines.count("summary written") == 1
@@ -198,12 +207,9 @@ def test_a_signal_ends_the_run_in_order_and_its_code_is_kept(checkout: Path, nod
 
 def test_a_signal_while_nodes_are_awaited_ends_everything(checkout: Path) -> None:
     process = start(checkout, 3, "runs_dir=/shared/runs", NEVER_JOINS="1")
-    deadline = time.monotonic() + 30
-    while not ((checkout / "diary").exists() and len(diary(checkout, "node-c token")) == 1):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    await_that((checkout / "diary").exists)
+    await_that(lambda: len(diary(checkout, "node-c token")) == 1)
+    errors = terminate(process)
     assert process.returncode == 143
     assert "slurm.sh: told to end before the run began" in errors
     assert diary(checkout, "stargate") == []
