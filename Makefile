@@ -9,7 +9,7 @@ INSTALL := @PYTHON="$(PYTHON)" sh requirements/install.sh
 LOCK_TORCH ?= --torch-backend=cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check install install-gpu lock clean
+.PHONY: help demo test check install install-gpu lines lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 21
@@ -34,6 +34,13 @@ install:  ## install for the CPU into .venv, from the lock file
 
 install-gpu:  ## install for an NVIDIA GPU into .venv
 	$(INSTALL) gpu
+
+lines:  ## lines of Python and templates by room
+	@for room in stargate/*/ actors/*/ launch/ benchmarks/ tests/; do \
+		test -L $${room%/} || printf '%6d  %s\n' "$$(git ls-files $$room | grep -E '\.(py|j2|js|css)$$' | xargs cat | wc -l)" $$room; \
+	done
+	@printf '%6d  stargate/*.py\n' "$$(cat stargate/*.py | wc -l)"
+	@printf '%6d  the product, without tests\n' "$$(git ls-files stargate actors launch benchmarks | grep -E '\.(py|j2|js|css)$$' | xargs cat | wc -l)"
 
 lock: install  ## resolve requirements/cpu.in into cpu.lock anew
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
