@@ -32,7 +32,7 @@ from stargate.config.files import load_config
 from stargate.launch.setup import Prepared, prepare
 from stargate.launch.system import RunningSystem, running_system
 from stargate.monitoring.progress import PlainProgress
-from stargate.pair_steps import make_examples
+from stargate.pair_steps import play_pairs
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore
 from stargate.training_loop import run_iteration
@@ -250,7 +250,7 @@ class _Bench:
         self._number += 1
         busy = await self._busy_seconds()
         started = time.perf_counter()
-        await make_examples(_SCOPE, pairs, roles, bench)
+        await play_pairs(_SCOPE, pairs, roles, bench)
         seconds = time.perf_counter() - started
         idle = idle_shares(busy, await self._busy_seconds(), seconds)
         if train:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from stargate.actors.training.spec import TrainerSpec, make_layout
-from stargate.algorithm.step_plan import plan_steps
+from stargate.actors.training.step_plan import plan_steps
 from stargate.benchmarks.options import positive
 from stargate.benchmarks.results import Measurement, Ratio, Say
 from stargate.benchmarks.sides import SideProcess, in_turn

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from stargate.actors.training.step_plan import Step
 from stargate.algorithm.star_gate import StarGate
-from stargate.algorithm.step_plan import Step
 from stargate.benchmarks.recorded import RecordedDialogues
 from stargate.config.algorithm import StarGateConfig
 from stargate.config.run import TrainerConfig

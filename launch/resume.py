@@ -52,8 +52,8 @@ def resume(root: Path, *, take_over: bool = False) -> None:
     from stargate.launch.shared import landing
     from stargate.monitoring.progress import make_progress
     from stargate.records.files import hold
+    from stargate.records.history import read_history, read_totals
     from stargate.records.repair import discovery
-    from stargate.records.resume import read_history, read_totals
     from stargate.records.store import RunStore
     from stargate.resources.machine import environment
 

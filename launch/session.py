@@ -26,7 +26,7 @@ from stargate.monitoring.journal import RunJournal
 from stargate.monitoring.progress import Progress, make_progress
 from stargate.monitoring.tracking import Trackers, open_trackers
 from stargate.records.files import hold
-from stargate.records.resume import RunHistory, RunTotals
+from stargate.records.history import RunHistory, RunTotals
 from stargate.records.store import RunStore
 from stargate.resources.machine import environment
 from stargate.training_loop import TrainingLoop

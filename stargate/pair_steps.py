@@ -19,7 +19,7 @@ from stargate.algorithm.scoring import to_dialogue_score, to_turn_scores
 from stargate.algorithm.selection import other_golds
 from stargate.errors import RecordDropped
 from stargate.monitoring.progress import Stage
-from stargate.records.resume import Finished, read_finished
+from stargate.records.history import Finished, read_finished
 from stargate.records.schemas import record_row
 from stargate.rollout.dialogue import plan_dialogues
 from stargate.rollout.recorded import RecordedRollout
@@ -38,16 +38,14 @@ from stargate.types import (
 )
 
 
-async def make_examples(
-    scope: str, pairs: Sequence[Pair], roles: Roles, context: RunContext
-) -> None:
+async def play_pairs(scope: str, pairs: Sequence[Pair], roles: Roles, context: RunContext) -> None:
     """Plays, scores, selects and responds for every pair; the records are in the store when this
     returns. What the store has of this scope already is not made again.
     """
     config = context.config
-    of_task: dict[str, list[Pair]] = {}
+    pairs_by_task: dict[str, list[Pair]] = {}
     for pair in pairs:
-        of_task.setdefault(pair.task.id, []).append(pair)
+        pairs_by_task.setdefault(pair.task.id, []).append(pair)
     per_pair = config.rollout.num_dialogues
     num_dialogues = len(pairs) * per_pair
     done = read_finished(context.store, scope)
@@ -58,7 +56,7 @@ async def make_examples(
     ):
         recorded = context.recorded_rollout(scope, roles, done.dialogues, rollout)
         stages = {"rollout": rollout, "score": score, "respond": respond}
-        steps = _PairSteps(scope, of_task, done, roles, context, recorded, stages)
+        steps = _PairSteps(scope, pairs_by_task, done, roles, context, recorded, stages)
         if context.overlap:
             # Enough pairs under way to keep every slot busy while others score; no more are in
             # memory.
@@ -77,7 +75,7 @@ class _PairSteps:
     """The steps of one pair. `barrier` separates them where they must not overlap."""
 
     scope: str
-    of_task: Mapping[str, Sequence[Pair]]  # by task id, for the golds of other personas
+    pairs_by_task: Mapping[str, Sequence[Pair]]  # by task id, for the golds of other personas
     done: Finished
     roles: Roles
     context: RunContext
@@ -97,7 +95,7 @@ class _PairSteps:
                 stage.advance(sum(dialogue is not None for dialogue in played))
         async with self._step("respond") as stage:
             if group is not None and pair.id not in self.done.examples:
-                await self._make_examples(group)
+                await self._respond_and_learn(group)
             stage.advance()
 
     @asynccontextmanager
@@ -111,34 +109,49 @@ class _PairSteps:
     async def _score(self, pair: Pair, dialogues: Sequence[Dialogue]) -> ScoredGroup | None:
         """The dialogues that can be scored, with their scores; None where there are none."""
         needs, drop = self.context.algorithm.needs, self.context.counters.drop
-        others = other_golds(pair, self.of_task[pair.task.id], needs.num_other_golds, self._seed)
+        of_task = self.pairs_by_task[pair.task.id]
+        others = other_golds(pair, of_task, needs.num_other_golds, self._seed)
         if needs.num_other_golds != 0 and not others:
             problem = "no other persona has a gold for this task"
             drop(RecordDropped("pair_without_contrast", pair.id, problem))
             return None
         scores = {d.id: s for d in dialogues if (s := self._known_score(d, bool(others)))}
-        turn_scores = {d.id: self.done.turn_scores.get(d.id, ()) for d in dialogues}
-        missing, requests = [], []
-        for dialogue in dialogues:
-            if dialogue.id not in scores:
-                try:
-                    requests.append(self._score_requests(pair, dialogue, others))
-                    missing.append(dialogue)
-                except RecordDropped as problem:
-                    drop(problem)
-        results = iter(await self.roles.score([r for each in requests for r in each]))
-        for dialogue, each in zip(missing, requests, strict=True):
-            found = list(islice(results, len(each)))
-            scores[dialogue.id] = to_dialogue_score(dialogue, found[-1])
-            if needs.turn_scores:
-                turn_scores[dialogue.id] = to_turn_scores(dialogue, found)
-        await self._append("turn_scores", [s for d in missing for s in turn_scores[d.id]])
-        await self._append("scores", [scores[d.id] for d in missing])
+        missing = [dialogue for dialogue in dialogues if dialogue.id not in scores]
+        made, made_turns = await self._make_scores(pair, missing, others)
+        scores |= made
         scored = [dialogue for dialogue in dialogues if dialogue.id in scores]
         if not scored:
             drop(RecordDropped("pair_without_dialogue", pair.id, "none is left"))
             return None
+        turn_scores = {
+            d.id: made_turns.get(d.id, self.done.turn_scores.get(d.id, ())) for d in scored
+        }
         return ScoredGroup(pair, scored, [scores[d.id] for d in scored], turn_scores)
+
+    async def _make_scores(
+        self, pair: Pair, dialogues: Sequence[Dialogue], others: Sequence[str]
+    ) -> tuple[dict[str, DialogueScore], dict[str, list[TurnScore]]]:
+        """Scores, and turn scores if they are needed, by dialogue id, once they are on disk.
+
+        A dialogue that can't be scored is dropped.
+        """
+        asked: list[tuple[Dialogue, list[ScoreRequest]]] = []
+        for dialogue in dialogues:
+            try:
+                asked.append((dialogue, self._score_requests(pair, dialogue, others)))
+            except RecordDropped as problem:
+                self.context.counters.drop(problem)
+        # One call for all of them, because they share the pair's opening; results come in order.
+        results = iter(await self.roles.score([r for _, requests in asked for r in requests]))
+        scores, turn_scores = {}, {}
+        for dialogue, requests in asked:
+            by_turn = [next(results) for _ in requests]
+            scores[dialogue.id] = to_dialogue_score(dialogue, by_turn[-1])  # after all turns
+            if self.context.algorithm.needs.turn_scores:
+                turn_scores[dialogue.id] = to_turn_scores(dialogue, by_turn)
+        await self._append("turn_scores", [s for of_one in turn_scores.values() for s in of_one])
+        await self._append("scores", list(scores.values()))
+        return scores, turn_scores
 
     def _known_score(self, dialogue: Dialogue, contrasted: bool) -> DialogueScore | None:
         """The score on disk, if it has what the algorithm needs."""
@@ -152,7 +165,7 @@ class _PairSteps:
     def _score_requests(
         self, pair: Pair, dialogue: Dialogue, others: Sequence[str]
     ) -> list[ScoreRequest]:
-        """The golds after the whole dialogue; before that after each turn, if that is needed."""
+        """The golds after each turn from 0 on, if that is needed, and after the whole dialogue."""
         every = self.context.algorithm.needs.turn_scores
         numbers = range(len(dialogue.turns) + 1) if every else [len(dialogue.turns)]
         return [
@@ -172,7 +185,7 @@ class _PairSteps:
         await self._append("selections", selections)
         return selections
 
-    async def _make_examples(self, group: ScoredGroup) -> None:
+    async def _respond_and_learn(self, group: ScoredGroup) -> None:
         algorithm, drop = self.context.algorithm, self.context.counters.drop
         responses = {}
         if algorithm.needs.own_response:

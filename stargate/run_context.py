@@ -13,7 +13,8 @@ from stargate.records.counters import Counters
 from stargate.records.store import RunStore
 from stargate.rollout.deadline import TurnWatch, session_of
 from stargate.rollout.degeneration import DegenerationWatch
-from stargate.rollout.dialogue import Questioner, play, require_room, sampling_of
+from stargate.rollout.dialogue import play
+from stargate.rollout.questioner import Questioner, require_room, sampling_of
 from stargate.rollout.recorded import RecordedRollout
 from stargate.rollout.slow_start import SlowStart
 from stargate.seeds import derive_seed

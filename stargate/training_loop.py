@@ -20,8 +20,8 @@ from stargate.errors import DataError
 from stargate.evaluation.evaluator import Evaluator, plain_means
 from stargate.evaluation.playing import scope_of
 from stargate.monitoring.journal import RunJournal
-from stargate.pair_steps import make_examples
-from stargate.records.resume import RunHistory, train_file
+from stargate.pair_steps import play_pairs
+from stargate.records.history import RunHistory, train_file
 from stargate.records.training_checkpoints import remove_training, training_folder
 from stargate.run_context import Roles, RunContext
 from stargate.types import IterationResult, Pair, PushResult, TrainingExample, TrainResult
@@ -59,7 +59,7 @@ class TrainingLoop:
         num_iterations = self._context.config.schedule.num_iterations
         await self._evaluate(0)
         for iteration in range(num_iterations):
-            await self._make_examples(iteration)
+            await self._play(iteration)
             trained = await self._train(iteration)
             if trained is not None:
                 pushed = await self._push(iteration, trained)
@@ -67,13 +67,13 @@ class TrainingLoop:
             await self._evaluate(iteration + 1)
         await self._judge(range(num_iterations + 1))
 
-    async def _make_examples(self, iteration: int) -> None:
+    async def _play(self, iteration: int) -> None:
         """The dialogues of iteration t with m_t, and what is learned from them."""
         scope = f"t{iteration}"
         if iteration < self._past.num_iterations and not self._store.damaged(scope):
             return
-        await self._hold(iteration)
-        await make_examples(scope, self._train_pairs(iteration), self._roles, self._context)
+        await self._load(iteration)
+        await play_pairs(scope, self._train_pairs(iteration), self._roles, self._context)
 
     async def _train(self, iteration: int) -> TrainResult | None:
         """m_{t+1}. None if it is there, but what its training did is not on record."""
@@ -96,8 +96,8 @@ class TrainingLoop:
         known = self._past.results.get(iteration)
         if known is not None:
             return known.pushed
-        pushed = await self._hold(iteration + 1, trained.model_dir)
-        assert pushed is not None  # nobody held what was just made
+        pushed = await self._load(iteration + 1, trained.model_dir)
+        assert pushed is not None  # what is not recorded yet was not pushed by this process
         return pushed
 
     def _record(self, iteration: int, trained: TrainResult, pushed: PushResult) -> None:
@@ -111,7 +111,7 @@ class TrainingLoop:
         if known is not None and not self._store.damaged(scope_of(version)):
             self._journal.evaluation(version, known, known=True)
             return
-        await self._hold(version)
+        await self._load(version)
         await self._evaluator.checkpoint(version, self._roles, self._context)
         measured = self._evaluator.write(self._store)[f"m{version}"]
         self._journal.evaluation(version, plain_means(measured), known=known is not None)
@@ -121,7 +121,7 @@ class TrainingLoop:
             await self._evaluator.judge(versions, self._roles, self._context)
             self._evaluator.write(self._store)
 
-    async def _hold(self, version: int, model_dir: str = "") -> PushResult | None:
+    async def _load(self, version: int, model_dir: str = "") -> PushResult | None:
         """Puts m_`version` into the Questioner's engines; None if they hold it already."""
         if self._held == version:
             return None
@@ -168,7 +168,7 @@ async def run_iteration(
     number: int, pairs: Sequence[Pair], roles: Roles, context: RunContext
 ) -> IterationResult:
     """Iteration t = `number` alone, without a record of it: what benchmarks measure."""
-    await make_examples(f"t{number}", pairs, roles, context)
+    await play_pairs(f"t{number}", pairs, roles, context)
     examples = read_examples(number, len(pairs), context)
     with context.counters.stage("train"):
         trained = await roles.train(examples, number + 1)

@@ -3,7 +3,7 @@
 GuardedPool     Generate     the engines of a role (replica_pool.py); texts by weights that the run
                              does not believe in are errors
 GuardedWorkers  Play         the dialogue workers, their dialogues checked as texts are
-ScorerPool      Score        in scorers.py
+ScorerPool      Score        in scorer_clients.py
 TrainerGroup    Train        one call on every rank, progress polled from rank 0
 WeightPusher    PushWeights  one file into every Questioner engine, then their versions compared
 

@@ -25,8 +25,9 @@ from stargate.config.run import RunConfig
 from stargate.errors import EngineError
 from stargate.protocols import Play
 from stargate.rollout.deadline import TurnWatch
-from stargate.rollout.dialogue import Questioner, play
+from stargate.rollout.dialogue import play
 from stargate.rollout.grounding import EmbeddingMatcher, open_matcher
+from stargate.rollout.questioner import Questioner
 from stargate.rollout.roleplayer import build_roleplayer
 from stargate.rollout.slow_start import SlowStart
 from stargate.text.chat import load_chat_format

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stargate.actors.training.spec import TrainerSpec, rank_environment
-from stargate.algorithm.step_plan import (
+from stargate.actors.training.step_plan import (
     Step,
     learning_rate,
     plan_digest,

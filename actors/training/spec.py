@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stargate.algorithm.step_plan import Layout
+from stargate.actors.training.step_plan import Layout
 from stargate.config.run import TrainerConfig
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")

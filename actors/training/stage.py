@@ -20,7 +20,7 @@ from stargate.actors.training.backend import Backend
 from stargate.actors.training.batches import make_batch
 from stargate.actors.training.objectives import Objective
 from stargate.actors.training.spec import TrainerSpec, make_layout
-from stargate.algorithm.step_plan import MicroBatch, Step
+from stargate.actors.training.step_plan import MicroBatch, Step
 from stargate.config.run import TrainerConfig
 from stargate.errors import DataError, DivergenceError
 from stargate.types import TrainingExample

@@ -1,7 +1,8 @@
 """The seam for algorithms: from the scored dialogues of one pair to what is learned from them.
 
     dialogues, scores -> ScoredGroup --select--> Selections -> responses, where they are needed
-                                     --examples--> TrainingExamples, for the objective of the config
+                                     --examples--> TrainingExamples -> the objective that the
+                                                   algorithm's config variant names
 
 An algorithm is pure: no engine, no file, no tensor. stargate/pair_steps.py makes what it needs.
 """
@@ -48,8 +49,8 @@ class Needs:
 class ScoredGroup:
     """The dialogues of one pair that could be scored, by index; `scores` stand beside them.
 
-    `turn_scores` has turns 0..K of each dialogue, by its id. `selections` and `responses` (by
-    dialogue id) are there when examples are asked for.
+    `turn_scores` has turns 0..K of each dialogue, by its id, where the algorithm needs them. Those
+    are there for `select`; `selections` and `responses` (by dialogue id) for `examples` only.
     """
 
     pair: Pair
@@ -74,7 +75,11 @@ class Algorithm(Protocol):
         ...
 
     def examples(self, group: ScoredGroup, drop: Drop) -> Sequence[TrainingExample]:
-        """The examples of the group's selections. What can't be one is dropped, by `drop`."""
+        """The examples of the group's selections. What can't be one is dropped, by `drop`.
+
+        A token with weight 0 is not learned at all. Behaviour log-probs are the algorithm's to copy
+        from the turns (`question_logprobs`): they are those after temperature and top-p.
+        """
         ...
 
 

@@ -1,36 +1,15 @@
 """Which of a pair's dialogues is trained on: best of N (PAPER 3), its contrastive form, a control.
 
-A rule is a function from the pair's scores to a value per dialogue; the highest is selected. A new
-one is an entry of RULES and a word in stargate/config/algorithm.py.
+A rule gives each of the pair's scored dialogues a value, and the highest is selected. A new one is
+an entry of RULES and a word in stargate/config/algorithm.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
 
 from stargate.seeds import derive_seed
 from stargate.types import DialogueScore, Pair, Selection
-
-
-def select(pair_id: str, scores: Sequence[DialogueScore], rule: str, seed: int) -> Selection:
-    """The best of one pair's scored dialogues; ties go to the first.
-
-    `scores` must not be empty.
-    """
-    if not scores:
-        raise ValueError(f"pair {pair_id}: nothing to select from")
-    if rule == "random":
-        values = [score.gold_logprob for score in scores]
-        best = Random(derive_seed(seed, "select", pair_id)).randrange(len(scores))
-    else:
-        values = [RULES[rule](score) for score in scores]
-        best = values.index(max(values))
-    return Selection(
-        pair_id=pair_id,
-        dialogue_id=scores[best].dialogue_id,
-        gold_logprob=scores[best].gold_logprob,
-        candidates=tuple(score.dialogue_id for score in scores),
-        candidate_scores=tuple(values),
-    )
 
 
 def contrast(score: DialogueScore) -> float:
@@ -43,10 +22,48 @@ def contrast(score: DialogueScore) -> float:
     return score.gold_logprob - score.other_gold_logprob
 
 
-RULES: Mapping[str, Callable[[DialogueScore], float]] = {
-    "gold": lambda score: score.gold_logprob,
-    "contrastive": contrast,
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`value` is shown for each dialogue; `needs_others`: golds of other personas are scored too.
+
+    A `drawn` rule ignores the values: one of the dialogues is drawn by the seed.
+    """
+
+    value: Callable[[DialogueScore], float]
+    needs_others: bool = False
+    drawn: bool = False
+
+
+def _gold(score: DialogueScore) -> float:
+    return score.gold_logprob
+
+
+RULES: Mapping[str, Rule] = {
+    "gold": Rule(_gold),
+    "contrastive": Rule(contrast, needs_others=True),
+    "random": Rule(_gold, drawn=True),
 }
+
+
+def select(pair_id: str, scores: Sequence[DialogueScore], rule: str, seed: int) -> Selection:
+    """The selected one of a pair's scored dialogues; ties go to the first.
+
+    `scores` must not be empty.
+    """
+    if not scores:
+        raise ValueError(f"pair {pair_id}: nothing to select from")
+    values = [RULES[rule].value(score) for score in scores]
+    if RULES[rule].drawn:
+        best = Random(derive_seed(seed, "select", pair_id)).randrange(len(scores))
+    else:
+        best = values.index(max(values))
+    return Selection(
+        pair_id=pair_id,
+        dialogue_id=scores[best].dialogue_id,
+        gold_logprob=scores[best].gold_logprob,
+        candidates=tuple(score.dialogue_id for score in scores),
+        candidate_scores=tuple(values),
+    )
 
 
 def other_golds(pair: Pair, of_task: Sequence[Pair], at_most: int | None, seed: int) -> list[str]:

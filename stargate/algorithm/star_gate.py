@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from stargate.algorithm.base import Drop, Needs, ScoredGroup
-from stargate.algorithm.selection import select
+from stargate.algorithm.selection import RULES, select
 from stargate.config.algorithm import StarGateConfig
 from stargate.errors import RecordDropped
 from stargate.text.chat import ChatFormat, Message
@@ -29,9 +29,9 @@ class StarGate:
         self._views = views
         self._chat = chat
         self._max_length = max_length
-        contrastive = config.selection == "contrastive"
+        others = RULES[config.selection].needs_others
         self.needs = Needs(
-            num_other_golds=config.max_other_golds if contrastive else 0,
+            num_other_golds=config.max_other_golds if others else 0,
             own_response=config.target == "own_response",
         )
 
@@ -61,11 +61,12 @@ class StarGate:
                 raise ValueError(f"{dialogue.id}: own_response needs a response")
             text = response.text
             own = Message("assistant", text, response.token_ids, response.stop)
-            masked = self._chat.masked_ids(self._learned(views.trained(pair, turns, own), dialogue))
-        elif self._config.target == "questions_only":
             masked = self._chat.masked_ids(
-                self._learned(views.questions_only(pair, turns), dialogue)
+                self._mark_learned(views.trained(pair, turns, own), dialogue)
             )
+        elif self._config.target == "questions_only":
+            messages = views.questions_only(pair, turns)
+            masked = self._chat.masked_ids(self._mark_learned(messages, dialogue))
         else:
             if pair.gold is None:
                 raise ValueError(f"pair {pair.id} has no gold")
@@ -82,12 +83,13 @@ class StarGate:
             )
         return TrainingExample(pair.id, dialogue.id, masked.ids, masked.mask, text)
 
-    def _learned(self, messages: Sequence[Message], dialogue: Dialogue) -> Sequence[Message]:
+    def _mark_learned(self, messages: Sequence[Message], dialogue: Dialogue) -> Sequence[Message]:
         """The conversation with questions marked that have no loss; a response always has it."""
         if self._config.questions == "all":
             return messages
         questions = [place for place, m in enumerate(messages) if m.token_ids is not None]
         marked = list(messages)
+        # The response, if there is one, comes after the last turn's question.
         for place, turn in zip(questions, dialogue.turns, strict=False):
             marked[place] = replace(messages[place], learned=bool(turn.elicited))
         return marked

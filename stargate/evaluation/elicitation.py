@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from stargate.errors import DataError
 from stargate.evaluation.statistics import Observation
-from stargate.rollout.questions import content_words, is_repeated, questions_in, words_of
+from stargate.rollout.question_text import content_words, is_repeated, questions_in, words_of
 from stargate.types import Dialogue, Pair, Persona, Turn
 
 CountTokens = Callable[[str], int]

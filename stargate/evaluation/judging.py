@@ -35,7 +35,7 @@ from stargate.oracle.open import open_oracle
 from stargate.oracle.records import AnswerStatus, ChatRequest, Complete, JsonSchema
 from stargate.protocols import Generate
 from stargate.records.schemas import Row
-from stargate.rollout.dialogue import require_room
+from stargate.rollout.questioner import require_room
 from stargate.rollout.tasks import task_group
 from stargate.run_context import RunContext
 from stargate.text.chat import ChatFormat, Message

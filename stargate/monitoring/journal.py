@@ -20,8 +20,8 @@ from stargate.monitoring.progress import safe_text
 from stargate.monitoring.scalars import RunScalars
 from stargate.monitoring.summary import summarise_run
 from stargate.monitoring.tracking import Trackers
+from stargate.records.history import RunHistory, RunTotals, count_rollouts, iteration_event
 from stargate.records.repair import set_aside_files
-from stargate.records.resume import RunHistory, RunTotals, count_rollouts, iteration_event
 from stargate.records.store import RunStore
 from stargate.types import IterationResult, MemoryPeak
 

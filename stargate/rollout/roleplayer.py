@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from stargate.config.run import FactsGrounding, RoleplayerConfig
 from stargate.errors import DataError, RecordDropped
 from stargate.protocols import Generate, MatchFacts, Roleplay
-from stargate.rollout.dialogue import require_room, sampling_of
-from stargate.rollout.questions import is_repeated, questions_in
+from stargate.rollout.question_text import is_repeated, questions_in
+from stargate.rollout.questioner import require_room, sampling_of
 from stargate.text.chat import ChatFormat, Message
 from stargate.text.views import Views
 from stargate.types import Answer, GenerateRequest, Generation, Pair, StopReason, Turn

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stargate.algorithm.step_plan import Layout, learning_rate, plan_steps
+from stargate.actors.training.step_plan import Layout, learning_rate, plan_steps
 from stargate.config.run import TrainerConfig
 from stargate.types import TrainingExample
 

@@ -9,7 +9,7 @@ import pytest
 from stargate.errors import DataError, ModelError
 from stargate.launch.resume import resume
 from stargate.records.files import hold
-from stargate.records.resume import is_done, read_history
+from stargate.records.history import is_done, read_history
 from stargate.records.store import RunStore
 from stargate.types import TrainingExample, TrainResult
 from tests.integration.resume_world import (

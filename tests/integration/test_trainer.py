@@ -11,7 +11,7 @@ import pytest
 from stargate.actors.training.rank import TrainerRank
 from stargate.actors.training.spec import TrainerSpec
 from stargate.actors.training.stage import check_examples
-from stargate.algorithm.step_plan import split_validation
+from stargate.actors.training.step_plan import split_validation
 from stargate.errors import DataError, DivergenceError, EngineError, MachineError
 from stargate.records.model_folder import check_model_folder
 from stargate.types import TrainingExample, TrainResult

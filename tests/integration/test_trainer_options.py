@@ -11,7 +11,7 @@ import pytest
 from stargate.actors.training.rank import TrainerRank
 from stargate.actors.training.spec import TrainerSpec
 from stargate.actors.training.stage import norm_problem
-from stargate.algorithm.step_plan import Layout, plan_steps, split_validation
+from stargate.actors.training.step_plan import Layout, plan_steps, split_validation
 from stargate.config.run import LoraConfig, TrainerConfig
 from stargate.errors import ConfigError, DivergenceError
 from stargate.records.model_folder import check_model_folder
@@ -262,7 +262,7 @@ def _refused_update(spec: TrainerSpec, pipe: Connection) -> None:
     from stargate.actors.training.deepspeed_backend import DeepSpeedBackend
     from stargate.actors.training.objectives import WeightedNll
     from stargate.actors.training.stage import TrainingStage
-    from stargate.algorithm.step_plan import share_out
+    from stargate.actors.training.step_plan import share_out
 
     examples = [e for e in steep_examples(spec.config) if e.input_ids[0] == _STEEP]
     backend = DeepSpeedBackend(spec, spec.base_model_dir)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stargate.evaluation.playing import EvaluationPairs, play_all
-from stargate.pair_steps import make_examples
+from stargate.pair_steps import play_pairs
 from stargate.records.schemas import Row
 from stargate.records.store import RunStore
 from stargate.run_context import Roles, RunContext
@@ -82,7 +82,7 @@ def test_what_an_iteration_holds_is_bounded(tmp_path: Path, overlap: bool) -> No
     for count in (FEW, MANY):
         generate = Counting()
         context = context_for(tmp_path / str(count), overlap)
-        asyncio.run(make_examples("t0", pairs(count), roles(generate=generate), context))
+        asyncio.run(play_pairs("t0", pairs(count), roles(generate=generate), context))
         assert context.counters.dialogues["t0"] == 4 * count
         seen[count] = generate
     for counted in seen.values():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from stargate.algorithm.step_plan import Step
+from stargate.actors.training.step_plan import Step
 from stargate.benchmarks import train
 from stargate.benchmarks.train_work import DIALOGUES, Job, StepTime
 from stargate.config.run import TrainerConfig

@@ -9,7 +9,7 @@ import pytest
 
 from stargate.records import parquet as parquet_module
 from stargate.records import store as store_module
-from stargate.records.resume import read_finished
+from stargate.records.history import read_finished
 from stargate.records.schemas import Row, dialogue_row, record_row
 from stargate.records.store import RunStore, table_files
 from stargate.types import Dialogue, DialogueScore

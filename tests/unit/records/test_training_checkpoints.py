@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stargate.algorithm.step_plan import Layout, plan_digest, plan_steps
+from stargate.actors.training.step_plan import Layout, plan_digest, plan_steps
 from stargate.config.run import TrainerConfig
 from stargate.errors import DataError
 from stargate.records.training_checkpoints import (
@@ -160,8 +160,8 @@ def test_digests_see_every_token_and_the_weights_but_not_the_tokenizer(tmp_path:
 def test_the_order_of_the_examples_is_the_same_in_every_process() -> None:
     """It comes from the seed alone: not from the clock, nor from how Python hashes strings."""
     program = (
-        "from stargate.algorithm.step_plan import plan_digest\n"
-        "from stargate.algorithm.step_plan import Layout, plan_steps\n"
+        "from stargate.actors.training.step_plan import plan_digest\n"
+        "from stargate.actors.training.step_plan import Layout, plan_steps\n"
         "lengths = [7 + 5 * i % 31 for i in range(50)]\n"
         "print(plan_digest(plan_steps(range(50), lengths, Layout(8, 2, 2, 60), 3, seed=4)))\n"
     )

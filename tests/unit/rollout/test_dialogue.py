@@ -8,7 +8,8 @@ import pytest
 from stargate.config.run import RolloutConfig, SamplingConfig
 from stargate.errors import RecordDropped
 from stargate.rollout.deadline import TurnWatch
-from stargate.rollout.dialogue import Questioner, plan_dialogues, play
+from stargate.rollout.dialogue import plan_dialogues, play
+from stargate.rollout.questioner import Questioner
 from stargate.seeds import derive_seed
 from stargate.text.prompts import load_prompts
 from stargate.text.views import Views

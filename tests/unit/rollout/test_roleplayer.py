@@ -10,7 +10,7 @@ import pytest
 
 from stargate.config.run import FactsGrounding, PersonaGrounding, RoleplayerConfig
 from stargate.errors import DataError, RecordDropped
-from stargate.rollout.questions import questions_in
+from stargate.rollout.question_text import questions_in
 from stargate.rollout.roleplayer import (
     build_roleplayer,
     invented_words,

@@ -14,7 +14,7 @@ from stargate.actors.runtime import dialogue_worker
 from stargate.actors.runtime.dialogue_worker import DialogueWorker, WorkerPool, WorkerSpec
 from stargate.config.run import RunConfig
 from stargate.errors import EngineError, RecordDropped
-from stargate.pair_steps import make_examples
+from stargate.pair_steps import play_pairs
 from stargate.records.store import RunStore
 from stargate.rollout.dialogue import plan_dialogues
 from stargate.text.prompts import load_prompts
@@ -205,7 +205,7 @@ def test_an_iteration_plays_through_the_seam(tmp_path: Path) -> None:
     context = run_context(tmp_path / "workers")
     here, play = context.player(roles()), Play()
     asyncio.run(run_iteration(0, PAIRS, roles(play=play), context))
-    asyncio.run(make_examples("t0", PAIRS, roles(), run_context(tmp_path / "driver")))
+    asyncio.run(play_pairs("t0", PAIRS, roles(), run_context(tmp_path / "driver")))
     assert len(set(play.ids)) == 12
 
     def rows(root: Path) -> list[dict[str, Any]]:

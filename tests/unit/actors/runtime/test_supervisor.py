@@ -13,7 +13,7 @@ from stargate.errors import EngineError
 from stargate.launch.summary import summary_lines
 from stargate.monitoring.summary import summarise_run
 from stargate.records.counters import Counters
-from stargate.records.resume import SITTINGS_FILE, RunTotals, read_totals
+from stargate.records.history import SITTINGS_FILE, RunTotals, read_totals
 from stargate.records.store import RunStore
 from stargate.types import (
     GenerateRequest,

@@ -13,7 +13,7 @@ from stargate.actors.runtime.file_transfer import SameFiles
 from stargate.actors.training.rank import TrainProgress
 from stargate.monitoring.progress import PlainProgress
 from stargate.records.counters import Counters
-from stargate.records.resume import _result, iteration_event
+from stargate.records.history import _result, iteration_event
 from stargate.types import IterationResult, PushResult, TrainResult
 from tests.fakes.actor_slots import ActorGroup
 

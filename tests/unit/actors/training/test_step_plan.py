@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stargate.algorithm.step_plan import (
+from stargate.actors.training.step_plan import (
     Layout,
     learning_rate,
     plan_steps,
