@@ -16,13 +16,14 @@ from stargate.errors import ConfigError, DataError
 from stargate.evaluation.evaluator import Evaluator, checkpoint_dirs
 from stargate.evaluation.table import evaluation_lines
 from stargate.launch.setup import Prepared, prepare
-from stargate.launch.shared import interruptible, landing
+from stargate.launch.shared import interruptible
 from stargate.launch.system import running_system
 from stargate.monitoring.progress import Progress, make_progress
 from stargate.records.counters import Counters
 from stargate.records.files import hold
 from stargate.records.repair import discovery
 from stargate.records.store import EVALUATION_DROPS, RunStore
+from stargate.remote.landing import landing
 
 # What may change within one evaluation: how much of it is made, and how it is made and judged.
 _SAME_MEASURE = (

@@ -49,12 +49,12 @@ def resume(root: Path, *, take_over: bool = False) -> None:
     from stargate.launch.eval_session import load_run_config
     from stargate.launch.session import sit
     from stargate.launch.setup import prepare
-    from stargate.launch.shared import landing
     from stargate.monitoring.progress import make_progress
     from stargate.records.files import hold
     from stargate.records.history import read_history, read_totals
     from stargate.records.repair import discovery
     from stargate.records.store import RunStore
+    from stargate.remote.landing import landing
     from stargate.resources.machine import environment
 
     config = load_run_config(root)

@@ -19,7 +19,7 @@ from stargate.config.run import RunConfig
 from stargate.errors import ConfigError
 from stargate.launch.scaling import following
 from stargate.launch.setup import REMOTE_CODE, Prepared, prepare
-from stargate.launch.shared import check_records, interruptible, landing
+from stargate.launch.shared import interruptible
 from stargate.launch.summary import print_summary
 from stargate.launch.system import RunningSystem, running_system
 from stargate.monitoring.journal import RunJournal
@@ -28,6 +28,7 @@ from stargate.monitoring.tracking import Trackers, open_trackers
 from stargate.records.files import hold
 from stargate.records.history import RunHistory, RunTotals
 from stargate.records.store import RunStore
+from stargate.remote.landing import check_records, landing
 from stargate.resources.machine import environment
 from stargate.training_loop import TrainingLoop
 

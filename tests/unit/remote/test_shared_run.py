@@ -13,10 +13,10 @@ from stargate.errors import ConfigError, DataError
 from stargate.launch.cli import main
 from stargate.launch.eval_session import load_run_config
 from stargate.launch.session import run_session
-from stargate.launch.shared import check_records, landing
 from stargate.monitoring.progress import PlainProgress
 from stargate.records.store import RunStore
 from stargate.remote import lease as lease_module
+from stargate.remote.landing import check_records, landing
 from stargate.remote.lease import LEASE, LeaseHeld
 from stargate.remote.storage import StorageError, open_storage
 from tests.fakes.report_run import build_run
