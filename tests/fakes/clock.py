@@ -5,7 +5,8 @@ Not for code that waits for threads, processes or sockets: timers would not wait
 
 import asyncio
 import selectors
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -36,3 +37,11 @@ def run_at_once(work: Coroutine[Any, Any, Result]) -> Result:
 
     with asyncio.Runner(loop_factory=lambda: Loop(clock)) as runner:
         return runner.run(work)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Returns once it is so. The minute is for a defect, not for a busy machine."""
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)

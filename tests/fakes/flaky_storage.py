@@ -4,14 +4,19 @@ Two places to fail: below pyarrow, as a file system does (`FlakyHandler`), and a
 call, as a killed driver does (`KilledStorage`).
 """
 
+import itertools
+import os
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from stargate.config.uri import StorageUri
 from stargate.remote.storage import Storage
+
+_StorageT = TypeVar("_StorageT", bound=Storage)
+_NUMBERS = itertools.count()
 
 
 class FlakyHandler(FSSpecHandler):  # type: ignore[misc]  # pyarrow ships no types
@@ -38,10 +43,17 @@ class FlakyHandler(FSSpecHandler):  # type: ignore[misc]  # pyarrow ships no typ
         return super().open_output_stream(path, metadata)
 
 
-def memory_storage(name: str, handler: FSSpecHandler | None = None) -> Storage:
-    """A folder in memory. The memory is the process's: names must differ between tests."""
-    handler = handler or FSSpecHandler(fsspec.filesystem("memory"))
-    return Storage(PyFileSystem(handler), f"/{name}", StorageUri("memory", name))
+def new_name() -> str:
+    """Of a folder in memory. The memory is the process's: names differ between tests."""
+    return f"bucket-{os.getpid()}-{next(_NUMBERS)}"
+
+
+def memory_storage(
+    handler: FSSpecHandler | None = None, kind: type[_StorageT] = Storage
+) -> _StorageT:
+    """A new folder in memory."""
+    name, handler = new_name(), handler or FSSpecHandler(fsspec.filesystem("memory"))
+    return kind(PyFileSystem(handler), f"/{name}", StorageUri("memory", name))
 
 
 class Killed(BaseException):
@@ -51,13 +63,12 @@ class Killed(BaseException):
 class KilledStorage(Storage):
     """Counts puts and deletes, lets a test look at each, and dies at one of them."""
 
-    def __init__(self, name: str, look: Callable[[], None] = lambda: None) -> None:
-        handler = FSSpecHandler(fsspec.filesystem("memory"))
-        super().__init__(PyFileSystem(handler), f"/{name}", StorageUri("memory", name))
-        self._look = look
-        self.num_calls = 0
-        self.dies_at: int | None = None
-        self.tears = False  # whether the file in flight is left half there
+    num_calls = 0
+    dies_at: int | None = None
+    tears = False  # whether the file in flight is left half there
+
+    def look(self) -> None:
+        """A test's own."""
 
     def put(
         self, name: str, source: BinaryIO, size: int, moved: Callable[[int], None] | None = None
@@ -67,13 +78,13 @@ class KilledStorage(Storage):
                 super().put(name, source, size // 2)
             raise Killed
         super().put(name, source, size, moved)
-        self._look()
+        self.look()
 
     def delete(self, name: str) -> None:
         if self._dies():
             raise Killed
         super().delete(name)
-        self._look()
+        self.look()
 
     def _dies(self) -> bool:
         self.num_calls += 1

@@ -1,19 +1,21 @@
 """A small run whose records land on a storage, and the waits of that shortened."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from stargate.records.schemas import record_row
 from stargate.records.store import RunStore
 from stargate.remote import lease, sync
-from stargate.remote.fetch import note_working
+from stargate.remote.fetch import fetch, note_working
 from stargate.remote.manifest import Identity, new_identity, read_identity
 from stargate.remote.storage import Storage
 from stargate.remote.sync import RemoteSync
-from stargate.types import DialogueScore
+from stargate.types import DialogueScore, Selection
 
 
 def without_pauses(monkeypatch: pytest.MonkeyPatch, first: float, longest: float) -> None:
@@ -21,6 +23,22 @@ def without_pauses(monkeypatch: pytest.MonkeyPatch, first: float, longest: float
     monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(sync, "_FIRST_PAUSE", first)
     monkeypatch.setattr(sync, "_LONGEST_PAUSE", longest)
+
+
+class Clock:
+    """The time by which a sync knows that nothing moves: it passes as a test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        fake = SimpleNamespace(monotonic=lambda: self.now, sleep=time.sleep)
+        monkeypatch.setattr(sync, "time", fake)
+
+    def passes(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def quiet(text: str) -> None:
+    pass
 
 
 def new_run(root: Path) -> RunStore:
@@ -36,14 +54,26 @@ def add_scores(store: RunStore, *numbers: int) -> None:
         asyncio.run(store.append("t0", "scores", [row]))
 
 
+def add_selection(store: RunStore, number: int) -> None:
+    row = record_row(Selection(f"p{number}", f"d{number}", -1.0, (f"d{number}",), (-1.0,)))
+    asyncio.run(store.append("t0", "selections", [row]))
+
+
 def score_ids(root: Path) -> list[str]:
     return [row["dialogue_id"] for row in RunStore(root).read("t0", "scores")]
+
+
+def fetched_ids(storage: Storage, root: Path) -> list[str]:
+    """The scores that another machine gets, and it gets all files whole."""
+    fetched = fetch(storage, root, quiet, models=True)
+    assert fetched.damaged == ()
+    return score_ids(root)
 
 
 def new_sync(
     storage: Storage,
     root: Path,
-    say: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] = quiet,
     interval_s: float = 0.05,
     deadline_s: float = 20.0,
 ) -> RemoteSync:
@@ -56,9 +86,7 @@ def new_sync(
     )
 
 
-def start(
-    storage: Storage, root: Path, say: Callable[[str], None] = lambda text: None
-) -> RemoteSync:
+def start(storage: Storage, root: Path, say: Callable[[str], None] = quiet) -> RemoteSync:
     work = new_sync(storage, root, say)
     work.begin()
     return work

@@ -18,24 +18,38 @@ and the training pairs, for k = 0, 1, 2: gold log-prob -50, -48, -49; the other 
 """
 
 import asyncio
-import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from stargate.config.files import dump_config
 from stargate.config.run import RunConfig
-from stargate.evaluation.statistics import Measure
+from stargate.evaluation.comparisons import Response
+from stargate.evaluation.controls import ControlScore
+from stargate.records.schemas import Row, dialogue_row, record_row
 from stargate.records.store import RunStore
+from stargate.types import (
+    Dialogue,
+    DialogueScore,
+    Pair,
+    Persona,
+    Selection,
+    StopReason,
+    Task,
+    TrainingExample,
+    Turn,
+)
+from tests.fakes.data_folder import write_folder
+from tests.fakes.report_values import SCRIPT, SUMMARY, eval_json
 
 # What must never be run by a browser, nor colour a terminal.
-SCRIPT = "<script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
 MARKUP = f"I cook <b>rice</b> & {SCRIPT} \x1b[31mred {{{{ 7 * 7 }}}} </textarea>"
 PERSONAS = ("Ana Ruiz", "Ben <i>O'Neil</i>")
 FACTS = ("I live with <b>two cats</b>.", "I never eat onions.", "I rise at five.")
 NUM_TURNS = 2
+CAPITAL = Task("capital", "Capital of Peru?", "test", needs_question=False)
 _PER_TASK = 24  # dialogues: 2 personas x (2 x 3 checkpoints + 3 x 2 training splits)
 _NEEDLESS = 12  # dialogues about the one task that needs no question
 
@@ -49,15 +63,15 @@ def build_run(folder: Path, num_dialogues: int = 60) -> Path:
         _write_evaluation(store, version, num_tasks)
     for iteration in range(2):
         _write_iteration(store, iteration, num_tasks)
-    store.write_json("summary.json", _SUMMARY)
-    store.write_json("eval.json", _eval_json(range(3), "the-run's-roleplayer"))
+    store.write_json("summary.json", SUMMARY)
+    store.write_json("eval.json", eval_json(range(3), "the-run's-roleplayer"))
     strict = root / "evaluations" / "strict"
     strict.mkdir(parents=True)
     other = RunStore(strict)
     other.write_text("config.yaml", (root / "config.yaml").read_text())
     for version in (0, 2):
         _write_evaluation(other, version, 1)
-    other.write_json("eval.json", _eval_json((0, 2), "another-roleplayer"))
+    other.write_json("eval.json", eval_json((0, 2), "another-roleplayer"))
     return root
 
 
@@ -66,7 +80,8 @@ def build_halted_run(folder: Path) -> Path:
     root = _begin(folder, 2)
     store = RunStore(root)
     _write_evaluation(store, 0, 2)
-    rows = [_dialogue("t0", 0, "A", 0, 0, 0)]
+    pair = _pair("A", 0, 0)
+    rows = [dialogue_row(pair, _dialogue(pair, 0, 0))]
     asyncio.run(store.append("t0", "dialogues", rows))
     return root
 
@@ -94,191 +109,112 @@ def _begin(folder: Path, num_tasks: int) -> Path:
 
 def write_dataset(folder: Path, num_tasks: int) -> None:
     """Tasks, personas and golds of the splits A, B and test."""
-    folder.mkdir(parents=True)
-    tasks: list[dict[str, Any]] = []
-    personas: list[dict[str, Any]] = []
-    golds: list[dict[str, Any]] = []
-    for split in ("A", "B", "test"):
-        tasks += [
-            {"id": _task(split, i), "text": _task_text(split, i), "split": split}
-            for i in range(num_tasks)
-        ]
-        for j, name in enumerate(PERSONAS):
-            text = f"{name} of split {split}. " + " ".join(FACTS)
-            person = {"id": _persona(split, j), "name": name, "text": text, "split": split}
-            personas.append({**person, "facts": FACTS})
-            golds += [
-                {
-                    "task_id": _task(split, i),
-                    "persona_id": _persona(split, j),
-                    "text": f"Gold {i} for <em>{name}</em>: no onions.",
-                    "facts_used": [0, 1],
-                }
-                for i in range(num_tasks)
-            ]
-    tasks.append(
-        {"id": "capital", "text": "Capital of Peru?", "split": "test", "needs_question": False}
-    )
-    for file, rows in (("tasks", tasks), ("personas", personas), ("golds", golds)):
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{file}.jsonl").write_text(lines, encoding="utf-8")
-
-
-def _task(split: str, i: int) -> str:
-    return f"{split.lower()}-task{i}"
-
-
-def _task_text(split: str, i: int) -> str:
-    return f"Can you plan meal {i} <u>for me</u> ({split})?"
-
-
-def _persona(split: str, j: int) -> str:
-    return f"{split.lower()}-{'ab'[j]}"
-
-
-def _dialogue(
-    scope: str, version: int, split: str, i: int, j: int, k: int, *, needless: bool = False
-) -> dict[str, Any]:
-    task_id = "capital" if needless else _task(split, i)
-    pair = f"{task_id}:{_persona(split, j)}"
-    if scope.startswith("eval"):
-        facts = [[0] if version >= 1 or j == 0 else [], [1] if version == 2 else []]
-    else:
-        facts = [[0] if k == 0 else [], [1] if k == 2 else []]
-    marked = version == 2 and i == 0 and j == 0 and k == 0 and not needless
-    questions = [
-        f"Who lives with you, m{version}?",
-        "I see." if version == 0 and scope.startswith("eval") else "What do you never eat?",
-    ]
-    answers = [
-        FACTS[0] if facts[0] else "I have no preference.",
-        MARKUP if marked else "No onions.",
-    ]
-    turns = [
+    pairs = [_pair(s, i, j) for s in ("A", "B", "test") for j in (0, 1) for i in range(num_tasks)]
+    golds = [
         {
-            "question": question,
-            "question_ids": [1, 2, 3],
-            "question_stop": "stop",
-            "answer": answer,
-            "answer_ids": [4, 5],
-            "answer_stop": "stop",
-            "elicited": elicited,
+            "task_id": pair.task.id,
+            "persona_id": pair.persona.id,
+            "text": pair.gold,
+            "facts_used": pair.gold_facts,
         }
-        for question, answer, elicited in zip(questions, answers, facts, strict=True)
+        for pair in pairs
     ]
-    return {
-        "id": f"{scope}/{pair}/{k}",
-        "pair_id": pair,
-        "task_id": task_id,
-        "persona_id": _persona(split, j),
-        "task": "Capital of Peru?" if needless else _task_text(split, i),
-        "persona_name": PERSONAS[j],
-        "index": k,
-        "num_turns": NUM_TURNS,
-        "seed": 7,
-        "policy_version": version,
-        "seconds": 1.0,
-        "elicited": [index for given in facts for index in given],
-        "turns": turns,
-    }
+    tasks = dict.fromkeys((*(pair.task for pair in pairs), CAPITAL))
+    personas = dict.fromkeys(pair.persona for pair in pairs)
+    rows = {"tasks": list(map(asdict, tasks)), "personas": list(map(asdict, personas))}
+    write_folder(folder, **rows, golds=golds)
+
+
+def _pair(split: str, i: int, j: int) -> Pair:
+    name, prefix = PERSONAS[j], split.lower()
+    task = Task(f"{prefix}-task{i}", f"Can you plan meal {i} <u>for me</u> ({split})?", split)
+    profile = f"{name} of split {split}. {' '.join(FACTS)}"
+    persona = Persona(f"{prefix}-{'ab'[j]}", name, profile, split, FACTS)
+    return Pair(task, persona, f"Gold {i} for <em>{name}</em>: no onions.", (0, 1))
+
+
+def _dialogue(pair: Pair, version: int, k: int, scope: str | None = None) -> Dialogue:
+    """Dialogue `k` of the pair with m_`version`, in its iteration or else in an evaluation."""
+    is_first, is_test = pair.persona.name == PERSONAS[0], scope is not None
+    scope = scope or f"t{version}"
+    facts = (version >= 1 or is_first, version == 2) if is_test else (k == 0, k == 2)
+    marked = version == 2 and pair.id == "test-task0:test-a" and k == 0
+    second = "I see." if version == 0 and is_test else "What do you never eat?"
+    texts = (
+        (f"Who lives with you, m{version}?", FACTS[0] if facts[0] else "I have no preference."),
+        (second, MARKUP if marked else "No onions."),
+    )
+    turns = tuple(
+        Turn(*(question, (1, 2, 3), StopReason.STOP), *(answer, (4, 5), StopReason.STOP), elicited)
+        for (question, answer), elicited in zip(
+            texts, ((0,) * facts[0], (1,) * facts[1]), strict=True
+        )
+    )
+    return Dialogue(f"{scope}/{pair.id}/{k}", pair.id, k, NUM_TURNS, 7, version, turns, 1.0)
 
 
 def _write_evaluation(store: RunStore, version: int, num_tasks: int) -> None:
     scope = f"eval-m{version}"
-    places = [(i, j, k) for i in range(num_tasks) for j in range(2) for k in range(2)]
-    dialogues = [_dialogue(scope, version, "test", *place) for place in places]
-    needless = [
-        _dialogue(scope, version, "test", 0, j, k, needless=True)
-        for j in range(2)
-        for k in range(2)
+    places = [(i, j) for i in range(num_tasks) for j in (0, 1)]
+    pairs = [_pair("test", i, j) for i, j in places]
+    needless = [Pair(CAPITAL, _pair("test", 0, j).persona, None) for j in (0, 1)]
+    dialogues = [
+        dialogue_row(pair, _dialogue(pair, version, k, scope))
+        for pair in (*pairs, *needless)
+        for k in (0, 1)
     ]
-    controls = [row for place in places for row in _controls(scope, version, *place)]
+    controls = [
+        row for i, j in places for k in (0, 1) for row in _controls(scope, version, i, j, k)
+    ]
     responses = [
-        {
-            "dialogue_id": row["id"],
-            "pair_id": row["pair_id"],
-            "responder_version": responder,
-            "text": f"Response of m{responder}: rice <b>without</b> onions.",
-            "num_tokens": 9,
-            "stop": "stop",
-        }
-        for row in dialogues
-        if row["index"] == 0
+        Response(
+            *(f"{scope}/{pair.id}/0", pair.id, responder),
+            *(f"Response of m{responder}: rice <b>without</b> onions.", 9, "stop"),
+        )
+        for pair in pairs
         for responder in dict.fromkeys((0, version))
     ]
-    dialogues += needless
-    _write(store, scope, dialogues=dialogues, controls=controls, responses=responses)
+    _write(store, scope, dialogues, controls=controls, responses=responses)
 
 
-def _controls(scope: str, version: int, i: int, j: int, k: int) -> list[dict[str, Any]]:
-    pair = f"{_task('test', i)}:{_persona('test', j)}"
+def _controls(scope: str, version: int, i: int, j: int, k: int) -> list[ControlScore]:
+    pair, other = (_pair("test", i, persona).id for persona in (j, 1 - j))
     own = f"{scope}/{pair}/{k}"
-    other = f"{scope}/{_task('test', i)}:{_persona('test', 1 - j)}/{k}"
     base = -5.0 * i - 3.0 * j
     matched = base - 100 + 2 * version + k
-    rows: list[tuple[str, str | None, str | None, float, int | None]] = [
-        ("matched", own, None, matched, None),
-        ("shuffled", own, other, matched - (1 + version + j / 2), None),
-        ("persona_and_dialogue", own, None, base - 88, None),
+    shuffled = matched - (1 + version + j / 2)
+    scores = [
+        ControlScore("matched", pair, own, None, matched, 20),
+        ControlScore("shuffled", pair, own, f"{scope}/{other}/{k}", shuffled, 20),
+        ControlScore("persona_and_dialogue", pair, own, None, base - 88, 20),
     ]
     if k == 0:
-        rows += [
-            ("after_turn", own, None, base - 104 + 3 + version, 1),
-            ("no_dialogue", None, None, base - 104, None),
-            ("persona_given", None, None, base - 90, None),
+        scores += [
+            ControlScore("after_turn", pair, own, None, base - 104 + 3 + version, 20, 1),
+            ControlScore("no_dialogue", pair, None, None, base - 104, 20),
+            ControlScore("persona_given", pair, None, None, base - 90, 20),
         ]
-    return [
-        {
-            "dialogue_id": dialogue_id,
-            "pair_id": pair,
-            "control": control,
-            "other_dialogue_id": other_id,
-            "gold_logprob": value,
-            "num_gold_tokens": 20,
-            "num_turns": num_turns,
-        }
-        for control, dialogue_id, other_id, value, num_turns in rows
-    ]
+    return scores
 
 
 def _write_iteration(store: RunStore, iteration: int, num_tasks: int) -> None:
-    scope, split = f"t{iteration}", "AB"[iteration]
-    pairs = [(i, j) for i in range(num_tasks) for j in range(2)]
-    dialogues = [_dialogue(scope, iteration, split, i, j, k) for i, j in pairs for k in range(3)]
+    scores, selections, examples = [], [], []
+    dialogues: list[Row] = []
     golds, others = (-50.0, -48.0, -49.0), ((-60.0, -60.0, -60.0), (-60.0, -50.0, -57.0))
-    scores = [
-        {
-            "dialogue_id": row["id"],
-            "pair_id": row["pair_id"],
-            "gold_logprob": golds[row["index"]],
-            "num_gold_tokens": 20,
-            "other_gold_logprob": others[row["persona_id"].endswith("b")][row["index"]],
-            "num_other_golds": 1,
-        }
-        for row in dialogues
-    ]
-    selections = [
-        {
-            "pair_id": three[1]["pair_id"],
-            "dialogue_id": three[1]["id"],
-            "gold_logprob": -48.0,
-            "candidates": [row["id"] for row in three],
-            "candidate_scores": list(golds),
-        }
-        for three in (dialogues[n : n + 3] for n in range(0, len(dialogues), 3))
-    ]
-    examples = [
-        {
-            "pair_id": row["pair_id"],
-            "dialogue_id": row["dialogue_id"],
-            "input_ids": [1, 2],
-            "weights": [0, 1],
-            "response": "Trained response: rice & beans.",
-        }
-        for row in selections
-    ]
+    for i in range(num_tasks):
+        for j in (0, 1):
+            pair = _pair("AB"[iteration], i, j)
+            three = [_dialogue(pair, iteration, k) for k in range(3)]
+            ids = tuple(dialogue.id for dialogue in three)
+            dialogues += [dialogue_row(pair, dialogue) for dialogue in three]
+            scores += [
+                DialogueScore(ids[k], pair.id, golds[k], 20, others[j][k], 1) for k in range(3)
+            ]
+            selections.append(Selection(pair.id, ids[1], golds[1], ids, golds))
+            text = "Trained response: rice & beans."
+            examples.append(TrainingExample(pair.id, ids[1], (1, 2), (0, 1), text))
     tables = {"scores": scores, "selections": selections, "examples": examples}
-    _write(store, scope, dialogues=dialogues, **tables)
+    _write(store, f"t{iteration}", dialogues, **tables)
     store.append_metrics(
         {
             "event": "iteration",
@@ -296,130 +232,12 @@ def _write_iteration(store: RunStore, iteration: int, num_tasks: int) -> None:
     )
 
 
-def _write(store: RunStore, scope: str, **tables: Sequence[dict[str, Any]]) -> None:
+def _write(store: RunStore, scope: str, dialogues: Sequence[Row], **tables: Sequence[Any]) -> None:
+    rows = {"dialogues": dialogues}
+    rows |= {table: list(map(record_row, records)) for table, records in tables.items()}
+
     async def append() -> None:
-        await asyncio.gather(*(store.append(scope, table, rows) for table, rows in tables.items()))
+        await asyncio.gather(*(store.append(scope, table, rows[table]) for table in rows))
 
     asyncio.run(append())
     store.compact(scope)
-
-
-_STAGES = {
-    **{"setup": 20.0, "eval_m0.rollout": 30.0, "eval_m0.score": 10.0, "rollout": 200.0},
-    **{"score": 60.0, "respond": 15.0, "train": 60.0, "push": 3.0},
-}
-_SUMMARY: dict[str, Any] = {
-    "status": "finished",
-    "seconds": 400.0,
-    "stages": {name: {"seconds": seconds} for name, seconds in _STAGES.items()},
-    "eval": {},
-    "dropped": {"prompt_too_long": 2},
-    "dropped_examples": {"prompt_too_long": [f"t0/x: prompt_too_long: {SCRIPT}", "t0/y: long"]},
-    "data_dropped": {"empty_gold": 1},
-    "peak_rss_gb": 4.5,
-    "peak_rss_measure": "PSS",
-    "rollout": {"num_dialogues": 24, "generated_tokens": 1200, "generated_tokens_per_s": 6.0},
-    "train": {"num_examples": 4, "num_steps": 2, "tokens_per_s": 55.0},
-    "push": {"seconds": 1.5, "num_engines": 2},
-}
-
-# measure -> (mean of m0, added by each checkpoint, half width of the interval)
-_MEASURES: dict[str, tuple[float, float, float]] = {
-    "gold_logprob": (-103.5, 2.0, 6.0),
-    "gold_logprob_per_token": (-5.175, 0.1, 0.3),
-    "gold_logprob_best": (-103.0, 2.0, 6.0),
-    "no_dialogue": (-108.0, 0.0, 6.0),
-    "persona_given": (-94.0, 0.0, 5.0),
-    "persona_and_dialogue": (-92.0, 0.0, 5.0),
-    "shuffled": (-104.75, 1.0, 6.0),
-    "matched_minus_shuffled": (1.25, 1.0, 0.5),
-    "matched_minus_shuffled_per_token": (0.0625, 0.05, 0.025),
-    "matched_minus_no_dialogue": (4.5, 2.0, 1.0),
-    "gain_at_turn_1": (3.0, 1.0, 0.5),
-    "gain_at_turn_2": (1.0, 1.0, 0.75),
-    "facts_per_dialogue": (0.5, 0.75, 0.25),
-    "facts_per_turn": (0.25, 0.375, 0.125),
-    "fact_coverage": (0.25, 0.375, 0.125),
-    "question_rate": (0.5, 0.25, 0.1),
-    "repeated_question_rate": (0.0, 0.05, 0.02),
-    "tokens_per_dialogue": (20.0, 4.0, 3.0),
-    "tokens_to_read": (10.0, 2.0, 1.5),
-    "tokens_to_write": (10.0, 2.0, 1.5),
-    "recited_facts_per_dialogue": (0.1, 0.0, 0.05),
-    "recital_rate": (0.05, 0.0, 0.02),
-    "unasked_facts_per_dialogue": (0.0, 0.0, 0.0),
-    "needless_question_rate": (0.5, 0.25, 0.1),
-    "needless_tokens_per_dialogue": (20.0, 4.0, 3.0),
-}
-
-
-def _eval_json(versions: Iterable[int], roleplayer: str) -> dict[str, Any]:
-    """Handwritten values: the report shows what it is given, it does not compute these."""
-    chosen = list(versions)
-    tree: dict[str, Any] = {f"m{v}": _checkpoint(v) for v in chosen}
-    tree["changes"] = {
-        f"m{v}": {
-            name: {**_measure(step * v, half), "num_only_before": 0, "num_only_after": 0}
-            for name, (_, step, half) in _MEASURES.items()
-        }
-        for v in chosen
-        if v > 0
-    }
-    trained = {"model": "embedded", "prompts": "paper", "grounding": "facts"}
-    tree["about"] = {
-        "split": "test",
-        "data": "tiny",
-        "roleplayer": {**trained, "model": roleplayer},
-        "trained_with_roleplayer": {**trained, "model": "the-run's-roleplayer"},
-        "num_dialogues": 2,
-        "num_turns": 2,
-        "seed": 0,
-        "confidence": 0.95,
-    }
-    tree["judge"] = {
-        "fit": False,
-        "model": "judge-135m",
-        "verdict": "the judge is UNFIT: gold_rate: must be >= 0.6, got 0.50 (n = 4)",
-        "self_rate": 0.5,
-        "gold_rate": 0.5,
-        "order_consistency": 0.25,
-        "failures": ["gold_rate: must be >= 0.6, got 0.50 (n = 4)"],
-        "criteria": {
-            "self_rate": _criterion(0.5, "within 0.1 of 0.5", passed=True),
-            "gold_rate": _criterion(0.5, ">= 0.6", passed=False),
-            "order_consistency": _criterion(0.25, ">= 0.6", passed=False),
-        },
-    }
-    return tree
-
-
-def _checkpoint(version: int) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        name: _measure(mean + step * version, half)
-        for name, (mean, step, half) in _MEASURES.items()
-    }
-    if version:
-        rate = _measure(0.5 + 0.05 * version, 0.2)
-        values["win_rate"] = rate
-        values["win_rate_details"] = {
-            **rate,
-            "lower": 0.45,
-            "upper": 0.7,
-            "wins": 1,
-            "ties": 2,
-            "losses": 1,
-            "num_unparsable_verdicts": 1,
-            "order_consistency": 0.25,
-            "average": {**rate, "lower": 0.45, "upper": 0.7},
-            "length_controlled": {"rate": 0.52, "ci_low": 0.3, "ci_high": 0.74, "reason": None},
-        }
-    return values
-
-
-def _measure(mean: float, half: float) -> dict[str, Any]:
-    return asdict(Measure(mean, mean - half, mean + half, half / 2, 8, 2, 2))
-
-
-def _criterion(value: float, requirement: str, *, passed: bool) -> dict[str, Any]:
-    found = {"value": value, "ci_low": None, "ci_high": None, "n": 4}
-    return {**found, "requirement": requirement, "passed": passed}
