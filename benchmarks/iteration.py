@@ -275,11 +275,11 @@ class _Bench:
         """Of each actor since its start, and of each of our cores since the machine's."""
         from stargate.actors.rpc.remote import remote  # with ray, which help does without
 
-        group = self._running.actor_group
+        places = self._running.actor_group.places
         actors = {
             f"{role}-{number}": actor
             for role in ("questioner", "roleplayer", "scorer")
-            for number, actor in enumerate(getattr(group, f"{role}s"))
+            for number, actor in enumerate(places[role])
         }
         stats = await asyncio.gather(*(remote(actor.stats.remote()) for actor in actors.values()))
         busy = {name: one.busy_seconds for name, one in zip(actors, stats, strict=True)}

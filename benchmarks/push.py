@@ -108,15 +108,18 @@ async def _measure(
 ) -> Measurement:
     import ray
 
+    from stargate.actors.runtime.actor_slots import HeldWeights
     from stargate.actors.runtime.clients import WeightPusher
     from stargate.actors.runtime.spawn import start_ray
+    from stargate.actors.runtime.supervisor import Supervisor
     from stargate.records.model_folder import weight_files
 
     start_ray(num_gpus)
     try:
         say("starting the engine")
         engine, first_start = await _start(spec)
-        pusher = WeightPusher([engine])
+        held = HeldWeights(spec.model_dir)
+        pusher = WeightPusher([engine], Supervisor([], held, 0, ray.kill, say))
         source = _bytes_of(weight_files(copies[0]))
         copy_seconds(source)
         # The engine's first push goes vLLM's own way and shows where each tensor belongs.

@@ -122,7 +122,7 @@ class Stand:
             recorded=await self._of_each("served"),
             steps=await self._of_each("steps"),
             busy_shares={
-                role: (after - busy[role]) / seconds / len(self._actor_group.engines(role))
+                role: (after - busy[role]) / seconds / len(self._actor_group.places[role])
                 for role, after in (await self._busy()).items()
             },
             num_calls=sum((await self._of_each("num_calls")).values()),
@@ -167,14 +167,14 @@ class Stand:
 
     async def _replay(self, recorded: Recorded) -> Work:
         calls = [
-            remote(self._actor_group.engines(role)[number].replay.remote(list(served)))
+            remote(self._actor_group.places[role][number].replay.remote(list(served)))
             for (role, number), served in recorded.items()
         ]
         return sum(await asyncio.gather(*calls), Work())
 
     async def _restart(self, role: str) -> None:
-        engines = self._actor_group.engines(role)
-        await stop_actors(ActorGroup(questioners=list(engines)))
+        engines = self._actor_group.places[role]
+        await stop_actors(ActorGroup({role: list(engines)}))
         engines[:] = [spawn_engine(self._plan, role, number) for number in range(len(engines))]
         await asyncio.gather(*(remote(engine.start.remote()) for engine in engines))
 
@@ -183,7 +183,7 @@ class Stand:
         engines = {
             (role, number): engine
             for role in ROLES
-            for number, engine in enumerate(self._actor_group.engines(role))
+            for number, engine in enumerate(self._actor_group.places[role])
         }
         calls = (remote(getattr(engine, method).remote()) for engine in engines.values())
         return dict(zip(engines, await asyncio.gather(*calls), strict=True))

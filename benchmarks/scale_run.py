@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import ray
 
 from stargate.actors.rpc.remote import remote
-from stargate.actors.runtime.actor_slots import HeldWeights
+from stargate.actors.runtime.actor_slots import WORKER, HeldWeights
 from stargate.actors.runtime.dialogue_worker import WorkerPool
 from stargate.actors.runtime.spawn import ActorGroup, actor_class, spawn_worker, start_ray
 from stargate.actors.runtime.supervisor import Supervisor
@@ -199,7 +199,7 @@ async def _play(setting: Setting, materials: _Materials) -> Played:
             prepared = replace(materials.prepared, config=setting.config)
             running = RunningSystem(prepared, cluster.group, None, materials.progress)
             roles, context = running.open(setting.config, store, counters)
-            workers = WorkerPool(cluster.group.workers) if cluster.group.workers else None
+            workers = WorkerPool(cluster.group.places[WORKER]) if setting.num_workers else None
             before = _cpu_seconds(cluster.pids)
             started = time.perf_counter()
             await run_iteration(0, pairs, replace(roles, play=workers), context)
@@ -208,9 +208,9 @@ async def _play(setting: Setting, materials: _Materials) -> Played:
             turns = _check(store, pairs, counters)
         busy = [s for host in cluster.hosts for s in await remote(host.busy_seconds.remote())]
         requests = [n for host in cluster.hosts for n in await remote(host.mean_running.remote())]
-        called = [*cluster.hosts, *cluster.group.scorers]
+        called = [*cluster.hosts, *cluster.group.places["scorer"]]
         num_calls = sum([await remote(actor.num_calls.remote()) for actor in called])
-        stats = [await remote(worker.stats.remote()) for worker in cluster.group.workers]
+        stats = [await remote(worker.stats.remote()) for worker in cluster.group.places[WORKER]]
     num_calls += workers.num_calls if workers else 0
     return Played(
         setting=setting,
@@ -245,17 +245,20 @@ async def _cluster(setting: Setting, materials: _Materials) -> AsyncIterator[_Cl
         actors["simulated_trainer"] = [spawn(SimulatedTrainer)]
         handles = [EngineHandle(hosts[n % len(hosts)], n // len(hosts)) for n in range(num_engines)]
         group = ActorGroup(
-            questioners=handles[: setting.num_engine_pairs],
-            roleplayers=handles[setting.num_engine_pairs :],
-            scorers=actors["simulated_scorer"],
-            trainers=actors["simulated_trainer"],
+            {
+                "questioner": handles[: setting.num_engine_pairs],
+                "roleplayer": handles[setting.num_engine_pairs :],
+                "scorer": actors["simulated_scorer"],
+                "trainer": actors["simulated_trainer"],
+            }
         )
         # It looks after nobody: what dies here ends the benchmark.
         held = HeldWeights(str(materials.prepared.base_model_dir))
         group.supervisor = Supervisor([], held, 0, ray.kill, materials.progress.say)
         spec = worker_spec(replace(materials.prepared, config=setting.config))
-        group.workers = [spawn_worker(spec, n, group) for n in range(setting.num_workers)]
-        actors["dialogue_workers"] = group.workers
+        actors["dialogue_workers"] = group.places[WORKER] = [
+            spawn_worker(spec, n, group) for n in range(setting.num_workers)
+        ]
         pids = {
             kind: await asyncio.gather(*(remote(actor.start.remote()) for actor in of_kind))
             for kind, of_kind in actors.items()

@@ -92,6 +92,7 @@ class RunningSystem:
         return self._roles(config, store.root.resolve()), context
 
     def _roles(self, config: RunConfig, run_dir: Path) -> Roles:
+        from stargate.actors.runtime.actor_slots import WORKER
         from stargate.actors.runtime.clients import (
             GuardedPool,
             GuardedWorkers,
@@ -102,11 +103,12 @@ class RunningSystem:
 
         prepared, actors = self.prepared, self.actor_group
         supervisor, turns = actors.supervisor, actors.turns
-        voice: Generate = GuardedPool("roleplayer", actors.roleplayers, supervisor)
+        workers = actors.places[WORKER]
+        voice: Generate = GuardedPool("roleplayer", actors.places["roleplayer"], supervisor)
         if turns is not None:  # here, because what answers is built with it
             voice = turns.during(GpuPhase.PLAY, voice)
         roles = Roles(
-            generate=GuardedPool("questioner", actors.questioners, supervisor),
+            generate=GuardedPool("questioner", actors.places["questioner"], supervisor),
             roleplay=build_roleplayer(
                 config.roleplayer,
                 voice,
@@ -115,21 +117,20 @@ class RunningSystem:
                 self.matcher,
             ),
             score=GatheredScore(
-                ScorerPool(actors.scorers, supervisor, ScoreDeadline.of(config.scorer))
+                ScorerPool(actors.places["scorer"], supervisor, ScoreDeadline.of(config.scorer))
             ),
             train=TrainerGroup(
-                actors.trainers,
+                actors.places["trainer"],
                 base_model_dir=prepared.base_model_dir,
                 models_dir=run_dir / "models",
                 run_dir=run_dir,
                 continue_training=config.algorithm.start_from == "previous",
                 progress=self.progress,
                 supervisor=supervisor,
-                file_access=actors.file_access,
             ),
-            push=WeightPusher(actors.questioners, supervisor, actors.file_access),
+            push=WeightPusher(actors.places["questioner"], supervisor),
             voice=voice,
-            play=GuardedWorkers(actors.workers, supervisor) if actors.workers else None,
+            play=GuardedWorkers(workers, supervisor) if workers else None,
         )
         return roles if turns is None else take_turns(roles, turns)
 

@@ -103,7 +103,6 @@ class ActorSlot:
     numbers: Sequence[int]
     hire: Callable[[], Awaitable[list[Any]]]
     check: Callable[[Any], Awaitable[object]]
-    takes_weights: bool = False
     num_restarts: int = 0
     hung: EngineError | None = None  # what one of them did that lives, and does not do its work
     renewing: "asyncio.Task[None] | None" = None
@@ -112,6 +111,11 @@ class ActorSlot:
     def name(self) -> str:
         """As in the names of log files; the trainer's ranks have one slot."""
         return self.role if len(self.numbers) > 1 else f"{self.role}-{self.numbers[0]}"
+
+    @property
+    def takes_weights(self) -> bool:
+        """Whether its actors hold what is trained."""
+        return self.role == "questioner"
 
     @property
     def actors(self) -> list[Any]:

@@ -8,14 +8,14 @@ TrainerGroup    Train        one call on every rank, progress polled from rank 0
 WeightPusher    PushWeights  one file into every Questioner engine, then their versions compared
 
 Each takes the actors' own list of its actors and a supervisor. When an actor dies, its work is done
-again: by the others, or by the one that the supervisor puts in its place. Without a supervisor
-that is an EngineError; where somebody died too often, nobody waits for ever but hears of that.
+again: by the others, or by the one that the supervisor puts in its place. Where somebody died too
+often, nobody waits for ever but hears of that.
 """
 
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, nullcontext, suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,6 @@ from stargate.actors.rpc.remote import remote
 from stargate.actors.rpc.replica_pool import EnginePool
 from stargate.actors.runtime.actor_slots import WORKER, HeldWeights
 from stargate.actors.runtime.dialogue_worker import WorkerPool
-from stargate.actors.runtime.file_transfer import FileAccess, SameFiles
 from stargate.actors.runtime.supervisor import Supervisor
 from stargate.errors import EngineError
 from stargate.monitoring.progress import Progress
@@ -120,13 +119,11 @@ class TrainerGroup:
         models_dir: Path,
         continue_training: bool,
         progress: Progress,
-        supervisor: Supervisor | None = None,
-        file_access: FileAccess | None = None,
+        supervisor: Supervisor,
         run_dir: Path | None = None,
     ) -> None:
         self._ranks = ranks
         self._run_dir = run_dir
-        self._file_access = file_access or SameFiles()
         self._supervisor = supervisor
         self._start_dir = base_model_dir
         self._models_dir = models_dir
@@ -149,8 +146,6 @@ class TrainerGroup:
                 break
             except (EngineError, RayTaskError) as error:
                 # RayTaskError: the others' collective fails before Ray knows that a rank is gone.
-                if self._supervisor is None:
-                    raise
                 if await self._supervisor.replace("trainer", 0, error) is ranks[0]:
                     raise  # all of them live: it was no death
                 folder = self._run_dir and training_folder(self._run_dir, version)
@@ -167,10 +162,14 @@ class TrainerGroup:
         async with AsyncExitStack() as stack:
             here = str(self._start_dir)
             starts = [
-                await stack.enter_async_context(self._file_access.bring(here, f"trainer-{number}"))
+                await stack.enter_async_context(
+                    self._supervisor.file_access.bring(here, f"trainer-{number}")
+                )
                 for number in range(len(ranks))
             ]
-            place = await stack.enter_async_context(self._file_access.collect(output, "trainer-0"))
+            place = await stack.enter_async_context(
+                self._supervisor.file_access.collect(output, "trainer-0")
+            )
             kept = await self._checkpoint_folder(len(ranks), version)
             calls = [
                 rank.train.remote(shared, start, place, version, *kept)
@@ -193,7 +192,7 @@ class TrainerGroup:
         if self._run_dir is None:
             return ()
         for number in range(num_ranks):
-            if not await self._file_access.shares(self._run_dir, f"trainer-{number}"):
+            if not await self._supervisor.file_access.shares(self._run_dir, f"trainer-{number}"):
                 self._progress.say(
                     f"no checkpoints while m{version} is trained: the node of trainer-{number} "
                     f"does not share {self._run_dir}"
@@ -236,15 +235,9 @@ class TrainerGroup:
 class WeightPusher:
     """Pushes a saved model folder into every Questioner engine."""
 
-    def __init__(
-        self,
-        engines: Sequence[Any],
-        supervisor: Supervisor | None = None,
-        file_access: FileAccess | None = None,
-    ) -> None:
+    def __init__(self, engines: Sequence[Any], supervisor: Supervisor) -> None:
         self._engines = engines
         self._supervisor = supervisor
-        self._file_access = file_access or SameFiles()
 
     async def __call__(self, model_dir: str, version: int) -> PushResult:
         """Loads the weights everywhere; an engine that dies of it is replaced and tried once more.
@@ -259,11 +252,7 @@ class WeightPusher:
             holding[number], took = await self._push_into(number, model_dir, version)
             phases.append(took)
 
-        with (
-            self._supervisor.weights.pushing(model_dir, version)
-            if self._supervisor
-            else nullcontext()
-        ):
+        with self._supervisor.weights.pushing(model_dir, version):
             # One that had taken them may be replaced while others still load theirs.
             while missing := [n for n, e in enumerate(self._engines) if holding.get(n) is not e]:
                 await asyncio.gather(*(push_into(number) for number in missing))
@@ -285,7 +274,9 @@ class WeightPusher:
                 # An engine that sees the saved folder reads that: it was just written, so it is
                 # cached, and a copy into shared memory would take longer than the whole push.
                 started = time.perf_counter()
-                async with self._file_access.bring(model_dir, f"questioner-{number}") as folder:
+                async with self._supervisor.file_access.bring(
+                    model_dir, f"questioner-{number}"
+                ) as folder:
                     brought = time.perf_counter() - started
                     took: dict[str, float] = await remote(
                         engine.load_weights.remote(folder, version)
@@ -293,8 +284,6 @@ class WeightPusher:
                 took = {"bring": brought, **took}
                 reported = await remote(engine.reported_version.remote())
             except EngineError as error:
-                if self._supervisor is None:
-                    raise
                 if await self._supervisor.replace("questioner", number, error) is engine:
                     raise  # it lives: it was no death
                 self._supervisor.counters.resent["push"] += 1

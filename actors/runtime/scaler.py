@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
 from stargate.actors.rpc.remote import remote
-from stargate.actors.runtime.spawn import ActorGroup, ActorPlan, end_actors, engine_slot
+from stargate.actors.runtime.spawn import ActorGroup, ActorPlan, actor_slot, end_actors
 from stargate.actors.runtime.supervisor import Supervisor
 from stargate.errors import EngineError, MachineError
 from stargate.monitoring.progress import logged
@@ -42,7 +42,7 @@ class Scaler:
     @property
     def counts(self) -> dict[str, int]:
         """Engines of each role that get work."""
-        return {role: len(self._group.engines(role)) for role in ENGINES}
+        return {role: len(self._group.places[role]) for role in ENGINES}
 
     async def scale(self, targets: Mapping[str, int]) -> str:
         """Returns what there is then. Raises MachineError or EngineError: those that came until
@@ -91,7 +91,7 @@ class Scaler:
                 finding = self._plan.cluster.seat_more(settings)
                 await await_aloud({names: finding}, lambda _: self._say(late))
             self._tell(f"starting {names}; the others go on")
-            slots = [engine_slot(self._plan, self._group, *one) for one in adding]
+            slots = [actor_slot(self._plan, self._group, *one) for one in adding]
             late = f"{names}: not all there yet"
             await await_aloud({names: self._supervisor.add(slots)}, lambda _: self._say(late))
         except BaseException:

@@ -75,7 +75,7 @@ class ScorerPool:
     def __init__(
         self,
         scorers: Sequence[Any],
-        supervisor: Supervisor | None = None,
+        supervisor: Supervisor,
         deadline: ScoreDeadline | None = None,
     ) -> None:
         """Without a deadline a scorer may take for ever."""
@@ -97,9 +97,7 @@ class ScorerPool:
             try:
                 return await self._score(scorer, number, requests)
             except (ActorDied, ScorerHangs) as error:
-                if self._supervisor is None:
-                    raise
-                self._renew(number, scorer, error, self._supervisor)
+                self._renew(number, scorer, error)
                 self._supervisor.counters.resent["scorer"] += len(requests)
                 last = error
             finally:
@@ -133,16 +131,16 @@ class ScorerPool:
                 return min(living, key=self._waiting_tokens.__getitem__)
             await asyncio.wait(self._renewing.values(), return_when=asyncio.FIRST_COMPLETED)
 
-    def _renew(self, number: int, scorer: Any, error: EngineError, supervisor: Supervisor) -> None:
+    def _renew(self, number: int, scorer: Any, error: EngineError) -> None:
         """Has a dead or hanging scorer replaced, once for all calls that it owed."""
         if number in self._renewing or self._scorers[number] is not scorer:
             return
 
         async def renew() -> None:
             if isinstance(error, ScorerHangs):
-                await supervisor.replace_hung("scorer", number, scorer, error)
+                await self._supervisor.replace_hung("scorer", number, scorer, error)
             else:
-                await supervisor.replace("scorer", number, error)
+                await self._supervisor.replace("scorer", number, error)
 
         self._renewing[number] = asyncio.create_task(renew())
         # Nobody may ask again; then its error must not end up as a warning of asyncio's.

@@ -26,7 +26,7 @@ from stargate.actors.runtime.actor_slots import WORKER, ActorSlot, HeldWeights
 from stargate.actors.runtime.cluster import Cluster, Site
 from stargate.actors.runtime.dialogue_worker import DialogueWorker, WorkerSpec
 from stargate.actors.runtime.discovery import WORKER_ENVIRONMENT, on_node
-from stargate.actors.runtime.file_transfer import FileAccess, SameFiles
+from stargate.actors.runtime.file_transfer import SameFiles
 from stargate.actors.runtime.gpu_sharing import SleepController
 from stargate.actors.runtime.supervisor import Supervisor
 from stargate.actors.scoring.scorer import Scorer, ScorerSpec
@@ -49,39 +49,30 @@ _SHUTDOWN_SECONDS = 40.0
 # Bytes of Ray's object store on one machine: it carries training examples, nothing large.
 _OBJECT_STORE_BYTES = 300_000_000
 _LOOPBACK = "127.0.0.1"
+# How an actor of each role is asked whether it lives.
+_CHECKS: Mapping[str, Callable[[Any], Awaitable[object]]] = {
+    "questioner": lambda engine: engine.reported_version.remote(),
+    "roleplayer": lambda engine: engine.reported_version.remote(),
+    "scorer": lambda scorer: scorer.stats.remote(),
+    "trainer": lambda rank: rank.progress.remote(),
+    WORKER: lambda worker: worker.stats.remote(),
+}
 
 
 @dataclass
 class ActorGroup:
     """All actors of a run."""
 
-    questioners: list[Any] = field(default_factory=list)
-    roleplayers: list[Any] = field(default_factory=list)
-    scorers: list[Any] = field(default_factory=list)
-    trainers: list[Any] = field(default_factory=list)
-    workers: list[Any] = field(default_factory=list)
+    # By role, in the order in which they are started one by one.
+    places: dict[str, list[Any]] = field(default_factory=lambda: {role: [] for role in _CHECKS})
     leaving: list[Any] = field(default_factory=list)  # engines that end what they have to do
-    file_access: FileAccess = field(default_factory=SameFiles)
     turns: GpuPhases | None = None  # who has the GPU, where all share one
     supervisor: Supervisor | None = None  # from the moment on that everybody has started
 
-    def by_role(self) -> dict[str, list[Any]]:
-        """The lists themselves, in the order in which actors are started one by one."""
-        return {
-            "questioner": self.questioners,
-            "roleplayer": self.roleplayers,
-            "scorer": self.scorers,
-            "trainer": self.trainers,
-            WORKER: self.workers,
-        }
-
     def all(self) -> list[Any]:
-        engines = [*self.questioners, *self.roleplayers, *self.leaving]
-        return [*self.workers, *engines, *self.scorers, *self.trainers]
-
-    def engines(self, role: str) -> list[Any]:
-        """The run's own list of a role's engines."""
-        return self.questioners if role == "questioner" else self.roleplayers
+        """Those first that call others."""
+        actors = [actor for role in reversed(self.places) for actor in self.places[role]]
+        return [*actors, *self.leaving]
 
 
 def start_ray(num_gpus: int) -> None:
@@ -138,19 +129,19 @@ class ActorPlan:
 
 async def start_actors(plan: ActorPlan, say: Callable[[str], None]) -> ActorGroup:
     """Starts every actor, side by side. On failure all are ended before the error is raised."""
-    group = ActorGroup(file_access=plan.cluster or SameFiles())
+    group, file_access = ActorGroup(), plan.cluster or SameFiles()
     slots = _slots(plan, group)
     weights = HeldWeights(str(plan.base_model_dir))
     try:
         await _hire_all([slot for slot in slots if slot.role != WORKER])
         await _hire_all([slot for slot in slots if slot.role == WORKER])
         if plan.placement.gpu_share:
-            controller = SleepController(group.by_role(), weights, group.file_access)
+            controller = SleepController(group.places, weights, file_access)
             group.turns = await controller.start(partial(_start, say=say))
         else:
             named = {
                 f"{role}-{number}": actor
-                for role, actors in group.by_role().items()
+                for role, actors in group.places.items()
                 for number, actor in enumerate(actors)
             }
             await _start(named, say=say)
@@ -164,7 +155,7 @@ async def start_actors(plan: ActorPlan, say: Callable[[str], None]) -> ActorGrou
         ray.kill,
         say,
         partial(_introduce, group),
-        group.file_access,
+        file_access,
     )
     if group.turns is not None:
         group.supervisor.room = partial(_room, group.turns)
@@ -191,69 +182,42 @@ async def _hire_all(slots: Sequence[ActorSlot]) -> None:
 def _slots(plan: ActorPlan, group: ActorGroup) -> list[ActorSlot]:
     """Who is wanted: everybody whom the supervisor replaces. Workers last: they get the engines."""
     config = plan.config
-    num_scorers = config.scorer.num_scorers if plan.scoring else 0
-    num_workers = config.rollout.num_workers if plan.worker is not None else 0
+    counts = {role: len(plan.placement.of(role)) for role in ENGINES}
+    counts["scorer"] = config.scorer.num_scorers if plan.scoring else 0
+    counts["trainer"] = int(plan.training)  # one slot for all ranks
+    counts[WORKER] = config.rollout.num_workers if plan.worker is not None else 0
     return [
-        *(
-            engine_slot(plan, group, role, number)
-            for role in ENGINES
-            for number in range(len(plan.placement.of(role)))
-        ),
-        *(_scorer_slot(plan, group, number) for number in range(num_scorers)),
-        *([_trainer_slot(plan, group)] if plan.training else []),
-        *(_worker_slot(plan, group, number) for number in range(num_workers)),
+        actor_slot(plan, group, role, number)
+        for role, count in counts.items()
+        for number in range(count)
     ]
 
 
-def engine_slot(plan: ActorPlan, group: ActorGroup, role: str, number: int) -> ActorSlot:
-    """The place of one engine."""
-
-    async def spawn() -> list[Any]:
-        return [spawn_engine(plan, role, number)]
-
-    hire = partial(_hire, plan, [f"{role}-{number}"], spawn)
-    places, takes_weights = group.engines(role), role == "questioner"
-    return ActorSlot(
-        role, places, (number,), hire, lambda a: a.reported_version.remote(), takes_weights
-    )
+def actor_slot(plan: ActorPlan, group: ActorGroup, role: str, number: int) -> ActorSlot:
+    """The place of one actor, or of all ranks of the trainer."""
+    numbers = range(plan.config.trainer.num_ranks) if role == "trainer" else (number,)
+    hire = partial(_hire, plan, group, role, numbers)
+    return ActorSlot(role, group.places[role], numbers, hire, _CHECKS[role])
 
 
-def _scorer_slot(plan: ActorPlan, group: ActorGroup, number: int) -> ActorSlot:
-    async def spawn() -> list[Any]:
-        return [_spawn_scorer(plan, number)]
-
-    hire = partial(_hire, plan, [f"scorer-{number}"], spawn)
-    return ActorSlot("scorer", group.scorers, (number,), hire, lambda a: a.stats.remote())
-
-
-def _trainer_slot(plan: ActorPlan, group: ActorGroup) -> ActorSlot:
-    ranks = range(plan.config.trainer.num_ranks)
-    names = [f"trainer-{rank}" for rank in ranks]
-
-    async def spawn() -> list[Any]:
-        # Anew each time: the last port may still be taken.
-        cluster = plan.cluster
-        meeting = await cluster.meet(names) if cluster else (_LOOPBACK, free_port(_LOOPBACK))
-        return [_spawn_trainer(plan, rank, *meeting) for rank in ranks]
-
-    hire = partial(_hire, plan, names, spawn)
-    return ActorSlot("trainer", group.trainers, ranks, hire, lambda a: a.progress.remote())
-
-
-def _worker_slot(plan: ActorPlan, group: ActorGroup, number: int) -> ActorSlot:
-    async def hire() -> list[Any]:
-        options = plan.cluster.driver_options if plan.cluster is not None else {}
-        assert plan.worker is not None
-        return [spawn_worker(plan.worker, number, group, options)]
-
-    return ActorSlot(WORKER, group.workers, (number,), hire, lambda a: a.stats.remote())
-
-
-async def _hire(
-    plan: ActorPlan, actors: Sequence[str], spawn: Callable[[], Awaitable[list[Any]]]
-) -> list[Any]:
+async def _hire(plan: ActorPlan, group: ActorGroup, role: str, numbers: Sequence[int]) -> list[Any]:
     """Actors that are not started; on a cluster only after their nodes were made ready."""
-    return await (spawn() if plan.cluster is None else plan.cluster.hire(actors, spawn))
+    cluster = plan.cluster
+    if role == WORKER:  # beside the driver
+        options = cluster.driver_options if cluster is not None else {}
+        assert plan.worker is not None
+        return [spawn_worker(plan.worker, number, group, options) for number in numbers]
+    names = [f"{role}-{number}" for number in numbers]
+
+    async def spawn() -> list[Any]:
+        if role == "trainer":  # they meet anew each time: the last port may still be taken
+            meeting = await cluster.meet(names) if cluster else (_LOOPBACK, free_port(_LOOPBACK))
+            return [_spawn_trainer(plan, rank, *meeting) for rank in numbers]
+        if role == "scorer":
+            return [_spawn_scorer(plan, number) for number in numbers]
+        return [spawn_engine(plan, role, number) for number in numbers]
+
+    return await (spawn() if cluster is None else cluster.hire(names, spawn))
 
 
 async def _introduce(group: ActorGroup, slot: ActorSlot) -> None:
@@ -263,13 +227,13 @@ async def _introduce(group: ActorGroup, slot: ActorSlot) -> None:
     """
     roles: tuple[str, ...] = ENGINES
     if slot.role in ENGINES:
-        roles, workers = (slot.role,), list(group.workers)
+        roles, workers = (slot.role,), list(group.places[WORKER])
     elif slot.role == WORKER:  # while it started, engines may have been replaced
         workers = slot.actors
     else:
         return
     # Every call leaves at once, in the order in which engines came and went.
-    calls = [worker.meet.remote(r, list(group.engines(r))) for worker in workers for r in roles]
+    calls = [worker.meet.remote(r, list(group.places[r])) for worker in workers for r in roles]
     for call in asyncio.as_completed([remote(call) for call in calls]):
         with contextlib.suppress(ActorDied):  # the next one there is told when it has started
             await call
@@ -331,7 +295,7 @@ def spawn_worker(
     # One thread: workers share the cores among themselves, and with the engines on a small machine.
     one_thread = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     actor = actor_class(DialogueWorker, 0, one_thread, options)
-    return actor.remote(spec, number, group.questioners, group.roleplayers)
+    return actor.remote(spec, number, *(group.places[role] for role in ENGINES))
 
 
 def _spawn_scorer(plan: ActorPlan, number: int) -> Any:

@@ -68,7 +68,7 @@ class Supervisor:
         self._dismiss = dismiss
         self._tell = logged(say, __name__)
         self._introduce = introduce or _tell_nobody
-        self._file_access = file_access or SameFiles()
+        self.file_access = file_access or SameFiles()
         # While an actor of a role may be started: not at any time where all share one GPU.
         self.room: Callable[[str], contextlib.AbstractAsyncContextManager[None]] = _always
         self._watching: asyncio.Task[None] | None = None
@@ -284,7 +284,7 @@ class Supervisor:
             raise
 
     async def _load(self, name: str, actor: Any, model_dir: str, version: int) -> None:
-        async with self._file_access.bring(model_dir, name) as folder:
+        async with self.file_access.bring(model_dir, name) as folder:
             await remote(actor.load_weights.remote(folder, version))
 
 

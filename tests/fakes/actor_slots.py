@@ -112,13 +112,9 @@ class ActorGroup:
         self.counters = Counters()
         self.supervisor.begin(self.counters)
 
-    @property
-    def takes_weights(self) -> bool:
-        return self.role == "questioner"
-
     def slot(self, numbers: Sequence[int]) -> ActorSlot:
         hire = partial(self.hire, numbers)
-        return ActorSlot(self.role, self.actors, numbers, hire, ping, self.takes_weights)
+        return ActorSlot(self.role, self.actors, numbers, hire, ping)
 
     async def add(self, *numbers: int) -> None:
         """More actors of the role join."""

@@ -121,7 +121,6 @@ async def _node_lost(
             (0,),
             lambda: cluster.hire(["questioner-0"], spawn),
             lambda actor: actor.reported_version.remote(),
-            True,
         )
         supervisor = Supervisor([slot], weights, 3, ray.kill, said.append, None, cluster)
         kill_node(processes, first)

@@ -123,7 +123,11 @@ class FakeSystem:
 
     def __init__(self) -> None:
         self.actor_group = SimpleNamespace(
-            questioners=[FakeActor()], roleplayers=[FakeActor()], scorers=[FakeActor(), FakeActor()]
+            places={
+                "questioner": [FakeActor()],
+                "roleplayer": [FakeActor()],
+                "scorer": [FakeActor(), FakeActor()],
+            }
         )
         self.prepared = SimpleNamespace(
             config=config(), base_model_dir=Path("m0"), train_pairs=lambda number: PAIRS

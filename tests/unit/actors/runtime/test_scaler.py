@@ -16,7 +16,7 @@ from stargate.actors.runtime.spawn import ActorGroup, ActorPlan
 from stargate.config.run import RunConfig
 from stargate.errors import EngineError, MachineError
 from stargate.monitoring import waiting
-from stargate.resources.cluster import Node
+from stargate.resources.cluster import ENGINES, Node
 from stargate.resources.placement import Seat, cores_for_more, full_nodes, place, seat_more
 from tests.fakes.actor_slots import FakeActor, ping, settle
 
@@ -76,18 +76,17 @@ class World:
         placement = place(config, cores, num_gpus)
         self.plan = ActorPlan(config, placement, Path("m0"), Path("m0"), Path("logs"))
         self.group = ActorGroup(
-            questioners=[Engine(seat.actor) for seat in placement.of("questioner")],
-            roleplayers=[Engine(seat.actor) for seat in placement.of("roleplayer")],
+            {role: [Engine(seat.actor) for seat in placement.of(role)] for role in ENGINES}
         )
         self.said: list[str] = []
         self.killed: list[str] = []
         self.hired: dict[str, str | None] = {}  # the cores of each
         monkeypatch.setattr(spawn.ray, "kill", lambda actor: self.killed.append(actor.name))
-        monkeypatch.setattr(scaler_module, "engine_slot", self.slot)
+        monkeypatch.setattr(scaler_module, "actor_slot", self.slot)
         slots = [
-            ActorSlot(role, engines, (n,), nobody, ping, role == "questioner")
+            ActorSlot(role, engines, (n,), nobody, ping)
             for role in ("questioner", "roleplayer")
-            for engines in [self.group.engines(role)]
+            for engines in [self.group.places[role]]
             for n in range(len(engines))
         ]
         self.group.supervisor = spawn.Supervisor(
@@ -108,14 +107,14 @@ class World:
             self.hired[actor.name] = plan.seats[actor.name].cores
             return [actor]
 
-        return ActorSlot(role, group.engines(role), (number,), hire, ping, role == "questioner")
+        return ActorSlot(role, group.places[role], (number,), hire, ping)
 
     def scale(self, **targets: int) -> str:
         return asyncio.run(self.scaler.scale(targets))
 
     @property
     def names(self) -> list[str]:
-        return [actor.name for actor in (*self.group.questioners, *self.group.roleplayers)]
+        return [actor.name for role in ENGINES for actor in self.group.places[role]]
 
 
 SHARED = {
@@ -130,9 +129,12 @@ def test_up_and_down_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert world.scale(questioner=3) == "now questioner=3 roleplayer=1"
     assert world.names == ["questioner-0", "questioner-1", "questioner-2", "roleplayer-0"]
     assert world.hired == {"questioner-1": "0", "questioner-2": "0"}
-    assert world.group.questioners[2].calls == [("start",), ("load_weights", "models/m1", 1)]
+    assert world.group.places["questioner"][2].calls == [
+        ("start",),
+        ("load_weights", "models/m1", 1),
+    ]
     assert world.said[0] == "starting questioner-1, questioner-2; the others go on"
-    last = world.group.questioners[2]
+    last = world.group.places["questioner"][2]
     assert world.scale(questioner=1, roleplayer=1) == "now questioner=1 roleplayer=1"
     assert world.names == ["questioner-0", "roleplayer-0"]
     assert last.methods[-1] == "shutdown"  # in order, then its process

@@ -30,6 +30,7 @@ def keeping_trainer(
 ) -> TrainerGroup:
     monkeypatch.setattr(pool_module, "ray", SimpleNamespace(put=lambda value: value))
     monkeypatch.setattr(pool_module, "_POLL_SECONDS", 0.001)
+    actor_group.supervisor.file_access = file_access
     return TrainerGroup(
         actor_group.actors,
         base_model_dir=Path("base"),
@@ -37,7 +38,6 @@ def keeping_trainer(
         continue_training=False,
         progress=PlainProgress(),
         supervisor=actor_group.supervisor,
-        file_access=file_access,
         run_dir=run_dir,
     )
 
