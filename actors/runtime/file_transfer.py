@@ -14,6 +14,7 @@ A few chunks are under way at a time, so that weights of any size pass through a
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,11 +150,15 @@ class FileTransfer:
         sizes = file_sizes(Path(folder))
         lines = {node: _Line(self.agents[node], sizes) for node in nodes}
         await asyncio.gather(*(line.open() for line in lines.values()))
+        under_way: deque[Awaitable[Any]] = deque()
         for name, offset, size in _chunks(sizes, self.chunk_bytes):
             chunk = await asyncio.to_thread(self._load, Path(folder, name), offset, size)
-            # Until the slowest has room: the store holds a few chunks only.
-            await asyncio.gather(*(line.send(name, offset, chunk) for line in lines.values()))
+            if len(under_way) == _WINDOW:  # until the slowest has room: the store holds a few only
+                await under_way.popleft()
+            writes = (line.write(name, offset, chunk) for line in lines.values())
+            under_way.append(asyncio.gather(*writes))
             del chunk
+        await asyncio.gather(*under_way)
         arrived = {node: await line.close() for node, line in lines.items()}
         self.num_sent += sum(isinstance(place, str) for place in arrived.values())
         self._tell("sent", Path(folder), sizes, started, f" to {len(lines)} node(s)")
@@ -213,30 +218,18 @@ class _Line:
 
     agent: Any
     sizes: Mapping[str, int]
-    room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_WINDOW))
     place: str = ""
     problem: Exception | None = None
-    writes: "set[asyncio.Task[None]]" = field(default_factory=set)
 
     async def open(self) -> None:
         self.place = await self._done(self.agent.open_folder.remote(self.sizes)) or ""
 
-    async def send(self, name: str, offset: int, chunk: Any) -> None:
-        """Returns when there is room for one more chunk on the way, not when this one is there."""
+    async def write(self, name: str, offset: int, chunk: Any) -> None:
         if self.problem is None:
-            await self.room.acquire()
-            write = self.agent.write.remote(self.place, name, offset, chunk)
-            task = asyncio.create_task(self._done(write))
-            self.writes.add(task)
-            task.add_done_callback(self._written)
-
-    def _written(self, task: "asyncio.Task[None]") -> None:
-        self.writes.discard(task)
-        self.room.release()
+            await self._done(self.agent.write.remote(self.place, name, offset, chunk))
 
     async def close(self) -> str | Exception:
         """Where the whole folder is; or what went wrong, after what has come is removed."""
-        await asyncio.gather(*self.writes)
         if self.problem is None:
             await self._done(self.agent.close_folder.remote(self.place, self.sizes))
         if self.problem is not None and self.place:

@@ -1,7 +1,7 @@
 """Carries out what gpu_phases.py decides: sends actors of a run's actors to bed and wakes them.
 
-    SleepOrder("questioner", 2) -> every Questioner engine: sleep(2)
-    SleepOrder("questioner", 0) -> wake_up, or, to one without weights, the current ones
+    questioner, 2 -> every Questioner engine: sleep(2)
+    questioner, 0 -> wake_up, or, to one without weights, the current ones
 
 A dead actor needs neither: whoever takes its place is awake, and is started when there is room.
 """
@@ -15,7 +15,7 @@ from stargate.actors.rpc.remote import ActorDied, remote
 from stargate.actors.runtime.actor_slots import HeldWeights
 from stargate.actors.runtime.file_transfer import FileAccess
 from stargate.resources.cluster import ENGINES
-from stargate.resources.gpu_phases import GpuPhases, SleepOrder
+from stargate.resources.gpu_phases import GpuPhases
 
 # Starts actors, given by name, side by side; raises the first failure.
 StartActors = Callable[[Mapping[str, Any]], Awaitable[None]]
@@ -44,20 +44,20 @@ class SleepController:
                 for number, actor in enumerate(self._places[role]):
                     await start({f"{role}-{number}": actor})
             for role in present if can_sleep else ():
-                await self.carry_out(SleepOrder(role, 1))
+                await self.carry_out(role, 1)
                 asleep[role] = 1
         return GpuPhases(asleep, self.carry_out)
 
-    async def carry_out(self, order: SleepOrder) -> None:
+    async def carry_out(self, role: str, level: int) -> None:
         """One order to all actors of a role, side by side. Raises EngineError."""
-        actors = list(enumerate(self._places[order.role]))
-        await asyncio.gather(*(self._obey(order, number, actor) for number, actor in actors))
+        actors = enumerate(self._places[role])
+        await asyncio.gather(*(self._obey(level, f"{role}-{n}", actor) for n, actor in actors))
 
-    async def _obey(self, order: SleepOrder, number: int, actor: Any) -> None:
+    async def _obey(self, level: int, name: str, actor: Any) -> None:
         with contextlib.suppress(ActorDied):
-            if order.level:
-                await remote(actor.sleep.remote(order.level))
+            if level:
+                await remote(actor.sleep.remote(level))
             elif not await remote(actor.wake_up.remote()):
                 model_dir, version = self._weights.current
-                async with self._file_access.bring(model_dir, f"{order.role}-{number}") as folder:
+                async with self._file_access.bring(model_dir, name) as folder:
                     await remote(actor.load_weights.remote(folder, version))

@@ -17,7 +17,6 @@ A phase is never cut short: a wave of dialogues is played to its end before it i
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -66,43 +65,29 @@ STARTS: Mapping[str, tuple[GpuPhase, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class SleepOrder:
-    """All actors of a role go to sleep at a level (1 or 2), or wake up (0)."""
-
-    role: str
-    level: int
-
-
-def orders(asleep: Mapping[str, int], phase: GpuPhase) -> list[SleepOrder]:
-    """What must happen before a phase can begin; `asleep` is the level of every role that there is.
+def orders(asleep: Mapping[str, int], phase: GpuPhase) -> dict[str, int]:
+    """Roles whose actors must go to sleep at a level (1 or 2) or wake up (0) before a phase can
+    begin, in this order; `asleep` is the level of every role that there is.
 
     One that sleeps already stays so at its level: vLLM would have to wake it to send it deeper.
     """
     levels = {role: level for role, level in _LEVELS[phase].items() if role in asleep}
-    to_bed = [SleepOrder(r, level) for r, level in levels.items() if level and not asleep[r]]
-    up = [SleepOrder(r, 0) for r, level in levels.items() if not level and asleep[r]]
-    return to_bed + up
-
-
-@dataclass
-class _Waiting:
-    phases: tuple[GpuPhase, ...]
-    admitted: "asyncio.Future[None]"
+    to_bed = {role: level for role, level in levels.items() if level and not asleep[role]}
+    return to_bed | {role: 0 for role, level in levels.items() if not level and asleep[role]}
 
 
 class GpuPhases:
     """Lets calls in when it is their phase. `carry_out` sends a role to bed or wakes it."""
 
     def __init__(
-        self, asleep: Mapping[str, int], carry_out: Callable[[SleepOrder], Awaitable[None]]
+        self, asleep: Mapping[str, int], carry_out: Callable[[str, int], Awaitable[None]]
     ) -> None:
         """`asleep` is how deep every role sleeps now."""
         self._asleep = dict(asleep)
         self._carry_out = carry_out
         self._phase: GpuPhase | None = None
         self._working = 0
-        self._waiting: list[_Waiting] = []
+        self._waiting: dict[asyncio.Future[None], tuple[GpuPhase, ...]] = {}  # until let in
         self._changing: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -139,48 +124,48 @@ class GpuPhases:
         if self._changing is None and self._phase in phases:
             self._working += 1
             return
-        waiting = _Waiting(phases, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        admitted = asyncio.get_running_loop().create_future()
+        self._waiting[admitted] = phases
         self._change_if_idle()
         try:
-            await waiting.admitted
+            await admitted
         except asyncio.CancelledError:
-            done = waiting.admitted
-            if waiting in self._waiting:
-                self._waiting.remove(waiting)
-            elif done.done() and not done.cancelled() and done.exception() is None:
+            waited = self._waiting.pop(admitted, None) is not None
+            if not (waited or admitted.cancelled()) and admitted.exception() is None:
                 self._working -= 1  # let in at the very moment in which it gave up
                 self._change_if_idle()
             raise
 
     def _change_if_idle(self) -> None:
         if self._waiting and not self._working and self._changing is None:
-            self._changing = asyncio.create_task(self._change(self._waiting[0].phases[0]))
+            self._changing = asyncio.create_task(
+                self._change(next(iter(self._waiting.values()))[0])
+            )
 
     async def _change(self, phase: GpuPhase) -> None:
         """Begins a phase and lets in all who waited for it; or fails everybody who waits."""
         problem: BaseException | None = None
         try:
             self._phase = None
-            for order in orders(self._asleep, phase):
-                await self._carry_out(order)
-                self._asleep[order.role] = order.level
+            for role, level in orders(self._asleep, phase).items():
+                await self._carry_out(role, level)
+                self._asleep[role] = level
             self._phase = phase
         except Exception as error:  # whoever waits must hear it; nobody may wait for ever
             problem = error
         finally:
             self._changing = None
-        waiting, self._waiting = self._waiting, []
-        for one in waiting:
-            if one.admitted.done():
+        waiting, self._waiting = self._waiting, {}
+        for admitted, phases in waiting.items():
+            if admitted.done():
                 continue
             if problem is not None:
-                one.admitted.set_exception(problem)
-            elif phase in one.phases:
+                admitted.set_exception(problem)
+            elif phase in phases:
                 self._working += 1
-                one.admitted.set_result(None)
+                admitted.set_result(None)
             else:
-                self._waiting.append(one)
+                self._waiting[admitted] = phases
         self._change_if_idle()
 
     async def close(self) -> None:

@@ -12,7 +12,6 @@ from stargate.resources.cluster import Node, assign, needs, nodes_for
 from stargate.resources.gpu_phases import (
     GpuPhase,
     GpuPhases,
-    SleepOrder,
     check_phases,
     engine_share,
     gpu_share,
@@ -29,8 +28,8 @@ def test_orders_of_one_iteration_first_to_bed_then_up() -> None:
     given = []
     for phase in (GpuPhase.PLAY, GpuPhase.SCORE, GpuPhase.PLAY, GpuPhase.TRAIN):
         now = orders(asleep, phase)
-        asleep |= {order.role: order.level for order in now}
-        given.append([(order.role, order.level) for order in now])
+        asleep |= now
+        given.append(list(now.items()))
     assert given == [
         [("questioner", 0), ("roleplayer", 0)],
         [("questioner", 1), ("roleplayer", 1), ("scorer", 0)],
@@ -38,10 +37,10 @@ def test_orders_of_one_iteration_first_to_bed_then_up() -> None:
         # New weights come after training: the Questioner's old ones are not kept.
         [("questioner", 2), ("roleplayer", 1)],
     ]
-    assert orders(asleep, GpuPhase.PUSH) == []
-    assert orders({**asleep, "scorer": 0}, GpuPhase.PUSH) == [SleepOrder("scorer", 1)]
+    assert orders(asleep, GpuPhase.PUSH) == {}
+    assert orders({**asleep, "scorer": 0}, GpuPhase.PUSH) == {"scorer": 1}
     # One that sleeps lightly is not woken to sleep deeper; a role that is not there gets no order.
-    assert orders({"questioner": 1, "scorer": 0}, GpuPhase.TRAIN) == [SleepOrder("scorer", 1)]
+    assert orders({"questioner": 1, "scorer": 0}, GpuPhase.TRAIN) == {"scorer": 1}
 
 
 class Diary:
@@ -52,11 +51,11 @@ class Diary:
         self.turns = GpuPhases(asleep or AWAKE, self.carry_out)
         self.problem: Exception | None = None
 
-    async def carry_out(self, order: SleepOrder) -> None:
+    async def carry_out(self, role: str, level: int) -> None:
         await asyncio.sleep(0)
         if self.problem is not None:
             raise self.problem
-        self.lines.append(f"{order.role} -> {order.level}")
+        self.lines.append(f"{role} -> {level}")
 
     def call(self, phase: GpuPhase, steps: int = 3) -> Callable[[str], Awaitable[str]]:
         async def work(name: str) -> str:

@@ -18,7 +18,7 @@ from stargate.actors.runtime.spawn import ActorPlan, _room
 from stargate.actors.runtime.supervisor import Supervisor
 from stargate.config.run import RunConfig
 from stargate.launch.system import take_turns
-from stargate.resources.gpu_phases import GpuPhase, SleepOrder
+from stargate.resources.gpu_phases import GpuPhase
 from stargate.resources.placement import Seat, place
 from stargate.run_context import Roles
 from tests.fakes.actor_slots import settle
@@ -145,7 +145,7 @@ def test_an_engine_without_weights_gets_the_current_ones_and_the_dead_are_left_a
     weights = HeldWeights("base")
     weights.current = ("models/m3", 3)
     sleep_controller = SleepController(group, weights, FileAccess())
-    asyncio.run(sleep_controller.carry_out(SleepOrder("questioner", 0)))
+    asyncio.run(sleep_controller.carry_out("questioner", 0))
     assert diary == ["questioner-0 wake_up", "questioner-0 load_weights /there/models/m3 3"]
     assert brought == [("models/m3", "questioner-0")]
 
