@@ -185,19 +185,14 @@ def cell_table(observations: Iterable[Observation]) -> CellTable:
                 f"task {entry.task!r}, persona {entry.persona!r}: a measure must be finite, "
                 f"got {entry.value}"
             )
-    tasks = tuple(sorted({entry.task for entry in entries}))
-    personas = tuple(sorted({entry.persona for entry in entries}))
-    row = {task: index for index, task in enumerate(tasks)}
-    column = {persona: index for index, persona in enumerate(personas)}
+    values = np.array([entry.value for entry in entries], dtype=float)
+    tasks, row = np.unique([entry.task for entry in entries], return_inverse=True)
+    personas, column = np.unique([entry.persona for entry in entries], return_inverse=True)
     sums = np.zeros((len(tasks), len(personas)))
     counts = np.zeros_like(sums)
-    for entry in entries:
-        place = row[entry.task], column[entry.persona]
-        sums[place] += entry.value
-        counts[place] += 1.0
-    return CellTable(
-        tasks, personas, sums, counts, np.array([entry.value for entry in entries], dtype=float)
-    )
+    np.add.at(sums, (row, column), values)
+    np.add.at(counts, (row, column), 1.0)
+    return CellTable(tuple(tasks.tolist()), tuple(personas.tolist()), sums, counts, values)
 
 
 def two_way_interval(table: CellTable, config: BootstrapConfig) -> tuple[float, float] | None:

@@ -146,13 +146,11 @@ def length_controlled(
     The interval is that of the intercept: its influence values, one per comparison, average to
     the estimate's deviation, so the two-way interval of their mean is the intercept's.
     """
+    from scipy.special import expit
+
     lengths = np.array([_difference(entry) for entry in comparisons], dtype=float)
     outcomes = np.array([_agreed(*_filled(entry, _TIE)) for entry in comparisons])
-    reason = _why_no_fit(lengths, outcomes)
-    if reason is not None:
-        return LengthControlled(None, None, None, None, False, reason)
-    scale = float(lengths.std())
-    fitted = _fit_logistic(lengths / scale, outcomes)
+    fitted = _why_no_fit(lengths, outcomes) or _fit_logistic(lengths, outcomes)
     if isinstance(fitted, str):
         return LengthControlled(None, None, None, None, False, fitted)
     intercept, slope, influence = fitted
@@ -164,10 +162,10 @@ def length_controlled(
         config,
     )
     return LengthControlled(
-        rate=_logistic(intercept),
-        ci_low=None if linear.ci_low is None else _logistic(linear.ci_low),
-        ci_high=None if linear.ci_high is None else _logistic(linear.ci_high),
-        slope=slope / scale,
+        rate=float(expit(intercept)),
+        ci_low=None if linear.ci_low is None else float(expit(linear.ci_low)),
+        ci_high=None if linear.ci_high is None else float(expit(linear.ci_high)),
+        slope=slope,
         extrapolated=bool(lengths.min() > 0 or lengths.max() < 0),
         reason=None if linear.ci_low is not None else f"no interval: {linear.why_no_interval}",
     )
@@ -245,7 +243,8 @@ def _fit_logistic(lengths: Floats, outcomes: Floats) -> tuple[float, float, Floa
     import statsmodels.api as sm
     from statsmodels.tools.sm_exceptions import ConvergenceWarning, PerfectSeparationWarning
 
-    design = sm.add_constant(lengths, has_constant="add")
+    scale = float(lengths.std())
+    design = sm.add_constant(lengths / scale, has_constant="add")
     with warnings.catch_warnings():
         for category in (ConvergenceWarning, RuntimeWarning):
             warnings.simplefilter("error", category)
@@ -262,10 +261,4 @@ def _fit_logistic(lengths: Floats, outcomes: Floats) -> tuple[float, float, Floa
     # over comparisons is the whole estimate's.
     scores = design * (outcomes - result.fittedvalues)[:, None]
     influence: Floats = len(lengths) * (scores @ result.normalized_cov_params)[:, 0]
-    return float(result.params[0]), float(result.params[1]), influence
-
-
-def _logistic(log_odds: float) -> float:
-    from scipy.special import expit
-
-    return float(expit(log_odds))
+    return float(result.params[0]), float(result.params[1]) / scale, influence

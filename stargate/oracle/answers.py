@@ -61,10 +61,8 @@ def parse_reply(content_type: str, body: bytes, estimate: Usage) -> Reply:
     )
 
 
-def classify(
-    reply: Reply, request: ChatRequest, refusals: Sequence[re.Pattern[str]]
-) -> AnswerStatus:
-    """What a reply is worth, the strongest objection first."""
+def classify(reply: Reply, request: ChatRequest, refusals: Sequence[str]) -> AnswerStatus:
+    """What a reply is worth, the strongest objection first. `refusals` are regular expressions."""
     text = reply.text.strip()
     if reply.refusal or reply.finish_reason == "refusal":
         return AnswerStatus.REFUSED
@@ -74,17 +72,13 @@ def classify(
         return AnswerStatus.CUT_OFF
     if not text:
         return AnswerStatus.EMPTY
-    plain = text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    if len(text) <= MAX_REFUSAL_CHARS and any(pattern.match(plain) for pattern in refusals):
-        return AnswerStatus.REFUSED
+    if len(text) <= MAX_REFUSAL_CHARS:
+        plain = text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+        if any(re.match(pattern, plain, re.DOTALL) for pattern in refusals):
+            return AnswerStatus.REFUSED
     if request.schema is not None and not _is_json(text):
         return AnswerStatus.INVALID
     return AnswerStatus.OK
-
-
-def compile_refusals(patterns: Sequence[str]) -> tuple[re.Pattern[str], ...]:
-    """The refusal patterns of a config (which has checked them)."""
-    return tuple(re.compile(pattern, re.DOTALL) for pattern in patterns)
 
 
 def _first_choice(tree: Any) -> dict[str, Any]:

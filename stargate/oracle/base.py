@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from stargate.config.oracle import CostConfig
 from stargate.errors import StargateError
-from stargate.oracle.answers import classify, compile_refusals
+from stargate.oracle.answers import classify
 from stargate.oracle.cache import AnswerCache
 from stargate.oracle.cost import NANOS, Estimate, Ledger, Meter, Reservation, estimate
 from stargate.oracle.database import Database
@@ -58,7 +58,7 @@ class CachedOracle(ABC):
         self.counts: Counter[str] = Counter()
         self._max_tokens_parameter = max_tokens_parameter
         self._extra_body = dict(extra_body or {})
-        self._refusals = compile_refusals(tuple(refusal_patterns))
+        self._refusals = tuple(refusal_patterns)
         self._database = Database(Path(cache_path))
         self.cache = AnswerCache(self._database)
         self._ledger = Ledger(self._database, cost)

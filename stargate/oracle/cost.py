@@ -212,23 +212,17 @@ class Ledger:
 
     def read(self) -> Meter:
         """The meter as it stands on the disk."""
-        rows = self._database.read(
-            "SELECT confirmed, sum(calls), sum(prompt_tokens), sum(completion_tokens), sum(nanos), "
-            "sum(unpriced_calls) FROM meter GROUP BY confirmed"
+        [(calls, prompt, completion, nanos, unpriced, lost_calls, lost_nanos)] = (
+            self._database.read(
+                "SELECT sum(calls * confirmed), sum(prompt_tokens * confirmed), "
+                "sum(completion_tokens * confirmed), sum(nanos * confirmed), sum(unpriced_calls), "
+                "sum(calls * (1 - confirmed)), sum(nanos * (1 - confirmed)) FROM meter"
+            )
         )
-        nothing = (0, 0, 0, 0, 0)
-        sums = {confirmed: tuple(rest) for confirmed, *rest in rows}
-        calls, prompt, completion, nanos, unpriced = sums.get(1, nothing)
-        lost_calls, _, _, lost_nanos, lost_unpriced = sums.get(0, nothing)
-        return Meter(
-            calls=calls,
-            prompt_tokens=prompt,
-            completion_tokens=completion,
-            money=nanos / NANOS,
-            unpriced_calls=unpriced + lost_unpriced,
-            lost_calls=lost_calls,
-            lost_money=lost_nanos / NANOS,
-        )
+        if calls is None:  # sums over nothing
+            return Meter(0, 0, 0, 0.0, 0, 0, 0.0)
+        money, lost_money = nanos / NANOS, lost_nanos / NANOS
+        return Meter(calls, prompt, completion, money, unpriced, lost_calls, lost_money)
 
     def _sweep(self, connection: sqlite3.Connection) -> None:
         """Turns the reservations of sessions that are gone into lost calls."""

@@ -14,8 +14,8 @@ from stargate.evaluation.measures import write_evaluation
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.run_context import Roles, RunContext
 from stargate.types import Dialogue, Pair, ScoreRequest
+from tests.fakes.measured import ABOUT, QUICK
 from tests.fakes.scripted import ScriptedGenerate, ScriptedScore, make_pair
-from tests.unit.evaluation.test_measures import ABOUT, QUICK
 from tests.unit.test_pair_steps import roles, run_context
 
 FACTS = ("I like tea.", "I own a dog.", "I work at night.")

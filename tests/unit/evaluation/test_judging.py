@@ -1,14 +1,11 @@
-"""A judge: what is compared, what it reads, what is kept, and what the verdicts give."""
+"""A judge: what it reads, what is kept, and what the verdicts give."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from random import Random
 
 import pytest
 
-from stargate.config.files import dump_config, load_config
 from stargate.config.judge import ApiBackend, JudgeConfig
 from stargate.config.oracle import OpenAIOracleConfig
 from stargate.errors import ConfigError, DataError
@@ -16,11 +13,6 @@ from stargate.evaluation.comparisons import (
     ComparedResponse,
     Comparison,
     Order,
-    Response,
-    choose_pairs,
-    trial_comparisons,
-    win_rate_comparisons,
-    with_next_personas,
 )
 from stargate.evaluation.judging import (
     Judge,
@@ -39,7 +31,6 @@ from stargate.evaluation.verdicts import VERDICT_SCHEMA, Verdict
 from stargate.evaluation.win_rate import WinRate, win_rate
 from stargate.oracle.errors import OracleError
 from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, JsonSchema
-from stargate.records.counters import Counters
 from stargate.records.schemas import SCHEMAS, Row
 from stargate.records.store import RunStore
 from stargate.types import Sampling
@@ -47,7 +38,6 @@ from tests.fakes.scripted import ScriptedGenerate, byte_chat, make_pair
 
 A, B, TIE, BAD = Verdict.A, Verdict.B, Verdict.TIE, Verdict.UNPARSABLE
 FIRST, SECOND = Order.CANDIDATE_FIRST, Order.CANDIDATE_SECOND
-GRID = [make_pair(f"t{t}", f"p{p}", f"gold t{t} p{p}") for t in range(6) for p in range(4)]
 TINY = JudgePrompts(
     version=1,
     turn=(
@@ -58,12 +48,6 @@ TINY = JudgePrompts(
     json_schema="Reply with JSON.",
     praise="Great!",
 )
-
-
-def response(version: int, pair: str, index: int = 0, responder: int | None = None) -> Response:
-    by = version if responder is None else responder
-    text = f"m{by} after m{version} {pair} {index}"
-    return Response(f"eval-m{version}/{pair}/{index}", pair, by, text, len(text), "stop")
 
 
 def comparison(
@@ -126,99 +110,6 @@ def prefers(*texts: str) -> Callable[[str], str]:
         return f"Hm.\nFinal Response: {better}"
 
     return script
-
-
-@pytest.mark.parametrize("num", [1, 4, 6, 12, 18, 23])
-def test_pairs_are_spread_over_tasks_and_personas(num: int) -> None:
-    for seed in range(20):
-        chosen = choose_pairs(GRID, num, seed)
-        assert len({pair.id for pair in chosen}) == num
-        tasks = Counter({pair.task.id: 0 for pair in GRID})
-        personas = Counter({pair.persona.id: 0 for pair in GRID})
-        tasks.update(pair.task.id for pair in chosen)
-        personas.update(pair.persona.id for pair in chosen)
-        # The smallest spread there can be would be 1 here and 0 where num divides.
-        assert max(tasks.values()) - min(tasks.values()) <= 2
-        assert max(personas.values()) - min(personas.values()) <= 2
-
-
-def test_the_choice_depends_on_the_seed_alone_and_grows() -> None:
-    shuffled = Random(1).sample(GRID, len(GRID))
-    assert choose_pairs(shuffled, 7, 0) == choose_pairs(GRID, 7, 0)
-    assert choose_pairs(GRID, 12, 0)[:7] == choose_pairs(GRID, 7, 0)
-    assert choose_pairs(GRID, 7, 1) != choose_pairs(GRID, 7, 0)
-    assert {pair.id for pair in choose_pairs(GRID, 7, 0)} != {pair.id for pair in GRID[:7]}
-
-
-def test_all_pairs_with_a_gold_are_chosen_without_a_limit() -> None:
-    plain = make_pair("plain", "p0", None)
-    for limit in (None, 24, 99):
-        chosen = choose_pairs([plain, *GRID], limit, 0)
-        assert sorted(pair.id for pair in chosen) == sorted(pair.id for pair in GRID)
-
-
-def test_win_rate_comparisons() -> None:
-    pair = make_pair("t", "p")
-    candidates = [response(1, "t:p", 0), response(1, "t:p", 0, responder=0)]
-    baselines = [response(0, "t:p", 1), response(0, "t:p", 0)]
-    counters = Counters()
-    assert win_rate_comparisons(1, [pair], candidates, baselines, counters.drop) == [
-        Comparison(
-            "own",
-            pair,
-            ComparedResponse("m1 eval-m1/t:p/0", "m1 after m1 t:p 0", 17),
-            ComparedResponse("m0 eval-m0/t:p/0", "m0 after m0 t:p 0", 17),
-        ),
-        Comparison(
-            "fixed",
-            pair,
-            ComparedResponse("m0 eval-m1/t:p/0", "m0 after m1 t:p 0", 17),
-            ComparedResponse("m0 eval-m0/t:p/0", "m0 after m0 t:p 0", 17),
-        ),
-    ]
-    assert not counters.dropped
-
-
-def test_trial_comparisons() -> None:
-    pairs = [make_pair("t", "p", "gold p"), make_pair("u", "p"), make_pair("t", "q", "gold q")]
-    responses = [response(0, "t:p", 0), response(0, "t:p", 1), response(0, "t:q", 0)]
-    counters = Counters()
-    comparisons = trial_comparisons(pairs[:1], pairs, responses, "Great!", len, counters.drop)
-    own = ComparedResponse("m0 eval-m0/t:p/0", "m0 after m0 t:p 0", 17)
-    assert [(b.name, b.candidate, b.baseline) for b in comparisons] == [
-        ("gold", ComparedResponse("gold", "gold p", 6), own),
-        ("self", own, ComparedResponse("m0 eval-m0/t:p/1", "m0 after m0 t:p 1", 17)),
-        ("praise", own, ComparedResponse("praise", "Great!", 6)),
-        ("shuffled", own, ComparedResponse("m0 eval-m0/t:q/0", "m0 after m0 t:q 0", 17)),
-    ]
-    assert not counters.dropped
-
-
-def test_the_next_persona_is_found_cyclically_and_beyond_the_chosen() -> None:
-    pairs = [make_pair("t", name) for name in "pqr"]
-    responses = [response(0, f"t:{name}") for name in "pr"]
-    [*_, last] = trial_comparisons(pairs[2:], pairs, responses, "Great!", len, Counters().drop)
-    assert (last.name, last.baseline.label) == ("shuffled", "m0 eval-m0/t:p/0")
-    # q has no response, so p's neighbour is r.
-    [*_, last] = trial_comparisons(pairs[:1], pairs, responses, "Great!", len, Counters().drop)
-    assert last.baseline.label == "m0 eval-m0/t:r/0"
-    assert [pair.id for pair in with_next_personas(pairs[1:], pairs)] == ["t:q", "t:r", "t:p"]
-
-
-def test_pairs_without_responses_are_counted() -> None:
-    pair = make_pair("t", "p")
-    counters = Counters()
-    assert win_rate_comparisons(1, [pair], [response(1, "t:p")], [], counters.drop) == []
-    assert counters.dropped == {"no_comparison": 2}
-    assert counters.dropped_examples["no_comparison"] == [
-        "own t:p: no_comparison: 0 of 1 responses",
-        "fixed t:p: no_comparison: 0 of 1 responses",
-    ]
-    comparisons = trial_comparisons(
-        [pair], [pair], [response(0, "t:p")], "Great!", len, counters.drop
-    )
-    assert [b.name for b in comparisons] == ["gold", "praise"]
-    assert counters.dropped == {"no_comparison": 4}  # self: 1 of 2; shuffled: nobody else
 
 
 def test_both_orders_swap_the_responses_and_nothing_else() -> None:
@@ -479,44 +370,6 @@ def test_an_engine_judge_needs_an_engine(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="use type: api"):
         asyncio.run(run())
-
-
-JUDGE_YAML = """
-evaluation:
-  judge:
-    max_pairs: 50
-    thresholds: {min_gold_rate: 0.7}
-    backend: {type: api, verdict: json_schema, oracle: {type: openai, model: gpt-4o}}
-"""
-
-
-def test_config(tmp_path: Path) -> None:
-    file = tmp_path / "run.yaml"
-    file.write_text(JUDGE_YAML)
-    config = load_config(file)
-    judge = config.evaluation.judge
-    assert judge is not None
-    assert isinstance(judge.backend, ApiBackend)
-    assert judge.backend.oracle.model == "gpt-4o"
-    assert (judge.max_pairs, judge.thresholds.min_gold_rate) == (50, 0.7)
-    copy = tmp_path / "copy.yaml"
-    copy.write_text(dump_config(config))
-    assert load_config(copy) == config
-    assert load_config("cpu_demo", ["evaluation.judge={}"]).evaluation.judge == JudgeConfig()
-
-
-@pytest.mark.parametrize(
-    ("judge", "expected"),
-    [
-        ("{backend: {type: engine, verdict: json_schema}}", "unknown key .*verdict"),
-        ("{backend: {type: api, oracle: {type: local}}}", "judge.backend.*'local'"),
-        ("{backend: {type: magic}}", "judge.backend: .*'magic'"),
-        ("{max_pairs: 0}", "judge.max_pairs: .* got 0"),
-    ],
-)
-def test_mistakes_in_a_config(judge: str, expected: str) -> None:
-    with pytest.raises(ConfigError, match=expected):
-        load_config("cpu_demo", [f"evaluation.judge={judge}"])
 
 
 def test_a_prompt_file_of_ones_own(tmp_path: Path) -> None:

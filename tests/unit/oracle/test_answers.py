@@ -6,20 +6,19 @@ from typing import Any
 import pytest
 
 from stargate.config.oracle import REFUSAL_PATTERNS
-from stargate.oracle.answers import MalformedReply, classify, compile_refusals, parse_reply
+from stargate.oracle.answers import MalformedReply, classify, parse_reply
 from stargate.oracle.records import AnswerStatus, ChatRequest, JsonSchema, Reply, Usage, chat
 from tests.fakes.misbehaving_server import completion
 
 REQUEST = ChatRequest(chat(("user", "hi")), "m", max_tokens=50)
 WITH_SCHEMA = ChatRequest(chat(("user", "hi")), "m", max_tokens=50, schema=JsonSchema("s", "{}"))
 ESTIMATE = Usage(30, 50, estimated=True)
-REFUSALS = compile_refusals(REFUSAL_PATTERNS)
 JSON = "application/json"
 
 
 def status(text: str | None, request: ChatRequest = REQUEST, **fields: str) -> AnswerStatus:
     reply = parse_reply(JSON, completion(text, **fields), ESTIMATE)  # type: ignore[arg-type]
-    return classify(reply, request, REFUSALS)
+    return classify(reply, request, REFUSAL_PATTERNS)
 
 
 @pytest.mark.parametrize(
