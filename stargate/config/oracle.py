@@ -8,15 +8,16 @@ variable that holds one.
 
 import json
 import re
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from stargate.config.component import Component, PositiveInt
 
-PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Money = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+Money = Annotated[float, Field(ge=0.0)]
 
 # How models decline in words. Only the beginning of a short answer is looked at, in lower case and
 # with straight apostrophes (answers.py).
@@ -91,9 +92,6 @@ class _RemoteOracleConfig(_AnyOracleConfig):
     key.
     """
 
-    # A URL with a password must not be shown by the very message that rejects it.
-    model_config = ConfigDict(hide_input_in_errors=True)
-
     model: str = Field(min_length=1)
     max_tokens_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     extra_body: dict[str, Any] = Field(default_factory=dict)
@@ -123,31 +121,44 @@ class _RemoteOracleConfig(_AnyOracleConfig):
         return self
 
 
+def _url(example: str) -> AfterValidator:
+    """A plain http(s) address. The error shows no part that may be a secret."""
+    return AfterValidator(partial(_check_url, example=example))
+
+
+def _check_url(url: str, example: str) -> str:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError(f"not a URL; expected something like {example}") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError(f"expected an http(s) URL such as {example}")
+    if "@" in parts.netloc:
+        raise ValueError(
+            "a URL must not carry a user or password; put the key into the environment "
+            "variable named by api_key_env"
+        )
+    if parts.query or parts.fragment or "?" in url or "#" in url:
+        raise ValueError(f"a URL must not carry a query or fragment; expected one like {example}")
+    return url
+
+
 class OpenAIOracleConfig(_RemoteOracleConfig):
     """OpenAI, a vLLM server, or any proxy that speaks the same API."""
 
     type: Literal["openai"] = "openai"
-    base_url: str = "https://api.openai.com/v1"
+    base_url: Annotated[str, _url("http://127.0.0.1:8000/v1")] = "https://api.openai.com/v1"
     api_key_env: str | None = "OPENAI_API_KEY"
-
-    @field_validator("base_url")
-    @classmethod
-    def _is_base_url(cls, url: str) -> str:
-        return check_url(url, "http://127.0.0.1:8000/v1")
 
 
 class AzureOracleConfig(_RemoteOracleConfig):
     """Azure OpenAI. `model` is the deployment's name."""
 
     type: Literal["azure"]
-    endpoint: str
+    endpoint: Annotated[str, _url("https://NAME.openai.azure.com")]
     api_version: str = Field(min_length=1)
     api_key_env: str = "AZURE_OPENAI_API_KEY"
-
-    @field_validator("endpoint")
-    @classmethod
-    def _is_endpoint(cls, url: str) -> str:
-        return check_url(url, "https://NAME.openai.azure.com")
 
 
 class LocalOracleConfig(_AnyOracleConfig):
@@ -169,22 +180,3 @@ _OWN_PARAMETERS = frozenset(
         *("seed", "stop", "response_format", "stream", "n"),
     )
 )
-
-
-def check_url(url: str, example: str) -> str:
-    """A plain http(s) address. Raises ValueError, which shows no part that may be a secret."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        raise ValueError(f"not a URL; expected something like {example}") from None
-    if parts.scheme not in ("http", "https") or not host:
-        raise ValueError(f"expected an http(s) URL such as {example}")
-    if "@" in parts.netloc:
-        raise ValueError(
-            "a URL must not carry a user or password; put the key into the environment "
-            "variable named by api_key_env"
-        )
-    if parts.query or parts.fragment or "?" in url or "#" in url:
-        raise ValueError(f"a URL must not carry a query or fragment; expected one like {example}")
-    return url

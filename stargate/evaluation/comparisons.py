@@ -14,7 +14,7 @@ of the two responses has no comparison: that is counted by `drop`.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -123,7 +123,7 @@ def win_rate_comparisons(
     m0 = _by_pair(baselines, 0)
     sets = {"own": _by_pair(after_its_own, version), "fixed": _by_pair(after_its_own, 0)}
     return [
-        Comparison(name, pair, _response(of_candidate[0]), _response(of_baseline[0]))
+        Comparison(name, pair, of_candidate[0], of_baseline[0])
         for name, responses in sets.items()
         for pair in chosen
         if (of_candidate := _found(responses, pair, 1, name, drop))
@@ -150,53 +150,40 @@ def trial_comparisons(
     for pair in chosen:
         if pair.gold is not None and (own := _found(m0, pair, 1, "gold", drop)):
             gold = ComparedResponse("gold", pair.gold, count(pair.gold))
-            comparisons.append(Comparison("gold", pair, gold, _response(own[0])))
+            comparisons.append(Comparison("gold", pair, gold, own[0]))
         if own := _found(m0, pair, 2, "self", drop):
-            comparisons.append(Comparison("self", pair, _response(own[0]), _response(own[1])))
+            comparisons.append(Comparison("self", pair, own[0], own[1]))
         if own := _found(m0, pair, 1, "praise", drop):
-            comparisons.append(Comparison("praise", pair, _response(own[0]), constant))
+            comparisons.append(Comparison("praise", pair, own[0], constant))
         if own := _found(m0, pair, 1, "shuffled", drop):
-            comparisons += _shuffled(pair, own[0], pairs, m0, drop)
+            others = (m0[other.id][0] for other in next_personas(pair, pairs) if other.id in m0)
+            if other := next(others, None):
+                comparisons.append(Comparison("shuffled", pair, own[0], other))
+            else:
+                problem = "no other persona's response to the task"
+                drop(RecordDropped("no_comparison", f"shuffled {pair.id}", problem))
     return comparisons
 
 
-def _shuffled(
-    pair: Pair,
-    own: Response,
-    pairs: Sequence[Pair],
-    m0: Mapping[str, Sequence[Response]],
-    drop: Drop,
-) -> Iterator[Comparison]:
-    for other in next_personas(pair, pairs):
-        if responses := m0.get(other.id):
-            yield Comparison("shuffled", pair, _response(own), _response(responses[0]))
-            return
-    problem = "no other persona's response to the task"
-    drop(RecordDropped("no_comparison", f"shuffled {pair.id}", problem))
-
-
-def _by_pair(responses: Iterable[Response], responder_version: int) -> dict[str, list[Response]]:
+def _by_pair(
+    responses: Iterable[Response], responder_version: int
+) -> dict[str, list[ComparedResponse]]:
     """One responder's responses by pair, in the order of the dialogues' indices."""
-    found: dict[str, list[Response]] = {}
-    for response in responses:
-        if response.responder_version == responder_version:
-            found.setdefault(response.pair_id, []).append(response)
-    for of_pair in found.values():
-        of_pair.sort(key=lambda response: int(response.dialogue_id.rpartition("/")[2]))
+    found: dict[str, list[ComparedResponse]] = {}
+    for said in sorted(responses, key=lambda said: int(said.dialogue_id.rpartition("/")[2])):
+        if said.responder_version == responder_version:
+            label = f"m{said.responder_version} {said.dialogue_id}"
+            response = ComparedResponse(label, said.text, said.num_tokens)
+            found.setdefault(said.pair_id, []).append(response)
     return found
 
 
 def _found(
-    responses: Mapping[str, Sequence[Response]], pair: Pair, num: int, name: str, drop: Drop
-) -> Sequence[Response] | None:
+    responses: Mapping[str, Sequence[ComparedResponse]], pair: Pair, num: int, name: str, drop: Drop
+) -> Sequence[ComparedResponse] | None:
     """At least `num` responses for a pair; None, counted, where there are fewer."""
     found = responses.get(pair.id, ())
     if len(found) >= num:
         return found
     drop(RecordDropped("no_comparison", f"{name} {pair.id}", f"{len(found)} of {num} responses"))
     return None
-
-
-def _response(response: Response) -> ComparedResponse:
-    label = f"m{response.responder_version} {response.dialogue_id}"
-    return ComparedResponse(label, response.text, response.num_tokens)

@@ -13,7 +13,7 @@ from stargate.evaluation.playing import scope_of
 from stargate.protocols import Generate
 from stargate.rollout.tasks import run_bounded
 from stargate.run_context import RunContext
-from stargate.types import Dialogue, Generation, Pair
+from stargate.types import Dialogue, Pair
 
 
 async def respond_to_all(
@@ -63,7 +63,12 @@ async def respond_to_all(
                 context.counters.drop(problem)
                 stage.advance()
                 return
-            _require_version(generation, responder_version, dialogue)
+            # A response by other weights than it claims would make every comparison a lie.
+            if generation.policy_version != responder_version:
+                raise ValueError(
+                    f"{dialogue.id}: the response should be m_{responder_version}'s, "
+                    f"the engine holds version {generation.policy_version}"
+                )
             response = Response(
                 dialogue_id=dialogue.id,
                 pair_id=pair.id,
@@ -76,12 +81,3 @@ async def respond_to_all(
             stage.advance(tokens=len(generation.token_ids))
 
         await run_bounded(missing, context.config.rollout.max_concurrent_dialogues, one)
-
-
-def _require_version(generation: Generation, version: int, dialogue: Dialogue) -> None:
-    """A response by other weights than it claims would make every comparison a lie."""
-    if generation.policy_version != version:
-        raise ValueError(
-            f"{dialogue.id}: the response should be m_{version}'s, "
-            f"the engine holds version {generation.policy_version}"
-        )

@@ -202,7 +202,7 @@ class CachedOracle(ABC):
         seen: set[bytes] = set()  # 32 bytes each: small beside the requests
         for request in requests:
             key = self._question(request).key
-            yield request, key in seen or key in self.cache
+            yield request, key in seen or self.cache.get(key) is not None
             seen.add(key)
 
 

@@ -32,13 +32,6 @@ class AnswerCache:
         rows = self._database.read(f"SELECT {_COLUMNS} FROM answers WHERE key = ?", (key,))
         return _reply(rows[0]) if rows else None
 
-    def __contains__(self, key: bytes) -> bool:
-        return bool(self._database.read("SELECT 1 FROM answers WHERE key = ?", (key,)))
-
-    def __len__(self) -> int:
-        ((count,),) = self._database.read("SELECT count(*) FROM answers")
-        return int(count)
-
     async def store(
         self, key: bytes, canonical: str, request: ChatRequest, reply: Reply, also: Operation[T]
     ) -> tuple[Reply, T]:

@@ -33,6 +33,11 @@ def with_cache(path: Path, work: Callable[[AnswerCache, Database], Awaitable[Non
     asyncio.run(run())
 
 
+def count(database: Database) -> int:
+    ((number,),) = database.read("SELECT count(*) FROM answers")
+    return int(number)
+
+
 def nothing(connection: sqlite3.Connection) -> None:
     pass
 
@@ -44,10 +49,10 @@ def test_answers_survive_and_the_first_one_stays(tmp_path: Path) -> None:
             kept, _ = await cache.store(b"k" * 32, "{}", REQUEST, reply(text), nothing)
             assert kept == reply("one")
 
-    async def read(cache: AnswerCache, _: Database) -> None:
+    async def read(cache: AnswerCache, database: Database) -> None:
         assert cache.get(b"k" * 32) == reply("one")
-        assert b"k" * 32 in cache and b"x" * 32 not in cache
-        assert len(cache) == 1
+        assert cache.get(b"x" * 32) is None
+        assert count(database) == 1
 
     with_cache(tmp_path / "sub" / "c.sqlite", write)
     with_cache(tmp_path / "sub" / "c.sqlite", read)
@@ -77,7 +82,7 @@ def test_many_answers_share_a_commit(tmp_path: Path) -> None:
         keys = [bytes([index]) * 32 for index in range(200)]
         stores = [cache.store(key, "{}", REQUEST, reply("x"), nothing) for key in keys]
         await asyncio.gather(*stores)
-        assert len(cache) == 200
+        assert count(database) == 200
         assert len(commits) < 40
 
     with_cache(tmp_path / "c.sqlite", work)
@@ -88,7 +93,7 @@ def test_a_defect_in_an_operation_reaches_its_caller(tmp_path: Path) -> None:
         with pytest.raises(ZeroDivisionError):
             await database.submit(lambda connection: 1 // 0)
         await cache.store(b"k" * 32, "{}", REQUEST, reply("x"), nothing)  # the writer lives on
-        assert len(cache) == 1
+        assert count(database) == 1
 
     with_cache(tmp_path / "c.sqlite", work)
 
