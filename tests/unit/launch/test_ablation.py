@@ -147,26 +147,29 @@ def rows(root: Path, scope: str, table: str) -> list[str]:
     return sorted(map(str, RunStore(root).read(scope, table)))
 
 
+def statuses(conditions: dict[str, Any]) -> dict[str, str]:
+    return {name: entry["status"] for name, entry in conditions.items()}
+
+
+def scopes_asked(running: FakeSystem, name: str) -> set[str]:
+    return {asked.partition("/")[0] for asked in running.asked[name]}
+
+
 def test_what_m0_does_is_made_once_and_m0_comes_back_before_each_condition(tmp_path: Path) -> None:
     names = ["own_response", "questions_only", "random"]
     running, _ = played(tmp_path, names)
     assert running.push.pushed == [(BASE, 0), ("m1", 1)] * 3
-    kinds = {name: {asked.partition("/")[0] for asked in running.asked[name]} for name in names}
-    assert kinds["own_response"] == {"eval-m0", "t0", "eval-m1"}
+    assert scopes_asked(running, "own_response") == {"eval-m0", "t0", "eval-m1"}
     # Of iteration 0 the others ask for their own responses only.
-    assert kinds["questions_only"] == {"eval-m1"}
+    assert scopes_asked(running, "questions_only") == {"eval-m1"}
     of_t0 = [asked for asked in running.asked["random"] if asked.startswith("t0")]
     assert len(of_t0) == len(PAIRS)
     assert all(asked.endswith("/response") for asked in of_t0)
-    for scope, table in (
-        ("eval-m0", "dialogues"),
-        ("eval-m0", "controls"),
-        ("t0", "dialogues"),
-        ("t0", "scores"),
-    ):
+    for shared in ("eval-m0/dialogues", "eval-m0/controls", "t0/dialogues", "t0/scores"):
+        scope, table = shared.split("/")
         first, *others = (rows(tmp_path / name, scope, table) for name in names)
         assert first
-        assert all(other == first for other in others), (scope, table)
+        assert all(other == first for other in others), shared
     # Of 4 pairs: 1 dialogue in the evaluation, 2 in the iteration.
     assert len(rows(tmp_path / "random", "eval-m0", "dialogues")) == 4
     assert len(rows(tmp_path / "random", "t0", "dialogues")) == 8
@@ -174,8 +177,8 @@ def test_what_m0_does_is_made_once_and_m0_comes_back_before_each_condition(tmp_p
         summary = json.loads((tmp_path / name / "summary.json").read_text())
         assert summary["status"] == "finished"
         assert (tmp_path / name / "logs" / "driver.log").is_file()
-    shared = json.loads((tmp_path / "ablation.json").read_text())["conditions"]["random"]["shared"]
-    assert shared["t0/dialogues"] == {"from": "own_response", "rows": 8}
+    found = json.loads((tmp_path / "ablation.json").read_text())["conditions"]
+    assert found["random"]["shared"]["t0/dialogues"] == {"from": "own_response", "rows": 8}
 
 
 def test_contrastive_plays_nothing_again_but_scores_for_itself(tmp_path: Path) -> None:
@@ -195,11 +198,8 @@ def test_a_condition_that_diverges_does_not_stop_the_others(tmp_path: Path) -> N
     _, made = played(tmp_path, names, DivergesWithoutResponse())
     assert list(made.errors) == ["questions_only"]
     found = made.write()["conditions"]
-    assert {name: entry["status"] for name, entry in found.items()} == {
-        "own_response": "finished",
-        "questions_only": "failed",
-        "gold_response": "finished",
-    }
+    states = ["finished", "failed", "finished"]
+    assert statuses(found) == dict(zip(names, states, strict=True))
     assert found["questions_only"]["problem"] == "DivergenceError: step 2: loss is nan"
     assert found["questions_only"]["checkpoint"] == "m0"
     assert found["questions_only"]["differences"] == {}
@@ -217,7 +217,7 @@ def test_a_dead_engine_ends_the_ablation(tmp_path: Path) -> None:
     with pytest.raises(EngineError):
         play(FakeSystem(Dies()), made, names)
     found = made.write()["conditions"]
-    assert [entry["status"] for entry in found.values()] == ["failed", "not_started"]
+    assert statuses(found) == {"own_response": "failed", "questions_only": "not_started"}
 
 
 def test_a_resumed_condition_starts_anew_with_what_m0_had_made(tmp_path: Path) -> None:
@@ -226,16 +226,16 @@ def test_a_resumed_condition_starts_anew_with_what_m0_had_made(tmp_path: Path) -
     running, made = FakeSystem(), ablation(tmp_path, names)
     play(running, made, ["questions_only"])
     assert (tmp_path / "questions_only-stopped-1" / "summary.json").is_file()
-    assert {asked.partition("/")[0] for asked in running.asked["questions_only"]} == {"eval-m1"}
+    assert scopes_asked(running, "questions_only") == {"eval-m1"}
     found = made.write()["conditions"]
-    assert [entry["status"] for entry in found.values()] == ["finished", "finished"]
+    assert statuses(found) == dict.fromkeys(names, "finished")
 
 
 def test_a_first_condition_that_was_stopped_gives_its_own_tables(tmp_path: Path) -> None:
     names = ["questions_only", "random"]
     play(FakeSystem(DivergesWithoutResponse()), ablation(tmp_path, names), names[:1])
     running, _ = played(tmp_path, names)
-    assert {asked.partition("/")[0] for asked in running.asked["questions_only"]} == {"eval-m1"}
+    assert scopes_asked(running, "questions_only") == {"eval-m1"}
     shared = json.loads((tmp_path / "questions_only" / "shared.json").read_text())
     assert shared["t0/scores"] == {"from": "questions_only-stopped-1", "rows": 8}
 
@@ -278,11 +278,8 @@ def test_the_command_from_start_to_end_and_on(
     # The second set of actors trains what failed and what is new, and keeps what has finished.
     assert main(["ablate", "--conditions", "random", "--resume", str(root)]) == 0
     found = json.loads((root / "ablation.json").read_text())
-    assert {name: entry["status"] for name, entry in found["conditions"].items()} == {
-        "own_response": "finished",
-        "questions_only": "finished",
-        "random": "finished",
-    }
+    trained = ("own_response", "questions_only", "random")
+    assert statuses(found["conditions"]) == dict.fromkeys(trained, "finished")
     assert found["about"]["seed"] == 3
     assert (root / "report.html").read_text().startswith("<!doctype html>")
     assert "Against own_response, matched minus shuffled" in capsys.readouterr().out

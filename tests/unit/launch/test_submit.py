@@ -168,18 +168,20 @@ def test_a_job_that_never_began_is_one_masked_line() -> None:
     )
 
 
-def test_ctrl_c_stops_the_job_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        (True, "stopping job j; Ctrl-C again leaves it running"),
+        (False, "no longer following; the job j goes on"),
+    ],
+)
+def test_ctrl_c_stops_the_job_unless_it_was_detached(
+    stop: bool, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     client = ScriptedClient([["one\n", KeyboardInterrupt], ["more\n"]])
-    assert follow(client) == 130
-    assert client.stopped
-    assert "stopping job j; Ctrl-C again leaves it running" in capsys.readouterr().out
-
-
-def test_ctrl_c_on_a_detached_job_leaves_it(capsys: pytest.CaptureFixture[str]) -> None:
-    client = ScriptedClient([["one\n", KeyboardInterrupt], ["more\n"]])
-    assert follow(client, stop=False) == 130
-    assert not client.stopped
-    assert "no longer following; the job j goes on" in capsys.readouterr().out
+    assert follow(client, stop=stop) == 130
+    assert client.stopped is stop
+    assert said in capsys.readouterr().out
 
 
 def test_submitting_sends_files_and_environment_and_shows_no_value(
