@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -44,12 +44,13 @@ TRAIN_PAIRS = [make_pair(task="t1", persona=p) for p in ("p", "q")]
 TEST_PAIRS = [make_pair(task="t3", persona=p) for p in ("p", "q")]
 SCOPES = ("t0", "t1", "eval-m0", "eval-m1", "eval-m2")
 EVENTS = [
-    ("evaluation", 0),
-    ("iteration", 0),
-    ("evaluation", 1),
-    ("iteration", 1),
+    *(("evaluation", 0), ("iteration", 0)),
+    *(("evaluation", 1), ("iteration", 1)),
     ("evaluation", 2),
 ]
+
+
+WorldT = TypeVar("WorldT", bound="World")
 
 
 class Killed(BaseException):
@@ -187,14 +188,14 @@ def config(root: Path, **changes: object) -> RunConfig:
     return small_config(runs_dir=str(root.parent), schedule={"num_iterations": 2}, **changes)
 
 
-def without_waiting(patch: pytest.MonkeyPatch) -> None:
+def _without_waiting(patch: pytest.MonkeyPatch) -> None:
     """Leaves out what takes long and is not what these tests look at."""
     patch.setattr(store_module, "_GATHER_SECONDS", 0.0)
     patch.setattr(journal_module, "PeakMemory", _NoMemory)
     patch.setattr(statistics, "two_way_interval", lambda table, config: None)
 
 
-def play(world: World, monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
+def play(world: WorldT, **changes: object) -> WorldT:
     """The first sitting of a new run, or the next one of a run that is there."""
     base = _model_folder(world.root.parent / "base")
 
@@ -202,20 +203,24 @@ def play(world: World, monkeypatch: pytest.MonkeyPatch, **changes: object) -> No
     async def running_system(prepared: FakePrepared, *_: object) -> AsyncIterator[FakeSystem]:
         yield FakeSystem(prepared, world)
 
-    monkeypatch.setattr(session_module, "running_system", running_system)
-    monkeypatch.setattr(
-        setup_module, "prepare", lambda config, say, training=True: FakePrepared(config, base)
-    )
-    try:
-        if world.root.exists():
-            resume(world.root)
-        else:
-            store = fill_run_dir(world.root, config(world.root, **changes))
-            prepared: Any = FakePrepared(config(world.root, **changes), base)
-            sit(prepared, store, PlainProgress())
-    except Killed:
-        shutil.rmtree(world.root)
-        _killed(world.root).rename(world.root)
+    def prepare(config: RunConfig, say: object, training: bool = True) -> FakePrepared:
+        return FakePrepared(config, base)
+
+    with pytest.MonkeyPatch.context() as patch:
+        _without_waiting(patch)
+        patch.setattr(session_module, "running_system", running_system)
+        patch.setattr(setup_module, "prepare", prepare)
+        try:
+            if world.root.exists():
+                resume(world.root)
+            else:
+                store = fill_run_dir(world.root, settings := config(world.root, **changes))
+                prepared: Any = FakePrepared(settings, base)
+                sit(prepared, store, PlainProgress())
+        except Killed:
+            shutil.rmtree(world.root)
+            _killed(world.root).rename(world.root)
+    return world
 
 
 def records(root: Path) -> dict[str, list[str]]:

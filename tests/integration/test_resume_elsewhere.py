@@ -14,6 +14,7 @@ from stargate.config.uri import parse_uri
 from stargate.remote import lease as lease_module
 from stargate.remote.fetch import fetch
 from stargate.remote.storage import open_storage
+from tests.fakes.remote_run import quiet
 from tests.integration.resume_world import (
     EVENTS,
     World,
@@ -21,15 +22,13 @@ from tests.integration.resume_world import (
     play,
     records,
     summary_of,
-    without_waiting,
 )
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(autouse=True)
-def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_waiting(monkeypatch)
+def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "_SETTLE_SECONDS", 0.0)
 
 
@@ -57,26 +56,21 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target, copy_function=copy)
 
 
-def quiet(text: str) -> None:
-    pass
-
-
 def test_a_run_whose_machine_is_lost_at_any_call_goes_on_on_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    whole = World(tmp_path / "whole" / "run")
-    play(whole, monkeypatch)
+    whole = play(World(tmp_path / "whole" / "run"))
     places = [n for n, call in enumerate(whole.calls, start=1) if call.startswith(("tr", "pu"))]
     for kill_at in [2, *places, len(whole.calls) - 1]:
         folder = tmp_path / str(kill_at)
         records_at = {"uri": f"file://{folder}/shared", "interval_s": 0.05}
         first = LostWorld(folder / "one" / "run", kill_at, shared=folder / "shared")
-        play(first, monkeypatch, records=records_at)
+        play(first, records=records_at)
         shutil.rmtree(first.root)
         storage = open_storage(parse_uri(f"file://{folder}/left/run"))
         second = World(folder / "two" / "run")
         assert fetch(storage, second.root, quiet, models=True).damaged == ()
-        play(second, monkeypatch)
+        play(second)
         third = folder / "three" / "run"
         fetched = fetch(storage, third, quiet, models=True)
         assert fetched.is_complete and fetched.damaged == ()

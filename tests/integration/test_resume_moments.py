@@ -21,53 +21,41 @@ from tests.integration.resume_world import (
     play,
     records,
     summary_of,
-    without_waiting,
 )
 
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(autouse=True)
-def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_waiting(monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> World:
     """An undisturbed run."""
-    world = World(tmp_path_factory.mktemp("whole") / "run")
-    with pytest.MonkeyPatch.context() as patch:
-        without_waiting(patch)
-        play(world, patch)
+    world = play(World(tmp_path_factory.mktemp("whole") / "run"))
     assert events(world.root) == EVENTS
     return world
 
 
-def killed_at(call: str, whole: World, root: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def killed_at(call: str, whole: World, root: Path) -> World:
     """A run that was killed at this call."""
-    world = World(root, whole.calls.index(call) + 1)
-    play(world, monkeypatch)
-    return world
+    return play(World(root, whole.calls.index(call) + 1))
 
 
-def gone_on_with(root: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    world = World(root)
-    play(world, monkeypatch)
-    return world
+def copy_of(whole: World, root: Path) -> Path:
+    return Path(shutil.copytree(whole.root, root))
 
 
-def test_a_run_killed_at_any_call_ends_as_if_undisturbed(
-    whole: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def contents(root: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
+
+
+def test_a_run_killed_at_any_call_ends_as_if_undisturbed(whole: World, tmp_path: Path) -> None:
     expected = records(whole.root)
     places = {n for n, call in enumerate(whole.calls, start=1) if call.startswith(("tr", "pu"))}
     assert len(places) == 6
     for kill_at in sorted(places | set(range(1, len(whole.calls), 9))):
-        first = World(tmp_path / f"{kill_at}" / "run", kill_at)
-        play(first, monkeypatch)
+        first = play(World(tmp_path / f"{kill_at}" / "run", kill_at))
         assert not (first.root / "summary.json").exists()
         there = {row["id"] for s in SCOPES for row in RunStore(first.root).read(s, "dialogues")}
-        second = gone_on_with(first.root, monkeypatch)
+        second = play(World(first.root))
         assert records(first.root) == expected, kill_at
         assert events(first.root) == EVENTS, kill_at
         again = {call.split()[1].rpartition("/")[0] for call in second.calls if "question" in call}
@@ -81,12 +69,10 @@ def test_a_run_killed_at_any_call_ends_as_if_undisturbed(
         assert set(summary["eval"]) == {"m0", "m1", "m2"}
 
 
-def test_what_is_done_is_not_called_again(
-    whole: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_done_is_not_called_again(whole: World, tmp_path: Path) -> None:
     # m1 is saved, its event is not written
-    world = killed_at("push m1", whole, tmp_path / "run", monkeypatch)
-    second = gone_on_with(world.root, monkeypatch)
+    world = killed_at("push m1", whole, tmp_path / "run")
+    second = play(World(world.root))
     assert second.calls[0] == "push m1"
     assert "train m1" not in second.calls and "train m2" in second.calls
     assert sorted(world.calls[:-1] + second.calls) == sorted(whole.calls)
@@ -94,26 +80,24 @@ def test_what_is_done_is_not_called_again(
     assert (event["train_losses"], event["num_tokens"]) == ([2.0, 1.0], 9)
 
 
-def test_a_training_without_a_record_is_repeated(
-    whole: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_without_a_record_is_repeated(whole: World, tmp_path: Path) -> None:
     """Killed after the folder was renamed and before its ranks could say what they did."""
-    world = killed_at("trained m1", whole, tmp_path / "run", monkeypatch)
+    world = killed_at("trained m1", whole, tmp_path / "run")
     assert (world.root / "models" / "m1").is_dir()
-    second = gone_on_with(world.root, monkeypatch)
+    second = play(World(world.root))
     assert second.calls[:2] == ["train m1", "trained m1"]
 
 
 @pytest.mark.parametrize("call", ["train m1", "push m1"])
 def test_checkpoints_go_once_their_training_is_on_record(
-    call: str, whole: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: str, whole: World, tmp_path: Path
 ) -> None:
     """Also those that a kill between the record and their removal has left."""
-    world = killed_at(call, whole, tmp_path / "run", monkeypatch)
+    world = killed_at(call, whole, tmp_path / "run")
     folder = world.root / "t0" / "training"
     (folder / "step-2").mkdir(parents=True)
     (folder / "step-4.damaged-1").mkdir()
-    gone_on_with(world.root, monkeypatch)
+    play(World(world.root))
     assert summary_of(world.root)["status"] == "finished"
     assert not folder.exists()
     assert records(world.root) == records(whole.root)
@@ -122,15 +106,13 @@ def test_checkpoints_go_once_their_training_is_on_record(
 def test_a_finished_run_is_left_alone(
     whole: World,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    root = tmp_path / "run"
-    shutil.copytree(whole.root, root)
-    before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
-    assert gone_on_with(root, monkeypatch).calls == []
+    root = copy_of(whole, tmp_path / "run")
+    before = contents(root)
+    assert play(World(root)).calls == []
     assert "has finished; there is nothing to do" in capsys.readouterr().out
-    after = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    after = contents(root)
     del after[root / ".lock"]
     assert after == before
 
@@ -142,50 +124,42 @@ def test_damaged_tables_of_a_finished_run_are_made_again(
     name: str,
     whole: World,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    root = tmp_path / "run"
-    shutil.copytree(whole.root, root)
+    root = copy_of(whole, tmp_path / "run")
     file = root / f"{name}.parquet"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 4
     file.write_bytes(content)
-    world = gone_on_with(root, monkeypatch)
+    world = play(World(root))
     assert records(root) == records(whole.root)
     assert events(root) == EVENTS
     assert not [call for call in world.calls if call.startswith("train")]
     assert f"damaged: {name}.parquet: its checksum does not match" in capsys.readouterr().out
     assert summary_of(root)["damaged_files"] == [f"{name}.parquet.damaged-1"]
-    assert gone_on_with(root, monkeypatch).calls == []
+    assert play(World(root)).calls == []
 
 
-def test_continued_training_starts_from_the_last_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole_calls = World(tmp_path / "all")
-    play(whole_calls, monkeypatch, algorithm={"start_from": "previous"})
-    world = World(tmp_path / "run", whole_calls.calls.index("train m2") + 1)
-    play(world, monkeypatch, algorithm={"start_from": "previous"})
-    second = gone_on_with(world.root, monkeypatch)
+def test_continued_training_starts_from_the_last_model(tmp_path: Path) -> None:
+    previous = {"start_from": "previous"}
+    whole = play(World(tmp_path / "all"), algorithm=previous)
+    kill_at = whole.calls.index("train m2") + 1
+    world = play(World(tmp_path / "run", kill_at), algorithm=previous)
+    second = play(World(world.root))
     assert (world.started_from, second.started_from) == (["base"], ["m1"])
 
 
-def test_drops_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drops_are_counted_once(tmp_path: Path) -> None:
     """Stopped in order while a scope was under way: its drops come again with the next sitting."""
-    whole = World(tmp_path / "whole", silent="t0/t1:p/1")
-    play(whole, monkeypatch)
+    whole = play(World(tmp_path / "whole", silent="t0/t1:p/1"))
     assert summary_of(whole.root)["dropped"] == {"empty_question": 1}
     world = World(tmp_path / "run", silent=whole.silent)
-    monkeypatch.setattr(Train, "__call__", _fails)
-    with pytest.raises(DataError, match="the disk is full"):
-        play(world, monkeypatch)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError, match="disk is full"):
+        patch.setattr(Train, "__call__", _fails)
+        play(world)
     assert summary_of(world.root)["status"] == "stopped: DataError: the disk is full"
     assert summary_of(world.root)["dropped"] == {"empty_question": 1}
-    monkeypatch.undo()
-    with pytest.MonkeyPatch.context() as patch:
-        without_waiting(patch)
-        play(World(world.root, silent=whole.silent), patch)
+    play(World(world.root, silent=whole.silent))
     summary = summary_of(world.root)
     assert (summary["dropped"], summary["sittings"]) == ({"empty_question": 1}, 2)
     assert summary["seconds"] > 0 and summary["stages"]["rollout"]["seconds"] > 0
@@ -196,8 +170,7 @@ async def _fails(self: Train, examples: Sequence[TrainingExample], version: int)
 
 
 def test_models_that_later_parts_need_must_be_there(whole: World, tmp_path: Path) -> None:
-    root = tmp_path / "run"
-    shutil.copytree(whole.root, root)
+    root = copy_of(whole, tmp_path / "run")
     store = RunStore(root)
     (root / "models" / "m2" / "config.json").unlink()
     with pytest.raises(ModelError, match=r"m2: config\.json is missing"):

@@ -1,6 +1,5 @@
 """A full disk: one line that names folder and room, nothing finished is lost, resume goes on."""
 
-import asyncio
 import errno
 import logging
 import os
@@ -17,8 +16,7 @@ from stargate.records import files as durable
 from stargate.records.parquet import write_parquet
 from stargate.records.repair import Repairs, discovery, repair
 from stargate.records.store import RunStore
-from stargate.training_loop import run_iteration
-from tests.unit.test_pair_steps import PAIRS, roles, run_context
+from tests.unit.test_pair_steps import iterate, run_context
 
 
 def fill_after(num_writes: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +47,7 @@ def test_the_iteration_stops_and_goes_on_where_it_was(
     with monkeypatch.context() as patch:
         fill_after(num_writes, errno.ENOSPC, patch)
         with pytest.raises(MachineError) as caught:
-            asyncio.run(run_iteration(0, PAIRS, roles(), run_context(tmp_path, overlap)))
+            iterate(run_context(tmp_path, overlap))
     line = str(caught.value)
     assert line.startswith(f"{tmp_path}/t0")
     assert "the disk is full (" in line and "MiB are free)" in line and "stargate resume" in line
@@ -59,7 +57,7 @@ def test_the_iteration_stops_and_goes_on_where_it_was(
     assert discovery(tmp_path) == []
     assert repair(tmp_path, []) == Repairs()  # nothing half-written is left
     context = run_context(tmp_path, overlap)
-    asyncio.run(run_iteration(0, PAIRS, roles(), context))
+    iterate(context)
     assert context.counters.dialogues["t0"] == 12 - len(
         before
     )  # those that were missing, no others
@@ -82,7 +80,7 @@ def test_other_ways_of_a_disk_to_say_no(
 ) -> None:
     fill_after(0, number, monkeypatch)
     with pytest.raises(MachineError, match=words):
-        asyncio.run(run_iteration(0, PAIRS, roles(), run_context(tmp_path)))
+        iterate(run_context(tmp_path))
 
 
 def test_other_errors_of_a_write_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:

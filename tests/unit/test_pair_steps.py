@@ -97,31 +97,31 @@ def roles(**changes: object) -> Roles:
     return Roles(**{**parts, **changes})  # type: ignore[arg-type]
 
 
+def iterate(context: RunContext, number: int = 0, **changes: object) -> Roles:
+    """One iteration over PAIRS; the fakes that took part."""
+    parts = roles(**changes)
+    asyncio.run(run_iteration(number, PAIRS, parts, context))
+    return parts
+
+
+def count(context: RunContext, table: str) -> int:
+    return context.store.num_rows("t0", table)
+
+
 PAIRS: list[Pair] = [make_pair(task=t, persona=p) for t in ("t1", "t2") for p in ("p", "q")]
 
 
 @pytest.mark.parametrize("overlap", [True, False])
 def test_an_iteration_records_every_step(tmp_path: Path, overlap: bool) -> None:
-    context, parts = run_context(tmp_path, overlap), roles()
-    asyncio.run(run_iteration(0, PAIRS, parts, context))
-    tables = {
-        name: list(context.store.read("t0", name))
-        for name in ("dialogues", "scores", "selections", "examples")
-    }
-    assert {name: len(rows) for name, rows in tables.items()} == {
-        "dialogues": 12,
-        "scores": 12,
-        "selections": 4,
-        "examples": 4,
-    }
-    assert {row["dialogue_id"][-2:] for row in tables["selections"]} == {"/1"}
-    train = parts.train
-    assert isinstance(train, RecordingTrain)
+    context, train, push = run_context(tmp_path, overlap), RecordingTrain(), RecordingPush()
+    iterate(context, train=train, push=push)
+    tables = {"dialogues": 12, "scores": 12, "selections": 4, "examples": 4}
+    assert {table: count(context, table) for table in tables} == tables
+    selections = context.store.read("t0", "selections")
+    assert {row["dialogue_id"][-2:] for row in selections} == {"/1"}
     # Training order does not depend on which pair was finished first.
     assert [e.pair_id for e in train.examples] == ["t1:p", "t1:q", "t2:p", "t2:q"]
     assert train.examples[0].response == "resp"
-    push = parts.push
-    assert isinstance(push, RecordingPush)
     assert push.pushed == [("m1", 1)]
     assert context.counters.dialogues["t0"] == 12
     # Two questions of "q0?" plus end token each; the fixed answers were not sampled.
@@ -140,8 +140,7 @@ def test_without_overlap_scoring_begins_when_all_dialogues_have_ended(tmp_path: 
         order.append("score")
         return favour_second(request)
 
-    parts = roles(generate=ScriptedGenerate(generate), score=ScriptedScore(score))
-    asyncio.run(run_iteration(0, PAIRS, parts, run_context(tmp_path)))
+    iterate(run_context(tmp_path), generate=ScriptedGenerate(generate), score=ScriptedScore(score))
     steps = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
     assert steps == ["play", "score", "respond"]
 
@@ -149,8 +148,8 @@ def test_without_overlap_scoring_begins_when_all_dialogues_have_ended(tmp_path: 
 def test_waves_bound_what_is_in_memory(tmp_path: Path) -> None:
     score = ScriptedScore(favour_second)
     context = run_context(tmp_path, schedule={"wave_pairs": 3})
-    asyncio.run(run_iteration(0, PAIRS, roles(score=score), context))
-    assert len(list(context.store.read("t0", "examples"))) == 4
+    iterate(context, score=score)
+    assert count(context, "examples") == 4
 
 
 def test_dropped_dialogues_are_counted_and_the_pair_goes_on(tmp_path: Path) -> None:
@@ -158,11 +157,11 @@ def test_dropped_dialogues_are_counted_and_the_pair_goes_on(tmp_path: Path) -> N
         return "" if request.session.endswith("/1") else say(request)
 
     context = run_context(tmp_path)
-    asyncio.run(run_iteration(0, PAIRS, roles(generate=ScriptedGenerate(generate)), context))
+    iterate(context, generate=ScriptedGenerate(generate))
     assert context.counters.dropped == {"empty_question": 4}
     assert context.counters.dropped_examples["empty_question"][0].startswith("t0/t1:p/1 question 1")
-    assert len(list(context.store.read("t0", "scores"))) == 8
-    assert len(list(context.store.read("t0", "examples"))) == 4
+    assert count(context, "scores") == 8
+    assert count(context, "examples") == 4
 
 
 def test_a_pair_that_loses_all_dialogues_does_not_hold_up_the_others(tmp_path: Path) -> None:
@@ -170,15 +169,14 @@ def test_a_pair_that_loses_all_dialogues_does_not_hold_up_the_others(tmp_path: P
         return "" if "t1:p" in request.session else say(request)
 
     context = run_context(tmp_path)
-    asyncio.run(run_iteration(0, PAIRS, roles(generate=ScriptedGenerate(generate)), context))
+    iterate(context, generate=ScriptedGenerate(generate))
     assert context.counters.dropped == {"empty_question": 3, "pair_without_dialogue": 1}
-    assert len(list(context.store.read("t0", "examples"))) == 3
+    assert count(context, "examples") == 3
 
 
 def test_nothing_left_to_train_on_is_an_error_that_says_why(tmp_path: Path) -> None:
-    parts = roles(generate=ScriptedGenerate(lambda request: ""))
     with pytest.raises(DataError, match=r"no training example is left of 4 pairs.*empty_question"):
-        asyncio.run(run_iteration(0, PAIRS, parts, run_context(tmp_path)))
+        iterate(run_context(tmp_path), generate=ScriptedGenerate(lambda request: ""))
 
 
 def test_an_engine_error_stops_the_iteration_and_keeps_what_was_finished(tmp_path: Path) -> None:
@@ -191,7 +189,7 @@ def test_an_engine_error_stops_the_iteration_and_keeps_what_was_finished(tmp_pat
 
     context = run_context(tmp_path)
     with pytest.raises(EngineError, match="the engine died"):
-        asyncio.run(run_iteration(0, PAIRS, roles(generate=Fails(say)), context))
+        iterate(context, generate=Fails(say))
     assert len(list(RunStore(tmp_path).read("t0", "dialogues"))) == 9
 
 
@@ -200,24 +198,23 @@ def test_divergence_pushes_nothing(tmp_path: Path) -> None:
         async def __call__(self, examples: Sequence[TrainingExample], version: int) -> TrainResult:
             raise DivergenceError("step 3: loss is nan")
 
-    parts = roles(train=Diverges())
+    push = RecordingPush()
     with pytest.raises(DivergenceError):
-        asyncio.run(run_iteration(0, PAIRS, parts, run_context(tmp_path)))
-    assert isinstance(parts.push, RecordingPush)
-    assert parts.push.pushed == []
+        iterate(run_context(tmp_path), train=Diverges(), push=push)
+    assert push.pushed == []
 
 
 def test_questions_only_needs_no_response(tmp_path: Path) -> None:
     generate = ScriptedGenerate(say)
     context = run_context(tmp_path, algorithm={"target": "questions_only"})
-    asyncio.run(run_iteration(0, PAIRS, roles(generate=generate), context))
+    iterate(context, generate=generate)
     assert not [r for r in generate.requests if r.request_id.endswith("response")]
 
 
 def test_two_runs_with_one_seed_ask_for_the_same(tmp_path: Path) -> None:
     def requests(root: Path) -> list[tuple[str, int]]:
         generate = ScriptedGenerate(say)
-        asyncio.run(run_iteration(0, PAIRS, roles(generate=generate), run_context(root)))
+        iterate(run_context(root), generate=generate)
         return sorted((r.request_id, r.sampling.seed) for r in generate.requests)
 
     assert requests(tmp_path / "a") == requests(tmp_path / "b")
@@ -225,7 +222,7 @@ def test_two_runs_with_one_seed_ask_for_the_same(tmp_path: Path) -> None:
 
 def test_what_is_on_disk_is_not_made_again(tmp_path: Path) -> None:
     """Two dialogues, two selections and three examples were lost; only those are made."""
-    asyncio.run(run_iteration(0, PAIRS, roles(), run_context(tmp_path / "whole")))
+    iterate(run_context(tmp_path / "whole"))
     whole, torn = RunStore(tmp_path / "whole"), RunStore(tmp_path / "torn")
 
     async def copy() -> None:
@@ -241,8 +238,7 @@ def test_what_is_on_disk_is_not_made_again(tmp_path: Path) -> None:
 
     asyncio.run(copy())
     generate, score = ScriptedGenerate(say), ScriptedScore(favour_second)
-    parts = roles(generate=generate, score=score)
-    asyncio.run(run_iteration(0, PAIRS, parts, run_context(tmp_path / "torn")))
+    iterate(run_context(tmp_path / "torn"), generate=generate, score=score)
     assert {request.session for request in generate.requests} == {
         "t0/t1:p/0",
         "t0/t2:q/2",
@@ -267,7 +263,7 @@ def test_contrastive_selection_prefers_what_is_about_the_person(tmp_path: Path) 
 
     score = Score(lambda request: 0.0)
     context = run_context(tmp_path, algorithm={"selection": "contrastive"})
-    asyncio.run(run_iteration(0, PAIRS, roles(score=score), context))
+    iterate(context, score=score)
     assert {len(request.golds) for request in score.requests} == {2}
     selections = list(context.store.read("t0", "selections"))
     assert {row["dialogue_id"][-2:] for row in selections} == {"/2"}
@@ -282,18 +278,16 @@ def test_without_another_persona_contrastive_selection_drops_the_pair(tmp_path: 
     score = ScriptedScore(favour_second)
     asyncio.run(run_iteration(0, [*PAIRS, lonely], roles(score=score), context))
     assert context.counters.dropped == {"pair_without_contrast": 1}
-    assert len(list(context.store.read("t0", "examples"))) == 4
+    assert count(context, "examples") == 4
 
 
 @pytest.mark.parametrize(("examples", "learned"), [("iteration", ["t1"]), ("all", ["t0", "t1"])])
 def test_an_iteration_learns_from_its_own_examples_or_from_all_so_far(
     tmp_path: Path, examples: str, learned: list[str]
 ) -> None:
-    context, parts = run_context(tmp_path, trainer={"examples": examples}), roles()
+    context, train = run_context(tmp_path, trainer={"examples": examples}), RecordingTrain()
     for number in (0, 1):
-        asyncio.run(run_iteration(number, PAIRS, parts, context))
-    train = parts.train
-    assert isinstance(train, RecordingTrain)
+        iterate(context, number, train=train)
     ids = [example.dialogue_id for example in train.examples]
     assert sorted(ids) == [f"{scope}/{pair.id}/1" for scope in learned for pair in PAIRS]
     assert [e.pair_id for e in train.examples] == sorted(e.pair_id for e in train.examples)

@@ -9,11 +9,10 @@ from stargate.errors import EngineError, RecordDropped
 from stargate.evaluation.playing import EvaluationPairs, play_all
 from stargate.rollout.deadline import TurnWatch
 from stargate.rollout.dialogue import play
-from stargate.training_loop import run_iteration
 from stargate.types import DialoguePlan, GenerateRequest, Generation
 from tests.fakes.scripted import FixedRoleplay, ScriptedGenerate, make_pair
 from tests.unit.rollout.test_dialogue import questioner
-from tests.unit.test_pair_steps import PAIRS, roles, run_context, say
+from tests.unit.test_pair_steps import PAIRS, iterate, roles, run_context, say
 
 DEADLINE_S = 0.15
 
@@ -69,7 +68,7 @@ def test_a_repeated_turn_asks_for_the_same_text() -> None:
 def test_a_turn_that_is_late_twice_drops_its_dialogue_only(tmp_path: Path) -> None:
     context = run_context(tmp_path, rollout=HASTY)
     generate = Hangs("t1:p/1/q0", "t1:p/1#2/q0")
-    asyncio.run(run_iteration(0, PAIRS, roles(generate=generate), context))
+    iterate(context, generate=generate)
     assert context.counters.dropped == {"turn_timeout": 1}
     [example] = context.counters.dropped_examples["turn_timeout"]
     assert example == "t0/t1:p/1 turn 1: turn_timeout: no end within 0.15 s, 2 times"
@@ -80,7 +79,7 @@ def test_a_turn_that_is_late_twice_drops_its_dialogue_only(tmp_path: Path) -> No
 def test_a_response_has_the_deadline_too(tmp_path: Path) -> None:
     context = run_context(tmp_path, rollout=HASTY)
     generate = Hangs("t0/t1:p/1/response", "t0/t1:p/1#2/response")
-    asyncio.run(run_iteration(0, PAIRS, roles(generate=generate), context))
+    iterate(context, generate=generate)
     assert context.counters.dropped == {"turn_timeout": 1}
     assert len(list(context.store.read("t0", "examples"))) == 3
 
@@ -88,7 +87,7 @@ def test_a_response_has_the_deadline_too(tmp_path: Path) -> None:
 def test_when_every_turn_hangs_the_run_stops_and_says_so(tmp_path: Path) -> None:
     context = run_context(tmp_path, rollout=HASTY)
     with pytest.raises(EngineError, match=r"no turn ends any more: 8 in a row .* 2 x 0\.15 s"):
-        asyncio.run(run_iteration(0, PAIRS, roles(generate=Hangs("t0/")), context))
+        iterate(context, generate=Hangs("t0/"))
 
 
 def test_an_evaluation_has_the_deadline_too(tmp_path: Path) -> None:
