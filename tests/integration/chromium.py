@@ -69,11 +69,6 @@ class Browser:
         features = [{"name": "prefers-color-scheme", "value": theme}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
-    def screenshot(self, path: Path, *, whole_page: bool = False) -> None:
-        wanted = {"captureBeyondViewport": whole_page, **self._clip(whole_page)}
-        answer = self.driver.execute_cdp_cmd("Page.captureScreenshot", wanted)
-        path.write_bytes(base64.b64decode(answer["data"]))
-
     def print_to(self, path: Path) -> None:
         """The page as a PDF, with the style for print."""
         answer = self.driver.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})
@@ -94,11 +89,48 @@ class Browser:
             if message["method"] == "Network.requestWillBeSent"
         ]
 
-    def _clip(self, whole_page: bool) -> dict[str, Any]:
-        if not whole_page:
-            return {}
-        size = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
-        return {"clip": {**size, "x": 0, "y": 0, "scale": 1}}
+
+def each(selector: str) -> str:
+    """JavaScript for a list of the elements."""
+    return f"[...document.querySelectorAll({json.dumps(selector)})]"
+
+
+FOUND = "document.getElementById('found').textContent"
+
+
+class ReportBrowser(Browser):
+    """On the page of a report."""
+
+    def listed(self) -> list[str]:
+        """Ids of the rows that are shown."""
+        hashes = f"{each('#dialogue-list a')}.map(a => decodeURIComponent(a.hash))"
+        return [shown[10:] for shown in self.run(f"return {hashes}")]
+
+    def found(self) -> str:
+        return str(self.run(f"return {FOUND}"))
+
+    def texts(self, selector: str) -> list[str]:
+        return list(self.run(f"return {each(selector)}.map(e => e.textContent)"))
+
+    def press(self, key: str) -> None:
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        ActionChains(self.driver).send_keys(key).perform()
+
+    def set_filter(self, name: str, value: str | bool) -> None:
+        """As a user would, and waits until the list has followed."""
+        self.driver.execute_async_script(
+            """
+            const [name, value, done] = arguments;
+            const field = document.getElementById('filters').elements[name];
+            if (typeof value === 'boolean') field.checked = value; else field.value = value;
+            new MutationObserver((_, self) => { self.disconnect(); done(); })
+              .observe(document.getElementById('dialogue-list'), { childList: true });
+            field.dispatchEvent(new Event('input', { bubbles: true }));
+            """,
+            name,
+            value,
+        )
 
 
 @contextmanager

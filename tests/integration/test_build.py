@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import pytest
 import yaml
 
 from stargate.data.build.builder import Build, Rehearsal
-from stargate.data.build.config import BuildConfig, load_build_config, packaged_build_dir
+from stargate.data.build.config import BuildConfig
+from stargate.data.build.folder import BuildFolder
 from stargate.data.build.prompts import load_build_prompts
 from stargate.data.build.report import GoldReport
 from stargate.data.dataset import read_dataset
-from stargate.errors import ConfigError, DataError
+from stargate.errors import DataError
+from stargate.launch.cli import main
 from stargate.monitoring.progress import PlainProgress
 from stargate.oracle.errors import BudgetError, OracleError
 from stargate.oracle.open import open_oracle
@@ -27,6 +29,17 @@ from tests.fakes.misbehaving_server import MisbehavingServer, Raw, completion
 pytestmark = pytest.mark.integration
 
 FILES = ("tasks.jsonl", "personas.jsonl", "golds.jsonl")
+
+
+@pytest.fixture
+def server() -> Iterator[MisbehavingServer]:
+    with MisbehavingServer(behave()) as running:
+        yield running
+
+
+@pytest.fixture
+def config(server: MisbehavingServer, tmp_path: Path) -> BuildConfig:
+    return build_config(server.url, tmp_path)
 
 
 def build_of(config: BuildConfig) -> Build:
@@ -47,12 +60,12 @@ def make(config: BuildConfig, **options: Any) -> GoldReport:
     return asyncio.run(run())
 
 
-def make_for(max_cost: float, server: MisbehavingServer, folder: Path) -> None:
+def make_for(max_cost: float, config: BuildConfig) -> None:
     """Builds until the money is spent."""
-    tree = build_config(server.url, folder).oracle.model_dump()
-    tree["cost"]["max_cost"] = max_cost
+    tree = config.model_dump()
+    tree["oracle"]["cost"]["max_cost"] = max_cost
     with pytest.raises(BudgetError, match=rf"cost\.max_cost = {max_cost}"):
-        make(build_config(server.url, folder, oracle=tree))
+        make(BuildConfig.model_validate(tree))
 
 
 def rehearse(config: BuildConfig) -> Rehearsal:
@@ -78,10 +91,8 @@ def make_with(
     return server, report_of(config.out)
 
 
-def test_a_build_is_a_dataset(tmp_path: Path) -> None:
-    with MisbehavingServer(behave()) as server:
-        config = build_config(server.url, tmp_path)
-        make(config)
+def test_a_build_is_a_dataset(server: MisbehavingServer, config: BuildConfig) -> None:
+    make(config)
     dataset = read_dataset(config.out)
     assert dataset.dropped == []
     assert {s: len(dataset.pairs(s)) for s in dataset.splits} == {"A": 9, "B": 4, "test": 1}
@@ -99,7 +110,7 @@ def test_a_build_is_a_dataset(tmp_path: Path) -> None:
     assert report["golds"] == {"A": 9, "B": 4, "test": 1}
     assert report["cost"]["calls"] == len(server.seen)
     assert sorted(f.name for f in config.out.iterdir()) == ["build-report.json", *sorted(FILES)]
-    assert not (tmp_path / "out.partial").exists()
+    assert not config.out.with_name("out.partial").exists()
     sampled = [s.body for s in server.seen if kind_of(s.body) == "persona"]
     assert {(b["temperature"], b["top_p"], b["max_tokens"]) for b in sampled} == {(1.4, 0.9, 400)}
     golds = [s.body for s in server.seen if kind_of(s.body) == "gold"]
@@ -223,37 +234,34 @@ def test_unanswered_pairs_are_asked_again(tmp_path: Path) -> None:
         assert len(server.seen) == asked + 1
 
 
-def test_the_same_answers_give_the_same_bytes(tmp_path: Path) -> None:
-    with MisbehavingServer(behave()) as server:
-        (tmp_path / "b").mkdir()
-        one = build_config(server.url, tmp_path)
-        slow = {**one.oracle.model_dump(), "limits": {"max_concurrency": 1}}
-        other = build_config(server.url, tmp_path / "b", oracle=slow)
-        make(one)
-        make(other)
-        for file in FILES:
-            assert (one.out / file).read_bytes() == (other.out / file).read_bytes()
+def test_the_same_answers_give_the_same_bytes(tmp_path: Path, server: MisbehavingServer) -> None:
+    (tmp_path / "b").mkdir()
+    one = build_config(server.url, tmp_path)
+    slow = {**one.oracle.model_dump(), "limits": {"max_concurrency": 1}}
+    other = build_config(server.url, tmp_path / "b", oracle=slow)
+    make(one)
+    make(other)
+    for file in FILES:
+        assert (one.out / file).read_bytes() == (other.out / file).read_bytes()
 
 
-def test_finished_and_changed_builds(tmp_path: Path) -> None:
-    from stargate.data.build.folder import BuildFolder
-
-    with MisbehavingServer(behave()) as server:
-        config = build_config(server.url, tmp_path)
+def test_finished_and_changed_builds(
+    tmp_path: Path, server: MisbehavingServer, config: BuildConfig
+) -> None:
+    make(config)
+    asked = len(server.seen)
+    with pytest.raises(AssertionError):  # is_finished
         make(config)
-        asked = len(server.seen)
-        with pytest.raises(AssertionError):  # is_finished
-            make(config)
-        assert len(server.seen) == asked
-        # Speed, prices and addresses are no part of what is built.
-        moved = {**config.oracle.model_dump(), "base_url": "http://127.0.0.1:1/v1"}
-        with pytest.raises(AssertionError):
-            make(build_config(server.url, tmp_path, oracle=moved))
-        with pytest.raises(DataError, match=r"they differ in: seed, golds"):
-            make(build_config(server.url, tmp_path, seed=1, golds={"max_tokens": 10}))
-        (tmp_path / "tasks.txt").write_text("A?\nB?\nC?\nD?\nE?\nF?\n")
-        with pytest.raises(DataError, match=r"they differ in: tasks\)"):
-            make(build_config(server.url, tmp_path))
+    assert len(server.seen) == asked
+    # Speed, prices and addresses are no part of what is built.
+    moved = {**config.oracle.model_dump(), "base_url": "http://127.0.0.1:1/v1"}
+    with pytest.raises(AssertionError):
+        make(build_config(server.url, tmp_path, oracle=moved))
+    with pytest.raises(DataError, match=r"they differ in: seed, golds"):
+        make(build_config(server.url, tmp_path, seed=1, golds={"max_tokens": 10}))
+    (tmp_path / "tasks.txt").write_text("A?\nB?\nC?\nD?\nE?\nF?\n")
+    with pytest.raises(DataError, match=r"they differ in: tasks\)"):
+        make(build_config(server.url, tmp_path))
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     with pytest.raises(DataError, match="is no build; choose another out"):
@@ -265,8 +273,6 @@ def test_finished_and_changed_builds(tmp_path: Path) -> None:
 
 
 def test_only_one_process_builds(tmp_path: Path) -> None:
-    from stargate.data.build.folder import BuildFolder
-
     one, two = BuildFolder(tmp_path / "out", {}), BuildFolder(tmp_path / "out", {})
     with (
         one.locked(),
@@ -279,35 +285,35 @@ def test_only_one_process_builds(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_max_cost_stops_and_more_money_goes_on(tmp_path: Path) -> None:
-    with MisbehavingServer(behave()) as server:
-        config = build_config(server.url, tmp_path)
-        make_for(0.01, server, tmp_path)
-        assert 0 < len(server.seen) < 26
-        make(config)
-        bodies = [json.dumps(seen.body) for seen in server.seen]
-        assert len(bodies) == len(set(bodies))
+def test_max_cost_stops_and_more_money_goes_on(
+    server: MisbehavingServer, config: BuildConfig
+) -> None:
+    make_for(0.01, config)
+    assert 0 < len(server.seen) < 26
+    make(config)
+    bodies = [json.dumps(seen.body) for seen in server.seen]
+    assert len(bodies) == len(set(bodies))
 
 
-def test_a_rehearsal_says_what_a_build_takes(tmp_path: Path) -> None:
-    with MisbehavingServer(behave()) as server:
-        config = build_config(server.url, tmp_path)
-        before = rehearse(config)
-        assert len(server.seen) == 0
-        assert not (tmp_path / "out.partial").exists()
-        assert (before.num_pairs, before.num_standins) == (14, 6)
-        assert (before.estimate.calls, before.estimate.cached) == (6 + 6 + 14, 0)
-        assert before.estimate.completion_tokens == 6 * 400 + 6 * 500 + 14 * 300
-        assert before.estimate.money is not None
-        expected = (before.estimate.prompt_tokens + 2 * before.estimate.completion_tokens) / 1e6
-        assert before.estimate.money == pytest.approx(expected, abs=1e-6)
-        make_for(0.03, server, tmp_path)
-        half = rehearse(config)
-        known = server.log.behaviours["raw_200"]
-        # Personas and facts are whole by now and ask nothing more: only golds are counted.
-        assert half.estimate.cached == known - 12 > 0
-        assert half.estimate.calls == 26 - known
-        make(config)
+def test_a_rehearsal_says_what_a_build_takes(
+    server: MisbehavingServer, config: BuildConfig
+) -> None:
+    before = rehearse(config)
+    assert len(server.seen) == 0
+    assert not config.out.with_name("out.partial").exists()
+    assert (before.num_pairs, before.num_standins) == (14, 6)
+    assert (before.estimate.calls, before.estimate.cached) == (6 + 6 + 14, 0)
+    assert before.estimate.completion_tokens == 6 * 400 + 6 * 500 + 14 * 300
+    assert before.estimate.money is not None
+    expected = (before.estimate.prompt_tokens + 2 * before.estimate.completion_tokens) / 1e6
+    assert before.estimate.money == pytest.approx(expected, abs=1e-6)
+    make_for(0.03, config)
+    half = rehearse(config)
+    known = server.log.behaviours["raw_200"]
+    # Personas and facts are whole by now and ask nothing more: only golds are counted.
+    assert half.estimate.cached == known - 12 > 0
+    assert half.estimate.calls == 26 - known
+    make(config)
 
 
 def test_personas_of_a_file_get_facts(tmp_path: Path) -> None:
@@ -344,63 +350,33 @@ def test_personas_of_a_file_get_facts(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["paper", "local"])
-def test_packaged_configs_load(name: str) -> None:
-    config = load_build_config(name, ["out=elsewhere/x"])
-    assert config.out == Path("elsewhere/x")
-    assert config.cache_path == Path("elsewhere/x.oracle.sqlite")
-    assert load_build_prompts(config.prompts).version == 1
-    assert load_build_config(packaged_build_dir() / f"{name}.yaml").seed == 0
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("tasks.rows={A: [0, 3], B: [2, 5]}", "A and B share rows 2 to 2"),
-        ("tasks.rows={A: [3, 3]}", "expected .first, end. with first < end"),
-        ("personas.count={'../x': 3}", "a split's name has letters"),
-        ("personas.count={}", "expected a number of personas per split"),
-        ("out=..", "expected the name of a new folder"),
-        ("nothing=1", "unknown key nothing"),
-        ("personas.max_attempts=0", "personas.*max_attempts"),
-    ],
-)
-def test_wrong_configs_are_one_line(override: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load_build_config("paper", [override])
-
-
-def test_what_a_killed_run_left_is_replaced(tmp_path: Path) -> None:
-    with MisbehavingServer(behave()) as server:
-        config = build_config(server.url, tmp_path)
-        make_for(0.03, server, tmp_path)
-        for name in ("golds.jsonl", ".golds.jsonl.1.tmp", "golds.spool", "missing-golds.jsonl"):
-            (tmp_path / "out.partial" / name).write_text("{half a li")
-        (tmp_path / "out.partial" / ".build-report.json.1.tmp").write_text("{")
-        make(config)
+def test_what_a_killed_run_left_is_replaced(tmp_path: Path, config: BuildConfig) -> None:
+    make_for(0.03, config)
+    for name in ("golds.jsonl", ".golds.jsonl.1.tmp", "golds.spool", "missing-golds.jsonl"):
+        (tmp_path / "out.partial" / name).write_text("{half a li")
+    (tmp_path / "out.partial" / ".build-report.json.1.tmp").write_text("{")
+    make(config)
     assert sorted(f.name for f in config.out.iterdir()) == ["build-report.json", *sorted(FILES)]
     assert len(read_dataset(config.out).golds) == 14
 
 
-def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from stargate.launch.cli import main
-
-    with MisbehavingServer(behave()) as server:
-        config = build_config(server.url, tmp_path)
-        file = tmp_path / "build.yaml"
-        file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-        build = ["data", "build", str(file)]
-        assert main([*build, "--dry-run"]) == 0
-        said = capfd.readouterr().out
-        assert "calls to pay: 26 (0 answered already)" in said
-        assert re.search(r"money: at most about 0\.0[1-4] ", said)
-        assert sorted(f.name for f in tmp_path.iterdir()) == ["build.yaml", "tasks.txt"]
-        assert main([*build, "oracle.cost.max_cost=0.03"]) == 9
-        assert "more than cost.max_cost = 0.03" in capfd.readouterr().err
-        assert main(build) == 0
-        assert "14 golds" in capfd.readouterr().out
-        assert main(build) == 0
-        assert "nothing to do" in capfd.readouterr().out
-        assert main([*build, "--dry-run"]) == 0
-        assert main([*build, "seed=2"]) == 3
-        assert "they differ in: seed" in capfd.readouterr().err
+def test_the_command(
+    tmp_path: Path, config: BuildConfig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "build.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    build = ["data", "build", str(file)]
+    assert main([*build, "--dry-run"]) == 0
+    said = capfd.readouterr().out
+    assert "calls to pay: 26 (0 answered already)" in said
+    assert re.search(r"money: at most about 0\.0[1-4] ", said)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["build.yaml", "tasks.txt"]
+    assert main([*build, "oracle.cost.max_cost=0.03"]) == 9
+    assert "more than cost.max_cost = 0.03" in capfd.readouterr().err
+    assert main(build) == 0
+    assert "14 golds" in capfd.readouterr().out
+    assert main(build) == 0
+    assert "nothing to do" in capfd.readouterr().out
+    assert main([*build, "--dry-run"]) == 0
+    assert main([*build, "seed=2"]) == 3
+    assert "they differ in: seed" in capfd.readouterr().err

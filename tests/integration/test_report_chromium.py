@@ -13,10 +13,11 @@ from stargate.report.page import render_page
 from stargate.report.records import DialogueView, ReportData, ResponseView
 from stargate.types import Pair
 from tests.fakes.report_run import MARKUP, SCRIPT, build_halted_run, build_run
-from tests.integration.chromium import Browser, chromium
+from tests.integration.chromium import FOUND, ReportBrowser, chromium, each
 
 pytestmark = pytest.mark.integration
 
+DIALOGUE = "#dialogue=eval-m2%2Ftest-task0%3Atest-a%2F0"
 MAX_OPEN_SECONDS = 2.0
 _OPENINGS = 5
 _WORDS = 400  # different ones; a dialogue of a small model has no larger vocabulary
@@ -24,9 +25,9 @@ _HACK = "<script>window.hacked=1</script></script><img src=x onerror='window.hac
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReportBrowser]:
     with chromium(tmp_path_factory.mktemp("profile")) as running:
-        yield running
+        yield ReportBrowser(running.driver)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def page(data: ReportData, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def clean(browser: Browser) -> Iterator[None]:
+def clean(browser: ReportBrowser) -> Iterator[None]:
     """Every test starts at 1280 pixels in the light theme and ends without a console error."""
     browser.resize(1280)
     browser.prefer("light")
@@ -55,55 +56,16 @@ def write(data: ReportData, folder: Path) -> Path:
     return path
 
 
-def listed(browser: Browser) -> list[str]:
-    """Ids of the rows that are shown."""
-    links = browser.run(
-        "return [...document.querySelectorAll('#dialogue-list a')].map(a => a.hash)"
-    )
-    return [browser.run("return decodeURIComponent(arguments[0])", link)[10:] for link in links]
-
-
-FOUND = "document.getElementById('found').textContent"
-
-
-def found(browser: Browser) -> str:
-    return str(browser.run(f"return {FOUND}"))
-
-
-def set_filter(browser: Browser, name: str, value: str | bool) -> None:
-    """As a user would, and waits until the list has followed."""
-    browser.driver.execute_async_script(
-        """
-        const [name, value, done] = arguments;
-        const field = document.getElementById('filters').elements[name];
-        if (typeof value === 'boolean') field.checked = value; else field.value = value;
-        new MutationObserver((_, self) => { self.disconnect(); done(); })
-          .observe(document.getElementById('dialogue-list'), { childList: true });
-        field.dispatchEvent(new Event('input', { bubbles: true }));
-        """,
-        name,
-        value,
-    )
-
-
-def texts(browser: Browser, selector: str) -> list[str]:
-    return list(
-        browser.run(
-            "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", selector
-        )
-    )
-
-
-def test_it_opens_without_a_request_or_an_error(browser: Browser, page: Path) -> None:
+def test_it_opens_without_a_request_or_an_error(browser: ReportBrowser, page: Path) -> None:
     browser.open(page)
     assert browser.requested() == [page.resolve().as_uri()]
     assert browser.run("return document.title").startswith("tiny-20260101-000000")
-    assert found(browser) == "1\u201325 of 76 dialogues"
-    assert len(listed(browser)) == 25
+    assert browser.found() == "1\u201325 of 76 dialogues"
+    assert len(browser.listed()) == 25
     assert browser.run("return document.querySelectorAll('figure svg').length") >= 5
 
 
-def test_figures_differ_by_the_theme_and_not_in_size(browser: Browser, page: Path) -> None:
+def test_figures_differ_by_the_theme_and_not_in_size(browser: ReportBrowser, page: Path) -> None:
     browser.open(page)
     colours = {}
     for theme in ("light", "dark"):
@@ -121,7 +83,7 @@ def test_figures_differ_by_the_theme_and_not_in_size(browser: Browser, page: Pat
     assert colours["light"][2] == colours["dark"][2] > 200
 
 
-def test_the_button_turns_the_theme(browser: Browser, page: Path) -> None:
+def test_the_button_turns_the_theme(browser: ReportBrowser, page: Path) -> None:
     browser.open(page)
     paint = "return getComputedStyle(document.body).backgroundColor"
     assert browser.run("return document.getElementById('theme').textContent") == "Dark"
@@ -133,155 +95,146 @@ def test_the_button_turns_the_theme(browser: Browser, page: Path) -> None:
     assert browser.run(paint) == "rgb(251, 250, 248)"
 
 
-def test_filters(browser: Browser, page: Path, data: ReportData) -> None:
+def test_filters(browser: ReportBrowser, page: Path, data: ReportData) -> None:
     browser.open(page)
 
     def count(test: object) -> int:
         assert callable(test)
         return sum(bool(test(dialogue)) for dialogue in data.dialogues)
 
-    set_filter(browser, "version", "2")
-    assert found(browser).endswith(f"of {count(lambda d: d.version == 2)} dialogues (of 76)")
-    set_filter(browser, "source", "test")
-    ids = listed(browser)
+    browser.set_filter("version", "2")
+    assert browser.found().endswith(f"of {count(lambda d: d.version == 2)} dialogues (of 76)")
+    browser.set_filter("source", "test")
+    ids = browser.listed()
     assert len(ids) == count(lambda d: d.version == 2 and d.source == "test") == 12
     assert all(name.startswith("eval-m2/") for name in ids)
-    set_filter(browser, "persona", "test-b")
-    assert len(listed(browser)) == 6
-    set_filter(browser, "task", "test-task1")
-    assert listed(browser) == [f"eval-m2/test-task1:test-b/{index}" for index in (0, 1)]
+    browser.set_filter("persona", "test-b")
+    assert len(browser.listed()) == 6
+    browser.set_filter("task", "test-task1")
+    assert browser.listed() == [f"eval-m2/test-task1:test-b/{index}" for index in (0, 1)]
     # -100 - 5 - 3 + 4 + index
-    set_filter(browser, "low", "-103.5")
-    assert listed(browser) == ["eval-m2/test-task1:test-b/1"]
-    set_filter(browser, "high", "-103.2")
-    assert found(browser) == "No dialogue fits these filters (of 76)"
+    browser.set_filter("low", "-103.5")
+    assert browser.listed() == ["eval-m2/test-task1:test-b/1"]
+    browser.set_filter("high", "-103.2")
+    assert browser.found() == "No dialogue fits these filters (of 76)"
     browser.run("document.querySelector('[type=reset]').click()")
     browser.wait(f"return {FOUND} === '1\u201325 of 76 dialogues'")
-    set_filter(browser, "chosen", True)
+    browser.set_filter("chosen", True)
     chosen = {d.id for d in data.dialogues if d.chosen}
-    assert set(listed(browser)) == chosen and len(chosen) == 8
+    assert set(browser.listed()) == chosen and len(chosen) == 8
 
 
-def test_search_looks_into_every_text(browser: Browser, page: Path) -> None:
+def test_search_looks_into_every_text(browser: ReportBrowser, page: Path) -> None:
     browser.open(page)
-    set_filter(browser, "search", "EATE")
-    assert found(browser).startswith("No dialogue")
+    browser.set_filter("search", "EATE")
+    assert browser.found().startswith("No dialogue")
     # An answer's words, in any order and case.
-    set_filter(browser, "search", "red RICE <script>")
-    assert listed(browser) == [
+    browser.set_filter("search", "red RICE <script>")
+    assert browser.listed() == [
         "eval-m2/test-task0:test-a/0",
         "evaluations/strict/eval-m2/test-task0:test-a/0",
     ]
     # A response's.
-    set_filter(browser, "search", "trained response")
-    assert found(browser) == "1\u20138 of 8 dialogues (of 76)"
+    browser.set_filter("search", "trained response")
+    assert browser.found() == "1\u20138 of 8 dialogues (of 76)"
 
 
-def test_orders_and_pages(browser: Browser, page: Path) -> None:
+def test_orders_and_pages(browser: ReportBrowser, page: Path) -> None:
     browser.open(page)
-    set_filter(browser, "source", "test")
-    set_filter(browser, "order", "gain_high")
+    browser.set_filter("source", "test")
+    browser.set_filter("order", "gain_high")
     # m2, second dialogue of a pair: 104 - 95.
-    assert texts(browser, ".row-gain")[:4] == ["+9.0"] * 4
-    set_filter(browser, "order", "score_low")
-    assert texts(browser, ".row-score")[0] == "\u2212108.0"
-    set_filter(browser, "order", "played")
-    first = listed(browser)
+    assert browser.texts(".row-gain")[:4] == ["+9.0"] * 4
+    browser.set_filter("order", "score_low")
+    assert browser.texts(".row-score")[0] == "\u2212108.0"
+    browser.set_filter("order", "played")
+    first = browser.listed()
     browser.run("document.getElementById('later').click()")
-    assert found(browser) == "26\u201336 of 36 dialogues (of 76)"
-    assert not set(listed(browser)) & set(first)
+    assert browser.found() == "26\u201336 of 36 dialogues (of 76)"
+    assert not set(browser.listed()) & set(first)
     assert browser.run("return document.getElementById('later').disabled")
     browser.run("document.getElementById('earlier').click()")
-    assert listed(browser) == first
+    assert browser.listed() == first
 
 
-def test_side_by_side(browser: Browser, page: Path) -> None:
-    browser.open(page, "#dialogue=eval-m2%2Ftest-task0%3Atest-a%2F0")
-    sides = browser.run(
-        "return [...document.querySelectorAll('.side')].map(e => [e.dataset.dialogue, "
-        "e.classList.contains('opened')])"
-    )
+def test_side_by_side(browser: ReportBrowser, page: Path) -> None:
+    browser.open(page, DIALOGUE)
+    opened = "[e.dataset.dialogue, e.classList.contains('opened')]"
+    sides = browser.run(f"return {each('.side')}.map(e => {opened})")
     assert sides == [
         ["eval-m0/test-task0:test-a/0", False],
         ["eval-m2/test-task0:test-a/0", True],
     ]
-    assert texts(browser, ".side-score strong") == ["\u2212100.0", "\u221296.0"]
+    assert browser.texts(".side-score strong") == ["\u2212100.0", "\u221296.0"]
     # m0: 3 and then 1; m2: 5 and 3.
-    assert texts(browser, ".turn-gain") == [
+    assert browser.texts(".turn-gain") == [
         *("+3.0 nats", "+1.0 nats"),
         *("+5.0 nats", "+3.0 nats"),
     ]
-    assert texts(browser, ".comparison strong") == ["+4.0 nats"]
-    left = texts(browser, ".side:nth-child(1) .question p")
-    right = texts(browser, ".side:nth-child(2) .question p")
+    assert browser.texts(".comparison strong") == ["+4.0 nats"]
+    left = browser.texts(".side:nth-child(1) .question p")
+    right = browser.texts(".side:nth-child(2) .question p")
     assert left == ["Who lives with you, m0?", "I see."]
     assert right == ["Who lives with you, m2?", "What do you never eat?"]
     # The fact is marked in the answer where it was told, and in the list of facts.
-    assert texts(browser, ".side:nth-child(2) mark")[0] == "I live with <b>two cats</b>"
-    assert texts(browser, ".side:nth-child(2) .fact-chip") == ["fact 1", "fact 2"]
-    assert texts(browser, ".facts tbody td") == [
+    assert browser.texts(".side:nth-child(2) mark")[0] == "I live with <b>two cats</b>"
+    assert browser.texts(".side:nth-child(2) .fact-chip") == ["fact 1", "fact 2"]
+    assert browser.texts(".facts tbody td") == [
         *("\u2713", "\u2713", "\u25cf"),
         *("\u00b7", "\u2713", "\u25cf"),
         *("\u00b7", "\u00b7", "\u00b7"),
     ]
-    assert texts(browser, ".gold p") == ["Gold 0 for <em>Ana Ruiz</em>: no onions."]
-    assert texts(browser, ".response h4") == [
+    assert browser.texts(".gold p") == ["Gold 0 for <em>Ana Ruiz</em>: no onions."]
+    assert browser.texts(".response h4") == [
         "Final response by m0",
         "Final response by m0",
         "Final response by m2",
     ]
 
 
-def test_a_training_dialogue_beside_the_chosen_one(browser: Browser, page: Path) -> None:
+def test_a_training_dialogue_beside_the_chosen_one(browser: ReportBrowser, page: Path) -> None:
     browser.open(page, "#dialogue=t0%2Fa-task0%3Aa-a%2F2")
-    sides = browser.run(
-        "return [...document.querySelectorAll('.side')].map(e => e.dataset.dialogue)"
-    )
+    sides = browser.run(f"return {each('.side')}.map(e => e.dataset.dialogue)")
     assert sides == ["t0/a-task0:a-a/1", "t0/a-task0:a-a/2"]
     # -50, -48 and -49 around their mean; the middle one was chosen.
-    assert texts(browser, ".strip-item") == ["\u221250.0", "\u2605\u221248.0", "\u221249.0"]
-    assert "0.0 against the pair's mean" in texts(browser, ".side.opened .side-score")[0]
+    assert browser.texts(".strip-item") == ["\u221250.0", "\u2605\u221248.0", "\u221249.0"]
+    assert "0.0 against the pair's mean" in browser.texts(".side.opened .side-score")[0]
 
 
-def test_keys_walk_through_the_list_and_leave(browser: Browser, page: Path) -> None:
+def test_keys_walk_through_the_list_and_leave(browser: ReportBrowser, page: Path) -> None:
     browser.open(page)
-    ids = listed(browser)
+    ids = browser.listed()
     browser.run("document.querySelectorAll('#dialogue-list a')[0].click()")
     shown = "return document.querySelector('.side.opened')?.dataset.dialogue"
 
-    def press(key: str) -> None:
-        from selenium.webdriver.common.action_chains import ActionChains
-
-        ActionChains(browser.driver).send_keys(key).perform()
-
     browser.wait(f"{shown} === arguments[0]", ids[0])
-    press("\ue014")  # right
+    browser.press("\ue014")  # right
     assert browser.run(shown) == ids[1]
     assert browser.run("return decodeURIComponent(location.hash)") == f"#dialogue={ids[1]}"
-    press("j")
+    browser.press("j")
     assert browser.run(shown) == ids[2]
-    press("\ue012")  # left
+    browser.press("\ue012")  # left
     assert browser.run(shown) == ids[1]
-    press("\ue00c")  # escape
+    browser.press("\ue00c")  # escape
     assert browser.run("return document.getElementById('detail').open") is False
     assert browser.run("return location.hash") == "#browser"
 
 
-def test_an_unknown_dialogue_opens_nothing(browser: Browser, page: Path) -> None:
+def test_an_unknown_dialogue_opens_nothing(browser: ReportBrowser, page: Path) -> None:
     browser.open(page, "#dialogue=%E0%A4%A&task=%00")
     assert browser.run("return document.getElementById('detail').open") is False
 
 
-def test_a_task_leads_to_its_dialogues(browser: Browser, page: Path) -> None:
+def test_a_task_leads_to_its_dialogues(browser: ReportBrowser, page: Path) -> None:
     browser.open(page)
     browser.run("document.querySelector('.breakdown a[href*=\"test-task1\"]').click()")
     browser.wait(f"return {FOUND} === '1\u201312 of 12 dialogues (of 76)'")
-    ids = listed(browser)
+    ids = browser.listed()
     assert len(ids) == 12 and all("/test-task1:" in name for name in ids)
     assert all(name.startswith("eval-") for name in ids)
 
 
-def test_tables_are_sorted_by_their_heads(browser: Browser, page: Path) -> None:
+def test_tables_are_sorted_by_their_heads(browser: ReportBrowser, page: Path) -> None:
     browser.open(page)
     press = "document.querySelectorAll('#where table')[1].tHead.rows[1].cells[2]"
     values = "return [...document.querySelectorAll('#where table')[1].tBodies[0].rows].map("
@@ -295,7 +248,7 @@ def test_tables_are_sorted_by_their_heads(browser: Browser, page: Path) -> None:
 
 
 def test_nothing_that_a_model_wrote_runs(
-    browser: Browser, data: ReportData, tmp_path: Path
+    browser: ReportBrowser, data: ReportData, tmp_path: Path
 ) -> None:
     """Markup in every text there is: tasks, names, facts, golds, questions, answers, responses."""
 
@@ -319,24 +272,24 @@ def test_nothing_that_a_model_wrote_runs(
         dialogues=tuple(map(hack, data.dialogues)),
     )
     page = write(evil, tmp_path)
-    for fragment in ("", "#dialogue=eval-m2%2Ftest-task0%3Atest-a%2F0", f"#task={SCRIPT}"):
+    for fragment in ("", DIALOGUE, f"#task={SCRIPT}"):
         browser.open(page, fragment)
         browser.run("return new Promise(done => setTimeout(done, 50))")
         assert browser.run("return window.hacked") is None
         smuggled = "img, main script:not([type='application/json'])"
         assert browser.run(f'return document.querySelectorAll("{smuggled}").length') == 0
         assert browser.requested() == [page.resolve().as_uri()]
-    browser.open(page, "#dialogue=eval-m2%2Ftest-task0%3Atest-a%2F0")
-    assert texts(browser, "#detail-title") == [_HACK]
-    assert set(texts(browser, ".question p")) == {_HACK}
-    assert set(texts(browser, ".answer p")) == {f"well: {_HACK}"}
-    assert texts(browser, ".gold p") == [_HACK]
-    assert set(texts(browser, ".response p")) == {_HACK}
-    assert texts(browser, ".bar strong") == [f"run {_HACK}"]
+    browser.open(page, DIALOGUE)
+    assert browser.texts("#detail-title") == [_HACK]
+    assert set(browser.texts(".question p")) == {_HACK}
+    assert set(browser.texts(".answer p")) == {f"well: {_HACK}"}
+    assert browser.texts(".gold p") == [_HACK]
+    assert set(browser.texts(".response p")) == {_HACK}
+    assert browser.texts(".bar strong") == [f"run {_HACK}"]
 
 
 def test_even_a_script_in_the_page_would_not_run(
-    browser: Browser, page: Path, tmp_path: Path
+    browser: ReportBrowser, page: Path, tmp_path: Path
 ) -> None:
     """The policy, tried with what escaping is there to prevent."""
     text = page.read_text(encoding="utf-8")
@@ -348,16 +301,16 @@ def test_even_a_script_in_the_page_would_not_run(
     assert any("Content Security Policy" in message for message in browser.console_errors())
 
 
-def test_model_text_is_shown_as_it_is(browser: Browser, page: Path) -> None:
-    browser.open(page, "#dialogue=eval-m2%2Ftest-task0%3Atest-a%2F0")
-    assert MARKUP in texts(browser, ".answer p")
+def test_model_text_is_shown_as_it_is(browser: ReportBrowser, page: Path) -> None:
+    browser.open(page, DIALOGUE)
+    assert MARKUP in browser.texts(".answer p")
     assert not browser.run("return document.title").startswith("pwned")
 
 
-@pytest.mark.parametrize("fragment", ["", "#dialogue=eval-m2%2Ftest-task0%3Atest-a%2F0"])
+@pytest.mark.parametrize("fragment", ["", DIALOGUE])
 @pytest.mark.parametrize("width", [390, 768, 1280])
 def test_no_page_is_wider_than_the_screen(
-    browser: Browser, page: Path, width: int, fragment: str
+    browser: ReportBrowser, page: Path, width: int, fragment: str
 ) -> None:
     browser.resize(width, 844)
     browser.open(page, fragment)
@@ -365,7 +318,7 @@ def test_no_page_is_wider_than_the_screen(
     assert browser.run("return document.getElementById('detail').scrollWidth") <= width
 
 
-def test_print_leaves_the_browser_out(browser: Browser, page: Path, tmp_path: Path) -> None:
+def test_print_leaves_the_browser_out(browser: ReportBrowser, page: Path, tmp_path: Path) -> None:
     browser.open(page)
     paper = tmp_path / "report.pdf"
     browser.print_to(paper)
@@ -384,12 +337,12 @@ def test_print_leaves_the_browser_out(browser: Browser, page: Path, tmp_path: Pa
     assert width <= 700
 
 
-def test_a_run_that_died_opens(browser: Browser, tmp_path: Path) -> None:
+def test_a_run_that_died_opens(browser: ReportBrowser, tmp_path: Path) -> None:
     browser.open(write(load_report(build_halted_run(tmp_path)), tmp_path))
-    assert found(browser).startswith("1\u2013")
+    assert browser.found().startswith("1\u2013")
 
 
-def test_ten_thousand_dialogues_open_quickly(browser: Browser, tmp_path: Path) -> None:
+def test_ten_thousand_dialogues_open_quickly(browser: ReportBrowser, tmp_path: Path) -> None:
     data = wordy(load_report(build_run(tmp_path, 10_000)))
     assert len(data.dialogues) >= 10_000
     page = write(data, tmp_path)

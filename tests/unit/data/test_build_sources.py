@@ -1,4 +1,4 @@
-"""Tasks and personas that a build reads: all formats, and no text in two splits."""
+"""A build's config, and the tasks and personas that it reads: no text in two splits."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,18 @@ from typing import Any
 
 import pytest
 
-from stargate.data.build.config import FilePersonas, FileTasks, HubTasks
+from stargate.data.build.config import (
+    FilePersonas,
+    FileTasks,
+    HubTasks,
+    load_build_config,
+    packaged_build_dir,
+)
+from stargate.data.build.prompts import load_build_prompts
 from stargate.data.build.sources import read_build_personas, read_build_tasks
 from stargate.data.cleaning import Cleaner
 from stargate.data.findings import ImportReport
-from stargate.errors import DataError
+from stargate.errors import ConfigError, DataError
 
 TEXTS = [f"How do I do thing {n}?" for n in range(5)]
 ROWS: dict[str, Any] = {"A": (0, 2), "test": (3, 5)}
@@ -114,3 +121,29 @@ def test_personas_of_a_file(tmp_path: Path) -> None:
         ("A-persona-0", "Ada", "A", ("I mend clocks.",)),
         ("test-persona-0", "Bo", "test", ("I fly kites.",)),
     ]
+
+
+@pytest.mark.parametrize("name", ["paper", "local"])
+def test_packaged_configs_load(name: str) -> None:
+    config = load_build_config(name, ["out=elsewhere/x"])
+    assert config.out == Path("elsewhere/x")
+    assert config.cache_path == Path("elsewhere/x.oracle.sqlite")
+    assert load_build_prompts(config.prompts).version == 1
+    assert load_build_config(packaged_build_dir() / f"{name}.yaml").seed == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tasks.rows={A: [0, 3], B: [2, 5]}", "A and B share rows 2 to 2"),
+        ("tasks.rows={A: [3, 3]}", "expected .first, end. with first < end"),
+        ("personas.count={'../x': 3}", "a split's name has letters"),
+        ("personas.count={}", "expected a number of personas per split"),
+        ("out=..", "expected the name of a new folder"),
+        ("nothing=1", "unknown key nothing"),
+        ("personas.max_attempts=0", "personas.*max_attempts"),
+    ],
+)
+def test_wrong_configs_are_one_line(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_build_config("paper", [override])
