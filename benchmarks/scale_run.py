@@ -20,7 +20,7 @@ import ray
 
 from stargate.actors.rpc.remote import remote
 from stargate.actors.runtime.actor_slots import WORKER, HeldWeights
-from stargate.actors.runtime.dialogue_worker import WorkerPool
+from stargate.actors.runtime.clients import GuardedWorkers
 from stargate.actors.runtime.spawn import ActorGroup, actor_class, spawn_worker, start_ray
 from stargate.actors.runtime.supervisor import Supervisor
 from stargate.benchmarks.processes import seconds_of
@@ -199,10 +199,9 @@ async def _play(setting: Setting, materials: _Materials) -> Played:
             prepared = replace(materials.prepared, config=setting.config)
             running = RunningSystem(prepared, cluster.group, None, materials.progress)
             roles, context = running.open(setting.config, store, counters)
-            workers = WorkerPool(cluster.group.places[WORKER]) if setting.num_workers else None
             before = _cpu_seconds(cluster.pids)
             started = time.perf_counter()
-            await run_iteration(0, pairs, replace(roles, play=workers), context)
+            await run_iteration(0, pairs, roles, context)
             iteration_seconds = time.perf_counter() - started
             after = _cpu_seconds(cluster.pids)
             turns = _check(store, pairs, counters)
@@ -211,7 +210,7 @@ async def _play(setting: Setting, materials: _Materials) -> Played:
         called = [*cluster.hosts, *cluster.group.places["scorer"]]
         num_calls = sum([await remote(actor.num_calls.remote()) for actor in called])
         stats = [await remote(worker.stats.remote()) for worker in cluster.group.places[WORKER]]
-    num_calls += workers.num_calls if workers else 0
+    num_calls += roles.play.num_calls if isinstance(roles.play, GuardedWorkers) else 0
     return Played(
         setting=setting,
         dialogues=counters.dialogues[_SCOPE],

@@ -122,7 +122,6 @@ class RunningSystem:
             train=TrainerGroup(
                 actors.places["trainer"],
                 base_model_dir=prepared.base_model_dir,
-                models_dir=run_dir / "models",
                 run_dir=run_dir,
                 continue_training=config.algorithm.start_from == "previous",
                 progress=self.progress,

@@ -25,9 +25,8 @@ import ray
 from ray.exceptions import RayTaskError
 
 from stargate.actors.rpc.remote import remote
-from stargate.actors.rpc.replica_pool import EnginePool
+from stargate.actors.rpc.replica_pool import EnginePool, ReplicaPool
 from stargate.actors.runtime.actor_slots import WORKER, HeldWeights
-from stargate.actors.runtime.dialogue_worker import WorkerPool
 from stargate.actors.runtime.supervisor import Supervisor
 from stargate.errors import EngineError
 from stargate.monitoring.progress import Progress
@@ -81,11 +80,17 @@ class GuardedPool:
 
 
 class GuardedWorkers:
-    """Play: the dialogue workers. Their dialogues are checked as GuardedPool checks texts."""
+    """Play: the dialogue workers. Their dialogues are checked as GuardedPool checks texts.
+
+    The dialogues of one pair go to one worker, so that they meet in one engine's prefix cache.
+    When a worker dies the others play its dialogues anew.
+    """
 
     def __init__(self, workers: Sequence[Any], supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self._pool = WorkerPool(workers, partial(supervisor.replace, WORKER))
+        self._pool: ReplicaPool[DialoguePlan, Dialogue] = ReplicaPool(
+            workers, lambda plan: plan.pair.id, replace=partial(supervisor.replace, WORKER)
+        )
         self._pool.on_resend = partial(_count_resent, supervisor, WORKER)
 
     async def __call__(self, plan: DialoguePlan) -> Dialogue:
@@ -101,32 +106,34 @@ class GuardedWorkers:
             )
         return dialogue
 
+    @property
+    def num_calls(self) -> int:
+        """Ray calls so far."""
+        return self._pool.num_calls
+
 
 def _count_resent(supervisor: Supervisor, role: str) -> None:
     supervisor.counters.resent[role] += 1
 
 
 class TrainerGroup:
-    """The ranks of one DeepSpeed trainer. `models_dir` receives one folder per version.
-
-    In `run_dir` they keep checkpoints of a training under way; None: they keep none.
+    """The ranks of one DeepSpeed trainer. `run_dir` receives a model folder per version, and
+    checkpoints of a training under way.
     """
 
     def __init__(
         self,
         ranks: Sequence[Any],
         base_model_dir: Path,
-        models_dir: Path,
+        run_dir: Path,
         continue_training: bool,
         progress: Progress,
         supervisor: Supervisor,
-        run_dir: Path | None = None,
     ) -> None:
         self._ranks = ranks
         self._run_dir = run_dir
         self._supervisor = supervisor
         self._start_dir = base_model_dir
-        self._models_dir = models_dir
         self._continue = continue_training
         self._progress = progress
         self._num_notes = 0  # of the present stage, that were shown
@@ -137,7 +144,7 @@ class TrainerGroup:
         When a rank dies, all are replaced and go on from the last checkpoint, or begin again: with
         the same examples, in the same order, so that they come to the same weights.
         """
-        output = self._models_dir / f"m{version}"
+        output = self._run_dir / "models" / f"m{version}"
         shared = ray.put(list(examples))
         while True:
             ranks = list(self._ranks)
@@ -148,8 +155,8 @@ class TrainerGroup:
                 # RayTaskError: the others' collective fails before Ray knows that a rank is gone.
                 if await self._supervisor.replace("trainer", 0, error) is ranks[0]:
                     raise  # all of them live: it was no death
-                folder = self._run_dir and training_folder(self._run_dir, version)
-                if not (folder and has_checkpoint(folder)):  # with one, the ranks say what they do
+                # With a checkpoint the ranks say what they do.
+                if not has_checkpoint(training_folder(self._run_dir, version)):
                     self._progress.say(f"training m{version} begins again")
         if self._continue:
             self._start_dir = output
@@ -172,7 +179,7 @@ class TrainerGroup:
             )
             kept = await self._checkpoint_folder(len(ranks), version)
             calls = [
-                rank.train.remote(shared, start, place, version, *kept)
+                rank.train.remote(shared, start, place, version, kept)
                 for rank, start in zip(ranks, starts, strict=True)
             ]
             watching = asyncio.create_task(self._watch(ranks[0], before.number))
@@ -187,18 +194,16 @@ class TrainerGroup:
         trained = results[0]
         return trained if place == str(output) else replace(trained, model_dir=str(output))
 
-    async def _checkpoint_folder(self, num_ranks: int, version: int) -> tuple[str, ...]:
-        """Where the ranks keep checkpoints, as an argument; none if one can't write there."""
-        if self._run_dir is None:
-            return ()
+    async def _checkpoint_folder(self, num_ranks: int, version: int) -> str | None:
+        """Where the ranks keep checkpoints; None if one can't write there."""
         for number in range(num_ranks):
             if not await self._supervisor.file_access.shares(self._run_dir, f"trainer-{number}"):
                 self._progress.say(
                     f"no checkpoints while m{version} is trained: the node of trainer-{number} "
                     f"does not share {self._run_dir}"
                 )
-                return ()
-        return (str(training_folder(self._run_dir, version)),)
+                return None
+        return str(training_folder(self._run_dir, version))
 
     def _say_notes(self, state: Any) -> None:
         """Shows what rank 0 has to say, each note once."""

@@ -25,13 +25,13 @@ from stargate.actors.rpc.remote import remote
 from stargate.actors.runtime.discovery import (
     WORKER_ENVIRONMENT,
     Discovery,
-    check_sources,
+    ask_nodes,
     known,
     living_nodes,
     on_node,
 )
 from stargate.actors.runtime.file_transfer import FileTransfer
-from stargate.actors.runtime.node_agent import NodeAgent, NodeReport, sources_digest
+from stargate.actors.runtime.node_agent import NodeAgent, NodeReport
 from stargate.errors import EngineError, MachineError, one_line
 from stargate.monitoring.progress import logged
 from stargate.monitoring.waiting import Waiting, await_aloud
@@ -107,9 +107,8 @@ class Cluster:
         if niceness > 0:
             self._tell(f"note: Ray's workers run at nice {niceness} on node {node.label}")
         if report is None:
-            asked: NodeReport = await remote(agent.report.remote(self._discovery.config))
-            check_sources(asked, node.label, sources_digest())
-            report = asked
+            asked = await asyncio.to_thread(ask_nodes, [node], self._discovery.config, self._tell)
+            report = asked[name]
         log_dir = self._log_dir
         if not await self._sees(name, log_dir):
             log_dir = Path(await remote(agent.log_dir.remote(log_dir.parent.name)))

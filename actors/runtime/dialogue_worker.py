@@ -1,8 +1,8 @@
 """Many dialogues in a process of their own, beside the engines.
 
-    driver: WorkerPool -- plans -->  DialogueWorker: turn loop, views, prompts, roleplayer, matcher
-                       <- finished       |  callers to the engines that are its home
-                          dialogues      v
+    driver: GuardedWorkers -- plans -->  DialogueWorker: turn loop, views, prompts, roleplayer,
+            (clients.py)   <- finished       |           matcher
+                              dialogues      v  callers to the engines that are its home
                                       Questioner and Roleplayer engines
 
 A turn then costs the driver nothing; a dialogue costs it a row on disk. What the worker writes to
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stargate.actors.rpc.batched_calls import BatchedServer, CallBatch, Delivery
-from stargate.actors.rpc.replica_pool import EnginePool, Replace, ReplicaPool, share_of
+from stargate.actors.rpc.replica_pool import EnginePool, share_of
 from stargate.config.run import RunConfig
 from stargate.errors import EngineError
 from stargate.protocols import Play
@@ -189,19 +189,6 @@ class _Staff:
             raise EngineError(f"engine {number} has left: {error}")
         self._in_use[number] = self._present[number]
         return self._in_use[number]
-
-
-class WorkerPool(ReplicaPool[DialoguePlan, Dialogue]):
-    """All dialogue workers: a Play. The dialogues of one pair go to one worker, so that they meet
-    in one engine's prefix cache. When a worker dies the others play its dialogues anew.
-    """
-
-    def __init__(self, workers: Sequence[Any], replace: Replace | None = None) -> None:
-        super().__init__(workers, lambda plan: plan.pair.id, replace=replace or _no_replacement)
-
-
-async def _no_replacement(number: int, error: EngineError) -> Any:
-    raise EngineError(f"dialogue worker {number}: {error}")
 
 
 def _views(prompts: Mapping[str, Any]) -> Views:

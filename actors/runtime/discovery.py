@@ -214,17 +214,12 @@ def ask_nodes(nodes: Sequence[Node], config: RunConfig, say: Say) -> dict[str, N
             waiting.speak(f"still waiting for models on {labels}, {waiting.seconds:.0f} s so far")
     ours = sources_digest()
     for node in nodes:
-        check_sources(reports[node.name], node.label, ours)
+        if reports[node.name].sources != ours:
+            raise MachineError(
+                f"node {node.label}: its stargate is not the one that runs here; install the same "
+                "version on all nodes, or use `stargate submit`, which sends it"
+            )
     return reports
-
-
-def check_sources(report: NodeReport, label: str, ours: str) -> None:
-    """Raises MachineError unless a node runs the code that we run."""
-    if report.sources != ours:
-        raise MachineError(
-            f"node {label}: its stargate is not the one that runs here; install the same version "
-            "on all nodes, or use `stargate submit`, which sends it"
-        )
 
 
 def _report(call: Any, label: str) -> NodeReport:

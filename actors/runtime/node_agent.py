@@ -1,6 +1,5 @@
 """What a run wants to know and to do on a node of a cluster: one small actor on each node.
 
-    report       what the node is, and where the models are on it (before anything starts)
     sees         whether a folder of the driver's is the same folder here
     open_folder -> write ... -> close_folder     a folder arrives, into shared memory
     list_files -> read ...                       a folder leaves
@@ -83,10 +82,6 @@ class NodeAgent:
         for holder in (self._stage, self._scratch):
             holder.sweep()
         return os.nice(0)
-
-    def report(self, config: RunConfig) -> NodeReport:
-        """See `node_report`."""
-        return node_report(config)
 
     def sees(self, file: str, content: str) -> bool:
         """Whether a file that the driver wrote is here, in a folder that can be written."""

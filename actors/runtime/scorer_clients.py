@@ -76,9 +76,8 @@ class ScorerPool:
         self,
         scorers: Sequence[Any],
         supervisor: Supervisor,
-        deadline: ScoreDeadline | None = None,
+        deadline: ScoreDeadline,
     ) -> None:
-        """Without a deadline a scorer may take for ever."""
         self._scorers = scorers
         self._supervisor = supervisor
         self._deadline = deadline
@@ -95,7 +94,10 @@ class ScorerPool:
             scorer = self._scorers[number]
             self._waiting_tokens[number] += tokens
             try:
-                return await self._score(scorer, number, requests)
+                call: Awaitable[list[ScoreResult]] = remote(scorer.score.remote(Records(requests)))
+                # What came before is scored before.
+                owed = self._waiting_tokens[number]
+                return await self._deadline.watch(call, f"scorer-{number}", owed)
             except (ActorDied, ScorerHangs) as error:
                 self._renew(number, scorer, error)
                 self._supervisor.counters.resent["scorer"] += len(requests)
@@ -106,15 +108,6 @@ class ScorerPool:
             f"{requests[0].key} and {len(requests) - 1} more: {_MAX_RESENDS + 1} scorers died over "
             f"them; the last one: {last}"
         ) from last
-
-    async def _score(
-        self, scorer: Any, number: int, requests: Sequence[ScoreRequest]
-    ) -> list[ScoreResult]:
-        call: Awaitable[list[ScoreResult]] = remote(scorer.score.remote(Records(requests)))
-        if self._deadline is None:
-            return await call
-        # What came before is scored before.
-        return await self._deadline.watch(call, f"scorer-{number}", self._waiting_tokens[number])
 
     async def _choose(self) -> int:
         """The scorer with the least work of those that live; waits for one if there is none.

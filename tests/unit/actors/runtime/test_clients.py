@@ -156,7 +156,7 @@ def trainer(actor_group: ActorGroup, monkeypatch: pytest.MonkeyPatch) -> Trainer
     return TrainerGroup(
         actor_group.actors,
         base_model_dir=Path("base"),
-        models_dir=Path("models"),
+        run_dir=Path("run"),
         continue_training=False,
         progress=PlainProgress(),
         supervisor=actor_group.supervisor,
@@ -177,7 +177,14 @@ def test_when_one_rank_dies_all_begin_again(monkeypatch: pytest.MonkeyPatch) -> 
     assert [actor.name for actor in actor_group.actors] == ["trainer-0'", "trainer-1'"]
     assert actor_group.dismissed == ["trainer-0", "trainer-1"]
     assert all(actor.methods.count("train") == 1 for actor in actor_group.actors)
-    assert actor_group.actors[1].calls[-1] == ("train", [], "base", "models/m1", 1)
+    assert actor_group.actors[1].calls[-1] == (
+        "train",
+        [],
+        "base",
+        "run/models/m1",
+        1,
+        "run/t0/training",
+    )
     assert actor_group.counters.restarts == {"trainer": 1}
     assert actor_group.said[0].startswith("trainer died: ")
 

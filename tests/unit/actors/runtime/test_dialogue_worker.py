@@ -11,7 +11,10 @@ import pytest
 from stargate.actors.rpc.batched_calls import BatchedServer, CallBatch, Delivery
 from stargate.actors.rpc.remote import ActorDied
 from stargate.actors.runtime import dialogue_worker
-from stargate.actors.runtime.dialogue_worker import DialogueWorker, WorkerPool, WorkerSpec
+from stargate.actors.runtime.actor_slots import HeldWeights
+from stargate.actors.runtime.clients import GuardedWorkers
+from stargate.actors.runtime.dialogue_worker import DialogueWorker, WorkerSpec
+from stargate.actors.runtime.supervisor import Supervisor
 from stargate.config.run import RunConfig
 from stargate.errors import EngineError, RecordDropped
 from stargate.pair_steps import play_pairs
@@ -85,9 +88,12 @@ async def make_workers(
     return workers
 
 
-def pool_of(workers: Sequence[DialogueWorker]) -> tuple[WorkerPool, list[Handle]]:
+def pool_of(workers: Sequence[DialogueWorker]) -> tuple[GuardedWorkers, list[Handle]]:
     handles = [Handle(worker.exchange) for worker in workers]
-    return WorkerPool(handles), handles
+    held = HeldWeights("m0")
+    held.current = ("m3", 3)
+    supervisor = Supervisor([], held, 0, lambda actor: None, lambda text: None)  # replaces nobody
+    return GuardedWorkers(handles, supervisor), handles
 
 
 def plans(settings: RunConfig, num_pairs: int = 4) -> list[DialoguePlan]:
@@ -172,9 +178,9 @@ def test_the_others_play_what_a_dead_worker_had() -> None:
         handles[0].dead = True
         played = await asyncio.gather(*dialogues)
         assert texts(played) == expected
-        assert pool.num_resent == 6
+        assert pool._supervisor.counters.resent == {"dialogue-worker": 6}
         handles[1].dead = True
-        with pytest.raises(EngineError, match="dialogue worker"):
+        with pytest.raises(EngineError, match="dialogue-worker"):
             await pool(plans(settings)[0])
 
     asyncio.run(scenario())

@@ -17,6 +17,8 @@ from stargate.errors import EngineError, RecordDropped
 from stargate.types import ScoreRequest, ScoreResult
 from tests.fakes.actor_slots import ActorGroup, FakeActor
 
+DEADLINE = ScoreDeadline.of(ScorerConfig())
+
 
 class Clock:
     """`sleep` ends when the time that was asked for has been moved on."""
@@ -158,14 +160,14 @@ def test_a_call_that_ends_in_time_costs_nothing_and_errors_stay_what_they_are() 
             await late
 
     asyncio.run(run())
-    assert ScoreDeadline.of(ScorerConfig()) == ScoreDeadline(600.0, 20.0, asyncio.sleep)
+    assert ScoreDeadline(600.0, 20.0, asyncio.sleep) == DEADLINE
 
 
 def test_a_dead_scorers_work_goes_to_the_others() -> None:
     actor_group = ActorGroup(role="scorer", count=2)
     first, second = actor_group.actors
     first.dies_in = "score"
-    pool = ScorerPool(actor_group.actors, actor_group.supervisor)
+    pool = ScorerPool(actor_group.actors, actor_group.supervisor, DEADLINE)
 
     async def run() -> list[ScoreResult]:
         results = await pool([request("a", 3), request("b", 3)])
@@ -181,7 +183,7 @@ def test_a_dead_scorers_work_goes_to_the_others() -> None:
 def test_a_lone_scorer_is_waited_for() -> None:
     actor_group = ActorGroup(role="scorer")
     actor_group.actors[0].dies_in = "score"
-    pool = ScorerPool(actor_group.actors, actor_group.supervisor)
+    pool = ScorerPool(actor_group.actors, actor_group.supervisor, DEADLINE)
 
     async def run() -> list[list[ScoreResult]]:
         return await asyncio.gather(*(pool([request(key, 3)]) for key in "abc"))
@@ -197,7 +199,7 @@ def test_what_ends_every_scorer_is_given_up() -> None:
         role="scorer", max_restarts=99, prepare=lambda actor: setattr(actor, "dies_in", "score")
     )
     actor_group.actors[0].dies_in = "score"
-    pool = ScorerPool(actor_group.actors, actor_group.supervisor)
+    pool = ScorerPool(actor_group.actors, actor_group.supervisor, DEADLINE)
     with pytest.raises(EngineError, match="a and 0 more: 4 scorers died over them"):
         asyncio.run(pool([request("a", 3)]))
 

@@ -34,11 +34,10 @@ def keeping_trainer(
     return TrainerGroup(
         actor_group.actors,
         base_model_dir=Path("base"),
-        models_dir=Path("models"),
+        run_dir=run_dir,
         continue_training=False,
         progress=PlainProgress(),
         supervisor=actor_group.supervisor,
-        run_dir=run_dir,
     )
 
 
@@ -57,7 +56,7 @@ def test_new_ranks_are_told_where_the_checkpoints_are(
         actor.dies_in = "train"
     asyncio.run(keeping_trainer(actor_group, monkeypatch, tmp_path, SameFiles())([], 3))
     calls = [call for actor in actor_group.actors for call in actor.calls if call[0] == "train"]
-    assert calls == [("train", [], "base", "models/m3", 3, str(folder))] * 2
+    assert calls == [("train", [], "base", f"{tmp_path}/models/m3", 3, str(folder))] * 2
     # With a checkpoint the ranks say from which step they go on.
     assert ("training m3 begins again" in capsys.readouterr().out) is not has_checkpoint
 
@@ -67,7 +66,14 @@ def test_ranks_that_do_not_share_the_folder_keep_no_checkpoints(
 ) -> None:
     actor_group = ActorGroup(role="trainer", count=2, together=True)
     asyncio.run(keeping_trainer(actor_group, monkeypatch, tmp_path, Apart())([], 1))
-    assert actor_group.actors[0].calls[-2] == ("train", [], "base", "models/m1", 1)
+    assert actor_group.actors[0].calls[-2] == (
+        "train",
+        [],
+        "base",
+        f"{tmp_path}/models/m1",
+        1,
+        None,
+    )
     said = capsys.readouterr().out
     assert "no checkpoints while m1 is trained: the node of trainer-1 does not share" in said
 
