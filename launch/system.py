@@ -192,7 +192,12 @@ async def running_system(
 
 async def _shielded(end: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
     """A second Ctrl-C must not leave engines behind that the first one meant to end."""
-    await asyncio.shield(end(*arguments))
+    ending = asyncio.ensure_future(end(*arguments))
+    try:
+        await asyncio.shield(ending)
+    except asyncio.CancelledError:
+        await asyncio.wait({ending})  # or Ray would be shut down under it
+        raise
 
 
 def worker_spec(prepared: Prepared) -> Any:
