@@ -58,16 +58,12 @@ def evaluation_lines(values: Mapping[str, Any]) -> list[str]:
             f"plain standard error of {last}'s matched minus shuffled, as if dialogues were "
             f"independent: {error:.2f}"
         )
-    if judge is not None:
-        lines += ["", *_judge_lines(judge)]
+    if judge is not None and unfit:
+        lines += ["", f"the judge ({judge['model']}) is UNFIT, so its win rates mean nothing:"]
+        lines += [f"  {failure}" for failure in judge["failures"]]
+    elif judge is not None:
+        lines += ["", "the judge is fit"]
     return lines
-
-
-def _judge_lines(judge: Mapping[str, Any]) -> list[str]:
-    if judge["fit"]:
-        return ["the judge is fit"]
-    lines = [f"the judge ({judge['model']}) is UNFIT, so its win rates mean nothing:"]
-    return lines + [f"  {failure}" for failure in judge["failures"]]
 
 
 def _cell(measure: Mapping[str, Any] | None, digits: int, sign: str = "") -> str:

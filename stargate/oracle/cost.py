@@ -155,8 +155,10 @@ class Ledger:
 
         def operation(connection: sqlite3.Connection) -> tuple[int | None, int]:
             """(id of the reservation or None, what is paid)"""
-            paid = _sum(connection, "SELECT sum(nanos) FROM meter")
-            held = _sum(connection, "SELECT sum(nanos) FROM reservations")
+            paid, held = connection.execute(
+                "SELECT (SELECT coalesce(sum(nanos), 0) FROM meter), "
+                "(SELECT coalesce(sum(nanos), 0) FROM reservations)"
+            ).fetchone()
             if paid + held + nanos > cap:
                 return None, paid
             row = connection.execute(
@@ -266,8 +268,3 @@ def _meter(
 def _drop(connection: sqlite3.Connection, held: Reservation | None) -> None:
     if held is not None:
         connection.execute("DELETE FROM reservations WHERE id = ?", (held.id,))
-
-
-def _sum(connection: sqlite3.Connection, query: str) -> int:
-    (total,) = connection.execute(query).fetchone()
-    return int(total or 0)
