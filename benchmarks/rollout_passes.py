@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from stargate.actors.engines.spec import EngineStats
 from stargate.actors.rpc.remote import remote
-from stargate.actors.runtime.spawn import ActorGroup, spawn_engine, stop_actors
+from stargate.actors.runtime.spawn import end_actors, spawn_engine
 from stargate.benchmarks.processes import cpu_seconds, used
 from stargate.benchmarks.rollout_figures import (
     QUESTIONER,
@@ -174,7 +174,7 @@ class Stand:
 
     async def _restart(self, role: str) -> None:
         engines = self._actor_group.places[role]
-        await stop_actors(ActorGroup({role: list(engines)}))
+        await end_actors(engines)
         engines[:] = [spawn_engine(self._plan, role, number) for number in range(len(engines))]
         await asyncio.gather(*(remote(engine.start.remote()) for engine in engines))
 

@@ -243,26 +243,24 @@ async def _cluster(setting: Setting, materials: _Materials) -> AsyncIterator[_Cl
         actors["simulated_scorer"] = [spawn(SimulatedScorer, speed)]
         actors["simulated_trainer"] = [spawn(SimulatedTrainer)]
         handles = [EngineHandle(hosts[n % len(hosts)], n // len(hosts)) for n in range(num_engines)]
-        group = ActorGroup(
-            {
-                "questioner": handles[: setting.num_engine_pairs],
-                "roleplayer": handles[setting.num_engine_pairs :],
-                "scorer": actors["simulated_scorer"],
-                "trainer": actors["simulated_trainer"],
-            }
-        )
+        places = {
+            "questioner": handles[: setting.num_engine_pairs],
+            "roleplayer": handles[setting.num_engine_pairs :],
+            "scorer": actors["simulated_scorer"],
+            "trainer": actors["simulated_trainer"],
+        }
         # It looks after nobody: what dies here ends the benchmark.
         held = HeldWeights(str(materials.prepared.base_model_dir))
-        group.supervisor = Supervisor([], held, 0, ray.kill, materials.progress.say)
+        supervisor = Supervisor([], held, 0, ray.kill, materials.progress.say)
         spec = worker_spec(replace(materials.prepared, config=setting.config))
-        actors["dialogue_workers"] = group.places[WORKER] = [
-            spawn_worker(spec, n, group) for n in range(setting.num_workers)
+        actors["dialogue_workers"] = places[WORKER] = [
+            spawn_worker(spec, n, places) for n in range(setting.num_workers)
         ]
         pids = {
             kind: await asyncio.gather(*(remote(actor.start.remote()) for actor in of_kind))
             for kind, of_kind in actors.items()
         }
-        yield _Cluster(hosts, group, pids)
+        yield _Cluster(hosts, ActorGroup(places, supervisor), pids)
     finally:
         for actor in (actor for of_kind in actors.values() for actor in of_kind):
             ray.kill(actor)

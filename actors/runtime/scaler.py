@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from stargate.actors.rpc.remote import remote
 from stargate.actors.runtime.spawn import ActorGroup, ActorPlan, actor_slot, end_actors
-from stargate.actors.runtime.supervisor import Supervisor
 from stargate.errors import EngineError, MachineError
 from stargate.monitoring.progress import logged
 from stargate.monitoring.waiting import await_aloud
@@ -68,7 +67,7 @@ class Scaler:
         name = f"{role}-{self.counts[role] - 1}"
         leaving = self._group.leaving
         late = f"{name}: still ends what it has under way"
-        retiring = self._supervisor.retire(role, leaving)
+        retiring = self._group.supervisor.retire(role, leaving)
         await await_aloud({name: retiring}, lambda _: self._say(late))
         done = ""
         with contextlib.suppress(EngineError):  # it died while it was leaving
@@ -91,9 +90,9 @@ class Scaler:
                 finding = self._plan.cluster.seat_more(settings)
                 await await_aloud({names: finding}, lambda _: self._say(late))
             self._tell(f"starting {names}; the others go on")
-            slots = [actor_slot(self._plan, self._group, *one) for one in adding]
+            slots = [actor_slot(self._plan, self._group.places, *one) for one in adding]
             late = f"{names}: not all there yet"
-            await await_aloud({names: self._supervisor.add(slots)}, lambda _: self._say(late))
+            await await_aloud({names: self._group.supervisor.add(slots)}, lambda _: self._say(late))
         except BaseException:
             there = {f"{role}-{n}" for role, count in self.counts.items() for n in range(count)}
             for name in settings.keys() - there:
@@ -116,9 +115,3 @@ class Scaler:
         """`cpu_cores` of each engine that joins."""
         engines = self._plan.config.engines
         return {f"{role}-{number}": engines[role].cpu_cores for role, number in adding}
-
-    @property
-    def _supervisor(self) -> Supervisor:
-        if self._group.supervisor is None:
-            raise EngineError("the actors have not started yet")
-        return self._group.supervisor

@@ -49,6 +49,7 @@ _SHUTDOWN_SECONDS = 40.0
 # Bytes of Ray's object store on one machine: it carries training examples, nothing large.
 _OBJECT_STORE_BYTES = 300_000_000
 _LOOPBACK = "127.0.0.1"
+Places = dict[str, list[Any]]
 # How an actor of each role is asked whether it lives.
 _CHECKS: Mapping[str, Callable[[Any], Awaitable[object]]] = {
     "questioner": lambda engine: engine.reported_version.remote(),
@@ -63,11 +64,10 @@ _CHECKS: Mapping[str, Callable[[Any], Awaitable[object]]] = {
 class ActorGroup:
     """All actors of a run."""
 
-    # By role, in the order in which they are started one by one.
-    places: dict[str, list[Any]] = field(default_factory=lambda: {role: [] for role in _CHECKS})
-    leaving: list[Any] = field(default_factory=list)  # engines that end what they have to do
+    places: Places  # by role, in the order in which they are started one by one
+    supervisor: Supervisor
     turns: GpuPhases | None = None  # who has the GPU, where all share one
-    supervisor: Supervisor | None = None  # from the moment on that everybody has started
+    leaving: list[Any] = field(default_factory=list)  # engines that end what they have to do
 
     def all(self) -> list[Any]:
         """Those first that call others."""
@@ -129,37 +129,36 @@ class ActorPlan:
 
 async def start_actors(plan: ActorPlan, say: Callable[[str], None]) -> ActorGroup:
     """Starts every actor, side by side. On failure all are ended before the error is raised."""
-    group, file_access = ActorGroup(), plan.cluster or SameFiles()
-    slots = _slots(plan, group)
-    weights = HeldWeights(str(plan.base_model_dir))
+    places: Places = {role: [] for role in _CHECKS}
+    slots = _slots(plan, places)
+    supervisor = Supervisor(
+        slots,
+        HeldWeights(str(plan.base_model_dir)),
+        plan.config.schedule.max_restarts,
+        ray.kill,
+        say,
+        partial(_introduce, places),
+        plan.cluster or SameFiles(),
+    )
+    group = ActorGroup(places, supervisor)
     try:
         await _hire_all([slot for slot in slots if slot.role != WORKER])
         await _hire_all([slot for slot in slots if slot.role == WORKER])
         if plan.placement.gpu_share:
-            controller = SleepController(group.places, weights, file_access)
+            controller = SleepController(places, supervisor.weights, supervisor.file_access)
             group.turns = await controller.start(partial(_start, say=say))
+            supervisor.room = partial(_room, group.turns)
         else:
             named = {
                 f"{role}-{number}": actor
-                for role, actors in group.places.items()
+                for role, actors in places.items()
                 for number, actor in enumerate(actors)
             }
             await _start(named, say=say)
     except BaseException:
         await stop_actors(group)
         raise
-    group.supervisor = Supervisor(
-        slots,
-        weights,
-        plan.config.schedule.max_restarts,
-        ray.kill,
-        say,
-        partial(_introduce, group),
-        file_access,
-    )
-    if group.turns is not None:
-        group.supervisor.room = partial(_room, group.turns)
-    group.supervisor.watch()
+    supervisor.watch()
     return group
 
 
@@ -179,7 +178,7 @@ async def _hire_all(slots: Sequence[ActorSlot]) -> None:
             raise actors
 
 
-def _slots(plan: ActorPlan, group: ActorGroup) -> list[ActorSlot]:
+def _slots(plan: ActorPlan, places: Places) -> list[ActorSlot]:
     """Who is wanted: everybody whom the supervisor replaces. Workers last: they get the engines."""
     config = plan.config
     counts = {role: len(plan.placement.of(role)) for role in ENGINES}
@@ -187,26 +186,26 @@ def _slots(plan: ActorPlan, group: ActorGroup) -> list[ActorSlot]:
     counts["trainer"] = int(plan.training)  # one slot for all ranks
     counts[WORKER] = config.rollout.num_workers if plan.worker is not None else 0
     return [
-        actor_slot(plan, group, role, number)
+        actor_slot(plan, places, role, number)
         for role, count in counts.items()
         for number in range(count)
     ]
 
 
-def actor_slot(plan: ActorPlan, group: ActorGroup, role: str, number: int) -> ActorSlot:
+def actor_slot(plan: ActorPlan, places: Places, role: str, number: int) -> ActorSlot:
     """The place of one actor, or of all ranks of the trainer."""
     numbers = range(plan.config.trainer.num_ranks) if role == "trainer" else (number,)
-    hire = partial(_hire, plan, group, role, numbers)
-    return ActorSlot(role, group.places[role], numbers, hire, _CHECKS[role])
+    hire = partial(_hire, plan, places, role, numbers)
+    return ActorSlot(role, places[role], numbers, hire, _CHECKS[role])
 
 
-async def _hire(plan: ActorPlan, group: ActorGroup, role: str, numbers: Sequence[int]) -> list[Any]:
+async def _hire(plan: ActorPlan, places: Places, role: str, numbers: Sequence[int]) -> list[Any]:
     """Actors that are not started; on a cluster only after their nodes were made ready."""
     cluster = plan.cluster
     if role == WORKER:  # beside the driver
         options = cluster.driver_options if cluster is not None else {}
         assert plan.worker is not None
-        return [spawn_worker(plan.worker, number, group, options) for number in numbers]
+        return [spawn_worker(plan.worker, number, places, options) for number in numbers]
     names = [f"{role}-{number}" for number in numbers]
 
     async def spawn() -> list[Any]:
@@ -220,20 +219,20 @@ async def _hire(plan: ActorPlan, group: ActorGroup, role: str, numbers: Sequence
     return await (spawn() if cluster is None else cluster.hire(names, spawn))
 
 
-async def _introduce(group: ActorGroup, slot: ActorSlot) -> None:
+async def _introduce(places: Places, slot: ActorSlot) -> None:
     """Tells dialogue workers which engines there are: they hold handles of their own.
 
     Returns when engines that are no longer among them owe nothing to any worker.
     """
     roles: tuple[str, ...] = ENGINES
     if slot.role in ENGINES:
-        roles, workers = (slot.role,), list(group.places[WORKER])
+        roles, workers = (slot.role,), list(places[WORKER])
     elif slot.role == WORKER:  # while it started, engines may have been replaced
         workers = slot.actors
     else:
         return
     # Every call leaves at once, in the order in which engines came and went.
-    calls = [worker.meet.remote(r, list(group.places[r])) for worker in workers for r in roles]
+    calls = [worker.meet.remote(r, list(places[r])) for worker in workers for r in roles]
     for call in asyncio.as_completed([remote(call) for call in calls]):
         with contextlib.suppress(ActorDied):  # the next one there is told when it has started
             await call
@@ -241,8 +240,7 @@ async def _introduce(group: ActorGroup, slot: ActorSlot) -> None:
 
 async def stop_actors(group: ActorGroup) -> None:
     """Ends every actor, and what brings them back."""
-    if group.supervisor is not None:
-        await group.supervisor.close()
+    await group.supervisor.close()
     if group.turns is not None:
         await group.turns.close()
     await end_actors(group.all())
@@ -289,13 +287,13 @@ def spawn_engine(plan: ActorPlan, role: str, number: int) -> Any:
 
 
 def spawn_worker(
-    spec: WorkerSpec, number: int, group: ActorGroup, options: Mapping[str, Any] | None = None
+    spec: WorkerSpec, number: int, places: Places, options: Mapping[str, Any] | None = None
 ) -> Any:
     """The actor of one dialogue worker, which is not started yet. The engines must be there."""
     # One thread: workers share the cores among themselves, and with the engines on a small machine.
     one_thread = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     actor = actor_class(DialogueWorker, 0, one_thread, options)
-    return actor.remote(spec, number, *(group.places[role] for role in ENGINES))
+    return actor.remote(spec, number, *(places[role] for role in ENGINES))
 
 
 def _spawn_scorer(plan: ActorPlan, number: int) -> Any:

@@ -75,9 +75,7 @@ class World:
         cores = list(range(num_cores))
         placement = place(config, cores, num_gpus)
         self.plan = ActorPlan(config, placement, Path("m0"), Path("m0"), Path("logs"))
-        self.group = ActorGroup(
-            {role: [Engine(seat.actor) for seat in placement.of(role)] for role in ENGINES}
-        )
+        places = {role: [Engine(seat.actor) for seat in placement.of(role)] for role in ENGINES}
         self.said: list[str] = []
         self.killed: list[str] = []
         self.hired: dict[str, str | None] = {}  # the cores of each
@@ -86,28 +84,28 @@ class World:
         slots = [
             ActorSlot(role, engines, (n,), nobody, ping)
             for role in ("questioner", "roleplayer")
-            for engines in [self.group.places[role]]
+            for engines in [places[role]]
             for n in range(len(engines))
         ]
-        self.group.supervisor = spawn.Supervisor(
+        self.supervisor = spawn.Supervisor(
             slots,
             HeldWeights("m0"),
             3,
             lambda actor: self.killed.append(actor.name),
             self.said.append,
         )
-        self.supervisor = self.group.supervisor
+        self.group = ActorGroup(places, self.supervisor)
         self.scaler = Scaler(self.plan, self.group, cores, num_gpus, self.said.append)
         self.prepare: Callable[[FakeActor], None] = lambda actor: None
 
-    def slot(self, plan: ActorPlan, group: ActorGroup, role: str, number: int) -> ActorSlot:
+    def slot(self, plan: ActorPlan, places: spawn.Places, role: str, number: int) -> ActorSlot:
         async def hire() -> list[Any]:
             actor = Engine(f"{role}-{number}")
             self.prepare(actor)
             self.hired[actor.name] = plan.seats[actor.name].cores
             return [actor]
 
-        return ActorSlot(role, group.places[role], (number,), hire, ping)
+        return ActorSlot(role, places[role], (number,), hire, ping)
 
     def scale(self, **targets: int) -> str:
         return asyncio.run(self.scaler.scale(targets))
