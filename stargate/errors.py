@@ -72,6 +72,22 @@ class EngineError(StargateError):
     exit_code = ExitCode.ENGINE
 
 
+class OracleError(StargateError):
+    """The Oracle's server rejects what we send (key, model, parameters), or does not answer at all:
+    the run stops. Single requests that fail become results, not exceptions.
+    """
+
+    exit_code = ExitCode.ORACLE
+
+
+class BudgetError(StargateError):
+    """The next call of the Oracle could cost more than `max_cost` allows. What was answered so far
+    is kept.
+    """
+
+    exit_code = ExitCode.BUDGET
+
+
 class RecordDropped(StargateError):
     """One record can't be used. It is dropped and counted under `reason`; the run goes on.
 

@@ -24,13 +24,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from stargate.config.oracle import AzureOracleConfig, RemoteOracleConfig
-from stargate.errors import DataError, StargateError, one_line
+from stargate.errors import DataError, OracleError, StargateError, one_line
 from stargate.monitoring.waiting import Waiting
 from stargate.oracle.answers import MalformedReply, parse_reply
 from stargate.oracle.api_key import ApiKey, LogMask, read_api_key
 from stargate.oracle.base import CachedOracle, Question
 from stargate.oracle.cost import Reservation, typical_usage
-from stargate.oracle.errors import OracleError
 from stargate.oracle.failures import Failure, FailureKind, failure_of_status
 from stargate.oracle.keys import server_identity
 from stargate.oracle.limits import RateLimiter

@@ -17,10 +17,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from stargate.config.oracle import CostConfig, PriceConfig
-from stargate.errors import ConfigError
+from stargate.errors import BudgetError, ConfigError
 from stargate.oracle.cache import KEY_LOCKS
 from stargate.oracle.database import Database
-from stargate.oracle.errors import BudgetError
 from stargate.oracle.records import ChatRequest, Usage
 
 NANOS = 1_000_000_000

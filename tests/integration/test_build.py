@@ -18,10 +18,9 @@ from stargate.data.build.folder import BuildFolder
 from stargate.data.build.prompts import load_build_prompts
 from stargate.data.build.report import GoldReport
 from stargate.data.dataset import read_dataset
-from stargate.errors import DataError
+from stargate.errors import BudgetError, DataError, OracleError
 from stargate.launch.cli import main
 from stargate.monitoring.progress import PlainProgress
-from stargate.oracle.errors import BudgetError, OracleError
 from stargate.oracle.open import open_oracle
 from tests.fakes.build_answers import behave, build_config, kind_of
 from tests.fakes.misbehaving_server import MisbehavingServer, Raw, completion

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from stargate.config.oracle import CostConfig, RetryConfig
-from stargate.errors import ConfigError, MachineError
+from stargate.errors import BudgetError, ConfigError, MachineError, OracleError
 from stargate.oracle.client import Oracle
-from stargate.oracle.errors import BudgetError, OracleError
 from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult
 from tests.fakes.misbehaving_server import Behaviour, MisbehavingServer, Raw, Seen
 from tests.fakes.oracle_cases import PRICED, ask, complete_all, config, with_oracle

@@ -17,7 +17,7 @@ from stargate.oracle.cache import AnswerCache
 from stargate.oracle.database import Database, RangeLocks
 from tests.fakes.misbehaving_server import MisbehavingServer, answer_to
 from tests.fakes.oracle_worker import CONCURRENCY
-from tests.unit.oracle.test_cache import REQUEST, nothing, reply, with_cache
+from tests.unit.oracle.test_cache import REQUEST, nothing, reply, run_and_die, with_cache
 
 pytestmark = pytest.mark.integration
 
@@ -159,10 +159,7 @@ def _lock_and_die(path: Path) -> None:
 
 def test_locks_die_with_their_process(tmp_path: Path) -> None:
     path = tmp_path / "c.lock"
-    process = multiprocessing.get_context("spawn").Process(target=_lock_and_die, args=(path,))
-    process.start()
-    process.join(30)
-    assert process.exitcode == 9
+    run_and_die(_lock_and_die, path)
     mine, other = RangeLocks(path), RangeLocks(path)
     assert mine.try_lock(7)
     assert not other.try_lock(7)

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from stargate.config.oracle import CostConfig, OpenAIOracleConfig, PriceConfig
+from stargate.errors import OracleError
 from stargate.oracle.client import Oracle
-from stargate.oracle.errors import OracleError
 from stargate.oracle.records import AnswerStatus, ChatRequest, JsonSchema, chat
 from stargate.resources.embedded import ensure_embedded_model
 from stargate.resources.machine import free_port

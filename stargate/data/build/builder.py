@@ -27,11 +27,10 @@ from stargate.data.build.sources import read_build_personas, read_build_tasks
 from stargate.data.cleaning import Cleaner
 from stargate.data.dataset import Dataset
 from stargate.data.findings import ImportReport
-from stargate.errors import DataError
+from stargate.errors import DataError, OracleError
 from stargate.monitoring.progress import Progress, Stage
 from stargate.oracle.base import CachedOracle
 from stargate.oracle.cost import Estimate
-from stargate.oracle.errors import OracleError
 from stargate.oracle.records import ChatResult, Complete
 from stargate.types import Persona, Task
 

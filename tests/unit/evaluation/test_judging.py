@@ -8,7 +8,7 @@ import pytest
 
 from stargate.config.judge import ApiBackend, JudgeConfig
 from stargate.config.oracle import OpenAIOracleConfig
-from stargate.errors import ConfigError, DataError
+from stargate.errors import ConfigError, DataError, OracleError
 from stargate.evaluation.comparisons import (
     ComparedResponse,
     Comparison,
@@ -29,7 +29,6 @@ from stargate.evaluation.qualification import qualify
 from stargate.evaluation.statistics import BootstrapConfig
 from stargate.evaluation.verdicts import VERDICT_SCHEMA, Verdict
 from stargate.evaluation.win_rate import WinRate, win_rate
-from stargate.oracle.errors import OracleError
 from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, JsonSchema
 from stargate.records.schemas import SCHEMAS, Row
 from stargate.records.store import RunStore

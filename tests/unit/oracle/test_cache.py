@@ -38,6 +38,14 @@ def count(database: Database) -> int:
     return int(number)
 
 
+def run_and_die(target: Callable[[Path], None], path: Path) -> None:
+    """Runs `target` in a process of its own, which ends by os._exit(9)."""
+    process = multiprocessing.get_context("spawn").Process(target=target, args=(path,))
+    process.start()
+    process.join(30)
+    assert process.exitcode == 9
+
+
 def nothing(connection: sqlite3.Connection) -> None:
     pass
 

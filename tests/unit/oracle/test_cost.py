@@ -1,7 +1,6 @@
 """Money: arithmetic, estimate, the cap before each call, the meter after it."""
 
 import asyncio
-import multiprocessing
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable
@@ -11,7 +10,7 @@ from typing import TypeVar
 import pytest
 
 from stargate.config.oracle import CostConfig, PriceConfig
-from stargate.errors import ConfigError
+from stargate.errors import BudgetError, ConfigError
 from stargate.oracle.cost import (
     Estimate,
     Ledger,
@@ -23,8 +22,8 @@ from stargate.oracle.cost import (
     typical_usage,
 )
 from stargate.oracle.database import Database
-from stargate.oracle.errors import BudgetError
 from stargate.oracle.records import ChatRequest, JsonSchema, Usage, chat
+from tests.unit.oracle.test_cache import run_and_die
 
 T = TypeVar("T")
 MINI = PriceConfig(input_per_million=0.15, output_per_million=0.6)
@@ -173,10 +172,7 @@ def _reserve_and_die(path: Path) -> None:
 
 def test_what_died_in_flight_counts_as_paid(tmp_path: Path) -> None:
     path = tmp_path / "c.sqlite"
-    process = multiprocessing.get_context("spawn").Process(target=_reserve_and_die, args=(path,))
-    process.start()
-    process.join(30)
-    assert process.exitcode == 9
+    run_and_die(_reserve_and_die, path)
 
     async def work(ledger: Ledger) -> Meter:
         await ledger.recover()

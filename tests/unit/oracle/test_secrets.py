@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from stargate.config.oracle import OpenAIOracleConfig, RetryConfig
-from stargate.errors import ConfigError
+from stargate.errors import ConfigError, OracleError
 from stargate.oracle.api_key import ApiKey, read_api_key
 from stargate.oracle.client import Oracle
-from stargate.oracle.errors import OracleError
 from stargate.oracle.records import ChatRequest, chat
 from tests.fakes.misbehaving_server import Behaviour, MisbehavingServer, Raw, Seen, completion
 
