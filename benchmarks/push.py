@@ -232,11 +232,8 @@ async def _answer(engine: Any, spec: EngineSpec) -> tuple[int, ...]:
 
 async def _stop(engine: Any) -> float:
     """Ends the engine in order; seconds that it took."""
-    import ray
-
-    from stargate.actors.rpc.remote import remote
+    from stargate.actors.runtime.spawn import end_actors
 
     started = time.perf_counter()
-    await remote(engine.shutdown.remote())
-    ray.kill(engine)
+    await end_actors([engine])
     return time.perf_counter() - started

@@ -2,7 +2,7 @@
 
     a benchmark module: RATIOS, configure(parser), measure(args, say) -> Measurement
     Measurement + this machine -> one JSON line (`record`) and a card for the screen (`card`)
-    that line, in a file -> is a ratio worse than before, or than the baseline? (`compare`)
+    that line, in a file -> is a ratio worse than before, or than the baseline? (`Ratio.loss`)
 
 A ratio travels between machines, an absolute time does not: goals and comparisons are about ratios.
 """
@@ -37,6 +37,10 @@ class Ratio:
 
     def reached(self, value: float) -> bool:
         return value >= self.goal if self.higher_is_better else value <= self.goal
+
+    def loss(self, before: float, now: float) -> float:
+        """The share that was lost; below 0 it was a gain."""
+        return 1.0 - (now / before if self.higher_is_better else before / now)
 
     @property
     def aim(self) -> str:
@@ -116,35 +120,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_rounded(item) for item in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One ratio, before and now. `loss` is the share that was lost; below 0 it was a gain."""
-
-    name: str
-    before: float
-    now: float | None
-    loss: float
-
-    @property
-    def fell(self) -> bool:
-        return self.loss > MAX_LOSS
-
-
-def compare(
-    before: Mapping[str, Any], now: Mapping[str, Any], ratios: Mapping[str, Ratio]
-) -> list[Comparison]:
-    """Every ratio of `before`. One that is no longer measured has fallen as far as it can."""
-    found = []
-    for name, old in before["ratios"].items():
-        new = now["ratios"].get(name)
-        if new is None:
-            found.append(Comparison(name, old, None, 1.0))
-            continue
-        rising = ratios[name].higher_is_better if name in ratios else True
-        found.append(Comparison(name, old, new, 1.0 - (new / old if rising else old / new)))
-    return found
 
 
 def read_result(file: Path) -> dict[str, Any]:

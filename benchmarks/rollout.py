@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from stargate.benchmarks.options import positive
 from stargate.benchmarks.results import Measurement, Ratio, Say
 from stargate.benchmarks.rollout_figures import (
+    QUESTIONER,
+    ROLEPLAYER,
     percentile,
     role_figures,
-    step_figures,
     turn_seconds,
 )
 from stargate.config.files import load_config
@@ -128,9 +129,10 @@ async def _measure(
     progress = PlainProgress(sys.stderr)
     parts: dict[str, Any] = {"training": False, "scoring": False, "engine_class": MeasuredEngine}
     with TemporaryDirectory(prefix="stargate-bench-") as name:
-        folder = Path(name)
-        async with running_system(prepared, folder, Counters(), progress, **parts) as running:
-            stand = Stand(running, folder / "run")
+        logs = Path(name) / "logs"
+        logs.mkdir()
+        async with running_system(prepared, logs, Counters(), progress, **parts) as running:
+            stand = Stand(running, Path(name))
             say("warming up")
             warm = await stand.pipeline(plans[:_WARM_UP_DIALOGUES])
             await stand.ceiling(warm.recorded)
@@ -181,17 +183,18 @@ def _measurement(
 def _figures(played: "Played") -> dict[str, Any]:
     """Figures of one pipeline pass."""
     latencies = turn_seconds(chain.from_iterable(played.recorded.values()))
-    figures: dict[str, Any] = {
+    num_calls = sum(record.num_calls for record in played.records.values())
+    return {
         "dialogues": len(played.dialogues),
         "dropped": played.num_dropped,
         "turns": played.num_turns,
         "turns_per_s": played.num_turns / played.seconds,
         "turn_p50_s": percentile(latencies, 0.50),
         "turn_p99_s": percentile(latencies, 0.99),
-        "remote_calls_per_turn": played.num_calls / max(1, played.num_turns),
+        "remote_calls_per_turn": num_calls / max(1, played.num_turns),
         "driver_cpu_s": played.cpu["driver"],
+        **{
+            role: role_figures(played.of_role(role), played.seconds)
+            for role in (QUESTIONER, ROLEPLAYER)
+        },
     }
-    for role, busy in played.busy_shares.items():
-        of_role = role_figures(played.served(role), played.seconds, busy)
-        figures[role] = of_role | step_figures(played.steps_of(role))
-    return figures

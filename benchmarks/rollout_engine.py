@@ -1,20 +1,20 @@
 """An engine that keeps what it was asked, so that the same work can be done again.
 
-    pipeline -> generate, each kept as Served -> served
+    pipeline -> generate, each kept as Served -> record
     Served -> replay: the same prompts and output lengths, as independent requests, all at once
 
 It also counts what vLLM reports at every step: how full the batch was, how long requests waited.
 """
 
 import asyncio
-import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from stargate.actors.engines.engine import Engine
 from stargate.actors.rpc.batched_calls import CallBatch, Delivery
-from stargate.benchmarks.rollout_figures import Served, StepFigures, Work
+from stargate.benchmarks.rollout_figures import EngineRecord, Served, StepFigures, Work
 from stargate.errors import EngineError
 from stargate.types import GenerateRequest, Generation
 
@@ -24,45 +24,32 @@ class MeasuredEngine(Engine):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._records: list[Served] = []
-        self._steps = StepFigures()
-        self._num_calls = 0
+        self._record = EngineRecord()
 
     async def generate(self, request: GenerateRequest) -> Generation:
         """Generates one text, and keeps the request with its output length."""
         submitted = time.perf_counter()
         generation = await super().generate(request)
         lengths = len(generation.token_ids), generation.num_cached_tokens
-        self._records.append(Served(request, *lengths, submitted, time.perf_counter()))
+        self._record.served.append(Served(request, *lengths, submitted, time.perf_counter()))
         return generation
 
     async def exchange(self, batch: CallBatch[GenerateRequest]) -> Delivery[Generation]:
         """Counts the remote calls that bring requests and fetch texts."""
-        self._num_calls += 1
+        self._record.num_calls += 1
         return await super().exchange(batch)
 
     async def reset(self) -> None:
         """Forgets prefix cache, records and figures, so that passes start equal."""
         if not await self._running().reset_prefix_cache():
             raise EngineError(f"{self.spec.role} engine: the prefix cache could not be reset")
-        self._records = []
-        self._steps = StepFigures()
-        self._num_calls = 0
+        self._record = EngineRecord(busy_seconds=-(await self.stats()).busy_seconds)
 
-    async def served(self) -> list[Served]:
-        """The requests since `reset`, in the order in which they came."""
-        return sorted(self._records, key=lambda one: one.submitted)
-
-    async def num_calls(self) -> int:
-        """Remote calls since `reset` that brought requests or fetched texts."""
-        return self._num_calls
-
-    async def steps(self) -> StepFigures:
-        """vLLM's own figures since `reset`."""
-        return self._steps
-
-    async def process_id(self) -> int:
-        return os.getpid()
+    async def record(self) -> EngineRecord:
+        """All that was done since `reset`; the requests in the order in which they came."""
+        busy = self._record.busy_seconds + (await self.stats()).busy_seconds
+        served = sorted(self._record.served, key=lambda one: one.submitted)
+        return replace(self._record, served=served, busy_seconds=busy)
 
     async def replay(self, requests: Sequence[Served]) -> Work:
         """Serves the same prompts with the same output lengths, all submitted at once."""
@@ -81,7 +68,7 @@ class MeasuredEngine(Engine):
         return Work.of(one.request, got, output.num_cached_tokens or 0)
 
     def _stat_loggers(self) -> list[Any] | None:
-        """vLLM asks each class for an object; this one adds to `_steps`, which `reset` replaces."""
+        """vLLM asks each class for an object; this one adds to the record of now."""
         from vllm.v1.metrics.loggers import StatLoggerBase
 
         engine = self
@@ -97,7 +84,7 @@ class MeasuredEngine(Engine):
                 mm_cache_stats: Any = None,
                 engine_idx: int = 0,
             ) -> None:
-                _add_step(engine._steps, scheduler_stats, iteration_stats)
+                _add_step(engine._record.steps, scheduler_stats, iteration_stats)
 
             def log_engine_initialized(self) -> None:
                 pass

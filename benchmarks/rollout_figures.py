@@ -54,6 +54,18 @@ class StepFigures:
     queue_seconds: list[float] = field(default_factory=list)
 
 
+@dataclass
+class EngineRecord:
+    """What one engine did in a pass. `num_calls`: remote calls that bring requests or fetch texts;
+    `busy_seconds`: with at least one request in flight.
+    """
+
+    served: list[Served] = field(default_factory=list)
+    num_calls: int = 0
+    busy_seconds: float = 0.0
+    steps: StepFigures = field(default_factory=StepFigures)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Phase:
     """All requests of one turn and role. Phases sort in the order of a lock-step loop."""
@@ -108,17 +120,19 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def role_figures(served: Sequence[Served], seconds: float, busy: float) -> dict[str, Any]:
-    """Figures of one role in one pass of `seconds`; `busy` is its engines' mean busy share."""
+def role_figures(engines: Sequence[EngineRecord], seconds: float) -> dict[str, Any]:
+    """Figures of one role's engines in one pass of `seconds`."""
+    served = [one for engine in engines for one in engine.served]
     prompt = sum(len(one.request.prompt_ids) for one in served)
     generated = sum(one.num_generated for one in served)
     return {
         "requests": len(served),
-        "busy_share": busy,
+        "busy_share": sum(engine.busy_seconds for engine in engines) / seconds / len(engines),
         "generated_tokens_per_s": generated / seconds,
         "tokens_per_text": generated / max(1, len(served)),
         "prompt_tokens_per_text": prompt / max(1, len(served)),
         "prefix_cache_hit_rate": sum(one.num_cached for one in served) / max(1, prompt),
+        **step_figures([engine.steps for engine in engines]),
     }
 
 

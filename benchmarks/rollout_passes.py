@@ -19,15 +19,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stargate.actors.engines.spec import EngineStats
 from stargate.actors.rpc.remote import remote
 from stargate.actors.runtime.spawn import end_actors, spawn_engine
 from stargate.benchmarks.processes import cpu_seconds, used
 from stargate.benchmarks.rollout_figures import (
     QUESTIONER,
     ROLEPLAYER,
+    EngineRecord,
     Served,
-    StepFigures,
     Work,
     phases,
     place_of,
@@ -56,25 +55,23 @@ class Played:
     seconds: float
     cpu: Mapping[str, float]
     num_dropped: int
-    recorded: Recorded
-    steps: Mapping[Engine, StepFigures]
-    busy_shares: Mapping[str, float]
-    num_calls: int
+    records: Mapping[Engine, EngineRecord]
 
     @property
     def num_turns(self) -> int:
         return sum(len(dialogue.turns) for dialogue in self.dialogues)
 
     @property
+    def recorded(self) -> Recorded:
+        return {engine: record.served for engine, record in self.records.items()}
+
+    @property
     def work(self) -> Work:
         served = chain.from_iterable(self.recorded.values())
         return sum((Work.of(s.request, s.num_generated, s.num_cached) for s in served), Work())
 
-    def served(self, role: str) -> list[Served]:
-        return list(chain.from_iterable(_of_role(self.recorded, role)))
-
-    def steps_of(self, role: str) -> list[StepFigures]:
-        return _of_role(self.steps, role)
+    def of_role(self, role: str) -> list[EngineRecord]:
+        return [record for (name, _), record in self.records.items() if name == role]
 
 
 @dataclass(frozen=True)
@@ -90,11 +87,12 @@ class Replayed:
 class Stand:
     """Running engines, and the passes over them."""
 
-    def __init__(self, running: RunningSystem, folder: Path) -> None:
+    def __init__(self, running: RunningSystem, run_dir: Path) -> None:
         self._plan, self._actor_group = running.plan, running.actor_group
+        self._run_dir = run_dir
         config = running.prepared.config
         self._max_concurrent = config.rollout.max_concurrent_dialogues
-        roles, context = running.open(config, RunStore(folder), Counters())
+        roles, context = running.open(config, RunStore(run_dir), Counters())
         self._play = context.player(roles)
 
     async def pipeline(self, plans: Sequence[DialoguePlan]) -> Played:
@@ -112,21 +110,9 @@ class Stand:
             played = await asyncio.gather(*(one(plan) for plan in plans))
             return [dialogue for dialogue in played if dialogue is not None]
 
-        busy = await self._busy()
         dialogues, seconds, cpu = await self._timed(all_of_them)
-        return Played(
-            dialogues=dialogues,
-            seconds=seconds,
-            cpu=cpu,
-            num_dropped=len(plans) - len(dialogues),
-            recorded=await self._of_each("served"),
-            steps=await self._of_each("steps"),
-            busy_shares={
-                role: (after - busy[role]) / seconds / len(self._actor_group.places[role])
-                for role, after in (await self._busy()).items()
-            },
-            num_calls=sum((await self._of_each("num_calls")).values()),
-        )
+        dropped = len(plans) - len(dialogues)
+        return Played(dialogues, seconds, cpu, dropped, await self._of_each("record"))
 
     async def ceiling(self, recorded: Recorded) -> Replayed:
         """All requests at once, on all engines of both roles."""
@@ -159,11 +145,11 @@ class Stand:
     ) -> tuple[_Done, float, dict[str, float]]:
         """What comes of work that begins with empty caches, its seconds, and CPU seconds."""
         await self._of_each("reset")
-        before = await self._cpu()
+        before = cpu_seconds(self._run_dir)
         started = time.perf_counter()
         done = await work()
         seconds = time.perf_counter() - started
-        return done, seconds, used(before, await self._cpu())
+        return done, seconds, used(before, cpu_seconds(self._run_dir))
 
     async def _replay(self, recorded: Recorded) -> Work:
         calls = [
@@ -187,18 +173,6 @@ class Stand:
         }
         calls = (remote(getattr(engine, method).remote()) for engine in engines.values())
         return dict(zip(engines, await asyncio.gather(*calls), strict=True))
-
-    async def _busy(self) -> dict[str, float]:
-        stats: dict[Engine, EngineStats] = await self._of_each("stats")
-        return {role: sum(one.busy_seconds for one in _of_role(stats, role)) for role in ROLES}
-
-    async def _cpu(self) -> dict[str, float]:
-        pids = await self._of_each("process_id")
-        return cpu_seconds({role: _of_role(pids, role) for role in ROLES})
-
-
-def _of_role(found: Mapping[Engine, _Done], role: str) -> list[_Done]:
-    return [one for (name, _), one in found.items() if name == role]
 
 
 def _by_phase(recorded: Recorded) -> Iterator[tuple[str, Recorded]]:

@@ -17,7 +17,7 @@ from stargate.algorithm.selection import select
 from stargate.benchmarks import chaos, chaos_records
 from stargate.benchmarks.chaos import Chaos, _is_of, _victims
 from stargate.benchmarks.chaos_records import Findings, due_dialogues, examine
-from stargate.benchmarks.processes import Found, left_over, processes_of
+from stargate.benchmarks.processes import Found, cpu_seconds, left_over, processes_of
 from stargate.config.run import RunConfig
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.records.schemas import dialogue_row, record_row
@@ -49,6 +49,8 @@ def test_processes_are_known_by_the_log_that_they_write_to(tmp_path: Path) -> No
     for name, log in (
         ("VLLM::Worker", logs / "roleplayer-0.log"),
         ("ray::Engine.gen", logs / "questioner-12.log"),
+        ("VLLM::EngineCor", logs / "questioner-12.log"),
+        ("ray::MeasuredEn", logs / "questioner-3.log"),  # of the rollout benchmark
         ("resource", logs / "scorer-0.log"),  # some helper of an actor's
         ("ray::Scorer", tmp_path / "scorer-0.log"),  # of another run
     ):
@@ -57,12 +59,17 @@ def test_processes_are_known_by_the_log_that_they_write_to(tmp_path: Path) -> No
         with log.open("w") as out:
             started.append(subprocess.Popen([program, "60"], stdout=out))
     try:
-        worker, engine, helper, _ = (process.pid for process in started)
+        worker, engine, core, measured, helper, _ = (process.pid for process in started)
         assert processes_of(tmp_path) == [
             Found(engine, "questioner", "questioner-12"),
+            Found(core, "questioner-core", "questioner-12"),
+            Found(measured, "questioner", "questioner-3"),
             Found(worker, "roleplayer-worker", "roleplayer-0"),
         ]
-        assert set(left_over(tmp_path)) == {worker, engine, helper}
+        assert set(left_over(tmp_path)) == {worker, engine, core, measured, helper}
+        assert cpu_seconds(tmp_path).keys() == {
+            *("driver", "questioner_front_end", "questioner_core", "roleplayer_worker", "others")
+        }
     finally:
         for process in started:
             process.kill()

@@ -2,9 +2,10 @@
 
 import pytest
 
-from stargate.benchmarks.processes import engine_part, used
+from stargate.benchmarks.processes import used
 from stargate.benchmarks.rollout import workload_overrides
 from stargate.benchmarks.rollout_figures import (
+    EngineRecord,
     Phase,
     Served,
     StepFigures,
@@ -82,7 +83,9 @@ def test_role_figures() -> None:
         text("d/q0", num_prompt=30),
         text("d/q1", num_prompt=50, num_cached=32, num_generated=15),
     ]
-    assert role_figures(served, seconds=4.0, busy=0.75) == {
+    engines = [EngineRecord(served, busy_seconds=4.0), EngineRecord(busy_seconds=2.0)]
+    figures = role_figures(engines, seconds=4.0)
+    assert figures == step_figures([engine.steps for engine in engines]) | {
         "requests": 2,
         "busy_share": 0.75,
         "generated_tokens_per_s": 5.0,
@@ -108,11 +111,6 @@ def test_step_figures_of_several_engines() -> None:
         "queue_p50_s": 0.1,
         "queue_p99_s": 0.1,
     }
-
-
-def test_parts_of_an_engine_by_their_process_titles() -> None:
-    titles = ["VLLM::Worker", "VLLM::EngineCore", "ray::MeasuredEngine.exchange", "python"]
-    assert [engine_part(title) for title in titles] == ["worker", "core", "front_end", "front_end"]
 
 
 def test_used_cpu_counts_processes_that_came_later() -> None:
