@@ -7,20 +7,20 @@ Texts are not compared: an engine's batches differ with timing, and with them a 
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stargate.algorithm.scoring import GoldScoring
 from stargate.algorithm.selection import select
-from stargate.config.run import RolloutConfig
+from stargate.evaluation.playing import plan_evaluation
 from stargate.launch.setup import Prepared
 from stargate.records.schemas import dialogue_from_row
 from stargate.records.store import RunStore
 from stargate.resources.models import context_length
 from stargate.rollout.dialogue import plan_dialogues
 from stargate.seeds import derive_seed
-from stargate.types import Dialogue, DialogueScore, Pair, Selection
+from stargate.types import Dialogue, DialoguePlan, DialogueScore, Pair, Selection
 
 # What a float32 score may differ by (nats): other requests shared its batch.
 SCORE_NOISE = 0.02
@@ -46,28 +46,19 @@ class Due:
 def due_dialogues(prepared: Prepared) -> dict[str, Due]:
     """All dialogues that a run plays, by id: those of its iterations and of its evaluations."""
     config = prepared.config
-    due: dict[str, Due] = {}
+    planned: list[tuple[int, Sequence[DialoguePlan]]] = []  # with the policy's version
     for number in range(config.schedule.num_iterations):
         pairs = prepared.train_pairs(number)
-        for plans in plan_dialogues(pairs, f"t{number}", config.seed, config.rollout):
-            due |= {plan.dialogue_id: Due(plan.num_turns, plan.seed, number) for plan in plans}
+        drawn = plan_dialogues(pairs, f"t{number}", config.seed, config.rollout)
+        planned += [(number, plans) for plans in drawn]
     if config.evaluation.enabled:
         for version in range(config.schedule.num_iterations + 1):
-            due |= dict(_due_to_test(version, prepared))
-    return due
-
-
-def _due_to_test(version: int, prepared: Prepared) -> Iterator[tuple[str, Due]]:
-    config = prepared.config
-    for pairs, count in (
-        (prepared.test_pairs.scored, config.evaluation.num_dialogues),
-        (prepared.test_pairs.needless, 1),
-    ):
-        rollout = RolloutConfig(num_dialogues=count, turns=(config.evaluation.num_turns,))
-        for plans in plan_dialogues(pairs, "eval", config.seed, rollout):
-            for plan in plans:
-                name = f"eval-m{version}/{plan.pair.id}/{plan.index}"
-                yield name, Due(plan.num_turns, plan.seed, version)
+            planned.append((version, plan_evaluation(version, prepared.test_pairs, config)))
+    return {
+        plan.dialogue_id: Due(plan.num_turns, plan.seed, version)
+        for version, plans in planned
+        for plan in plans
+    }
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,6 +48,7 @@ RATIOS: Mapping[str, Ratio] = {
 }
 SEQUENTIAL, STREAMED = "sequential", "streamed"
 _SCOPE = "t0"
+_STAGES = ("rollout", "score", "respond")  # of pair_steps.py
 _WARM_PAIRS = 2
 # The first version that m_0 is pushed under again; below it are those that training makes.
 _FIRST_VERSION = 10
@@ -82,56 +83,35 @@ def measure(args: argparse.Namespace, say: Say) -> Measurement:
     return asyncio.run(_measure(prepared, args.rounds, not args.no_train, say))
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stage of one pair: seconds on one clock."""
-
-    stage: str
-    start: float
-    end: float
-
-
-@dataclass
 class Timeline(Counters):
-    """Counters that also remember when each span was."""
+    """Counters that also know for how long every two stages ran at the same time."""
 
-    spans: list[Span] = field(default_factory=list)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._either = Counters()  # of every two stages, by both names
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            with super().span(name):
-                yield
-        finally:
-            self.spans.append(Span(name, started, time.perf_counter()))
+        with ExitStack() as spans:
+            spans.enter_context(super().span(name))
+            for two in combinations(_STAGES, 2):
+                if name in two:
+                    spans.enter_context(self._either.span("+".join(two)))
+            yield
 
+    def stages(self) -> dict[str, float]:
+        """Wall time of each stage, whichever pair it ran for."""
+        return {name: self.stage_seconds.get(name, 0.0) for name in _STAGES}
 
-def stage_seconds(spans: Iterable[Span]) -> dict[str, float]:
-    """Wall time of each stage, whichever pair it ran for."""
-    stages: dict[str, list[Span]] = {}
-    for span in sorted(spans, key=lambda span: span.start):
-        stages.setdefault(span.stage, []).append(span)
-    return {stage: _wall_seconds(of_stage) for stage, of_stage in stages.items()}
-
-
-def shared_seconds(spans: Sequence[Span]) -> dict[str, float]:
-    """For every two stages, by "one+other": the seconds at which both ran."""
-    alone = stage_seconds(spans)
-    shared = {}
-    for one, other in combinations(alone, 2):
-        either = _wall_seconds([span for span in spans if span.stage in (one, other)])
-        shared[f"{one}+{other}"] = max(0.0, alone[one] + alone[other] - either)
-    return shared
-
-
-def _wall_seconds(spans: Iterable[Span]) -> float:
-    """The time in which any of them ran."""
-    seconds, end = 0.0, float("-inf")
-    for span in sorted(spans, key=lambda span: span.start):
-        seconds += max(0.0, span.end - max(span.start, end))
-        end = max(end, span.end)
-    return seconds
+    def shared_seconds(self) -> dict[str, float]:
+        """For every two stages, by "one+other": the seconds at which both ran."""
+        alone, either = self.stages(), self._either.stage_seconds
+        return {
+            f"{one}+{other}": max(
+                0.0, alone[one] + alone[other] - either.get(f"{one}+{other}", 0.0)
+            )
+            for one, other in combinations(_STAGES, 2)
+        }
 
 
 def idle_shares(
@@ -151,12 +131,14 @@ class Played:
     idle: dict[str, float]  # share of `seconds` by actor and by core
     selections: dict[str, str]  # pair -> dialogue
     examples: dict[str, tuple[int, ...]]  # pair -> token ids
-    train_seconds: float = 0.0
-    push_seconds: float = 0.0
 
     @property
-    def generated_tokens(self) -> int:
-        return sum(self.timeline.generated_tokens.values())
+    def train_seconds(self) -> float:
+        return self.timeline.stage_seconds.get("train", 0.0)
+
+    @property
+    def push_seconds(self) -> float:
+        return self.timeline.stage_seconds.get("push", 0.0)
 
 
 async def _measure(prepared: Prepared, rounds: int, train: bool, say: Say) -> Measurement:
@@ -219,13 +201,13 @@ def _describe(ones: Sequence[Played]) -> dict[str, Any]:
     last = ones[-1]
     return {
         "seconds": [one.seconds for one in ones],
-        "stage_s": stage_seconds(last.timeline.spans),
-        "at_the_same_time_s": shared_seconds(last.timeline.spans),
+        "stage_s": last.timeline.stages(),
+        "at_the_same_time_s": last.timeline.shared_seconds(),
         "idle_share": last.idle,
         "train_s": last.train_seconds,
         "push_s": last.push_seconds,
         "dialogues": sum(last.timeline.dialogues.values()),
-        "generated_tokens": last.generated_tokens,
+        "generated_tokens": sum(last.timeline.generated_tokens.values()),
         "examples": len(last.examples),
         "dropped": sum(last.timeline.dropped.values()),
     }
@@ -267,8 +249,6 @@ class _Bench:
             examples={
                 row["pair_id"]: tuple(row["input_ids"]) for row in store.read(_SCOPE, "examples")
             },
-            train_seconds=timeline.stage_seconds.get("train", 0.0),
-            push_seconds=timeline.stage_seconds.get("push", 0.0),
         )
 
     async def _busy_seconds(self) -> dict[str, float]:

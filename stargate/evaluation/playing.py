@@ -9,7 +9,7 @@ one with more dialogues per pair plays only the new ones.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from stargate.config.run import RolloutConfig
+from stargate.config.run import RolloutConfig, RunConfig
 from stargate.records.schemas import dialogue_from_row
 from stargate.rollout.dialogue import plan_dialogues
 from stargate.rollout.tasks import run_bounded
@@ -52,9 +52,7 @@ async def play_all(
     Returns them by pair id, by index. A dialogue that can't be finished is dropped and counted.
     """
     scope = scope_of(version)
-    settings = context.config.evaluation
-    plans = _plans(scope, pairs.scored, settings.num_dialogues, context)
-    plans += _plans(scope, pairs.needless, 1, context)
+    plans = plan_evaluation(version, pairs, context.config)
     finished = {
         dialogue.id: dialogue
         for dialogue in map(dialogue_from_row, context.store.read(scope, "dialogues"))
@@ -75,16 +73,17 @@ async def play_all(
     return played
 
 
-def _plans(
-    scope: str, pairs: Sequence[Pair], num_dialogues: int, context: RunContext
-) -> list[DialoguePlan]:
-    settings = context.config.evaluation
-    rollout = RolloutConfig(num_dialogues=num_dialogues, turns=(settings.num_turns,))
-    # One scope of seeds for all checkpoints: m_0 and m_1 meet the same draws, so their difference
-    # is less noisy.
-    planned = plan_dialogues(pairs, "eval", context.config.seed, rollout)
-    return [
-        replace(plan, dialogue_id=f"{scope}/{plan.pair.id}/{plan.index}")
-        for of_pair in planned
-        for plan in of_pair
-    ]
+def plan_evaluation(version: int, pairs: EvaluationPairs, config: RunConfig) -> list[DialoguePlan]:
+    """What is drawn for the dialogues of m_`version`: those of scored pairs, then of the others."""
+    plans = []
+    counted = (pairs.scored, config.evaluation.num_dialogues), (pairs.needless, 1)
+    for of_kind, num_dialogues in counted:
+        rollout = RolloutConfig(num_dialogues=num_dialogues, turns=(config.evaluation.num_turns,))
+        # One scope of seeds for all checkpoints: m_0 and m_1 meet the same draws, so their
+        # difference is less noisy.
+        for of_pair in plan_dialogues(of_kind, "eval", config.seed, rollout):
+            plans += [
+                replace(plan, dialogue_id=f"{scope_of(version)}/{plan.pair.id}/{plan.index}")
+                for plan in of_pair
+            ]
+    return plans

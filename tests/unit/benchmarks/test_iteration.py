@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 
@@ -11,13 +12,10 @@ from stargate.benchmarks.iteration import (
     SEQUENTIAL,
     STREAMED,
     Played,
-    Span,
     Timeline,
     _Bench,
     idle_shares,
     same_share,
-    shared_seconds,
-    stage_seconds,
     summarise,
 )
 from stargate.config.run import RunConfig
@@ -37,24 +35,40 @@ from tests.unit.test_pair_steps import (
     say,
 )
 
+# Stage, beginning and end.
 SPANS = [
-    Span("rollout", 0.0, 4.0),
-    Span("rollout", 1.0, 5.0),  # with the first one: 0-5
-    Span("rollout", 7.0, 8.0),
-    Span("score", 4.0, 6.0),
-    Span("score", 7.5, 9.0),
-    Span("respond", 9.0, 10.0),
+    ("rollout", 0.0, 4.0),
+    ("rollout", 1.0, 5.0),  # with the first one: 0-5
+    ("rollout", 7.0, 8.0),
+    ("score", 4.0, 6.0),
+    ("score", 7.5, 9.0),
+    ("respond", 9.0, 10.0),
 ]
 
 
+def timeline_of_spans() -> Timeline:
+    """What is counted by a clock that stands at the spans' beginnings and ends."""
+    timeline, open_spans = Timeline(), {}
+    ends = [(at, number) for number, (_, *both) in enumerate(SPANS) for at in both]
+    for at, number in sorted(ends):
+        with patch("time.perf_counter", return_value=at):
+            if number in open_spans:
+                open_spans[number].__exit__(None, None, None)
+            else:
+                open_spans[number] = timeline.span(SPANS[number][0])
+                open_spans[number].__enter__()
+    return timeline
+
+
 def test_seconds_of_stages_and_what_they_share() -> None:
-    assert stage_seconds(SPANS) == {"rollout": 6.0, "score": 3.5, "respond": 1.0}
-    assert shared_seconds(SPANS) == {
+    timeline = timeline_of_spans()
+    assert timeline.stages() == {"rollout": 6.0, "score": 3.5, "respond": 1.0}
+    assert timeline.shared_seconds() == {
         "rollout+score": 1.5,
         "rollout+respond": 0.0,
         "score+respond": 0.0,
     }
-    assert shared_seconds([]) == {}
+    assert set(Timeline().shared_seconds().values()) == {0.0}
 
 
 def test_idle_is_what_busy_leaves() -> None:
@@ -62,34 +76,27 @@ def test_idle_is_what_busy_leaves() -> None:
     assert idle_shares(before, after, 4.0) == {"a": 0.25, "b": 0.0}
 
 
-def test_a_timeline_counts_as_the_counters_do_and_keeps_the_times() -> None:
-    timeline = Timeline()
-    with timeline.span("score"), timeline.span("rollout"):
-        pass
-    assert [span.stage for span in timeline.spans] == ["rollout", "score"]
-    assert timeline.stage_seconds.keys() == {"rollout", "score"}
-    assert all(span.start <= span.end for span in timeline.spans)
-
-
 def test_what_only_one_side_has_is_not_the_same() -> None:
     assert same_share({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == pytest.approx(1 / 3)
     assert same_share({}, {}) == 1.0
 
 
-def played(side: str, seconds: float, **changes: object) -> Played:
-    timeline = Timeline(spans=list(SPANS))
+def played(
+    side: str, seconds: float, train: float = 0.0, push: float = 0.0, best: str = "p/1"
+) -> Played:
+    timeline = timeline_of_spans()
+    timeline.stage_seconds |= {"train": train, "push": push}
     timeline.generated_tokens["t0"] = 70
     timeline.dialogues["t0"] = 4
-    one = Played(side, seconds, timeline, {"core-0": 0.5}, {"p": "p/1"}, {"p": (1, 2)})
-    return replace(one, **changes)  # type: ignore[arg-type]
+    return Played(side, seconds, timeline, {"core-0": 0.5}, {"p": best}, {"p": (1, 2)})
 
 
 def test_the_ratio_is_of_medians_and_the_whole_includes_training() -> None:
     runs = [
         played(SEQUENTIAL, 30.0),
         played(STREAMED, 22.0),
-        played(STREAMED, 18.0, train_seconds=9.0, push_seconds=1.0, selections={"p": "p/0"}),
-        played(SEQUENTIAL, 20.0, train_seconds=10.0, push_seconds=1.0),
+        played(STREAMED, 18.0, train=9.0, push=1.0, best="p/0"),
+        played(SEQUENTIAL, 20.0, train=10.0, push=1.0),
     ]
     got = summarise(runs, {"pairs": 1})
     assert got.ratios == {"vs_sequential": 25.0 / 20.0}
