@@ -241,13 +241,9 @@ class SimulatedEngines(_Actor):
     async def reported_version(self, number: int) -> int:
         return self._engines[number].version
 
-    async def busy_seconds(self) -> list[float]:
-        """Of each engine."""
-        return [engine.busy_seconds for engine in self._engines]
-
-    async def mean_running(self) -> list[float]:
-        """Of each engine, while it was busy."""
-        return [e.seat_seconds / max(e.busy_seconds, 1e-9) for e in self._engines]
+    async def loads(self) -> list[tuple[float, float]]:
+        """Of each engine: seconds busy, and the mean number of requests running meanwhile."""
+        return [(e.busy_seconds, e.seat_seconds / max(e.busy_seconds, 1e-9)) for e in self._engines]
 
 
 class EngineHandle:

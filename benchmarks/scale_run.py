@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,13 @@ from stargate.benchmarks.scale_engines import (
     SimulatedEngines,
     SimulatedScorer,
     SimulatedTrainer,
-    Texts,
     make_texts,
 )
 from stargate.config.run import RunConfig
 from stargate.errors import DataError
 from stargate.launch.setup import Prepared, prepare
 from stargate.launch.system import RunningSystem, worker_spec
-from stargate.monitoring.progress import PlainProgress, Progress
+from stargate.monitoring.progress import PlainProgress
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore, table_files
 from stargate.resources.machine import GIB
@@ -115,25 +115,6 @@ class Played:
         return self.turns / self.seconds
 
 
-@dataclass
-class _Cluster:
-    """The actors of one setting. Several of its group's engines live in one host."""
-
-    hosts: list[Any]
-    group: ActorGroup
-    pids: Mapping[str, Sequence[int]]
-
-
-@dataclass(frozen=True)
-class _Materials:
-    """What all settings share; each has a config of its own."""
-
-    prepared: Prepared
-    progress: Progress
-    texts: Texts
-    pairs: list[Pair]
-
-
 class _CountingStore(RunStore):
     """A run directory that notes how many rows its part files got."""
 
@@ -147,12 +128,12 @@ class _CountingStore(RunStore):
 
 def play_settings(settings: Sequence[Setting], say: Say) -> list[Played]:
     """Plays one setting after the other on one Ray cluster."""
-    materials = _prepare(settings, say)
+    simulation = _Simulation(settings, say)
     start_ray(num_gpus=0)
     try:
         played = []
         for setting in settings:
-            found = asyncio.run(_play(setting, materials))
+            found = asyncio.run(simulation.play(setting))
             say(
                 f"simulated: {setting.num_engine_pairs} engine pairs ({setting.curve}), "
                 f"{found.dialogues} dialogues: {found.turns_per_s:,.1f} turns/s, "
@@ -165,18 +146,106 @@ def play_settings(settings: Sequence[Setting], say: Say) -> list[Played]:
         ray.shutdown()
 
 
-def _prepare(settings: Sequence[Setting], say: Say) -> _Materials:
-    from transformers import AutoTokenizer
+class _Simulation:
+    """Plays settings, each with a config of its own: model, texts and pairs are the same."""
 
-    # With one pair of engines: more have no place here, and take none.
-    prepared = prepare(replace(settings[0], num_engine_pairs=1).config, say, training=False)
-    starter = prepared.dataset.pairs("A")
-    tokenizer = AutoTokenizer.from_pretrained(prepared.base_model_dir)
-    limits = [*(setting.max_new_tokens for setting in settings), _RESPONSE_TOKENS]
-    texts = make_texts(tokenizer, "\n".join(pair.gold or "" for pair in starter), limits)
-    most = max(setting.num_dialogues for setting in settings)
-    pairs = make_pairs(starter, -(-most // _DIALOGUES_PER_PAIR))
-    return _Materials(prepared, PlainProgress(sys.stderr), texts, pairs)
+    def __init__(self, settings: Sequence[Setting], say: Say) -> None:
+        from transformers import AutoTokenizer
+
+        # With one pair of engines: more have no place here, and take none.
+        config = replace(settings[0], num_engine_pairs=1).config
+        self._prepared = prepare(config, say, training=False)
+        self._progress = PlainProgress(sys.stderr)
+        starter = self._prepared.dataset.pairs("A")
+        tokenizer = AutoTokenizer.from_pretrained(self._prepared.base_model_dir)
+        limits = [*(setting.max_new_tokens for setting in settings), _RESPONSE_TOKENS]
+        self._texts = make_texts(tokenizer, "\n".join(pair.gold or "" for pair in starter), limits)
+        most = max(setting.num_dialogues for setting in settings)
+        self._pairs = make_pairs(starter, -(-most // _DIALOGUES_PER_PAIR))
+
+    async def play(self, setting: Setting) -> Played:
+        pairs = self._pairs[: -(-setting.num_dialogues // _DIALOGUES_PER_PAIR)]
+        prepared, counters = replace(self._prepared, config=setting.config), Counters()
+        async with self._actors(prepared, setting) as (group, hosts, pids):
+            with tempfile.TemporaryDirectory(prefix="stargate-scale-") as folder:
+                store = _CountingStore(Path(folder))
+                running = RunningSystem(prepared, group, None, self._progress)
+                roles, context = running.open(setting.config, store, counters)
+                before = _cpu_seconds(pids)
+                started = time.perf_counter()
+                await run_iteration(0, pairs, roles, context)
+                iteration_seconds = time.perf_counter() - started
+                after = _cpu_seconds(pids)
+                turns = _check(store, pairs, counters)
+            loads = [load for host in hosts for load in await remote(host.loads.remote())]
+            calls = (
+                remote(actor.num_calls.remote()) for actor in (*hosts, *group.places["scorer"])
+            )
+            num_calls = sum([await call for call in calls])
+            stats = [await remote(worker.stats.remote()) for worker in group.places[WORKER]]
+        busy, requests = zip(*loads, strict=True)
+        num_calls += roles.play.num_calls if isinstance(roles.play, GuardedWorkers) else 0
+        return Played(
+            setting=setting,
+            dialogues=counters.dialogues[_SCOPE],
+            turns=turns,
+            seconds=counters.stage_seconds["rollout"],
+            iteration_seconds=iteration_seconds,
+            ray_calls_per_turn=num_calls / turns,
+            rows_per_file=store.rows_per_file,
+            engine_busy_share=sum(busy) / (len(busy) * iteration_seconds),
+            mean_requests_running=sum(requests) / len(requests),
+            driver_rss_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB,
+            worker_rss_gb=max((one.rss_bytes for one in stats), default=0) / GIB,
+            cpu_seconds={name: after[name] - before[name] for name in after},
+        )
+
+    @asynccontextmanager
+    async def _actors(
+        self, prepared: Prepared, setting: Setting
+    ) -> AsyncIterator[tuple[ActorGroup, list[Any], Mapping[str, Sequence[int]]]]:
+        """The actors of one setting, the hosts of its engines, and all process ids by kind."""
+
+        def spawn(cls: type, *arguments: Any) -> Any:
+            return actor_class(cls, 0, {"OMP_NUM_THREADS": "1"}).remote(*arguments)
+
+        num_pairs, num_hosts, curve = (
+            setting.num_engine_pairs,
+            setting.num_hosts,
+            CURVES[setting.curve],
+        )
+        actors: dict[str, list[Any]] = {}
+        try:
+            shares = [range(n, 2 * num_pairs, num_hosts) for n in range(num_hosts)]
+            actors["simulated_engines"] = hosts = [
+                spawn(SimulatedEngines, curve, self._texts, len(share)) for share in shares if share
+            ]
+            actors["simulated_scorer"] = [spawn(SimulatedScorer, _SCORER_TOKENS_PER_S * num_pairs)]
+            actors["simulated_trainer"] = [spawn(SimulatedTrainer)]
+            handles = [
+                EngineHandle(hosts[n % len(hosts)], n // len(hosts)) for n in range(2 * num_pairs)
+            ]
+            places = {
+                "questioner": handles[:num_pairs],
+                "roleplayer": handles[num_pairs:],
+                "scorer": actors["simulated_scorer"],
+                "trainer": actors["simulated_trainer"],
+            }
+            # It looks after nobody: what dies here ends the benchmark.
+            held = HeldWeights(str(prepared.base_model_dir))
+            supervisor = Supervisor([], held, 0, ray.kill, self._progress.say)
+            spec = worker_spec(prepared)
+            actors["dialogue_workers"] = places[WORKER] = [
+                spawn_worker(spec, n, places) for n in range(setting.num_workers)
+            ]
+            pids = {
+                kind: await asyncio.gather(*(remote(actor.start.remote()) for actor in of_kind))
+                for kind, of_kind in actors.items()
+            }
+            yield ActorGroup(places, supervisor), hosts, pids
+        finally:
+            for actor in chain.from_iterable(actors.values()):
+                ray.kill(actor)
 
 
 def make_pairs(starter: Sequence[Pair], count: int) -> list[Pair]:
@@ -188,82 +257,6 @@ def make_pairs(starter: Sequence[Pair], count: int) -> list[Pair]:
         task = replace(pair.task, id=f"{pair.task.id}-{lap}")
         pairs.append(replace(pair, task=task))
     return pairs
-
-
-async def _play(setting: Setting, materials: _Materials) -> Played:
-    pairs = materials.pairs[: -(-setting.num_dialogues // _DIALOGUES_PER_PAIR)]
-    counters = Counters()
-    async with _cluster(setting, materials) as cluster:
-        with tempfile.TemporaryDirectory(prefix="stargate-scale-") as folder:
-            store = _CountingStore(Path(folder))
-            prepared = replace(materials.prepared, config=setting.config)
-            running = RunningSystem(prepared, cluster.group, None, materials.progress)
-            roles, context = running.open(setting.config, store, counters)
-            before = _cpu_seconds(cluster.pids)
-            started = time.perf_counter()
-            await run_iteration(0, pairs, roles, context)
-            iteration_seconds = time.perf_counter() - started
-            after = _cpu_seconds(cluster.pids)
-            turns = _check(store, pairs, counters)
-        busy = [s for host in cluster.hosts for s in await remote(host.busy_seconds.remote())]
-        requests = [n for host in cluster.hosts for n in await remote(host.mean_running.remote())]
-        called = [*cluster.hosts, *cluster.group.places["scorer"]]
-        num_calls = sum([await remote(actor.num_calls.remote()) for actor in called])
-        stats = [await remote(worker.stats.remote()) for worker in cluster.group.places[WORKER]]
-    num_calls += roles.play.num_calls if isinstance(roles.play, GuardedWorkers) else 0
-    return Played(
-        setting=setting,
-        dialogues=counters.dialogues[_SCOPE],
-        turns=turns,
-        seconds=counters.stage_seconds["rollout"],
-        iteration_seconds=iteration_seconds,
-        ray_calls_per_turn=num_calls / turns,
-        rows_per_file=store.rows_per_file,
-        engine_busy_share=sum(busy) / (len(busy) * iteration_seconds),
-        mean_requests_running=sum(requests) / len(requests),
-        driver_rss_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB,
-        worker_rss_gb=max((one.rss_bytes for one in stats), default=0) / GIB,
-        cpu_seconds={name: after[name] - before[name] for name in after},
-    )
-
-
-@asynccontextmanager
-async def _cluster(setting: Setting, materials: _Materials) -> AsyncIterator[_Cluster]:
-    def spawn(cls: type, *arguments: Any) -> Any:
-        return actor_class(cls, 0, {"OMP_NUM_THREADS": "1"}).remote(*arguments)
-
-    num_engines, curve = 2 * setting.num_engine_pairs, CURVES[setting.curve]
-    actors: dict[str, list[Any]] = {}
-    try:
-        shares = [range(n, num_engines, setting.num_hosts) for n in range(setting.num_hosts)]
-        actors["simulated_engines"] = hosts = [
-            spawn(SimulatedEngines, curve, materials.texts, len(share)) for share in shares if share
-        ]
-        speed = _SCORER_TOKENS_PER_S * setting.num_engine_pairs
-        actors["simulated_scorer"] = [spawn(SimulatedScorer, speed)]
-        actors["simulated_trainer"] = [spawn(SimulatedTrainer)]
-        handles = [EngineHandle(hosts[n % len(hosts)], n // len(hosts)) for n in range(num_engines)]
-        places = {
-            "questioner": handles[: setting.num_engine_pairs],
-            "roleplayer": handles[setting.num_engine_pairs :],
-            "scorer": actors["simulated_scorer"],
-            "trainer": actors["simulated_trainer"],
-        }
-        # It looks after nobody: what dies here ends the benchmark.
-        held = HeldWeights(str(materials.prepared.base_model_dir))
-        supervisor = Supervisor([], held, 0, ray.kill, materials.progress.say)
-        spec = worker_spec(replace(materials.prepared, config=setting.config))
-        actors["dialogue_workers"] = places[WORKER] = [
-            spawn_worker(spec, n, places) for n in range(setting.num_workers)
-        ]
-        pids = {
-            kind: await asyncio.gather(*(remote(actor.start.remote()) for actor in of_kind))
-            for kind, of_kind in actors.items()
-        }
-        yield _Cluster(hosts, ActorGroup(places, supervisor), pids)
-    finally:
-        for actor in (actor for of_kind in actors.values() for actor in of_kind):
-            ray.kill(actor)
 
 
 def _check(store: RunStore, pairs: Sequence[Pair], counters: Counters) -> int:
