@@ -13,6 +13,7 @@ no prompt building, which is in their favour.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -35,6 +36,7 @@ from stargate.errors import RecordDropped
 from stargate.launch.system import RunningSystem
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore
+from stargate.rollout.tasks import run_bounded
 from stargate.types import Dialogue, DialoguePlan
 
 _Done = TypeVar("_Done")
@@ -97,20 +99,14 @@ class Stand:
 
     async def pipeline(self, plans: Sequence[DialoguePlan]) -> Played:
         """Plays the dialogues as a run does."""
-        slots = asyncio.Semaphore(self._max_concurrent)
+        dialogues: list[Dialogue] = []
 
-        async def one(plan: DialoguePlan) -> Dialogue | None:
-            async with slots:
-                try:
-                    return await self._play(plan)
-                except RecordDropped:
-                    return None
+        async def one(plan: DialoguePlan) -> None:
+            with suppress(RecordDropped):
+                dialogues.append(await self._play(plan))
 
-        async def all_of_them() -> list[Dialogue]:
-            played = await asyncio.gather(*(one(plan) for plan in plans))
-            return [dialogue for dialogue in played if dialogue is not None]
-
-        dialogues, seconds, cpu = await self._timed(all_of_them)
+        playing = partial(run_bounded, plans, self._max_concurrent, one)
+        _, seconds, cpu = await self._timed(playing)
         dropped = len(plans) - len(dialogues)
         return Played(dialogues, seconds, cpu, dropped, await self._of_each("record"))
 
