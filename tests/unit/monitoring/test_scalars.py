@@ -24,6 +24,11 @@ def pushed(version: int, seconds: float) -> PushResult:
     return PushResult(version, num_engines=1, seconds=seconds, phases={"load": seconds})
 
 
+def step_point(step: int, loss: float, grad_norm: float, **others: float) -> Point:
+    values = {"train/loss": loss, "train/grad_norm": grad_norm, "train/learning_rate": 1e-5}
+    return Point(values | others, step)
+
+
 def test_the_scalars_of_a_run() -> None:
     counters = Counters()
     scalars = RunScalars(counters)
@@ -53,16 +58,8 @@ def test_the_scalars_of_a_run() -> None:
         )
     ]
     assert second == [
-        Point({"train/loss": 4.0, "train/grad_norm": 2.0, "train/learning_rate": 1e-5}, step=1),
-        Point(
-            {
-                "train/loss": 2.0,
-                "train/grad_norm": 1.0,
-                "train/learning_rate": 1e-5,
-                "train/validation_loss": 1.5,
-            },
-            step=2,
-        ),
+        step_point(1, 4.0, 2.0),
+        step_point(2, 2.0, 1.0, **{"train/validation_loss": 1.5}),
         Point(
             {
                 "push/seconds": 0.25,
@@ -76,7 +73,7 @@ def test_the_scalars_of_a_run() -> None:
         ),
     ]
     assert third == [
-        Point({"train/loss": 1.0, "train/grad_norm": 0.5, "train/learning_rate": 1e-5}, step=3),
+        step_point(3, 1.0, 0.5),
         Point(
             {
                 "push/seconds": 0.5,

@@ -47,12 +47,16 @@ def write(folder: CheckpointFolder, step: int) -> None:
     folder.finish(manifest_of(step))
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> CheckpointFolder:
+    return CheckpointFolder(tmp_path / "training")
+
+
 def names(folder: Path) -> list[str]:
     return sorted(place.name for place in folder.iterdir())
 
 
-def test_the_last_two_are_kept_and_those_of_another_training_go(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path / "training")
+def test_the_last_two_are_kept_and_those_of_another_training_go(folder: CheckpointFolder) -> None:
     assert folder.open() == 0
     for step in (2, 4, 6, 8):
         write(folder, step)
@@ -65,8 +69,7 @@ def test_the_last_two_are_kept_and_those_of_another_training_go(tmp_path: Path) 
     assert names(folder.folder) == ["step-2"]
 
 
-def test_what_a_killed_writer_left_goes_and_its_steps_are_counted(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path / "training")
+def test_what_a_killed_writer_left_goes_and_its_steps_are_counted(folder: CheckpointFolder) -> None:
     folder.open()
     folder.begin(3)
     (folder.partial(3) / "rank-0.master.safetensors").write_bytes(b"half")
@@ -77,8 +80,7 @@ def test_what_a_killed_writer_left_goes_and_its_steps_are_counted(tmp_path: Path
     assert names(folder.folder) == ["steps"]
 
 
-def test_a_manifest_comes_back_to_the_last_digit(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path / "training")
+def test_a_manifest_comes_back_to_the_last_digit(folder: CheckpointFolder) -> None:
     manifest = manifest_of(3, **{"rank-0.master.safetensors": "0" * 64})
     folder.begin(3)
     folder.finish(manifest)
@@ -86,8 +88,7 @@ def test_a_manifest_comes_back_to_the_last_digit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "other step", "name", "list"])
-def test_a_torn_manifest_is_refused(tmp_path: Path, damage: str) -> None:
-    folder = CheckpointFolder(tmp_path / "training")
+def test_a_torn_manifest_is_refused(folder: CheckpointFolder, damage: str) -> None:
     files = {"../../escape.safetensors": "0" * 64} if damage == "name" else {}
     folder.begin(3)
     folder.finish(manifest_of(3, **files))
@@ -108,8 +109,7 @@ def test_a_torn_manifest_is_refused(tmp_path: Path, damage: str) -> None:
         read_manifest(place)
 
 
-def test_no_number_that_is_not_finite_is_written(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path / "training")
+def test_no_number_that_is_not_finite_is_written(folder: CheckpointFolder) -> None:
     folder.begin(1)
     log = replace(log_of(1), losses=[math.nan])
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -30,21 +30,21 @@ def test_sampled_ids_stay_as_they_are_and_only_they_have_loss() -> None:
     assert masked.mask == (0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1)
 
 
-def test_a_cut_off_turn_gets_an_end_token_without_loss() -> None:
-    cut = Message("assistant", "??", (900, 901), stop=StopReason.LENGTH)
-    messages = [Message("user", "a"), cut, Message("user", "b"), Message("assistant", "", (7, END))]
-    masked = byte_chat().masked_ids(messages)
-    assert masked.ids[5:9] == (900, 901, END, NL)
-    assert masked.mask[5:9] == (1, 1, 0, 0)
-
-
-def test_another_end_token_than_the_template_writes_has_no_loss() -> None:
-    other_end = Message("assistant", "?", (900, 55))  # stopped with 55, the template writes END
-    masked = byte_chat().masked_ids(
-        [Message("user", "a"), other_end, Message("user", "b"), _said()]
-    )
-    assert masked.ids[5:8] == (900, END, NL)
-    assert masked.mask[5:8] == (1, 0, 0)
+@pytest.mark.parametrize(
+    ("first", "ids", "mask"),
+    [
+        # A turn that was cut off gets an end token without loss.
+        (Message("assistant", "??", (900, 901), stop=StopReason.LENGTH),
+         (900, 901, END, NL), (1, 1, 0, 0)),
+        # It stopped with 55, the template writes END.
+        (Message("assistant", "?", (900, 55)), (900, END, NL), (1, 0, 0)),
+    ],
+)  # fmt: skip
+def test_an_end_token_that_was_not_sampled_has_no_loss(
+    first: Message, ids: tuple[int, ...], mask: tuple[int, ...]
+) -> None:
+    masked = byte_chat().masked_ids([Message("user", "a"), first, Message("user", "b"), _said()])
+    assert (masked.ids[5:][: len(ids)], masked.mask[5:][: len(mask)]) == (ids, mask)
 
 
 def test_few_shot_assistant_text_has_no_loss() -> None:

@@ -1,5 +1,9 @@
 """What each role sees of one dialogue."""
 
+from dataclasses import replace
+
+import pytest
+
 from stargate.text.chat import Message
 from stargate.text.prompts import PromptSet, load_prompts
 from stargate.text.views import Views
@@ -39,38 +43,31 @@ def test_scoring_and_training_repeat_the_task_without_any_instruction() -> None:
     assert shape(VIEWS.trained(PAIR, TURNS, response)) == [*expected, "a r"]
 
 
-def test_no_dialogue_is_the_opening_alone() -> None:
-    assert shape(VIEWS.without_instruction(PAIR, [])) == ["u P: t?"]
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        (VIEWS.without_instruction(PAIR, []), ["u P: t?"]),  # no dialogue: the opening alone
+        (VIEWS.responder(PAIR, []), ["u P: t? RESPOND"]),
+        (VIEWS.questions_only(PAIR, TURNS), ["u P: t?", "a q1?", "u a1", "a q2?"]),
+        (VIEWS.with_persona(PAIR), ["u P: t? [About p.]"]),
+        (
+            VIEWS.roleplayer(PAIR, TURNS, "q3?"),  # roles are swapped
+            ["u <About p.> q1?", "a a1", "u q2?", "a a2", "u q3?"],
+        ),
+    ],
+)
+def test_what_each_role_sees(messages: list[Message], expected: list[str]) -> None:
+    assert shape(messages) == expected
 
 
 def test_responder_gets_its_instruction_in_the_last_turn() -> None:
     assert shape(VIEWS.responder(PAIR, TURNS))[-1] == "u a2 | t? RESPOND"
-    assert shape(VIEWS.responder(PAIR, [])) == ["u P: t? RESPOND"]
-
-
-def test_questions_only_ends_with_the_last_question() -> None:
-    assert shape(VIEWS.questions_only(PAIR, TURNS)) == ["u P: t?", "a q1?", "u a1", "a q2?"]
-
-
-def test_persona_given_stands_in_the_opening() -> None:
-    assert shape(VIEWS.with_persona(PAIR)) == ["u P: t? [About p.]"]
-
-
-def test_roleplayer_sees_roles_swapped() -> None:
-    assert shape(VIEWS.roleplayer(PAIR, TURNS, "q3?")) == [
-        "u <About p.> q1?",
-        "a a1",
-        "u q2?",
-        "a a2",
-        "u q3?",
-    ]
 
 
 def test_policy_turns_carry_their_sampled_ids() -> None:
     question = VIEWS.questioner(PAIR, TURNS)[1]
     assert question.token_ids == TURNS[0].question_ids
-    fixed = make_turn(answer="none")
-    fixed = type(fixed)(**{**_fields(fixed), "answer_stop": StopReason.FIXED, "answer_ids": ()})
+    fixed = replace(make_turn(answer="none"), answer_stop=StopReason.FIXED, answer_ids=())
     own = VIEWS.roleplayer(PAIR, [fixed], "q2?")[1]
     assert own.token_ids is None  # tokenised as text: no model sampled it
 
@@ -92,7 +89,3 @@ def test_packaged_prompt_sets_render_every_view() -> None:
         ):
             assert messages[-1].role == "user"
         assert "t?" in views.without_instruction(PAIR, TURNS)[-1].text
-
-
-def _fields(record: object) -> dict[str, object]:
-    return {name: getattr(record, name) for name in record.__slots__}  # type: ignore[attr-defined]
