@@ -28,6 +28,7 @@ from stargate.monitoring.summary import summarise_run
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore
 from stargate.types import MemoryPeak
+from tests.fakes.data_folder import write_folder
 from tests.fakes.report_run import build_run
 from tests.unit.launch import test_ablation
 from tests.unit.test_pair_steps import config
@@ -101,10 +102,9 @@ def test_summaries_reports_and_data_on_the_screen_escape(
     row["turns"][0]["answer"] = "\x1b[31mred\r"
     store = RunStore(root)
     asyncio.run(store.append("eval-m0", "dialogues", [{**row, "id": f"{row['id']}-again"}]))
-    counters = Counters()
+    counters, memory = Counters(), MemoryPeak(1.0, "pss", 1)
     counters.drop(RecordDropped("empty_question", "d", NASTY))
     evaluations = {"m0": {"question_rate": 1.0}}
-    memory = MemoryPeak(1.0, "pss", 1)
     summary = summarise_run(counters, evaluations, (), "finished", 1.0, memory, {})
     print_summary(summary, store, 100, PlainProgress())
     assert main(["report", str(root), "--text"]) == 0
@@ -144,12 +144,9 @@ def test_summaries_reports_and_data_on_the_screen_escape(
 def test_no_name_of_a_data_file_can_lead_out_of_a_folder(
     tmp_path: Path, name: str, key: str
 ) -> None:
-    (tmp_path / "data").mkdir()
     row = {"id": "t", "text": "Plan a trip?", "split": "A", key: name}
     person = {"id": "p", "name": "Ana", "text": "I am Ana.", "split": "A"}
-    (tmp_path / "data/tasks.jsonl").write_text(json.dumps(row) + "\n")
-    (tmp_path / "data/personas.jsonl").write_text(json.dumps(person) + "\n")
-    (tmp_path / "data/golds.jsonl").write_text("")
+    write_folder(tmp_path / "data", tasks=[row], personas=[person], golds=[])
     with pytest.raises(DataError, match=rf"tasks\.jsonl:1: {key}"):
         read_dataset(tmp_path / "data", partial=True)
     # An import keeps what it can under a name of its own, and writes nowhere else.
@@ -235,12 +232,17 @@ VARIABLES = (
 )
 
 
-def test_a_planted_key_is_in_no_file_of_a_run_and_on_no_screen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A whole run with fakes for engines: its tables, config, logs, curves, summary and report."""
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.setenv(name, f"{PLANTED}-{name}")
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_planted_key_is_in_no_file_of_a_run_and_on_no_screen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A whole run with fakes for engines: its tables, config, logs, curves, summary and report."""
     oracle = OpenAIOracleConfig(
         model="m", base_url="http://127.0.0.1:1/v1", api_key_env="JUDGE_KEY"
     )
@@ -263,11 +265,10 @@ def test_a_planted_key_is_in_no_file_of_a_run_and_on_no_screen(
     assert PLANTED not in said.out + said.err
 
 
+@pytest.mark.usefixtures("planted")
 def test_a_run_that_fails_names_no_key_either(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in VARIABLES:
-        monkeypatch.setenv(name, f"{PLANTED}-{name}")
     for argv in (
         ["run", "cpu_demo", "data.source=/nowhere", f"runs_dir={tmp_path}"],
         ["eval", str(tmp_path)],

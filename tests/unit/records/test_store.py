@@ -30,54 +30,57 @@ DIALOGUE = Dialogue(
 )
 
 
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path)
+
+
+def score_ids(store: RunStore) -> list[str]:
+    return [row["dialogue_id"] for row in store.read("t0", "scores")]
+
+
 def score(number: int) -> dict[str, object]:
     return record_row(DialogueScore(f"d{number}", "p", -1.5, 3))
 
 
-def test_a_dialogue_survives_the_round_trip(tmp_path: Path) -> None:
-    store = RunStore(tmp_path)
+def test_a_dialogue_survives_the_round_trip(tmp_path: Path, store: RunStore) -> None:
     asyncio.run(store.append("t0", "dialogues", [dialogue_row(PAIR, DIALOGUE)]))
     [row] = RunStore(tmp_path).read("t0", "dialogues")
     assert dialogue_from_row(row) == DIALOGUE
     assert (row["task"], row["persona_name"], row["elicited"]) == ("t?", "P", [1])
 
 
-def test_an_example_survives_the_round_trip(tmp_path: Path) -> None:
+def test_an_example_survives_the_round_trip(store: RunStore) -> None:
     example = TrainingExample("t:p", "d", (5, 6, 7), (0, 1, 1), "text")
-    store = RunStore(tmp_path)
     asyncio.run(store.append("t0", "examples", [record_row(example)]))
     assert list(store.records("t0", "examples", TrainingExample)) == [example]
 
 
-async def test_rows_are_on_disk_when_append_returns(tmp_path: Path) -> None:
-    store = RunStore(tmp_path)
+async def test_rows_are_on_disk_when_append_returns(tmp_path: Path, store: RunStore) -> None:
     for number in range(3):
         await store.append("t0", "scores", [score(number)])
-        seen = [row["dialogue_id"] for row in RunStore(tmp_path).read("t0", "scores")]
+        seen = score_ids(RunStore(tmp_path))
         assert seen == [f"d{i}" for i in range(number + 1)]
 
 
-async def test_rows_that_arrive_together_share_a_part(tmp_path: Path) -> None:
-    store = RunStore(tmp_path)
+async def test_rows_that_arrive_together_share_a_part(tmp_path: Path, store: RunStore) -> None:
     await asyncio.gather(*(store.append("t0", "scores", [score(i)]) for i in range(50)))
     assert len(list((tmp_path / "t0" / "scores").iterdir())) == 1
     assert len(list(RunStore(tmp_path).read("t0", "scores"))) == 50
 
 
-async def test_compact_merges_parts_and_keeps_order(tmp_path: Path) -> None:
-    store = RunStore(tmp_path)
+async def test_compact_merges_parts_and_keeps_order(tmp_path: Path, store: RunStore) -> None:
     for number in range(3):
         await store.append("t0", "scores", [score(number)])
     store.compact("t0")
     assert sorted(p.name for p in (tmp_path / "t0").iterdir()) == ["scores.parquet"]
     await store.append("t0", "scores", [score(3)])
-    assert [r["dialogue_id"] for r in store.read("t0", "scores")] == ["d0", "d1", "d2", "d3"]
+    assert score_ids(store) == ["d0", "d1", "d2", "d3"]
     store.compact("t0")
     assert len(list(store.read("t0", "scores"))) == 4
 
 
-async def test_a_failed_write_reaches_every_waiter_and_leaves_nothing(tmp_path: Path) -> None:
-    store = RunStore(tmp_path)
+async def test_a_failed_write_reaches_every_waiter_and_leaves_nothing(store: RunStore) -> None:
     bad = {**score(0), "num_gold_tokens": "three"}
     results = await asyncio.gather(
         store.append("t0", "scores", [bad]),
@@ -86,7 +89,7 @@ async def test_a_failed_write_reaches_every_waiter_and_leaves_nothing(tmp_path: 
     )
     assert all(isinstance(result, Exception) for result in results)
     await store.append("t0", "scores", [score(2)])
-    assert [row["dialogue_id"] for row in store.read("t0", "scores")] == ["d2"]
+    assert score_ids(store) == ["d2"]
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -103,18 +106,16 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_json_never_holds_nan(tmp_path: Path) -> None:
-    store = RunStore(tmp_path)
+def test_json_never_holds_nan(tmp_path: Path, store: RunStore) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         store.append_metrics({"loss": float("nan")})
     store.append_metrics({"loss": 1.5})
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1]) == {"loss": 1.5}
 
 
-def test_pandas_and_duckdb_read_the_tables(tmp_path: Path) -> None:
+def test_pandas_and_duckdb_read_the_tables(tmp_path: Path, store: RunStore) -> None:
     duckdb = pytest.importorskip("duckdb")
     pandas = pytest.importorskip("pandas")
-    store = RunStore(tmp_path)
     asyncio.run(store.append("t0", "dialogues", [dialogue_row(PAIR, DIALOGUE)]))
     store.compact("t0")
     file = tmp_path / "t0" / "dialogues.parquet"
@@ -125,8 +126,9 @@ def test_pandas_and_duckdb_read_the_tables(tmp_path: Path) -> None:
     assert duckdb.sql(query).fetchall() == [(2, "a", [1])]
 
 
-async def test_a_part_that_a_killed_compact_left_is_not_read_twice(tmp_path: Path) -> None:
-    store = RunStore(tmp_path)
+async def test_a_part_that_a_killed_compact_left_is_not_read_twice(
+    tmp_path: Path, store: RunStore
+) -> None:
     for number in range(2):
         await store.append("t0", "scores", [score(number)])
     part = tmp_path / "t0" / "scores" / "part-000001.parquet"
@@ -135,15 +137,14 @@ async def test_a_part_that_a_killed_compact_left_is_not_read_twice(tmp_path: Pat
     part.parent.mkdir()
     part.write_bytes(content)
     again = RunStore(tmp_path)
-    assert [row["dialogue_id"] for row in again.read("t0", "scores")] == ["d0", "d1"]
+    assert score_ids(again) == ["d0", "d1"]
     await again.append("t0", "scores", [score(2)])
-    assert [r["dialogue_id"] for r in again.read("t0", "scores")] == ["d0", "d1", "d2"]
+    assert score_ids(again) == ["d0", "d1", "d2"]
     assert repair(tmp_path, discovery(tmp_path)).num_merged_parts == 1
-    assert [r["dialogue_id"] for r in again.read("t0", "scores")] == ["d0", "d1", "d2"]
+    assert score_ids(again) == ["d0", "d1", "d2"]
 
 
-def test_a_damaged_page_is_one_clear_error_on_reading(tmp_path: Path) -> None:
-    store = RunStore(tmp_path)
+def test_a_damaged_page_is_one_clear_error_on_reading(tmp_path: Path, store: RunStore) -> None:
     asyncio.run(store.append("t0", "scores", [score(i) for i in range(2000)]))
     [part] = table_files(tmp_path / "t0" / "scores")
     content = bytearray(part.read_bytes())
@@ -156,7 +157,9 @@ def test_a_damaged_page_is_one_clear_error_on_reading(tmp_path: Path) -> None:
     assert part.exists() and not (tmp_path / "t0" / "scores.parquet").exists()
 
 
-def test_tables_of_earlier_versions_are_whole_if_they_can_be_read(tmp_path: Path) -> None:
+def test_tables_of_earlier_versions_are_whole_if_they_can_be_read(
+    tmp_path: Path, store: RunStore
+) -> None:
     """They have no checksums, and may lack a column that was added since."""
     (tmp_path / "t0").mkdir()
     file = tmp_path / "t0" / "scores.parquet"
@@ -164,7 +167,6 @@ def test_tables_of_earlier_versions_are_whole_if_they_can_be_read(tmp_path: Path
     row = {"dialogue_id": "d0", "pair_id": "p", "gold_logprob": -1.0, "num_gold_tokens": 2}
     pq.write_table(pa.Table.from_pylist([row], schema=old), file)
     assert discovery(tmp_path) == []
-    store = RunStore(tmp_path)
     asyncio.run(store.append("t0", "scores", [score(1)]))
     store.compact("t0")
     rows = list(store.read("t0", "scores"))
@@ -176,7 +178,7 @@ def test_tables_of_earlier_versions_are_whole_if_they_can_be_read(tmp_path: Path
     assert [damage.file for damage in discovery(tmp_path)] == [file]
 
 
-def test_rows_made_from_lost_ones_go_too(tmp_path: Path) -> None:
+def test_rows_made_from_lost_ones_go_too(tmp_path: Path, store: RunStore) -> None:
     async def fill(store: RunStore) -> None:
         for pair in ("p", "q"):
             dialogue = {"id": f"t0/{pair}/0", "pair_id": pair, "index": 0, "turns": []}
@@ -186,7 +188,6 @@ def test_rows_made_from_lost_ones_go_too(tmp_path: Path) -> None:
             await store.append("t0", "selections", [{**ids, "candidates": [dialogue["id"]]}])
             await store.append("t0", "examples", [ids])
 
-    store = RunStore(tmp_path)
     asyncio.run(fill(store))
     part = table_files(tmp_path / "t0" / "dialogues")[0]
     part.write_bytes(b"PAR1")
@@ -199,8 +200,7 @@ def test_rows_made_from_lost_ones_go_too(tmp_path: Path) -> None:
     assert repair(tmp_path, discovery(tmp_path)) == Repairs()
 
 
-def test_metrics_lose_torn_and_damaged_lines_only(tmp_path: Path) -> None:
-    store = RunStore(tmp_path)
+def test_metrics_lose_torn_and_damaged_lines_only(tmp_path: Path, store: RunStore) -> None:
     file = tmp_path / "metrics.jsonl"
     store.append_metrics({"event": "evaluation", "version": 0})
     with file.open("a") as stream:

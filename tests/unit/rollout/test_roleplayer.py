@@ -1,7 +1,4 @@
-"""Grounding:
-
-only the facts that answer the question are told, each once, and nothing is invented.
-"""
+"""Grounding: only facts that answer the question are told, each once, and nothing is invented."""
 
 import asyncio
 from collections.abc import Sequence
@@ -48,12 +45,15 @@ def answer(
     said: str = "I own a brown dog.",
     turns: Sequence[object] = (),
     end: bool = True,
-    **grounding: object,
+    config: RoleplayerConfig | None = None,
+    prompts: str = "small",
+    **facts: object,
 ) -> tuple[Answer, ScriptedGenerate]:
     generate = ScriptedGenerate(lambda request: said, end=end)
-    config = RoleplayerConfig(grounding=FactsGrounding(**grounding))  # type: ignore[arg-type]
-    views = Views(load_prompts("small"))
-    roleplay = build_roleplayer(config, generate, byte_chat(), views, KeywordMatch())
+    config = config or RoleplayerConfig(grounding=FactsGrounding(**facts))  # type: ignore[arg-type]
+    match = KeywordMatch() if isinstance(config.grounding, FactsGrounding) else None
+    views = Views(load_prompts(prompts))
+    roleplay = build_roleplayer(config, generate, byte_chat(), views, match)
     coroutine = roleplay(PAIR, list(turns), question, session="d", seed=5)  # type: ignore[arg-type]
     return asyncio.run(coroutine), generate
 
@@ -133,22 +133,15 @@ def test_what_is_kept_of_a_fact_is_a_share_of_its_telling_words() -> None:
 
 
 def test_persona_grounding_shows_the_whole_persona_and_elicits_nothing() -> None:
-    generate = ScriptedGenerate(lambda request: " Sure. ")
     config = RoleplayerConfig(grounding=PersonaGrounding())
-    views = Views(load_prompts("paper"))
-    roleplay = build_roleplayer(config, generate, byte_chat(), views, None)
-    got = asyncio.run(roleplay(PAIR, [make_turn()], "More?", session="d", seed=0))
+    got, generate = answer("More?", " Sure. ", [make_turn()], config=config, prompts="paper")
     assert (got.text, got.elicited) == ("Sure.", ())
     assert "About p." in "".join(chr(i) for i in generate.requests[0].prompt_ids)
 
 
 def test_an_empty_answer_drops_the_dialogue() -> None:
-    config = RoleplayerConfig()
-    views = Views(load_prompts("paper"))
-    generate = ScriptedGenerate(lambda request: "  ")
-    roleplay = build_roleplayer(config, generate, byte_chat(), views, None)
     with pytest.raises(RecordDropped, match="empty_answer"):
-        asyncio.run(roleplay(PAIR, [], "More?", session="d", seed=0))
+        answer("More?", "  ", config=RoleplayerConfig(), prompts="paper")
 
 
 def test_a_persona_without_facts_is_named() -> None:
