@@ -12,6 +12,7 @@ from stargate.records.schemas import record_row
 from stargate.records.store import RunStore
 from stargate.remote import lease, sync
 from stargate.remote.fetch import fetch, note_working
+from stargate.remote.lease import LEASE
 from stargate.remote.manifest import Identity, new_identity, read_identity
 from stargate.remote.storage import Storage
 from stargate.remote.sync import RemoteSync
@@ -90,3 +91,21 @@ def start(storage: Storage, root: Path, say: Callable[[str], None] = quiet) -> R
     work = new_sync(storage, root, say)
     work.begin()
     return work
+
+
+def land_and_merge(storage: Storage, root: Path, say: Callable[[str], None] = quiet) -> RunStore:
+    """Two sittings: the second merges what the first one landed, and one row more comes."""
+    storage.check_writable()
+    store = new_run(root)
+    work = start(storage, root, say)
+    add_scores(store, 0, 1)
+    work.finish()
+    assert len(storage.names("t0/scores")) == 2
+    work = start(storage, root, say)
+    store.compact("t0")
+    add_scores(store, 2)
+    work.finish()
+    assert storage.names("t0/scores") == ["part-000002.parquet"]
+    assert storage.names("t0") == ["scores.parquet"]
+    assert storage.read(LEASE, 1000) is None and storage.modified("config.yaml") is not None
+    return store

@@ -43,12 +43,19 @@ def start(config: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def finished(config: Path) -> str:
+    """What the command said that ran to its end."""
+    process = start(config)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    return said
+
+
 def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     rng = random.Random(20240403)
     with MisbehavingServer(behave()) as server:
         calm = write_config(server.url, tmp_path / "calm")
-        said, _ = (process := start(calm)).communicate(timeout=60)
-        assert process.returncode == 0, said
+        finished(calm)
         calls = len(server.seen)
 
         rough = write_config(server.url, tmp_path / "rough")
@@ -68,15 +75,12 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
             kills.append(len(server.seen) - calls)
             assert not out.exists()
         assert len(set(kills)) > NUM_KILLS // 2  # most came in the middle of the work
-        said, _ = (process := start(rough)).communicate(timeout=60)
-        assert process.returncode == 0, said
-        assert f"{NUM_PAIRS} golds" in said
+        assert f"{NUM_PAIRS} golds" in finished(rough)
         # Only what was in flight at a kill is asked twice.
         assert calls <= len(server.seen) - calls <= calls + WIDTH * NUM_KILLS
         asked = len(server.seen)
-        said, _ = (process := start(rough)).communicate(timeout=60)
-        assert (process.returncode, len(server.seen)) == (0, asked)
-        assert "nothing to do" in said
+        assert "nothing to do" in finished(rough)
+        assert len(server.seen) == asked
     for file in FILES:
         one, other = tmp_path / "calm/out" / file, out / file
         assert one.read_bytes() == other.read_bytes(), file

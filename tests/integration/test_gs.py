@@ -14,9 +14,8 @@ import pytest
 
 from stargate.config.uri import parse_uri
 from stargate.remote.fetch import fetch
-from stargate.remote.lease import LEASE
 from stargate.remote.storage import open_storage
-from tests.fakes.remote_run import add_scores, new_run, score_ids, start, without_pauses
+from tests.fakes.remote_run import land_and_merge, score_ids, without_pauses
 from tests.integration.s3_server import loopback_server
 
 _EMULATOR = "gcp-storage-emulator"
@@ -49,17 +48,7 @@ def test_a_run_lands_is_merged_and_comes_back(
     said: list[str] = []
     query = f"scheme=http&endpoint_override={server}&retry_limit_seconds=5"
     storage = open_storage(parse_uri(f"gs://anonymous@records/prefix/run?{query}"))
-    storage.check_writable()
-    store = new_run(tmp_path / "run")
-    work = start(storage, store.root, said.append)
-    add_scores(store, 0, 1)
-    work.finish()
-    work = start(storage, store.root, said.append)
-    store.compact("t0")
-    add_scores(store, 2)
-    work.finish()
-    assert storage.names("t0/scores") == ["part-000002.parquet"]
-    assert storage.read(LEASE, 1000) is None and storage.modified("config.yaml") is not None
+    land_and_merge(storage, tmp_path / "run", said.append)
     fetched = fetch(storage, tmp_path / "there", said.append, models=True)
     assert fetched.damaged == () and score_ids(tmp_path / "there") == ["d0", "d1", "d2"]
     assert said == []

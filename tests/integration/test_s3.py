@@ -14,9 +14,16 @@ from stargate.config.uri import parse_uri
 from stargate.errors import ConfigError
 from stargate.records.store import RunStore
 from stargate.remote.fetch import fetch
-from stargate.remote.lease import LEASE
 from stargate.remote.storage import StorageError, open_storage
-from tests.fakes.remote_run import add_scores, new_run, score_ids, start, without_pauses
+from tests.fakes.remote_run import (
+    add_scores,
+    fetched_ids,
+    land_and_merge,
+    new_run,
+    score_ids,
+    start,
+    without_pauses,
+)
 from tests.integration.s3_server import s3_server, server_command
 
 pytestmark = [
@@ -61,23 +68,11 @@ def at(address: str, name: str) -> str:
 
 def test_a_run_lands_is_merged_and_comes_back(server: str, tmp_path: Path) -> None:
     storage, said = open_storage(parse_uri(at(server, "one"))), []
-    storage.check_writable()
-    store = new_run(tmp_path / "run")
-    work = start(storage, store.root, said.append)
-    add_scores(store, 0, 1)
-    model = store.root / "models" / "m1"
+    model = tmp_path / "run" / "models" / "m1"
     model.mkdir(parents=True)
     weights = os.urandom(12_000_000)  # more than one part of a multipart upload
     (model / "model.safetensors").write_bytes(weights)
-    work.finish()
-    assert len(storage.names("t0/scores")) == 2
-    work = start(storage, store.root, said.append)
-    store.compact("t0")
-    add_scores(store, 2)
-    work.finish()
-    assert storage.names("t0/scores") == ["part-000002.parquet"]
-    assert storage.names("t0") == ["scores.parquet"]
-    assert storage.read(LEASE, 1000) is None and storage.modified("config.yaml") is not None
+    land_and_merge(storage, tmp_path / "run", said.append)
     there = tmp_path / "there"
     fetched = fetch(storage, there, said.append, models=True)
     assert fetched.damaged == () and score_ids(there) == ["d0", "d1", "d2"]
@@ -106,8 +101,7 @@ def test_a_server_that_goes_and_comes_back(
         assert again == address
         bucket(address)
         start(storage, store.root, said.append).finish()
-        fetch(storage, tmp_path / "there", said.append, models=True)
-    assert score_ids(tmp_path / "there") == ["d0", "d1", "d2", "d3"]
+        assert fetched_ids(storage, tmp_path / "there") == ["d0", "d1", "d2", "d3"]
     assert SECRET not in "".join(said) and KEY not in "".join(said)
 
 
@@ -155,12 +149,10 @@ def test_a_driver_that_is_killed_and_its_disk_with_it(server: str, tmp_path: Pat
     driver.wait()
     storage, said = open_storage(parse_uri(at(server, "three"))), []
     there = tmp_path / "there"
-    fetched = fetch(storage, there, said.append, models=True)
-    ids = score_ids(there)
-    assert fetched.damaged == () and ids == [f"d{i}" for i in range(len(ids))] and ids
+    ids = fetched_ids(storage, there)
+    assert ids and ids == [f"d{i}" for i in range(len(ids))]
     work = start(storage, there, said.append)  # the lease is of a dead process of this machine
     add_scores(RunStore(there), *range(len(ids), 70))
     RunStore(there).compact("t0")
     work.finish()
-    fetch(storage, tmp_path / "third", said.append, models=True)
-    assert score_ids(tmp_path / "third") == [f"d{i}" for i in range(70)]
+    assert fetched_ids(storage, tmp_path / "third") == [f"d{i}" for i in range(70)]

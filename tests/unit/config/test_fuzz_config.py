@@ -18,6 +18,7 @@ from stargate.config.run import RunConfig
 from stargate.errors import ConfigError
 from stargate.launch import session
 from stargate.launch.cli import main
+from stargate.text.prompts import load_prompts
 
 # With this variable that many random values are drawn instead of the same ones (tests/conftest.py):
 # STARGATE_FUZZ=5000 pytest tests/unit -k fuzz
@@ -68,6 +69,12 @@ def outcome(argv: list[str]) -> int:
         assert len(lines) == 1 and lines[0].startswith("stargate "), lines
         assert len(lines[0]) < 2000, len(lines[0])
     return code
+
+
+def yaml_file(folder: Path, tree: Any) -> str:
+    file = folder / "tree.yaml"
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return str(file)
 
 
 SCALARS = st.one_of(
@@ -138,9 +145,7 @@ def test_a_short_file_that_is_an_endless_value(tmp_path: Path) -> None:
 @FAST
 @given(tree=TREES)
 def test_any_tree_as_a_config(tmp_path: Path, tree: Any) -> None:
-    file = tmp_path / "c.yaml"
-    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    outcome(["run", str(file)])
+    outcome(["run", yaml_file(tmp_path, tree)])
 
 
 @FAST
@@ -155,9 +160,7 @@ def test_any_value_at_any_key(tmp_path: Path, data: st.DataObject) -> None:
                 node[parent] = {}
             node = node[parent]
         node[leaf] = data.draw(TREES)
-    file = tmp_path / "c.yaml"
-    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    outcome(["run", str(file)])
+    outcome(["run", yaml_file(tmp_path, tree)])
 
 
 @FAST
@@ -190,24 +193,18 @@ def test_any_name_of_a_config(name: str) -> None:
 @given(tree=TREES)
 @example(tree={"opening": "{{ 1 / 0 }}"})
 def test_any_tree_as_prompts_and_as_a_data_build(tmp_path: Path, tree: Any) -> None:
-    file = tmp_path / "p.yaml"
-    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    from stargate.text.prompts import load_prompts
-
+    file = yaml_file(tmp_path, tree)
     with pytest.raises(ConfigError):
-        load_prompts(str(file))
-    assert outcome(["data", "build", str(file)]) != 0
+        load_prompts(file)
+    assert outcome(["data", "build", file]) != 0
 
 
 @pytest.mark.parametrize("hole", ["{{ 1 / 0 }}", "{{ a.b.c }}", "{% if", "{{ ''.join(7) }}"])
 def test_a_template_that_can_not_be_filled_is_named(tmp_path: Path, hole: str) -> None:
-    from stargate.text.prompts import load_prompts
-
     tree = yaml.safe_load((packaged_configs_dir() / "prompts/paper.yaml").read_text())
-    file = tmp_path / "p.yaml"
-    file.write_text(yaml.safe_dump({**tree, "no_preference": hole}))
+    file = yaml_file(tmp_path, {**tree, "no_preference": hole})
     with pytest.raises(ConfigError, match="prompt"):
-        assert load_prompts(str(file)).no_preference_text
+        assert load_prompts(file).no_preference_text
 
 
 def test_numbers_without_an_end_are_refused() -> None:

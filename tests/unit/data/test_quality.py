@@ -14,6 +14,8 @@ from stargate.data.similarity import features_of, jaccard, near_duplicates
 from stargate.errors import DataError
 from stargate.types import Persona, Task
 
+GRACE = ("hobby", "grace")
+
 
 @pytest.fixture
 def starter() -> Dataset:
@@ -70,16 +72,9 @@ def test_swapped_golds_are_found(starter: Dataset) -> None:
     assert found.share > 0.75
 
 
-def test_a_gold_without_its_persona_is_found(starter: Dataset) -> None:
-    text = "Pick something you enjoy, set a weekly date for it, and stay with it for a month."
-    report = check_dataset(with_gold(starter, ("hobby", "grace"), text))
-    assert "hobby:grace" in where(report, "ignores_persona")
-
-
 def test_a_fact_that_was_not_to_be_told_is_found(starter: Dataset) -> None:
-    pair = ("hobby", "grace")
-    text = starter.golds[pair][0] + " You ride the painted wooden buses and have no licence."
-    report = check_dataset(with_gold(starter, pair, text))
+    text = starter.golds[GRACE][0] + " You ride the painted wooden buses and have no licence."
+    report = check_dataset(with_gold(starter, GRACE, text))
     [finding] = [f for f in report.findings if f.kind == "unneeded_facts"]
     details = [detail for _, detail in finding.cases]
     assert "fact 9: I ride the painted wooden buses because I have no licence." in details
@@ -88,8 +83,7 @@ def test_a_fact_that_was_not_to_be_told_is_found(starter: Dataset) -> None:
 def test_a_gold_that_tells_the_whole_profile_back_is_found(starter: Dataset) -> None:
     golds = {pair: (text, ()) for pair, (text, _) in starter.golds.items()}
     assert len(where(check_dataset(replace(starter, golds=golds)), "unneeded_facts")) <= 4
-    pair = ("hobby", "grace")
-    golds[pair] = (golds[pair][0] + " " + starter.personas["grace"].text, ())
+    golds[GRACE] = (golds[GRACE][0] + " " + starter.personas["grace"].text, ())
     assert "hobby:grace" in where(check_dataset(replace(starter, golds=golds)), "unneeded_facts")
 
 
@@ -102,17 +96,17 @@ def test_a_gold_that_tells_the_whole_profile_back_is_found(starter: Dataset) -> 
         ("As an AI, I have no hobbies, but you may paddle.", "asks_or_refuses"),
         ("Could you please tell me how much time you have?", "asks_or_refuses"),
         ("You could paddle, and when you are back you", "cut_off"),
+        ("Pick something you enjoy, set a weekly date, and stay with it.", "ignores_persona"),
     ],
 )
 def test_golds_of_a_wrong_form_are_found(hobby: Dataset, text: str, kind: str) -> None:
-    report = check_dataset(with_gold(hobby, ("hobby", "grace"), text))
+    report = check_dataset(with_gold(hobby, GRACE, text))
     assert where(report, kind) == ["hobby:grace"]
 
 
 def test_golds_that_end_in_a_list_or_quote_are_not_cut_off(hobby: Dataset) -> None:
     for text in ("You can:\n- paddle\n- rest", 'You say "aloha."', "You rest (a lot)"):
-        report = check_dataset(with_gold(hobby, ("hobby", "grace"), text))
-        assert where(report, "cut_off") == []
+        assert where(check_dataset(with_gold(hobby, GRACE, text)), "cut_off") == []
 
 
 def test_golds_that_are_alike_mean_that_the_task_needs_no_question(starter: Dataset) -> None:
@@ -146,14 +140,11 @@ def test_requests_for_facts_are_told_from_requests_for_advice(text: str, plain: 
 
 def test_splits_that_share_a_text_are_errors(starter: Dataset) -> None:
     tasks = starter.tasks | {"x": Task("x", "what book  should I READ next", "test")}
+    rosa, gareth = (starter.personas[name] for name in ("rosa", "gareth"))
+    owen = gareth.text.replace("Gareth", "Owen")
     personas = starter.personas | {
-        "y": replace(starter.personas["rosa"], id="y", split="B"),
-        "z": replace(
-            starter.personas["gareth"],
-            id="z",
-            split="test",
-            text=starter.personas["gareth"].text.replace("Gareth", "Owen"),
-        ),
+        "y": replace(rosa, id="y", split="B"),
+        "z": replace(gareth, id="z", split="test", text=owen),
     }
     report = check_dataset(Dataset("d", tasks, personas, starter.golds))
     assert where(report, "task_in_two_splits") == ["x"]
@@ -177,12 +168,12 @@ def test_near_tasks_within_and_between_splits_are_told_apart() -> None:
 
 
 def test_repeated_and_nearly_repeated_golds_are_found(starter: Dataset) -> None:
-    text, _ = starter.golds["hobby", "grace"]
+    text, _ = starter.golds[GRACE]
     dataset = with_gold(starter, ("hobby", "marco"), text)
     dataset = with_gold(dataset, ("hobby", "ben"), text.replace("Outrigger", "Kayak"))
     report = check_dataset(dataset)
     pairs = list(starter.golds)
-    late = sorted([("hobby", "grace"), ("hobby", "marco")], key=pairs.index)[1]
+    late = sorted([GRACE, ("hobby", "marco")], key=pairs.index)[1]
     assert where(report, "duplicate_gold") == [":".join(late)]
     assert len(where(report, "near_duplicate_gold")) == 1
 
