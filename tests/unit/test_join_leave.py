@@ -111,11 +111,8 @@ async def test_several_start_side_by_side_and_take_their_places_in_order() -> No
     assert len(group.actors) == 1
     holds[0].set()
     await adding
-    assert [a.name for a in group.actors] == [
-        "questioner-0",
-        "questioner-1'",
-        "questioner-2'",
-    ]
+    names = [actor.name for actor in group.actors]
+    assert names == ["questioner-0", "questioner-1'", "questioner-2'"]
 
 
 async def test_one_that_can_not_start_is_ended_and_the_run_goes_on() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,23 @@ from tests.fakes.data_folder import write_folder
 TASK = {"id": "t", "text": "Eat?", "split": "A"}
 
 
-def test_show_prints_pairs_readably(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "show", "starter", "--task", "hobby", "--persona", "grace"]) == 0
-    out = capsys.readouterr().out
+Said = Callable[..., str]
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    """What `stargate data` prints when it ends with `code`."""
+
+    def run(*arguments: str | Path, code: int = 0) -> str:
+        assert main(["data", *map(str, arguments)]) == code
+        captured = capsys.readouterr()
+        return captured.err if code == 3 else captured.out
+
+    return run
+
+
+def test_show_prints_pairs_readably(said: Said) -> None:
+    out = said("show", "starter", "--task", "hobby", "--persona", "grace")
     assert "test      16      4         8     96     96     96        0" in out
     assert "--- hobby:grace (split test)" in out
     assert "   *  1  Our house by the lagoon near Apia has woven blinds instead of walls." in out
@@ -25,11 +40,11 @@ def test_show_prints_pairs_readably(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(len(line) <= 100 for line in out.splitlines()[1:])
 
 
-def test_show_is_the_same_every_time_and_obeys_the_seed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_is_the_same_every_time_and_obeys_the_seed(said: Said) -> None:
     shown = []
-    for seed in ("0", "0", "1"):
-        assert main(["data", "show", "starter", "--n", "4", "--seed", seed]) == 0
-        shown.append([x for x in capsys.readouterr().out.splitlines() if x.startswith("---")])
+    for seed in "001":
+        out = said("show", "starter", "--n", "4", "--seed", seed)
+        shown.append([line for line in out.splitlines() if line.startswith("---")])
     assert len(shown[0]) == 4
     assert shown[0] == shown[1] != shown[2]
 
@@ -49,11 +64,8 @@ def test_what_does_not_exist_is_one_line_with_what_does(capsys: pytest.CaptureFi
         assert captured.out == ""
 
 
-def test_check_prints_a_table_and_writes_a_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["data", "check", "starter", "--strict", "--json", f"{tmp_path}/r.json"]) == 0
-    out = capsys.readouterr().out
+def test_check_prints_a_table_and_writes_a_report(tmp_path: Path, said: Said) -> None:
+    out = said("check", "starter", "--strict", "--json", tmp_path / "r.json")
     assert "golds        224   88   97     104  112  115" in out
     assert "kinds of errors: 0, of warnings: 2" in out
     report = json.loads((tmp_path / "r.json").read_text())
@@ -62,45 +74,36 @@ def test_check_prints_a_table_and_writes_a_report(
     assert report["words"]["golds"]["median"] == 104
 
 
-def test_errors_fail_only_when_strict_and_limits_always(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_errors_fail_only_when_strict_and_limits_always(tmp_path: Path, said: Said) -> None:
     tasks = [TASK, {"id": "u", "text": "EAT", "split": "test"}]
-    folder = str(write_folder(tmp_path / "d", tasks=tasks))
-    assert main(["data", "check", folder]) == 0
-    assert main(["data", "check", folder, "--strict"]) == ExitCode.FAULTY_DATA
-    assert main(["data", "check", "starter", "--max", "ignores_persona=1"]) == 0
-    assert main(["data", "check", "starter", "--max", "ignores_persona=0"]) == ExitCode.FAULTY_DATA
-    assert (
-        main(["data", "check", "starter", "--max", "ignores_persona=0.004"]) == ExitCode.FAULTY_DATA
-    )
-    assert "limit exceeded: ignores_persona: 1 (0.4%), at most 0.004" in capsys.readouterr().out
+    folder, faulty = write_folder(tmp_path / "d", tasks=tasks), ExitCode.FAULTY_DATA
+    said("check", folder)
+    said("check", folder, "--strict", code=faulty)
+    said("check", "starter", "--max", "ignores_persona=1")
+    said("check", "starter", "--max", "ignores_persona=0", code=faulty)
+    out = said("check", "starter", "--max", "ignores_persona=0.004", code=faulty)
+    assert "limit exceeded: ignores_persona: 1 (0.4%), at most 0.004" in out
 
 
-def test_import_tells_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_tells_what_it_found(tmp_path: Path, said: Said) -> None:
     (tmp_path / "t.csv").write_text("prompt,split\nEat  now?,A\nEat now,test\n,A\n")
-    out = str(tmp_path / "out")
-    assert main(["data", "import", f"{tmp_path}/t.csv", out]) == 0
-    printed = capsys.readouterr().out
+    out = tmp_path / "out"
+    printed = said("import", tmp_path / "t.csv", out)
     assert "found: 2 left out, 1 mended, 0 noted" in printed
     assert "     1 left out  task_in_two_splits: same text as a task of another split" in printed
     assert "          t.csv:2: kept: t.csv:3: Eat now?" in printed
-    assert main(["data", "import", f"{tmp_path}/t.csv", out]) == 3
-    assert "--force" in capsys.readouterr().err
-    assert main(["data", "show", out]) == 0
-    assert "no pairs to show: it has no personas yet" in capsys.readouterr().out
+    assert "--force" in said("import", tmp_path / "t.csv", out, code=3)
+    assert "no pairs to show: it has no personas yet" in said("show", out)
 
 
-def test_export_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "export", "starter", f"{tmp_path}/s", "--format", "sft"]) == 0
-    assert f"{tmp_path}/s/A.jsonl: 64 conversations" in capsys.readouterr().out
-    assert main(["data", "export", "starter", f"{tmp_path}/p", "--format", "parquet"]) == 0
-    assert "32 tasks, 24 personas, 224 golds" in capsys.readouterr().out
+def test_export_says_what_it_wrote(tmp_path: Path, said: Said) -> None:
+    out = said("export", "starter", tmp_path / "s", "--format", "sft")
+    assert f"{tmp_path}/s/A.jsonl: 64 conversations" in out
+    out = said("export", "starter", tmp_path / "p", "--format", "parquet")
+    assert "32 tasks, 24 personas, 224 golds" in out
 
 
-def test_text_from_data_cannot_steer_the_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_text_from_data_cannot_steer_the_terminal(tmp_path: Path, said: Said) -> None:
     evil = "\x1b[2J\x1b]0;owned\x07 [red]x[/red] \u202e"
     folder = write_folder(
         tmp_path / "d",
@@ -108,9 +111,8 @@ def test_text_from_data_cannot_steer_the_terminal(
         personas=[{"id": "p", "name": evil, "text": evil, "split": "A", "facts": [evil]}],
         golds=[{"task_id": "t", "persona_id": "p", "text": evil}],
     )
-    for arguments in (["show"], ["check"]):
-        assert main(["data", *arguments, str(folder)]) == 0
-        out = capsys.readouterr().out
+    for command in ("show", "check"):
+        out = said(command, folder)
         assert not {"\x1b", "\x07", "\u202e"} & set(out)
         assert "\\x1b[2J" in out and "[red]x[/red]" in out
 

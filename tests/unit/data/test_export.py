@@ -12,6 +12,8 @@ from stargate.errors import DataError
 from stargate.text.prompts import load_prompts
 from tests.fakes.data_folder import write_folder
 
+GOLD = {"task_id": "t", "persona_id": "p", "text": "Du\n\n- isst: \\n", "facts_used": [1, 0]}
+
 
 def content(dataset: Dataset) -> tuple[object, ...]:
     """Everything of a dataset, order included."""
@@ -33,18 +35,13 @@ def awkward(tmp_path: Path) -> Dataset:
         ],
         "personas": [
             {
-                "id": "p",
-                "name": "Jos\u00e9",
-                "text": "I bake. I nap.",
-                "split": "A",
+                **{"id": "p", "name": "Jos\u00e9", "text": "I bake. I nap.", "split": "A"},
                 "facts": ["I bake.", "I swim."],
                 "fact_origins": ["sentence:0-7", "extracted"],
             },
             {"id": "q", "name": "Q \U0001f600", "text": "Is Q.", "split": "test"},
         ],
-        "golds": [
-            {"task_id": "t", "persona_id": "p", "text": "Du\n\n- isst: \\n", "facts_used": [1, 0]}
-        ],
+        "golds": [GOLD],
     }
     return read_dataset(write_folder(tmp_path / "awkward", **rows))
 
@@ -75,12 +72,7 @@ def test_a_datasets_folder_holds_the_three_tables(tmp_path: Path, awkward: Datas
     loaded = datasets.load_from_disk(str(tmp_path / "hf"))
     sizes = {name: len(rows) for name, rows in loaded.items()}
     assert sizes == {"tasks": 2, "personas": 2, "golds": 1}
-    assert loaded["golds"][0] == {
-        "task_id": "t",
-        "persona_id": "p",
-        "text": "Du\n\n- isst: \\n",
-        "facts_used": [1, 0],
-    }
+    assert loaded["golds"][0] == GOLD
 
 
 def test_tasks_come_from_a_datasets_folder_of_somebody_else(tmp_path: Path) -> None:
