@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from stargate.report.data import load_report
+from stargate.report.records import ReportData
 from stargate.resources.models import resolve_model
+from tests.fakes.report_run import build_run
 from tests.integration.ranks import Ranks
 from tests.integration.run_process import Run
 from tests.integration.tiny_model import save_tiny_model
@@ -18,6 +21,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
     output = run.finish()
     assert run.process.returncode == 0, output
     return run, output
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of made-up rows, to be read only."""
+    return build_run(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="session")
+def data(run_dir: Path) -> ReportData:
+    """What the report reads of it."""
+    return load_report(run_dir)
 
 
 @pytest.fixture(scope="session")

@@ -31,11 +31,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReportBrowser]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
-    return load_report(build_run(tmp_path_factory.mktemp("run")))
-
-
-@pytest.fixture(scope="module")
 def page(data: ReportData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(data, tmp_path_factory.mktemp("page"))
 

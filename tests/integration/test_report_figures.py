@@ -19,16 +19,11 @@ from stargate.report.figures import (
     selection_plot,
 )
 from stargate.report.records import Evaluation, ReportData, SelectionView
-from tests.fakes.report_run import build_halted_run, build_run
+from tests.fakes.report_run import build_halted_run
 
 pytestmark = pytest.mark.integration
 
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
-    return load_report(build_run(tmp_path_factory.mktemp("report")))
 
 
 def drawn(data: ReportData, name: str) -> Figure:

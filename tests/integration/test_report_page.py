@@ -21,7 +21,7 @@ from stargate.report.parts import Row, measured_cell
 from stargate.report.records import Evaluation, ReportData
 from stargate.report.sections import duration
 from stargate.report.wording import Numbers
-from tests.fakes.report_run import MARKUP, SCRIPT, build_halted_run, build_run
+from tests.fakes.report_run import MARKUP, SCRIPT, build_halted_run
 
 pytestmark = pytest.mark.integration
 
@@ -58,11 +58,6 @@ class Page(HTMLParser):
             for name, attributes in self.elements
             if name == tag and wanted.items() <= attributes.items()
         )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
-    return load_report(build_run(tmp_path_factory.mktemp("run")))
 
 
 @pytest.fixture(scope="module")

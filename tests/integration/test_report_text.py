@@ -9,20 +9,16 @@ import pytest
 from stargate.errors import DataError
 from stargate.launch import report
 from stargate.report.data import load_report
+from stargate.report.records import ReportData
 from stargate.report.text import WIDTH, render_text
-from tests.fakes.report_run import build_halted_run, build_run
+from tests.fakes.report_run import build_halted_run
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_run(tmp_path_factory.mktemp("report"))
-
-
-@pytest.fixture(scope="module")
-def text(run_dir: Path) -> str:
-    return render_text(load_report(run_dir))
+def text(data: ReportData) -> str:
+    return render_text(data)
 
 
 def run(*arguments: str) -> int:

@@ -97,11 +97,11 @@ def roles(**changes: object) -> Roles:
     return Roles(**{**parts, **changes})  # type: ignore[arg-type]
 
 
-def iterate(context: RunContext, number: int = 0, **changes: object) -> Roles:
-    """One iteration over PAIRS; the fakes that took part."""
-    parts = roles(**changes)
-    asyncio.run(run_iteration(number, PAIRS, parts, context))
-    return parts
+def iterate(
+    context: RunContext, number: int = 0, pairs: Sequence[Pair] | None = None, **changes: object
+) -> None:
+    """One iteration over PAIRS, or others."""
+    asyncio.run(run_iteration(number, list(pairs or PAIRS), roles(**changes), context))
 
 
 def count(context: RunContext, table: str) -> int:
@@ -276,7 +276,7 @@ def test_without_another_persona_contrastive_selection_drops_the_pair(tmp_path: 
     context = run_context(tmp_path, algorithm={"selection": "contrastive"})
     lonely = make_pair(task="t9", persona="p")
     score = ScriptedScore(favour_second)
-    asyncio.run(run_iteration(0, [*PAIRS, lonely], roles(score=score), context))
+    iterate(context, pairs=[*PAIRS, lonely], score=score)
     assert context.counters.dropped == {"pair_without_contrast": 1}
     assert count(context, "examples") == 4
 

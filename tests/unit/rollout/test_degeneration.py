@@ -12,10 +12,16 @@ from stargate.evaluation.playing import EvaluationPairs, play_all
 from stargate.records.repair import discovery, repair
 from stargate.records.store import RunStore
 from stargate.rollout.degeneration import Degeneration, DegenerationWatch, loops
-from stargate.training_loop import run_iteration
 from stargate.types import Dialogue, GenerateRequest, StopReason, Turn
 from tests.fakes.scripted import ScriptedGenerate, make_pair
-from tests.unit.test_pair_steps import RecordingPush, RecordingTrain, roles, run_context, say
+from tests.unit.test_pair_steps import (
+    RecordingPush,
+    RecordingTrain,
+    iterate,
+    roles,
+    run_context,
+    say,
+)
 
 LENGTH, STOP, FIXED = StopReason.LENGTH, StopReason.STOP, StopReason.FIXED
 LOOP = tuple([5, 6, 7] * 10)
@@ -69,10 +75,8 @@ def watch(root: Path, scope: str = "t0", **limits: object) -> DegenerationWatch:
 
 
 def hear(watched: DegenerationWatch, good: int, bad: int, silent: int = 0) -> DegenerationWatch:
-    for _ in range(good):
-        watched.heard(GOOD)
-    for _ in range(bad):
-        watched.heard(BAD)
+    for dialogue in (*[GOOD] * good, *[BAD] * bad):
+        watched.heard(dialogue)
     for _ in range(silent):
         watched.dropped(SILENT)
     return watched
@@ -152,13 +156,13 @@ def babbling(version: int) -> ScriptedGenerate:
 @pytest.mark.parametrize("overlap", [True, False])
 def test_nothing_is_trained_on_a_checkpoint_that_babbles(tmp_path: Path, overlap: bool) -> None:
     context = run_context(tmp_path, overlap)
-    generate, train, push = babbling(1), RecordingTrain(), RecordingPush()
-    parts = roles(generate=generate, train=train, push=push)
-    asyncio.run(run_iteration(0, PAIRS, parts, context))
+    train, push = RecordingTrain(), RecordingPush()
+    parts = {"generate": babbling(1), "train": train, "push": push}
+    iterate(context, pairs=PAIRS, **parts)
     assert [version for _, version in push.pushed] == [1]
     train.examples = []
     with pytest.raises(DivergenceError, match="t1: the questioner's texts are empty or endless"):
-        asyncio.run(run_iteration(1, PAIRS, parts, context))
+        iterate(context, 1, PAIRS, **parts)
     assert train.examples == []
     assert [version for _, version in push.pushed] == [1]
     # It does not wait for the last pair, and finished dialogues stay.
@@ -168,10 +172,10 @@ def test_nothing_is_trained_on_a_checkpoint_that_babbles(tmp_path: Path, overlap
 def test_a_resumed_iteration_counts_what_was_played_before(tmp_path: Path) -> None:
     context = run_context(tmp_path)
     with pytest.raises(DivergenceError):
-        asyncio.run(run_iteration(0, PAIRS, roles(generate=babbling(0)), context))
+        iterate(context, pairs=PAIRS, generate=babbling(0))
     context.store.compact("t0")
     with pytest.raises(DivergenceError, match="100%"):
-        asyncio.run(run_iteration(0, PAIRS, roles(), run_context(tmp_path)))
+        iterate(run_context(tmp_path), pairs=PAIRS)
 
 
 def test_an_evaluation_notices_too(tmp_path: Path) -> None:
