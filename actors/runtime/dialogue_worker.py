@@ -110,7 +110,8 @@ class DialogueWorker:
             questioner=questioner,
             roleplay=roleplay,
             watch=self._watch,
-            start=SlowStart(self._num_first()),
+            # This worker's share of the dialogues that begin at once; at least one of them.
+            start=SlowStart(-(-config.num_first_dialogues // config.rollout.num_workers)),
         )
         gc.freeze()  # what is loaded stays: a collection need not look at it again and again
         return os.getpid()
@@ -152,11 +153,6 @@ class DialogueWorker:
 
     def _share(self, engines: Sequence[Any]) -> list[int]:
         return share_of(self._number, self._spec.config.rollout.num_workers, len(engines))
-
-    def _num_first(self) -> int:
-        """This worker's share of the dialogues that begin at once; at least one of them."""
-        config = self._spec.config
-        return -(-config.num_first_dialogues // config.rollout.num_workers)
 
     async def _play(self, plan: DialoguePlan) -> Dialogue:
         if self._player is None:

@@ -184,18 +184,13 @@ class GatheredScore:
         try:
             results = await self._score(merged)
         except Exception as error:
-            if len(calls) == 1:
-                _set_error(calls[0][1], error)
-            else:  # whose fault it was, each hears for itself
+            if len(calls) > 1:  # whose fault it was, each hears for itself
                 await asyncio.gather(*(self._send_together([call]) for call in calls))
+            elif not (waiter := calls[0][1]).done():
+                waiter.set_exception(error)
             return
         start = 0
         for requests, waiter in calls:
             if not waiter.done():
                 waiter.set_result(results[start : start + len(requests)])
             start += len(requests)
-
-
-def _set_error(waiter: "asyncio.Future[list[ScoreResult]]", error: Exception) -> None:
-    if not waiter.done():
-        waiter.set_exception(error)
