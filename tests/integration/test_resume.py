@@ -96,7 +96,7 @@ def test_a_run_that_is_killed_twice_and_damaged_ends_as_if_undisturbed(
     assert len(metrics[1]["train_losses"]) == len(metrics[1]["grad_norms"]) == 30
     summary = json.loads((run.dir / "summary.json").read_text())
     assert (summary["status"], summary["sittings"]) == ("finished", 3)
-    assert summary["rollout"]["num_dialogues"] == 8
+    assert "rollout" not in summary  # whoever played was killed before it could say how long
     assert summary["repeated_steps"] == metrics[1]["num_repeated_steps"] <= 6
     assert summary["damaged_files"] == ["eval-m0/dialogues.parquet.damaged-1"]
     assert not checkpoints.exists()
