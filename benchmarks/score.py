@@ -27,6 +27,7 @@ from stargate.benchmarks.results import Measurement, Ratio, Say
 from stargate.benchmarks.score_sides import Job, Side, start_side
 from stargate.benchmarks.score_work import (
     PairRequests,
+    final_only,
     load_work,
     num_tokens,
     num_unique,
@@ -61,11 +62,18 @@ RATIOS: Mapping[str, Ratio] = {
         3.0,
         higher_is_better=False,
     ),
+    "turn_scores_vs_final": Ratio(
+        "seconds of our scorer for the gold after each of three turns and once before any / for "
+        "the gold after the last turn alone, one core; four dialogues of about 580 tokens per pair",
+        1.6,
+        higher_is_better=False,
+    ),
 }
 # The largest difference that is not an error, in nats per token: the mean over a gold.
 _MAX_DIFFERENCE = 0.02
 # Pairs whose recorded dialogues meet several golds, and texts that a float32 pass checks.
 _MAX_GOLDS_PAIRS = 2
+_MAX_TURNS_PAIRS = 4
 _NUM_REFERENCES = 4
 # The passes of one dialogue and several golds, which vLLM does once more for each gold.
 _SEVERAL_GOLDS = ("long_n", "recorded_n")
@@ -95,6 +103,8 @@ def measure(args: argparse.Namespace, say: Say) -> Measurement:
         "long_n": work.long,
         "recorded_1": with_golds(few, 1),
         "recorded_n": few,
+        "turns_all": work.turns[:_MAX_TURNS_PAIRS],
+        "turns_final": final_only(work.turns[:_MAX_TURNS_PAIRS]),
     }
     cores = _cores(args.device)[: args.pairs]
     results = Results()
@@ -163,6 +173,7 @@ class Results:
         compared = {
             "several_golds_from_one": (found["recorded_n"] | found["long_n"], one),
             "scorer_from_float32": (one, found["float32"]),
+            "turn_scores_from_final": (found["turns_all"], found["turns_final"]),
             "prompt_logprobs_from_float32": (found["prompt_logprobs_1"], found["float32"]),
         }
         if "scorer_2" in found:
@@ -197,7 +208,7 @@ def _play_round(sides: Sides, passes: Passes, results: Results) -> None:
     for side, processes in sides.items():
         if len(processes) > 1:
             results.run(f"{side}_{len(processes)}", processes, passes["single"])
-    for name in ("long_1", "long_n", "recorded_1", "recorded_n"):
+    for name in [name for name in passes if name != "single"]:
         results.run(name, sides["scorer"][:1], passes[name])
     for name in _SEVERAL_GOLDS:
         results.run(f"prompt_logprobs_{name}", sides["prompt_logprobs"][:1], passes[name])
@@ -216,6 +227,7 @@ def _measurement(args: argparse.Namespace, passes: Passes, results: Results) -> 
         "vs_prompt_logprobs": min(on_cores.values()),
         "vs_forward": took["forward_1"] / took["scorer_1"],
         "golds8_vs_1": took["long_n"] / took["long_1"],
+        "turn_scores_vs_final": took["turns_all"] / took["turns_final"],
     }
     figures = {
         "dialogues": sum(map(len, passes["single"])),
@@ -244,6 +256,7 @@ def _measurement(args: argparse.Namespace, passes: Passes, results: Results) -> 
             }
             for name in ("long", "recorded")
         },
+        "turn_scores_vs_final_unique_tokens": unique["turns_all"] / unique["turns_final"],
         "largest_differences_nats_per_token": results.differences(),
         "seconds_per_round": {name: seconds / args.rounds for name, seconds in took.items()},
     }

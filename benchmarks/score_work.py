@@ -23,16 +23,22 @@ from stargate.resources.models import context_length
 from stargate.types import Pair, ScoreRequest
 
 DIALOGUES = Path(__file__).parent / "score_dialogues.jsonl"
+_NUM_LONG_TURNS = 3
 # The requests of one pair, which a run asks for together.
 PairRequests = tuple[ScoreRequest, ...]
 
 
 @dataclass(frozen=True)
 class Work:
-    """Requests by pair: `num_golds` golds after each dialogue, and after one long dialogue."""
+    """Requests by pair: `num_golds` golds after each dialogue, and after one long dialogue.
+
+    `turns`: the pair's gold before any turn, then after each turn of four long dialogues: the four
+    recorded ones joined in other orders, every four of their twelve questions taken as one turn.
+    """
 
     played: tuple[PairRequests, ...]
     long: tuple[PairRequests, ...]
+    turns: tuple[PairRequests, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +53,33 @@ def load_work(model_dir: Path, num_pairs: int, num_golds: int, trust_remote_code
     """The first `num_pairs` pairs. Raises DataError if there are not so many pairs or golds."""
     recorded = RecordedDialogues(DIALOGUES, model_dir, trust_remote_code)
     scoring = GoldScoring(recorded.views, recorded.chat, context_length(model_dir))
-    played, long = [], []
+    played, long, turns = [], [], []
     for row in recorded.rows(num_pairs, "--pairs"):
         pair = recorded.pair(row)
         others = _other_golds(pair, recorded.data, num_golds - 1)
         dialogues = [
             tuple(recorded.turn(one, ended=False) for one in said) for said in row["dialogues"]
         ]
-        joined = tuple(turn for turns in dialogues for turn in turns)
+        joined = tuple(turn for said in dialogues for turn in said)
         requests = [
-            scoring.after_dialogue(f"{pair.id}/{name}", pair, turns, others)
-            for name, turns in (*enumerate(dialogues), ("long", joined))
+            scoring.after_dialogue(f"{pair.id}/{name}", pair, said, others)
+            for name, said in (*enumerate(dialogues), ("long", joined))
         ]
         played.append(tuple(requests[:-1]))
         long.append((requests[-1],))
-    return Work(tuple(played), tuple(long))
+        step = len(joined) // _NUM_LONG_TURNS
+        after = [
+            scoring.after_dialogue(f"{pair.id}/{n}/{k}", pair, (*joined[n:], *joined[:n])[:k])
+            for n in range(0, len(joined), len(joined) // len(dialogues))
+            for k in range(step, len(joined) + 1, step)
+        ]
+        turns.append((scoring.after_dialogue(f"{pair.id}/before", pair, ()), *after))
+    return Work(tuple(played), tuple(long), tuple(turns))
+
+
+def final_only(turns: Sequence[PairRequests]) -> list[PairRequests]:
+    """Of `Work.turns`: those after a dialogue's last turn."""
+    return [requests[_NUM_LONG_TURNS::_NUM_LONG_TURNS] for requests in turns]
 
 
 def with_golds(pairs: Sequence[PairRequests], num_golds: int) -> list[PairRequests]:

@@ -127,14 +127,15 @@ class GoldModel:
 
     def score(self, requests: Sequence[ScoreRequest]) -> Scored:
         """Scores requests that `batches` put together. Raises MachineError out of GPU memory."""
-        texts = [Text(request.context_ids, gold) for request in requests for gold in request.golds]
-        found: list[tuple[float, ...]] = [()] * len(texts)
+        asked = [Text(request.context_ids, gold) for request in requests for gold in request.golds]
+        # The gold before any turn is the same text for all dialogues of a pair.
+        texts = list(dict.fromkeys(asked))
+        found: dict[Text, tuple[float, ...]] = {}
         num_tokens = num_padded = 0
         try:
             for group in self._groups([(text.context, (text.gold,)) for text in texts]):
                 made = self._make([texts[i] for i in group])
-                for i, logprobs in zip(group, self._run(made), strict=True):
-                    found[i] = logprobs
+                found |= zip(made.texts, self._run(made), strict=True)
                 num_tokens += made.num_tokens
                 num_padded += made.inputs["input_ids"].numel()
         except torch.OutOfMemoryError as error:
@@ -142,7 +143,7 @@ class GoldModel:
                 "scorer: out of GPU memory; lower scorer.max_batch_tokens, "
                 f"now {self._max_batch_tokens}"
             ) from error
-        flat = iter(found)
+        flat = (found[text] for text in asked)
         return Scored(
             logprobs=[tuple(next(flat) for _ in request.golds) for request in requests],
             num_tokens=num_tokens,

@@ -77,7 +77,11 @@ def lay_out(texts: Sequence[Text]) -> Row:
             todo += [(first, last, depth, before) for first, last in reversed(branches)]
             continue
         # In sorted order, what the first and the last share, all between them share.
-        context = texts[order[low]].context
+        context, gold = texts[order[low]].context, texts[order[low]].gold
+        if high - low == 1:  # nobody shares the rest of it
+            piece = row.add((*context[depth:], *gold[:-1]), depth, before)
+            row.places[order[low]] = tuple(range(piece.stop - len(gold), piece.stop))
+            continue
         end = common_length(context, texts[order[high - 1]].context)
         piece = row.add(context[depth:end], depth, before)
         while low < high and len(texts[order[low]].context) == end:
@@ -92,8 +96,9 @@ def group_alike(items: Sequence[Item], max_tokens: int, max_places: int) -> list
     """Indices of the items that make up each row: those with most in common together.
 
     A row has at most `max_tokens` tokens and `max_places` scored positions; an item that is too
-    large for that is alone. Golds of one context may fill twice as many tokens: to compute a long
-    context again costs more than a row that leaves the cache.
+    large for that is alone. Golds of one context, and what adds no more than it shares (a dialogue
+    after each of its turns), may fill twice as many tokens: to compute a long context again costs
+    more than a row that leaves the cache.
     """
     found: list[list[int]] = []
     tokens = places = 0
@@ -102,10 +107,11 @@ def group_alike(items: Sequence[Item], max_tokens: int, max_places: int) -> list
         num_places = sum(map(len, golds))
         own = len(context) + num_places - len(golds)
         shared = common_length(items[found[-1][-1]][0], context) if found else 0
-        room = 2 * max_tokens if shared == len(context) else max_tokens
-        if found and tokens + own - shared <= room and places + num_places <= max_places:
+        added = own - shared
+        room = 2 * max_tokens if shared >= min(added, len(context)) else max_tokens
+        if found and tokens + added <= room and places + num_places <= max_places:
             found[-1].append(i)
-            tokens += own - shared
+            tokens += added
             places += num_places
         else:
             found.append([i])

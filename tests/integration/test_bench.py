@@ -10,6 +10,7 @@ import pytest
 
 from stargate.benchmarks.score_work import (
     Work,
+    final_only,
     load_work,
     num_tokens,
     num_unique,
@@ -81,6 +82,17 @@ def test_score_computes_the_same_tokens_on_both_sides_of_vs_forward(work: Work) 
     assert sum(one.num_places for one in stretches(single)) == golds
 
 
+def test_turns_are_scored_before_any_and_after_each(work: Work) -> None:
+    for before, *after in work.turns:
+        assert len({request.context_ids for request in after}) == 4 * 3
+        opening = before.context_ids[:-10]  # what closes it comes later in the others
+        assert all(request.context_ids[: len(opening)] == opening for request in after)
+        for one, two, three in zip(*[iter(after)] * 3, strict=True):
+            assert len(one.context_ids) < len(two.context_ids) < len(three.context_ids)
+            assert three.golds == before.golds
+    assert final_only(work.turns) == [tuple(after[2::3]) for _, *after in work.turns]
+
+
 def test_score_refuses_more_than_there_is() -> None:
     folder = resolve_model("embedded")
     with pytest.raises(DataError, match=r"--pairs must be in 1\.\.24, got 25"):
@@ -92,11 +104,12 @@ def test_score_refuses_more_than_there_is() -> None:
 def test_score_checks_every_log_prob(tmp_path: Path) -> None:
     options = ["--pairs", "1", "--golds", "2", "--rounds", "1", "--device", "cpu"]
     figures, ratios, _ = bench(tmp_path, "score", *options, timeout=300)
-    assert ratios == {"vs_prompt_logprobs", "vs_forward", "golds8_vs_1"}
+    assert ratios == {"vs_prompt_logprobs", "vs_forward", "golds8_vs_1", "turn_scores_vs_final"}
     assert figures["dialogues"] == 4
     assert figures["unique_tokens"] < figures["tokens"]
     differences = figures["largest_differences_nats_per_token"]
     assert 0.0 < differences["several_golds_from_one"] <= 0.02
+    assert 0.0 < differences["turn_scores_from_final"] <= 0.02
     assert 0.0 < differences["scorer_from_float32"] <= 0.02
     assert differences["prompt_logprobs_from_float32"] <= 0.1
 

@@ -230,8 +230,14 @@ def test_golds_that_share_a_context_score_as_if_alone(
 
 def test_shared_contexts_are_computed_once(tiny: Path) -> None:
     scorer = started(tiny, "float32")
-    score(scorer, [ScoreRequest("x", tuple(range(10, 110)), ((5, 6, 7),) * 8)])
+    context = tuple(range(10, 110))
+    score(scorer, [ScoreRequest("x", context, tuple((5, 6, last) for last in range(8)))])
     assert scorer.stats().num_tokens == 100 + 8 * 2
+    # Equal texts too, as the gold before any turn is for all dialogues of a pair.
+    results = score(scorer, [ScoreRequest(key, context, ((5, 6, 7),)) for key in "yz"])
+    assert scorer.stats().num_tokens == 100 + 8 * 2 + 100 + 2
+    assert results[0].token_logprobs == results[1].token_logprobs
+    assert [result.key for result in results] == ["y", "z"]
     scorer.shutdown()
 
 
