@@ -97,6 +97,7 @@ def made(scorer: float, float32: float) -> Results:
     """Results whose only difference is the mean log-prob of one gold."""
     key = ("p/0", 0)
     values = dict.fromkeys(("long_1", "long_n", "recorded_n", "scorer_1", "scorer_2"), scorer)
+    values |= dict.fromkeys(("turns_all", "turns_final"), scorer)
     values |= {"float32": float32, "prompt_logprobs_1": 5.0}
     return Results({}, {name: {key: (value,)} for name, value in values.items()})
 
