@@ -122,7 +122,9 @@ def _by_pieces(
     found = value.new_empty(num_tokens, num_shared, group, value.shape[-1])
     for piece in plan.pieces:
         num_seen = _num_seen(piece)
-        spans = (*piece.seen, (0, -num_seen % _WIDTH))
+        # Its own text's tokens: a NaN of another would come through the mask.
+        first, end = piece.seen[0]
+        spans = (*piece.seen, (first, min(end, first + -num_seen % _WIDTH)))
         keys = torch.cat([key[:, low:high] for low, high in spans], 1)
         values = torch.cat([value[:, low:high] for low, high in spans], 1)
         num_before = num_seen - (piece.stop - piece.start)

@@ -108,8 +108,9 @@ def test_score_checks_every_log_prob(tmp_path: Path) -> None:
     assert figures["dialogues"] == 4
     assert figures["unique_tokens"] < figures["tokens"]
     differences = figures["largest_differences_nats_per_token"]
-    assert 0.0 < differences["several_golds_from_one"] <= 0.02
-    assert 0.0 < differences["turn_scores_from_final"] <= 0.02
+    # Not a bit of difference, where the same keys stand in the same order.
+    assert 0.0 <= differences["several_golds_from_one"] <= 0.02
+    assert 0.0 <= differences["turn_scores_from_final"] <= 0.02
     assert 0.0 < differences["scorer_from_float32"] <= 0.02
     assert differences["prompt_logprobs_from_float32"] <= 0.1
 
