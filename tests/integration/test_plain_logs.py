@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.actors.runtime.test_log_escaping import WRITES, check, play
+from tests.unit.actors.process.test_log_escaping import WRITES, check, play
 
 pytestmark = pytest.mark.integration
 

@@ -58,12 +58,11 @@ def test_the_iteration_stops_and_goes_on_where_it_was(
     assert repair(tmp_path, []) == Repairs()  # nothing half-written is left
     context = run_context(tmp_path, overlap)
     iterate(context)
-    assert context.counters.dialogues["t0"] == 12 - len(
-        before
-    )  # those that were missing, no others
-    for table, key, count in (("dialogues", "id", 12), ("scores", "dialogue_id", 12)):
+    # Those that were missing, no others.
+    assert context.counters.dialogues["t0"] == 12 - len(before)
+    for table, key in (("dialogues", "id"), ("scores", "dialogue_id")):
         found = ids(context.store, table, key)
-        assert (len(found), len(set(found))) == (count, count)
+        assert (len(found), len(set(found))) == (12, 12)
 
 
 @pytest.mark.parametrize(
