@@ -19,6 +19,7 @@ from stargate.report.figures import (
     selection_plot,
 )
 from stargate.report.records import Evaluation, ReportData, SelectionView
+from stargate.report.svg import Plot
 from tests.fakes.report_run import build_halted_run
 
 pytestmark = pytest.mark.integration
@@ -26,9 +27,13 @@ pytestmark = pytest.mark.integration
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def drawn(data: ReportData, name: str) -> Figure:
+def plot_of(data: ReportData, name: str) -> Plot:
     [plot] = [plot for plot in report_figures(data) if plot.name == name]
-    return plot.figure
+    return plot
+
+
+def drawn(data: ReportData, name: str) -> Figure:
+    return plot_of(data, name).figure
 
 
 def curves(evaluation: Evaluation, lines: dict[str, str], *, zero: bool = False) -> Figure:
@@ -91,11 +96,13 @@ def test_turn_gains_are_by_checkpoint(data: ReportData) -> None:
     assert points(drawn(data, "turn_gain")) == [[3.0, 1.0], [4.0, 2.0], [5.0, 3.0]]
 
 
+def selection(pair_id: str, chosen: str, **scores: float) -> SelectionView:
+    nothing = (None,) * len(scores)
+    return SelectionView(0, pair_id, chosen, (*scores,), (*scores.values(),), nothing, nothing)
+
+
 def test_selection_marks_the_chosen_around_the_mean() -> None:
-    two = [
-        SelectionView(0, "p", "b", ("a", "b", "c"), (-5.0, -2.0, -5.0), (None,) * 3, (None,) * 3),
-        SelectionView(0, "q", "d", ("d", "e"), (-1.0, -3.0), (None,) * 2, (None,) * 2),
-    ]
+    two = [selection("p", "b", a=-5.0, b=-2.0, c=-5.0), selection("q", "d", d=-1.0, e=-3.0)]
     others, chosen = points(selection_plot(0, two, "gold").figure)
     # Pair q leads by 1 and stands first, pair p by 2.
     assert others == [-1.0, -1.0, -1.0]
@@ -103,10 +110,7 @@ def test_selection_marks_the_chosen_around_the_mean() -> None:
 
 
 def test_many_pairs_are_thinned_out() -> None:
-    many = [
-        SelectionView(0, f"p{n}", "a", ("a", "b"), (float(n), 0.0), (None,) * 2, (None,) * 2)
-        for n in range(100)
-    ]
+    many = [selection(f"p{n}", "a", a=float(n), b=0.0) for n in range(100)]
     others, chosen = points(selection_plot(0, many, "gold").figure)
     assert (len(others), len(chosen)) == (40, 40)
     assert (chosen[0], chosen[-1]) == (0.0, 49.5)
@@ -167,12 +171,7 @@ def test_svg_texts_are_text_and_the_same_every_time(data: ReportData) -> None:
 
 def test_names_that_look_like_markup_or_formulas_stay_text(data: ReportData) -> None:
     odd = "<script>$x^</script>"
-    [plot] = [
-        plot
-        for plot in report_figures(replace(data, stages={odd: 3.0, "push": 1.0}))
-        if plot.name == "stages"
-    ]
-    text = plot.inline_svg()
+    text = plot_of(replace(data, stages={odd: 3.0, "push": 1.0}), "stages").inline_svg()
     assert "<script" not in text
     texts = [element.text for element in ElementTree.fromstring(text).iter(f"{SVG}text")]
     assert odd in texts

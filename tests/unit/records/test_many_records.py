@@ -28,15 +28,13 @@ def score(index: int) -> DialogueScore:
     return DialogueScore(f"t0/t:p/{index}", "t:p", -1.5, 4)
 
 
-def test_a_merged_table_has_few_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_merged_table_has_few_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store_module, "_GROUP_ROWS", 8)
-
-    async def fill() -> None:
-        for index in range(20):
-            await store.append("t0", "scores", [record_row(score(index))])
-
     store = RunStore(tmp_path)
-    asyncio.run(fill())
+    for index in range(20):
+        await store.append("t0", "scores", [record_row(score(index))])
     assert len(table_files(tmp_path / "t0" / "scores")) == 20
     store.compact("t0")
     [file] = table_files(tmp_path / "t0" / "scores")
