@@ -224,18 +224,15 @@ def test_what_is_no_verdict_is_kept_and_counted(
     assert (rate.agreed.lower, rate.agreed.upper) == (0.0, 1.0)
 
 
-def test_all_are_asked_side_by_side() -> None:
-    async def run() -> None:
-        meeting = asyncio.Barrier(6)
+async def test_all_are_asked_side_by_side() -> None:
+    meeting = asyncio.Barrier(6)
 
-        async def ask(comparison: Comparison, order: Order) -> Judgement:
-            await asyncio.wait_for(meeting.wait(), 5)
-            return Judgement(A, "Final Response: A")
+    async def ask(comparison: Comparison, order: Order) -> Judgement:
+        await asyncio.wait_for(meeting.wait(), 5)
+        return Judgement(A, "Final Response: A")
 
-        comparisons = [comparison(task=f"t{i}") for i in range(3)]
-        assert await judge_all(comparisons, ask, Kept().keep) == (6, {})
-
-    asyncio.run(run())
+    comparisons = [comparison(task=f"t{i}") for i in range(3)]
+    assert await judge_all(comparisons, ask, Kept().keep) == (6, {})
 
 
 def test_a_stopped_judge_goes_on_where_it_was(tmp_path: Path) -> None:

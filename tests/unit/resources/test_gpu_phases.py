@@ -68,20 +68,16 @@ class Diary:
         return self.turns.during(phase, work)
 
 
-def test_an_iteration_in_turns() -> None:
+async def test_an_iteration_in_turns() -> None:
     diary = Diary({"questioner": 1, "roleplayer": 1, "scorer": 1})
-
-    async def run() -> None:
-        play, score = diary.call(GpuPhase.PLAY), diary.call(GpuPhase.SCORE)
-        await asyncio.gather(play("d0"), play("d1"))
-        assert await score("s0") == "s0"
-        await play("response")
-        await diary.call(GpuPhase.TRAIN)("train")
-        await diary.call(GpuPhase.PUSH)("push")
-        diary.turns.woken("questioner")
-        await play("d2")
-
-    asyncio.run(run())
+    play, score = diary.call(GpuPhase.PLAY), diary.call(GpuPhase.SCORE)
+    await asyncio.gather(play("d0"), play("d1"))
+    assert await score("s0") == "s0"
+    await play("response")
+    await diary.call(GpuPhase.TRAIN)("train")
+    await diary.call(GpuPhase.PUSH)("push")
+    diary.turns.woken("questioner")
+    await play("d2")
     assert diary.lines == [
         *("questioner -> 0", "roleplayer -> 0"),
         *("d0 begins", "d1 begins", "d0 ends", "d1 ends"),
@@ -93,19 +89,15 @@ def test_an_iteration_in_turns() -> None:
     ]
 
 
-def test_a_shift_ends_only_when_nobody_works_and_who_comes_meanwhile_joins_it() -> None:
+async def test_a_shift_ends_only_when_nobody_works_and_who_comes_meanwhile_joins_it() -> None:
     diary = Diary()
-
-    async def run() -> None:
-        play, score = diary.call(GpuPhase.PLAY), diary.call(GpuPhase.SCORE, 1)
-        first = asyncio.ensure_future(play("d0"))
-        await asyncio.sleep(0)
-        waiting = asyncio.ensure_future(score("s0"))
-        await asyncio.sleep(0)
-        second = asyncio.ensure_future(play("d1"))  # joins, though somebody waits
-        await asyncio.gather(first, waiting, second)
-
-    asyncio.run(run())
+    play, score = diary.call(GpuPhase.PLAY), diary.call(GpuPhase.SCORE, 1)
+    first = asyncio.ensure_future(play("d0"))
+    await asyncio.sleep(0)
+    waiting = asyncio.ensure_future(score("s0"))
+    await asyncio.sleep(0)
+    second = asyncio.ensure_future(play("d1"))  # joins, though somebody waits
+    await asyncio.gather(first, waiting, second)
     begins = [line for line in diary.lines if "begins" in line or "->" in line]
     assert begins == [
         *("d0 begins", "d1 begins"),
@@ -114,46 +106,38 @@ def test_a_shift_ends_only_when_nobody_works_and_who_comes_meanwhile_joins_it() 
     assert diary.lines.index("d1 ends") < diary.lines.index("questioner -> 1")
 
 
-def test_a_waiter_that_gives_up_changes_nothing_and_blocks_nobody() -> None:
+async def test_a_waiter_that_gives_up_changes_nothing_and_blocks_nobody() -> None:
     diary = Diary()
-
-    async def run() -> None:
-        play, score = diary.call(GpuPhase.PLAY, 20), diary.call(GpuPhase.SCORE)
-        playing = asyncio.ensure_future(play("d0"))
+    play, score = diary.call(GpuPhase.PLAY, 20), diary.call(GpuPhase.SCORE)
+    playing = asyncio.ensure_future(play("d0"))
+    await asyncio.sleep(0)
+    waiting = asyncio.ensure_future(score("s0"))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await playing
+    await play("d1")
+    # And one that is cancelled during the very change.
+    late = asyncio.ensure_future(score("s1"))
+    for _ in range(2):
         await asyncio.sleep(0)
-        waiting = asyncio.ensure_future(score("s0"))
-        await asyncio.sleep(0)
-        waiting.cancel()
-        await playing
-        await play("d1")
-        # And one that is cancelled during the very change.
-        late = asyncio.ensure_future(score("s1"))
-        for _ in range(2):
-            await asyncio.sleep(0)
-        late.cancel()
-        await asyncio.wait_for(play("d2"), 5)
-
-    asyncio.run(run())
+    late.cancel()
+    await asyncio.wait_for(play("d2"), 5)
     assert [line for line in diary.lines if line.endswith("begins")] == [
         *("d0 begins", "d1 begins", "d2 begins")
     ]
 
 
-def test_an_actor_that_is_started_anew_waits_for_room_and_never_locks_a_shift() -> None:
+async def test_an_actor_that_is_started_anew_waits_for_room_and_never_locks_a_shift() -> None:
     diary = Diary()
-
-    async def run() -> None:
-        replacing = diary.turns.on(GpuPhase.PLAY, GpuPhase.PUSH)
-        # An engine that died of the push is replaced within it.
-        async with asyncio.timeout(5), diary.turns.on(GpuPhase.PUSH), replacing:
-            diary.lines.append("replaced")
-        training = asyncio.ensure_future(diary.call(GpuPhase.TRAIN, 10)("train"))
-        await asyncio.sleep(0.01)
-        async with asyncio.timeout(5), diary.turns.on(GpuPhase.PLAY, GpuPhase.PUSH):
-            diary.lines.append("room")
-        await training
-
-    asyncio.run(run())
+    replacing = diary.turns.on(GpuPhase.PLAY, GpuPhase.PUSH)
+    # An engine that died of the push is replaced within it.
+    async with asyncio.timeout(5), diary.turns.on(GpuPhase.PUSH), replacing:
+        diary.lines.append("replaced")
+    training = asyncio.ensure_future(diary.call(GpuPhase.TRAIN, 10)("train"))
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(5), diary.turns.on(GpuPhase.PLAY, GpuPhase.PUSH):
+        diary.lines.append("room")
+    await training
     assert diary.lines[0] == "replaced"
     assert diary.lines.index("train ends") < diary.lines.index("room")
 
@@ -173,18 +157,15 @@ def test_what_keeps_a_shift_from_beginning_reaches_all_who_wait() -> None:
     assert [str(error) for error in failed] == ["questioner-0 does not sleep"] * 2
 
 
-def test_work_that_fails_ends_its_shift_too() -> None:
+async def test_work_that_fails_ends_its_shift_too() -> None:
     diary = Diary()
 
     async def fail() -> None:
         raise EngineError("no")
 
-    async def run() -> None:
-        with pytest.raises(EngineError, match="no"):
-            await diary.turns.during(GpuPhase.PLAY, fail)()
-        await asyncio.wait_for(diary.call(GpuPhase.SCORE)("s0"), 5)
-
-    asyncio.run(run())
+    with pytest.raises(EngineError, match="no"):
+        await diary.turns.during(GpuPhase.PLAY, fail)()
+    await asyncio.wait_for(diary.call(GpuPhase.SCORE)("s0"), 5)
 
 
 # --- whether all fit

@@ -63,58 +63,49 @@ def sent(actor: Actor) -> list[list[str]]:
     return [[request for _, request in batch.requests] for batch in actor.batches]
 
 
-def test_requests_of_one_moment_travel_in_one_call_and_end_apart() -> None:
-    async def scenario() -> None:
-        actor = Actor()
-        caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
-        a, b, c = (asyncio.ensure_future(caller(name)) for name in "abc")
+async def test_requests_of_one_moment_travel_in_one_call_and_end_apart() -> None:
+    actor = Actor()
+    caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
+    a, b, c = (asyncio.ensure_future(caller(name)) for name in "abc")
+    await settle()
+    assert sent(actor) == [["a", "b", "c"]]
+    actor.end("b")
+    assert await b == "B"
+    await settle()
+    assert not a.done()
+    assert not c.done()
+    actor.end("a")
+    actor.end("c")
+    assert await asyncio.gather(a, c) == ["A", "C"]
+    await settle()
+    # One call brought all, one more waited for the others; none stays open.
+    assert sent(actor) == [["a", "b", "c"], []]
+
+
+async def test_a_lone_request_is_one_call() -> None:
+    actor = Actor()
+    caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
+    for name in "abc":
+        request = asyncio.ensure_future(caller(name))
         await settle()
-        assert sent(actor) == [["a", "b", "c"]]
-        actor.end("b")
-        assert await b == "B"
-        await settle()
-        assert not a.done()
-        assert not c.done()
-        actor.end("a")
-        actor.end("c")
-        assert await asyncio.gather(a, c) == ["A", "C"]
-        await settle()
-        # One call brought all, one more waited for the others; none stays open.
-        assert sent(actor) == [["a", "b", "c"], []]
-
-    asyncio.run(scenario())
+        actor.end(name)
+        assert await request == name.upper()
+    await settle()
+    assert sent(actor) == [["a"], ["b"], ["c"]]
 
 
-def test_a_lone_request_is_one_call() -> None:
-    async def scenario() -> None:
-        actor = Actor()
-        caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
-        for name in "abc":
-            request = asyncio.ensure_future(caller(name))
-            await settle()
-            actor.end(name)
-            assert await request == name.upper()
-        await settle()
-        assert sent(actor) == [["a"], ["b"], ["c"]]
-
-    asyncio.run(scenario())
-
-
-def test_a_new_request_does_not_wait_for_the_open_call() -> None:
-    async def scenario() -> None:
-        actor = Actor()
-        caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
-        slow = asyncio.ensure_future(caller("slow"))
-        await settle()
-        quick = asyncio.ensure_future(caller("quick"))
-        await settle()
-        assert actor.started == ["slow", "quick"]
-        actor.end("quick")
-        assert await quick == "QUICK"
-        actor.end("slow")
-        assert await slow == "SLOW"
-
-    asyncio.run(scenario())
+async def test_a_new_request_does_not_wait_for_the_open_call() -> None:
+    actor = Actor()
+    caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
+    slow = asyncio.ensure_future(caller("slow"))
+    await settle()
+    quick = asyncio.ensure_future(caller("quick"))
+    await settle()
+    assert actor.started == ["slow", "quick"]
+    actor.end("quick")
+    assert await quick == "QUICK"
+    actor.end("slow")
+    assert await slow == "SLOW"
 
 
 def test_many_requests_under_way_share_calls() -> None:
@@ -138,42 +129,36 @@ def test_many_requests_under_way_share_calls() -> None:
     run_at_once(scenario())
 
 
-def test_an_error_is_that_of_its_request_alone() -> None:
-    async def scenario() -> None:
-        actor = Actor()
-        caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
-        a, b, c, d = (asyncio.ensure_future(caller(name)) for name in "abcd")
-        await settle()
-        actor.fail("a", RecordDropped("prompt_too_long", "a", "9 tokens"))
-        actor.fail("b", EngineError("ended by 'abort'"))
-        actor.fail("c", KeyError("x"))
-        actor.end("d")
-        with pytest.raises(RecordDropped, match="a: prompt_too_long: 9 tokens"):
-            await a
-        with pytest.raises(EngineError, match="ended by 'abort'"):
-            await b
-        with pytest.raises(EngineError, match="KeyError: 'x'"):
-            await c
-        assert await d == "D"
-
-    asyncio.run(scenario())
+async def test_an_error_is_that_of_its_request_alone() -> None:
+    actor = Actor()
+    caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
+    a, b, c, d = (asyncio.ensure_future(caller(name)) for name in "abcd")
+    await settle()
+    actor.fail("a", RecordDropped("prompt_too_long", "a", "9 tokens"))
+    actor.fail("b", EngineError("ended by 'abort'"))
+    actor.fail("c", KeyError("x"))
+    actor.end("d")
+    with pytest.raises(RecordDropped, match="a: prompt_too_long: 9 tokens"):
+        await a
+    with pytest.raises(EngineError, match="ended by 'abort'"):
+        await b
+    with pytest.raises(EngineError, match="KeyError: 'x'"):
+        await c
+    assert await d == "D"
 
 
-def test_a_cancelled_request_is_cancelled_there() -> None:
-    async def scenario() -> None:
-        actor = Actor()
-        caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
-        a, b = (asyncio.ensure_future(caller(name)) for name in "ab")
-        await settle()
-        a.cancel()
-        await settle()
-        assert actor.cancelled == ["a"]
-        actor.end("b")
-        assert await b == "B"
-        await settle()
-        assert not [call for call in asyncio.all_tasks() if call is not asyncio.current_task()]
-
-    asyncio.run(scenario())
+async def test_a_cancelled_request_is_cancelled_there() -> None:
+    actor = Actor()
+    caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
+    a, b = (asyncio.ensure_future(caller(name)) for name in "ab")
+    await settle()
+    a.cancel()
+    await settle()
+    assert actor.cancelled == ["a"]
+    actor.end("b")
+    assert await b == "B"
+    await settle()
+    assert not [call for call in asyncio.all_tasks() if call is not asyncio.current_task()]
 
 
 def test_a_request_that_is_cancelled_before_it_was_sent_never_is() -> None:
@@ -196,101 +181,83 @@ def test_a_request_that_is_cancelled_before_it_was_sent_never_is() -> None:
     run_at_once(scenario())
 
 
-def test_a_request_that_is_cancelled_as_it_arrives_does_not_keep_the_call_open() -> None:
-    async def scenario() -> None:
-        actor = Actor()
-        server: BatchedServer[str, str] = BatchedServer(actor._work)
-        first = asyncio.ensure_future(server.exchange(CallBatch("me", 1, [(0, "a")])))
-        second = asyncio.ensure_future(server.exchange(CallBatch("me", 2, [], [0])))
-        assert (await asyncio.wait_for(first, 1.0)).ended == []
-        assert (await asyncio.wait_for(second, 1.0)).ended == []
-        assert actor.started == []
-
-    asyncio.run(scenario())
+async def test_a_request_that_is_cancelled_as_it_arrives_does_not_keep_the_call_open() -> None:
+    actor = Actor()
+    server: BatchedServer[str, str] = BatchedServer(actor._work)
+    first = asyncio.ensure_future(server.exchange(CallBatch("me", 1, [(0, "a")])))
+    second = asyncio.ensure_future(server.exchange(CallBatch("me", 2, [], [0])))
+    assert (await asyncio.wait_for(first, 1.0)).ended == []
+    assert (await asyncio.wait_for(second, 1.0)).ended == []
+    assert actor.started == []
 
 
-def test_clients_do_not_get_each_others_results() -> None:
-    async def scenario() -> None:
-        actor = Actor()
-        mine: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
-        other: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
-        a, b = asyncio.ensure_future(mine("a")), asyncio.ensure_future(other("b"))
-        await settle()
-        actor.end("b")
-        assert await b == "B"
-        assert not a.done()
-        actor.end("a")
-        assert await a == "A"
-
-    asyncio.run(scenario())
+async def test_clients_do_not_get_each_others_results() -> None:
+    actor = Actor()
+    mine: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
+    other: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
+    a, b = asyncio.ensure_future(mine("a")), asyncio.ensure_future(other("b"))
+    await settle()
+    actor.end("b")
+    assert await b == "B"
+    assert not a.done()
+    actor.end("a")
+    assert await a == "A"
 
 
-def test_what_a_dead_owner_asked_for_ends_when_it_is_back() -> None:
-    async def scenario() -> None:
-        actor = Actor()
-        other: BatchedCaller[str, str] = BatchedCaller(actor.exchange, "dialogue-worker-1")
-        driver: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
-        # The last call of a process that dies then: nobody asks any more.
-        last = CallBatch("dialogue-worker-0/caller", 1, [(0, "lost")])
-        lost = asyncio.ensure_future(actor.exchange(last))
-        kept = asyncio.ensure_future(other("kept"))
-        own = asyncio.ensure_future(driver("own"))
-        await settle()
-        assert actor.cancelled == []
-        again: BatchedCaller[str, str] = BatchedCaller(actor.exchange, "dialogue-worker-0")
-        new = asyncio.ensure_future(again("new"))
-        await settle()
-        assert actor.cancelled == ["lost"]
-        for name in ("kept", "own", "new"):
-            actor.end(name)
-        assert await asyncio.gather(kept, own, new) == ["KEPT", "OWN", "NEW"]
-        assert (await asyncio.wait_for(lost, 1.0)).ended == []
-
-    asyncio.run(scenario())
+async def test_what_a_dead_owner_asked_for_ends_when_it_is_back() -> None:
+    actor = Actor()
+    other: BatchedCaller[str, str] = BatchedCaller(actor.exchange, "dialogue-worker-1")
+    driver: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
+    # The last call of a process that dies then: nobody asks any more.
+    last = CallBatch("dialogue-worker-0/caller", 1, [(0, "lost")])
+    lost = asyncio.ensure_future(actor.exchange(last))
+    kept = asyncio.ensure_future(other("kept"))
+    own = asyncio.ensure_future(driver("own"))
+    await settle()
+    assert actor.cancelled == []
+    again: BatchedCaller[str, str] = BatchedCaller(actor.exchange, "dialogue-worker-0")
+    new = asyncio.ensure_future(again("new"))
+    await settle()
+    assert actor.cancelled == ["lost"]
+    for name in ("kept", "own", "new"):
+        actor.end(name)
+    assert await asyncio.gather(kept, own, new) == ["KEPT", "OWN", "NEW"]
+    assert (await asyncio.wait_for(lost, 1.0)).ended == []
 
 
-def test_a_dead_actor_fails_what_is_under_way_and_what_comes_later() -> None:
-    async def scenario() -> None:
-        actor = Actor()
-        caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
-        a, b = (asyncio.ensure_future(caller(name)) for name in "ab")
-        await settle()
-        actor.dead.set()
-        for request in (a, b, asyncio.ensure_future(caller("c"))):
-            with pytest.raises(ActorDied, match="an actor died: killed"):
-                await request
-        assert actor.started == ["a", "b"]
-
-    asyncio.run(scenario())
+async def test_a_dead_actor_fails_what_is_under_way_and_what_comes_later() -> None:
+    actor = Actor()
+    caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
+    a, b = (asyncio.ensure_future(caller(name)) for name in "ab")
+    await settle()
+    actor.dead.set()
+    for request in (a, b, asyncio.ensure_future(caller("c"))):
+        with pytest.raises(ActorDied, match="an actor died: killed"):
+            await request
+    assert actor.started == ["a", "b"]
 
 
-def test_a_living_actor_that_can_work_no_more_is_as_good_as_dead() -> None:
-    async def scenario() -> None:
-        actor = Actor()
-        caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
-        a, b, c = (asyncio.ensure_future(caller(name)) for name in "abc")
-        await settle()
-        actor.fatal = "vLLM's core died: KeyError"
-        actor.end("a")  # had ended before
-        actor.fail("b", EngineError(actor.fatal))
-        assert await a == "A"
-        for request in (b, c):
-            with pytest.raises(ActorDied, match="vLLM's core died: KeyError"):
-                await request
-
-    asyncio.run(scenario())
+async def test_a_living_actor_that_can_work_no_more_is_as_good_as_dead() -> None:
+    actor = Actor()
+    caller: BatchedCaller[str, str] = BatchedCaller(actor.exchange)
+    a, b, c = (asyncio.ensure_future(caller(name)) for name in "abc")
+    await settle()
+    actor.fatal = "vLLM's core died: KeyError"
+    actor.end("a")  # had ended before
+    actor.fail("b", EngineError(actor.fatal))
+    assert await a == "A"
+    for request in (b, c):
+        with pytest.raises(ActorDied, match="vLLM's core died: KeyError"):
+            await request
 
 
-def test_a_broken_call_is_heard_by_all() -> None:
-    async def scenario() -> None:
-        async def broken(batch: CallBatch[str]) -> Delivery[str]:
-            raise ZeroDivisionError("a defect")
+async def test_a_broken_call_is_heard_by_all() -> None:
+    async def broken(batch: CallBatch[str]) -> Delivery[str]:
+        raise ZeroDivisionError("a defect")
 
-        caller: BatchedCaller[str, str] = BatchedCaller(broken)
-        for result in await asyncio.gather(caller("a"), caller("b"), return_exceptions=True):
-            assert isinstance(result, ZeroDivisionError)
-
-    asyncio.run(scenario())
+    caller: BatchedCaller[str, str] = BatchedCaller(broken)
+    for result in await asyncio.gather(caller("a"), caller("b"), return_exceptions=True):
+        assert isinstance(result, ZeroDivisionError)
 
 
 @pytest.mark.parametrize(

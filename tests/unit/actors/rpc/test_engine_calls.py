@@ -94,41 +94,35 @@ def request(name: str) -> GenerateRequest:
     return GenerateRequest(name, name, (1, 2, 3), Sampling(0.0, 1.0, 8, 0))
 
 
-def test_a_request_that_is_given_up_is_aborted_in_the_engine(llm: FakeLlm) -> None:
-    async def run() -> None:
-        engine = running(llm)
-        caller: BatchedCaller[GenerateRequest, Generation] = BatchedCaller(engine.exchange)
-        asking = [asyncio.ensure_future(caller(request(name))) for name in "ab"]
-        direct = asyncio.ensure_future(engine.generate(request("c")))
-        late = asyncio.ensure_future(asyncio.wait_for(caller(request("d")), 0.05))
-        await asyncio.sleep(0.02)
-        asking[0].cancel()
-        direct.cancel()
-        with pytest.raises(TimeoutError):
-            await late
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert [call for call in llm.calls if call[0] == "abort"] == [
-            *(("abort", "c"), ("abort", "a"), ("abort", "d"))
-        ]
-        assert engine._num_in_flight == 1  # b goes on
-        assert (await engine.stats()).num_requests == 0
-        asking[1].cancel()
-
-    asyncio.run(run())
+async def test_a_request_that_is_given_up_is_aborted_in_the_engine(llm: FakeLlm) -> None:
+    engine = running(llm)
+    caller: BatchedCaller[GenerateRequest, Generation] = BatchedCaller(engine.exchange)
+    asking = [asyncio.ensure_future(caller(request(name))) for name in "ab"]
+    direct = asyncio.ensure_future(engine.generate(request("c")))
+    late = asyncio.ensure_future(asyncio.wait_for(caller(request("d")), 0.05))
+    await asyncio.sleep(0.02)
+    asking[0].cancel()
+    direct.cancel()
+    with pytest.raises(TimeoutError):
+        await late
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert [call for call in llm.calls if call[0] == "abort"] == [
+        *(("abort", "c"), ("abort", "a"), ("abort", "d"))
+    ]
+    assert engine._num_in_flight == 1  # b goes on
+    assert (await engine.stats()).num_requests == 0
+    asking[1].cancel()
 
 
-def test_an_engine_sleeps_and_wakes_once(llm: FakeLlm) -> None:
-    async def run() -> None:
-        engine = running(llm)
-        await engine.sleep(1)
-        await engine.sleep(2)  # sleeps on as it is
-        with pytest.raises(EngineError, match="a: it is asleep"):
-            await engine.generate(request("a"))
-        assert await engine.wake_up()
-        assert await engine.wake_up()
-
-    asyncio.run(run())
+async def test_an_engine_sleeps_and_wakes_once(llm: FakeLlm) -> None:
+    engine = running(llm)
+    await engine.sleep(1)
+    await engine.sleep(2)  # sleeps on as it is
+    with pytest.raises(EngineError, match="a: it is asleep"):
+        await engine.generate(request("a"))
+    assert await engine.wake_up()
+    assert await engine.wake_up()
     assert llm.calls == [("sleep", 1), ("wake_up", None)]
 
 

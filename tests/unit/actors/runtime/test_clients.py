@@ -22,24 +22,20 @@ from tests.fakes.actor_slots import GONE, ActorGroup
 from tests.fakes.scripted import make_pair
 
 
-def test_a_text_by_other_weights_than_believed_is_refused() -> None:
+async def test_a_text_by_other_weights_than_believed_is_refused() -> None:
     actor_group = ActorGroup()
     actor_group.supervisor.weights.current = ("models/m2", 2)
     pool = GuardedPool("questioner", actor_group.actors, actor_group.supervisor)
     request = GenerateRequest("t2/a:b/0/q0", "s", (1,), Sampling(0.0, 1.0, 1, 0))
-
-    async def run() -> None:
-        with pytest.raises(EngineError) as caught:
-            await pool(request)
-        assert str(caught.value) == (
-            "t2/a:b/0/q0: written by weights version 0, but the questioner's engines should hold 2"
-        )
-        actor_group.actors[0].version = 3
-        with actor_group.supervisor.weights.pushing("models/m3", 3):
-            assert (await pool(request)).policy_version == 3
+    with pytest.raises(EngineError) as caught:
+        await pool(request)
+    assert str(caught.value) == (
+        "t2/a:b/0/q0: written by weights version 0, but the questioner's engines should hold 2"
+    )
+    actor_group.actors[0].version = 3
+    with actor_group.supervisor.weights.pushing("models/m3", 3):
         assert (await pool(request)).policy_version == 3
-
-    asyncio.run(run())
+    assert (await pool(request)).policy_version == 3
 
 
 def test_requests_to_a_dead_engine_are_sent_again_and_counted() -> None:
@@ -56,7 +52,7 @@ def test_requests_to_a_dead_engine_are_sent_again_and_counted() -> None:
     assert "load_weights" not in actor_group.hired[0].methods
 
 
-def test_dialogues_in_workers_end_when_somebody_died_too_often() -> None:
+async def test_dialogues_in_workers_end_when_somebody_died_too_often() -> None:
     """A worker waits for a dead engine's successor; when there will be none, the driver must not
     wait with it.
     """
@@ -67,37 +63,29 @@ def test_dialogues_in_workers_end_when_somebody_died_too_often() -> None:
 
     actor_group.actors[0].do_exchange = never  # type: ignore[method-assign]
     play = GuardedWorkers(actor_group.actors, actor_group.supervisor)
-
-    async def run() -> None:
-        plans = [DialoguePlan(f"t0/a:b/{n}", make_pair(), n, 1, 0) for n in range(3)]
-        playing = [asyncio.create_task(play(plan)) for plan in plans]
-        await asyncio.sleep(0.01)
-        playing[2].cancel()  # that is no failure
-        with pytest.raises(asyncio.CancelledError):
-            await playing[2]
-        await actor_group.supervisor.close()  # sets a failure, as too many deaths do
-        for one in playing[:2]:
-            with pytest.raises(EngineError, match="the run's actors are being ended"):
-                await one
-            assert not one.cancelling()
+    plans = [DialoguePlan(f"t0/a:b/{n}", make_pair(), n, 1, 0) for n in range(3)]
+    playing = [asyncio.create_task(play(plan)) for plan in plans]
+    await asyncio.sleep(0.01)
+    playing[2].cancel()  # that is no failure
+    with pytest.raises(asyncio.CancelledError):
+        await playing[2]
+    await actor_group.supervisor.close()  # sets a failure, as too many deaths do
+    for one in playing[:2]:
         with pytest.raises(EngineError, match="the run's actors are being ended"):
-            await play(plans[2])
-        await actor_group.supervisor.close()  # once more: nobody is left to be ended
+            await one
+        assert not one.cancelling()
+    with pytest.raises(EngineError, match="the run's actors are being ended"):
+        await play(plans[2])
+    await actor_group.supervisor.close()  # once more: nobody is left to be ended
 
-    asyncio.run(run())
 
-
-def test_a_limit_of_the_work_itself_is_no_failure() -> None:
+async def test_a_limit_of_the_work_itself_is_no_failure() -> None:
     actor_group = ActorGroup(role="dialogue-worker")
-
-    async def run() -> None:
-        with pytest.raises(TimeoutError):
-            async with actor_group.supervisor.failure.ends():
-                await asyncio.wait_for(asyncio.Event().wait(), 0.001)
+    with pytest.raises(TimeoutError):
         async with actor_group.supervisor.failure.ends():
-            await asyncio.sleep(0)
-
-    asyncio.run(run())
+            await asyncio.wait_for(asyncio.Event().wait(), 0.001)
+    async with actor_group.supervisor.failure.ends():
+        await asyncio.sleep(0)
     assert actor_group.supervisor.failure.error is None
     assert not actor_group.supervisor.failure._limits
 
@@ -113,39 +101,32 @@ def test_an_engine_that_dies_in_a_push_gets_the_weights_afterwards() -> None:
     assert actor_group.counters.resent == {"push": 1}
 
 
-def test_an_engine_replaced_while_the_others_still_load_is_pushed_into_again() -> None:
+async def test_an_engine_replaced_while_the_others_still_load_is_pushed_into_again() -> None:
     actor_group = ActorGroup(count=2)
     slow = actor_group.actors[1]
     slow.hold = asyncio.Event()
     pusher = WeightPusher(actor_group.actors, actor_group.supervisor)
-
-    async def run() -> None:
-        pushing = asyncio.create_task(pusher("models/m1", 1))
-        await asyncio.sleep(0.01)
-        assert actor_group.actors[0].version == 1
-        actor_group.actors[0].alive = False
-        await actor_group.supervisor.replace("questioner", 0, GONE)
-        assert actor_group.actors[0].version == 0  # m_1 is not current before all have it
-        assert slow.hold is not None
-        slow.hold.set()
-        await pushing
-
-    asyncio.run(run())
+    pushing = asyncio.create_task(pusher("models/m1", 1))
+    await asyncio.sleep(0.01)
+    assert actor_group.actors[0].version == 1
+    actor_group.actors[0].alive = False
+    await actor_group.supervisor.replace("questioner", 0, GONE)
+    assert actor_group.actors[0].version == 0  # m_1 is not current before all have it
+    assert slow.hold is not None
+    slow.hold.set()
+    await pushing
     assert [actor.version for actor in actor_group.actors] == [1, 1]
 
 
-def test_a_push_that_fails_leaves_the_current_weights() -> None:
+async def test_a_push_that_fails_leaves_the_current_weights() -> None:
     actor_group = ActorGroup()
 
-    async def run() -> None:
-        async def refuse(model_dir: str, version: int) -> None:
-            raise EngineError("these weights are bad")
+    async def refuse(model_dir: str, version: int) -> None:
+        raise EngineError("these weights are bad")
 
-        actor_group.actors[0].do_load_weights = refuse  # type: ignore[method-assign,assignment]
-        with pytest.raises(EngineError, match="these weights are bad"):
-            await WeightPusher(actor_group.actors, actor_group.supervisor)("models/m1", 1)
-
-    asyncio.run(run())
+    actor_group.actors[0].do_load_weights = refuse  # type: ignore[method-assign,assignment]
+    with pytest.raises(EngineError, match="these weights are bad"):
+        await WeightPusher(actor_group.actors, actor_group.supervisor)("models/m1", 1)
     assert actor_group.supervisor.weights.current == ("base", 0)
     assert actor_group.supervisor.weights.versions == {0}
     assert actor_group.hired == []

@@ -122,79 +122,63 @@ def test_the_dialogues_do_not_depend_on_the_number_of_workers() -> None:
     assert {len(d.turns) for d in one} == {2}
 
 
-def test_every_worker_keeps_to_its_engines_and_a_pair_to_its_worker() -> None:
-    async def scenario() -> None:
-        settings = config(2)
-        asking = [FakeEngine(name) for name in "wxyz"]
-        answering = [FakeEngine(name) for name in "ab"]
-        pool, _ = pool_of(await make_workers(settings, asking, answering))
-        await asyncio.gather(*(pool(plan) for plan in plans(settings)))
-        home = [{r.session.split("/")[1] for r in e.requests} for e in answering]
-        assert len(home[0]) == len(home[1]) == 2
-        assert not home[0] & home[1]
-        for number, engine in enumerate(asking):
-            assert {r.session.split("/")[1] for r in engine.requests} <= home[number % 2]
-            assert engine.requests
-
-    asyncio.run(scenario())
+async def test_every_worker_keeps_to_its_engines_and_a_pair_to_its_worker() -> None:
+    settings = config(2)
+    asking = [FakeEngine(name) for name in "wxyz"]
+    answering = [FakeEngine(name) for name in "ab"]
+    pool, _ = pool_of(await make_workers(settings, asking, answering))
+    await asyncio.gather(*(pool(plan) for plan in plans(settings)))
+    home = [{r.session.split("/")[1] for r in e.requests} for e in answering]
+    assert len(home[0]) == len(home[1]) == 2
+    assert not home[0] & home[1]
+    for number, engine in enumerate(asking):
+        assert {r.session.split("/")[1] for r in engine.requests} <= home[number % 2]
+        assert engine.requests
 
 
-def test_one_call_brings_many_plans() -> None:
-    async def scenario() -> None:
-        settings = config(1)
-        [worker] = await make_workers(settings, [FakeEngine("q")], [FakeEngine("a")])
-        pool, _ = pool_of([worker])
-        made = plans(settings, num_pairs=10)
-        await asyncio.gather(*(pool(plan) for plan in made))
-        assert pool.num_calls <= 3
-        stats = await worker.stats()
-        assert stats.num_requests == 2 * 2 * len(made)
-        assert stats.num_calls < stats.num_requests / 4
-
-    asyncio.run(scenario())
+async def test_one_call_brings_many_plans() -> None:
+    settings = config(1)
+    [worker] = await make_workers(settings, [FakeEngine("q")], [FakeEngine("a")])
+    pool, _ = pool_of([worker])
+    made = plans(settings, num_pairs=10)
+    await asyncio.gather(*(pool(plan) for plan in made))
+    assert pool.num_calls <= 3
+    stats = await worker.stats()
+    assert stats.num_requests == 2 * 2 * len(made)
+    assert stats.num_calls < stats.num_requests / 4
 
 
-def test_a_dropped_dialogue_is_a_value_that_is_raised_here() -> None:
-    async def scenario() -> None:
-        settings = config(1, max_model_len=30)
-        long = make_pair(gold="g", facts=("x" * 9000,))
-        [worker] = await make_workers(settings, [FakeEngine("q")], [FakeEngine("a")])
-        pool, _ = pool_of([worker])
-        with pytest.raises(RecordDropped, match="prompt_too_long"):
-            await pool(DialoguePlan("t0/x/0", long, 0, 1, seed=1))
-
-    asyncio.run(scenario())
+async def test_a_dropped_dialogue_is_a_value_that_is_raised_here() -> None:
+    settings = config(1, max_model_len=30)
+    long = make_pair(gold="g", facts=("x" * 9000,))
+    [worker] = await make_workers(settings, [FakeEngine("q")], [FakeEngine("a")])
+    pool, _ = pool_of([worker])
+    with pytest.raises(RecordDropped, match="prompt_too_long"):
+        await pool(DialoguePlan("t0/x/0", long, 0, 1, seed=1))
 
 
-def test_the_others_play_what_a_dead_worker_had() -> None:
-    expected = texts(played_by(1))
-
-    async def scenario() -> None:
-        settings = config(2)
-        asking, answering = FakeEngine("q"), FakeEngine("a")
-        pool, handles = pool_of(await make_workers(settings, [asking], [answering]))
-        dialogues = [asyncio.ensure_future(pool(plan)) for plan in plans(settings)]
-        await asyncio.sleep(0)
-        handles[0].dead = True
-        played = await asyncio.gather(*dialogues)
-        assert texts(played) == expected
-        assert pool._supervisor.counters.resent == {"dialogue-worker": 6}
-        handles[1].dead = True
-        with pytest.raises(EngineError, match="dialogue-worker"):
-            await pool(plans(settings)[0])
-
-    asyncio.run(scenario())
+async def test_the_others_play_what_a_dead_worker_had() -> None:
+    expected = texts(await asyncio.to_thread(played_by, 1))
+    settings = config(2)
+    asking, answering = FakeEngine("q"), FakeEngine("a")
+    pool, handles = pool_of(await make_workers(settings, [asking], [answering]))
+    dialogues = [asyncio.ensure_future(pool(plan)) for plan in plans(settings)]
+    await asyncio.sleep(0)
+    handles[0].dead = True
+    played = await asyncio.gather(*dialogues)
+    assert texts(played) == expected
+    assert pool._supervisor.counters.resent == {"dialogue-worker": 6}
+    handles[1].dead = True
+    with pytest.raises(EngineError, match="dialogue-worker"):
+        await pool(plans(settings)[0])
 
 
-def test_an_unstarted_worker_says_so() -> None:
-    async def scenario() -> None:
-        spec = WorkerSpec(config(1), "m0", "m0", None, PROMPTS, PROMPTS)
-        worker = DialogueWorker(spec, 0, [FakeEngine("q").handle], [FakeEngine("a").handle])
-        pool, _ = pool_of([worker])
-        with pytest.raises(EngineError, match="it was not started"):
-            await pool(plans(config(1))[0])
-
-    asyncio.run(scenario())
+async def test_an_unstarted_worker_says_so() -> None:
+    spec = WorkerSpec(config(1), "m0", "m0", None, PROMPTS, PROMPTS)
+    worker = DialogueWorker(spec, 0, [FakeEngine("q").handle], [FakeEngine("a").handle])
+    pool, _ = pool_of([worker])
+    with pytest.raises(EngineError, match="it was not started"):
+        await pool(plans(config(1))[0])
 
 
 def test_an_iteration_plays_through_the_seam(tmp_path: Path) -> None:

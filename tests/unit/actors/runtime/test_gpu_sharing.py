@@ -92,22 +92,18 @@ def roles_of(diary: list[str], group: dict[str, list[Any]]) -> Roles:
     )
 
 
-def test_a_whole_iteration_on_one_gpu() -> None:
+async def test_a_whole_iteration_on_one_gpu() -> None:
     diary: list[str] = []
     group = places(diary)
-
-    async def run() -> None:
-        turns = await SleepController(group, HeldWeights("base"), SameFiles()).start(start)
-        diary.append("--- started")
-        roles = take_turns(roles_of(diary, group), turns)
-        await roles.generate("request")  # type: ignore[arg-type]
-        await roles.score([])
-        await roles.generate("response")  # type: ignore[arg-type]
-        await roles.train([], 1)
-        await roles.push("models/m1", 1)
-        await roles.generate("request")  # type: ignore[arg-type]
-
-    asyncio.run(run())
+    turns = await SleepController(group, HeldWeights("base"), SameFiles()).start(start)
+    diary.append("--- started")
+    roles = take_turns(roles_of(diary, group), turns)
+    await roles.generate("request")  # type: ignore[arg-type]
+    await roles.score([])
+    await roles.generate("response")  # type: ignore[arg-type]
+    await roles.train([], 1)
+    await roles.push("models/m1", 1)
+    await roles.generate("request")  # type: ignore[arg-type]
     engines = "questioner-0, questioner-1, roleplayer-0"
     assert diary == [
         *("questioner-0 start", "questioner-1 start", "roleplayer-0 start"),
@@ -150,7 +146,7 @@ def test_an_engine_without_weights_gets_the_current_ones_and_the_dead_are_left_a
     assert brought == [("models/m3", "questioner-0")]
 
 
-def test_a_dead_engine_comes_back_when_the_trainer_has_left_the_gpu(tmp_path: Path) -> None:
+async def test_a_dead_engine_comes_back_when_the_trainer_has_left_the_gpu(tmp_path: Path) -> None:
     diary: list[str] = []
     group = places(diary)
     slots: list[ActorSlot] = []
@@ -158,29 +154,26 @@ def test_a_dead_engine_comes_back_when_the_trainer_has_left_the_gpu(tmp_path: Pa
     async def hire() -> list[Any]:
         return [Actor("questioner-0'", diary)]
 
-    async def run() -> None:
-        turns = await SleepController(group, HeldWeights("base"), SameFiles()).start(start)
-        slots.append(
-            ActorSlot("questioner", group["questioner"], (0,), hire, lambda a: a.ping.remote())
-        )
-        supervisor = Supervisor(slots, HeldWeights("base"), 3, lambda actor: None, diary.append)
-        supervisor.room = partial(_room, turns)
-        training = asyncio.Event()
+    turns = await SleepController(group, HeldWeights("base"), SameFiles()).start(start)
+    slots.append(
+        ActorSlot("questioner", group["questioner"], (0,), hire, lambda a: a.ping.remote())
+    )
+    supervisor = Supervisor(slots, HeldWeights("base"), 3, lambda actor: None, diary.append)
+    supervisor.room = partial(_room, turns)
+    training = asyncio.Event()
 
-        async def train() -> None:
-            await training.wait()
-            diary.append("training ends")
+    async def train() -> None:
+        await training.wait()
+        diary.append("training ends")
 
-        stage = asyncio.ensure_future(turns.during(GpuPhase.TRAIN, train)())
-        await settle()
-        group["questioner"][0].alive = False
-        back = asyncio.ensure_future(supervisor.replace("questioner", 0, ActorDied("gone")))
-        await settle()
-        assert "questioner-0' start" not in diary
-        training.set()
-        await asyncio.wait_for(asyncio.gather(stage, back), 5)
-
-    asyncio.run(run())
+    stage = asyncio.ensure_future(turns.during(GpuPhase.TRAIN, train)())
+    await settle()
+    group["questioner"][0].alive = False
+    back = asyncio.ensure_future(supervisor.replace("questioner", 0, ActorDied("gone")))
+    await settle()
+    assert "questioner-0' start" not in diary
+    training.set()
+    await asyncio.wait_for(asyncio.gather(stage, back), 5)
     assert diary.index("training ends") < diary.index("questioner-0' start")
 
 

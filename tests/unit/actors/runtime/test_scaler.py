@@ -183,34 +183,26 @@ def test_one_that_can_not_start_leaves_its_place_free(monkeypatch: pytest.Monkey
     world.supervisor.failure.check()
 
 
-def test_waiting_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "SPEAK_SECONDS", 0.01)
     world = World(monkeypatch, 2, **SHARED)
     hold = asyncio.Event()
     world.prepare = lambda actor: setattr(actor, "hold", hold)
-
-    async def run() -> None:
-        scaling = asyncio.create_task(world.scaler.scale({"questioner": 2}))
-        while "questioner-1: not all there yet" not in world.said:
-            await asyncio.sleep(0.001)
-        hold.set()
-        await scaling
-
-    asyncio.run(run())
+    scaling = asyncio.create_task(world.scaler.scale({"questioner": 2}))
+    while "questioner-1: not all there yet" not in world.said:
+        await asyncio.sleep(0.001)
+    hold.set()
+    await scaling
 
 
-def test_a_run_that_ends_ends_one_that_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_that_ends_ends_one_that_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, 2, **SHARED)
     world.prepare = lambda actor: setattr(actor, "hold", asyncio.Event())
-
-    async def run() -> None:
-        scaling = asyncio.create_task(world.scaler.scale({"questioner": 2}))
-        await settle()
-        scaling.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await scaling
-
-    asyncio.run(run())
+    scaling = asyncio.create_task(world.scaler.scale({"questioner": 2}))
+    await settle()
+    scaling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await scaling
     assert set(world.killed) == {"questioner-1"}
     assert world.names == ["questioner-0", "roleplayer-0"]
 

@@ -67,21 +67,17 @@ def pool_with(actor_group: ActorGroup, clock: Clock) -> ScorerPool:
     )
 
 
-def test_the_deadline_grows_with_what_the_scorer_was_sent() -> None:
+async def test_the_deadline_grows_with_what_the_scorer_was_sent() -> None:
     actor_group, clock = ActorGroup(role="scorer"), Clock()
     actor_group.actors[0] = HangingScorer("scorer-0")
-
-    async def run() -> None:
-        pool = pool_with(actor_group, clock)
-        calls = [asyncio.ensure_future(pool([request("a", 50)]))]
-        await clock.move(1)
-        calls.append(asyncio.ensure_future(pool([request("b", 100), request("c", 50)])))
-        await clock.move(1)
-        for call in calls:
-            call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-
-    asyncio.run(run())
+    pool = pool_with(actor_group, clock)
+    calls = [asyncio.ensure_future(pool([request("a", 50)]))]
+    await clock.move(1)
+    calls.append(asyncio.ensure_future(pool([request("b", 100), request("c", 50)])))
+    await clock.move(1)
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
     # 100 s + 50 tokens at 10 tokens/s; the second call waits for the first one's tokens, too.
     assert clock.asked == [105.0, 120.0]
 
@@ -143,23 +139,20 @@ def test_one_that_hangs_too_often_stops_the_run() -> None:
         asyncio.run(run())
 
 
-def test_a_call_that_ends_in_time_costs_nothing_and_errors_stay_what_they_are() -> None:
+async def test_a_call_that_ends_in_time_costs_nothing_and_errors_stay_what_they_are() -> None:
     clock = Clock()
     deadline = ScoreDeadline(1.0, 1.0, clock.sleep)
 
     async def fail() -> Any:
         raise ValueError("its own")
 
-    async def run() -> None:
-        assert await deadline.watch(asyncio.sleep(0, "done"), "scorer-0", 5) == "done"
-        with pytest.raises(ValueError, match="its own"):
-            await deadline.watch(fail(), "scorer-0", 5)
-        late = asyncio.ensure_future(deadline.watch(asyncio.Event().wait(), "scorer-0", 5))
-        await clock.move(7)
-        with pytest.raises(ScorerHangs, match="no answer after 6 s, with 5 tokens"):
-            await late
-
-    asyncio.run(run())
+    assert await deadline.watch(asyncio.sleep(0, "done"), "scorer-0", 5) == "done"
+    with pytest.raises(ValueError, match="its own"):
+        await deadline.watch(fail(), "scorer-0", 5)
+    late = asyncio.ensure_future(deadline.watch(asyncio.Event().wait(), "scorer-0", 5))
+    await clock.move(7)
+    with pytest.raises(ScorerHangs, match="no answer after 6 s, with 5 tokens"):
+        await late
     assert ScoreDeadline(600.0, 20.0, asyncio.sleep) == DEADLINE
 
 
@@ -227,51 +220,42 @@ def scored(*keys: str) -> list[ScoreResult]:
     return [ScoreResult(key, ((float(len(key)),),)) for key in keys]
 
 
-def test_few_calls_are_sent_at_once_and_many_together() -> None:
-    async def scenario() -> None:
-        scores = Scores()
-        gathered = GatheredScore(scores)
-        names = [(f"a{n}", f"bb{n}") for n in range(18)]
-        tasks = [asyncio.create_task(gathered(asked(*pair))) for pair in names]
-        await asyncio.sleep(0)
-        assert scores.calls == [list(pair) for pair in names[:8]]
-        scores.open.set()
-        assert await asyncio.gather(*tasks) == [scored(*pair) for pair in names]
-        assert [len(call) for call in scores.calls[8:]] == [8, 8, 4]  # 4, 4 and 2 calls of two
-        assert gathered.num_calls == len(scores.calls) == 11
-        assert await gathered(asked("x")) == scored("x")
-        assert await gathered([]) == []
-        assert scores.calls[11:] == [["x"]]
-
-    asyncio.run(scenario())
+async def test_few_calls_are_sent_at_once_and_many_together() -> None:
+    scores = Scores()
+    gathered = GatheredScore(scores)
+    names = [(f"a{n}", f"bb{n}") for n in range(18)]
+    tasks = [asyncio.create_task(gathered(asked(*pair))) for pair in names]
+    await asyncio.sleep(0)
+    assert scores.calls == [list(pair) for pair in names[:8]]
+    scores.open.set()
+    assert await asyncio.gather(*tasks) == [scored(*pair) for pair in names]
+    assert [len(call) for call in scores.calls[8:]] == [8, 8, 4]  # 4, 4 and 2 calls of two
+    assert gathered.num_calls == len(scores.calls) == 11
+    assert await gathered(asked("x")) == scored("x")
+    assert await gathered([]) == []
+    assert scores.calls[11:] == [["x"]]
 
 
-def test_a_refused_call_is_refused_alone() -> None:
-    async def scenario() -> None:
-        scores = Scores()
-        gathered = GatheredScore(scores)
-        names = [f"k{n}" for n in range(8)] + ["good", "bad", "fine"]
-        tasks = [asyncio.create_task(gathered(asked(name))) for name in names]
-        scores.open.set()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert results[8] == scored("good")
-        assert isinstance(results[9], RecordDropped)
-        assert results[10] == scored("fine")
-
-    asyncio.run(scenario())
+async def test_a_refused_call_is_refused_alone() -> None:
+    scores = Scores()
+    gathered = GatheredScore(scores)
+    names = [f"k{n}" for n in range(8)] + ["good", "bad", "fine"]
+    tasks = [asyncio.create_task(gathered(asked(name))) for name in names]
+    scores.open.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert results[8] == scored("good")
+    assert isinstance(results[9], RecordDropped)
+    assert results[10] == scored("fine")
 
 
-def test_a_cancelled_call_holds_nobody_up() -> None:
-    async def scenario() -> None:
-        scores = Scores()
-        gathered = GatheredScore(scores)
-        tasks = [asyncio.create_task(gathered(asked(f"k{n}"))) for n in range(10)]
-        await asyncio.sleep(0)
-        tasks[8].cancel()
-        scores.open.set()
-        assert await tasks[9] == scored("k9")
-        with pytest.raises(asyncio.CancelledError):
-            await tasks[8]
-        assert scores.calls[8:] == [["k9"]]
-
-    asyncio.run(scenario())
+async def test_a_cancelled_call_holds_nobody_up() -> None:
+    scores = Scores()
+    gathered = GatheredScore(scores)
+    tasks = [asyncio.create_task(gathered(asked(f"k{n}"))) for n in range(10)]
+    await asyncio.sleep(0)
+    tasks[8].cancel()
+    scores.open.set()
+    assert await tasks[9] == scored("k9")
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[8]
+    assert scores.calls[8:] == [["k9"]]

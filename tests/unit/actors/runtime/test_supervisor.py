@@ -46,24 +46,20 @@ def test_a_dead_engine_is_replaced_once_and_holds_the_current_weights() -> None:
     assert group.said[1].endswith(" s, with weights version 2")
 
 
-def test_it_appears_only_when_it_is_ready() -> None:
+async def test_it_appears_only_when_it_is_ready() -> None:
     hold = asyncio.Event()
     group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", hold))
     dead = group.actors[0]
     dead.alive = False
-
-    async def run() -> None:
-        asking = asyncio.create_task(group.replace())
-        await settle()
-        assert group.hired[0].methods == ["start"]
-        assert group.actors == [dead]
-        asking.cancel()  # who asked no longer waits; the restart goes on
-        await settle()
-        hold.set()
-        await settle()
-        assert group.actors == group.hired
-
-    asyncio.run(run())
+    asking = asyncio.create_task(group.replace())
+    await settle()
+    assert group.hired[0].methods == ["start"]
+    assert group.actors == [dead]
+    asking.cancel()  # who asked no longer waits; the restart goes on
+    await settle()
+    hold.set()
+    await settle()
+    assert group.actors == group.hired
 
 
 def test_one_that_answers_is_not_replaced() -> None:
@@ -73,73 +69,60 @@ def test_one_that_answers_is_not_replaced() -> None:
     assert (group.hired, group.said, group.counters.restarts) == ([], [], {})
 
 
-def test_a_death_just_after_a_look_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_death_just_after_a_look_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "_WATCH_SECONDS", 0.0)
     group = ActorGroup()
     first = group.actors[0]
+    group.supervisor.watch()
+    answered, going_on = asyncio.Event(), asyncio.Event()
 
-    async def run() -> None:
-        group.supervisor.watch()
-        answered, going_on = asyncio.Event(), asyncio.Event()
+    async def answer_and_die() -> None:
+        answered.set()
+        await going_on.wait()
+        first.alive = False
 
-        async def answer_and_die() -> None:
-            answered.set()
-            await going_on.wait()
-            first.alive = False
-
-        first.do_progress = answer_and_die  # type: ignore[method-assign]
-        await answered.wait()
-        asking = asyncio.create_task(group.replace())
-        await asyncio.sleep(0)
-        going_on.set()
-        assert await asking is group.hired[0]
-        await group.supervisor.close()
-
-    asyncio.run(run())
+    first.do_progress = answer_and_die  # type: ignore[method-assign]
+    await answered.wait()
+    asking = asyncio.create_task(group.replace())
+    await asyncio.sleep(0)
+    going_on.set()
+    assert await asking is group.hired[0]
+    await group.supervisor.close()
 
 
-def test_a_push_that_ends_during_a_restart_reaches_the_new_engine() -> None:
+async def test_a_push_that_ends_during_a_restart_reaches_the_new_engine() -> None:
     hold = asyncio.Event()
     group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", hold))
     group.supervisor.weights.current = ("models/m1", 1)
     group.actors[0].alive = False
-
-    async def run() -> None:
-        asking = asyncio.create_task(group.replace())
-        await settle()
-        hold.set()
-        while "load_weights" not in group.hired[0].methods:
-            await asyncio.sleep(0)
-        group.supervisor.weights.current = ("models/m2", 2)
-        await asking
-
-    asyncio.run(run())
+    asking = asyncio.create_task(group.replace())
+    await settle()
+    hold.set()
+    while "load_weights" not in group.hired[0].methods:
+        await asyncio.sleep(0)
+    group.supervisor.weights.current = ("models/m2", 2)
+    await asking
     assert [call for call in group.hired[0].calls if call[0] == "load_weights"] == [
         ("load_weights", "models/m1", 1),
         ("load_weights", "models/m2", 2),
     ]
 
 
-def test_too_many_restarts_stop_the_run_with_one_line() -> None:
+async def test_too_many_restarts_stop_the_run_with_one_line() -> None:
     group = ActorGroup(max_restarts=2)
     request = GenerateRequest("r", "s", (1,), Sampling(0.0, 1.0, 1, 0))
-
-    async def run() -> None:
-        for _ in range(2):
-            group.actors[0].alive = False
-            await group.replace()
+    for _ in range(2):
         group.actors[0].alive = False
-        pool = GuardedPool("questioner", group.actors, group.supervisor)
-        with pytest.raises(EngineError) as caught:
-            await pool(request)
-        assert str(caught.value) == (
-            "questioner-0 died once more than schedule.max_restarts = 2 allows: "
-            "questioner-0' is gone"
-        )
-        with pytest.raises(EngineError, match="once more than"):
-            await group.replace()
-
-    asyncio.run(run())
+        await group.replace()
+    group.actors[0].alive = False
+    pool = GuardedPool("questioner", group.actors, group.supervisor)
+    with pytest.raises(EngineError) as caught:
+        await pool(request)
+    assert str(caught.value) == (
+        "questioner-0 died once more than schedule.max_restarts = 2 allows: questioner-0' is gone"
+    )
+    with pytest.raises(EngineError, match="once more than"):
+        await group.replace()
     assert group.counters.restarts == {"questioner": 2}
     assert len(group.hired) == 2
 
@@ -160,66 +143,51 @@ def test_one_that_does_not_start_counts_too(monkeypatch: pytest.MonkeyPatch) -> 
     assert group.counters.restarts == {"questioner": 1}  # one death, one that took its place
 
 
-def test_restarts_count_within_a_run() -> None:
+async def test_restarts_count_within_a_run() -> None:
     group = ActorGroup(max_restarts=1)
-
-    async def run() -> None:
-        for _ in range(3):
-            group.supervisor.begin(Counters())
-            group.actors[0].alive = False
-            await group.replace()
-
-    asyncio.run(run())
+    for _ in range(3):
+        group.supervisor.begin(Counters())
+        group.actors[0].alive = False
+        await group.replace()
     assert len(group.hired) == 3
 
 
-def test_the_watch_finds_who_died_unnoticed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_watch_finds_who_died_unnoticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "_WATCH_SECONDS", 0.001)
     group = ActorGroup(count=2)
-
-    async def run() -> None:
-        group.supervisor.watch()
-        group.actors[1].alive = False
-        while not group.counters.restarts:
-            await asyncio.sleep(0.001)
-        await group.supervisor.close()
-
-    asyncio.run(run())
+    group.supervisor.watch()
+    group.actors[1].alive = False
+    while not group.counters.restarts:
+        await asyncio.sleep(0.001)
+    await group.supervisor.close()
     assert [actor.name for actor in group.actors] == ["questioner-0", "questioner-1'"]
 
 
-def test_after_the_end_nobody_is_hired() -> None:
+async def test_after_the_end_nobody_is_hired() -> None:
     hold = asyncio.Event()
     group = ActorGroup(prepare=lambda actor: setattr(actor, "hold", hold))
     group.actors[0].alive = False
-
-    async def run() -> None:
-        asking = asyncio.create_task(group.replace())
-        await settle()
-        await group.supervisor.close()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
-        with pytest.raises(EngineError, match="are being ended"):
-            await group.replace()
-
-    asyncio.run(run())
+    asking = asyncio.create_task(group.replace())
+    await settle()
+    await group.supervisor.close()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    with pytest.raises(EngineError, match="are being ended"):
+        await group.replace()
     assert group.dismissed == ["questioner-0", "questioner-0'"]  # the half-started one too
 
 
-def test_a_worker_goes_on_with_the_engine_that_it_is_told_of() -> None:
-    async def run() -> None:
-        staff = _Staff(["old"])
-        waiting = asyncio.create_task(staff.successor(0, GONE))
-        await asyncio.sleep(0)
-        staff.meet(["old"])  # no news
-        await settle()
-        assert not waiting.done()
-        staff.meet(["new"])
-        assert await waiting == "new"
-        staff.meet(["newer"])  # before its death was noticed here
-        assert await staff.successor(0, GONE) == "newer"
-
-    asyncio.run(run())
+async def test_a_worker_goes_on_with_the_engine_that_it_is_told_of() -> None:
+    staff = _Staff(["old"])
+    waiting = asyncio.create_task(staff.successor(0, GONE))
+    await asyncio.sleep(0)
+    staff.meet(["old"])  # no news
+    await settle()
+    assert not waiting.done()
+    staff.meet(["new"])
+    assert await waiting == "new"
+    staff.meet(["newer"])  # before its death was noticed here
+    assert await staff.successor(0, GONE) == "newer"
 
 
 def test_restarts_are_counted_over_all_sittings_and_shown(tmp_path: Path) -> None:
