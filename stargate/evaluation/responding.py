@@ -4,7 +4,7 @@ A checkpoint responds to its own dialogues. m_0 responds to every checkpoint's (
 responder): then a better response can only come from a better dialogue.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from stargate.errors import RecordDropped
@@ -30,27 +30,15 @@ async def respond_to_all(
     itself, and also those of the next personas, whose responses are the shuffled trial. What the
     store has already is not made again. An empty response is kept: saying nothing should lose.
     """
-    scope = scope_of(version)
     judge = context.config.evaluation.judge
     if judge is None:
         raise ValueError("responses are made for a judge, and none is configured")
+    scope = scope_of(version)
     sampling = context.config.response.sampling
     if judge.max_response_tokens is not None:
         sampling = sampling.model_copy(update={"max_new_tokens": judge.max_response_tokens})
     chosen = choose_pairs(pairs, judge.max_pairs, context.config.seed)
-    if version == 0:
-        chosen = with_next_personas(chosen, pairs)
-    done = {
-        (row["dialogue_id"], row["responder_version"])
-        for row in context.store.read(scope, "responses")
-    }
-    per_pair = 2 if version == 0 else 1
-    missing = [
-        (pair, dialogue)
-        for pair in chosen
-        for dialogue in played.get(pair.id, ())
-        if dialogue.index < per_pair and (dialogue.id, responder_version) not in done
-    ]
+    missing = _missing(version, responder_version, chosen, pairs, played, context)
     name = f"{scope} respond" + (" by m0" if responder_version != version else "")
     with context.progress.stage(name, len(missing), "responses") as stage:
         stage.begin()
@@ -81,3 +69,27 @@ async def respond_to_all(
             stage.advance(tokens=len(generation.token_ids))
 
         await run_bounded(missing, context.config.rollout.max_concurrent_dialogues, one)
+
+
+def _missing(
+    version: int,
+    responder_version: int,
+    chosen: Sequence[Pair],
+    pairs: Sequence[Pair],
+    played: Mapping[str, Sequence[Dialogue]],
+    context: RunContext,
+) -> list[tuple[Pair, Dialogue]]:
+    """The dialogues of m_`version` that m_`responder_version` has still to respond to."""
+    if version == 0:
+        chosen = with_next_personas(chosen, pairs)
+    done = {
+        (row["dialogue_id"], row["responder_version"])
+        for row in context.store.read(scope_of(version), "responses")
+    }
+    per_pair = 2 if version == 0 else 1
+    return [
+        (pair, dialogue)
+        for pair in chosen
+        for dialogue in played.get(pair.id, ())
+        if dialogue.index < per_pair and (dialogue.id, responder_version) not in done
+    ]

@@ -7,35 +7,34 @@ perturbed copy of it. Tests run in the order of this file; the last ones break t
 import asyncio
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
 
 from stargate.actors.engines.engine import Engine
-from stargate.actors.engines.spec import EngineSpec
-from stargate.actors.engines.startup import child_processes
 from stargate.actors.rpc.batched_calls import BatchedCaller
-from stargate.config.run import EngineConfig
 from stargate.errors import EngineError, ModelError, RecordDropped
 from stargate.resources.machine import SHARED_MEMORY
 from stargate.resources.models import resolve_model
 from stargate.types import GenerateRequest, Generation, Sampling, StopReason
+from tests.integration.started_engine import (
+    Run,
+    Started,
+    all_texts,
+    request,
+    sampled,
+    started,
+)
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
-CONFIG = EngineConfig(max_model_len=512, cpu_kv_cache_gb=0.5)
-GREEDY = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=24, seed=0)
 QUESTION = "I would like to cook something tonight. What should I make for the two of us?"
-
-Result = TypeVar("Result")
-Run = Callable[[Awaitable[Result]], Result]
 
 
 @pytest.fixture(scope="module")
@@ -75,33 +74,6 @@ def perturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Started:
-    """An engine with what a test wants to know of it."""
-
-    def __init__(self, run: Run[Any], model_dir: Path, log: Path, **settings: Any) -> None:
-        self.failures: list[str] = []
-        self.before = child_processes()
-        self.log = log
-        spec = EngineSpec(
-            "questioner", str(model_dir), CONFIG, cpu_cores="0", log_file=str(log), **settings
-        )
-        self.engine = Engine(spec, on_fatal=self.failures.append)
-        self.info = run(self.engine.start())
-        self.processes = child_processes() - self.before
-
-    def process(self, name: str) -> psutil.Process:
-        return next(p for p in self.processes if name in " ".join(p.cmdline()))
-
-
-def started(run: Run[Any], model_dir: Path, log: Path, **settings: Any) -> Iterator[Started]:
-    one = Started(run, model_dir, log, **settings)
-    try:
-        yield one
-    finally:
-        run(one.engine.shutdown())
-    assert not any(process.is_running() for process in one.processes)
-
-
 @pytest.fixture(scope="module")
 def engine(run: Run[Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     log = tmp_path_factory.mktemp("logs") / "engine.log"
@@ -129,18 +101,6 @@ def prompt(tokenizer: Any) -> Callable[[str], tuple[int, ...]]:
 
 
 Prompt = Callable[[str], tuple[int, ...]]
-
-
-def request(ids: tuple[int, ...], sampling: Sampling = GREEDY, name: str = "r") -> GenerateRequest:
-    return GenerateRequest(request_id=name, session=name, prompt_ids=ids, sampling=sampling)
-
-
-async def all_texts(engine: Started, requests: list[GenerateRequest]) -> list[Generation]:
-    return await asyncio.gather(*map(engine.engine.generate, requests))
-
-
-def sampled(seed: int, max_new_tokens: int = 16) -> Sampling:
-    return Sampling(temperature=0.9, top_p=0.9, max_new_tokens=max_new_tokens, seed=seed)
 
 
 def test_a_start_reports_the_engine_and_keeps_its_noise_in_the_log(
@@ -423,39 +383,6 @@ def test_who_waits_for_the_core_when_it_dies_is_told(
         assert one.failures == [one.engine.fatal]
 
 
-def test_a_core_does_not_outlive_its_engine(tmp_path: Path) -> None:
-    """kill -9 on the process with the engine; nobody else ends the core."""
-    program = (
-        "import asyncio, sys, time\n"
-        "from stargate.actors.engines.engine import Engine\n"
-        "from tests.integration.test_engine import CONFIG, EngineSpec, resolve_model\n"
-        "async def main():\n"
-        "    model, log = str(resolve_model('embedded')), sys.argv[1]\n"
-        "    spec = EngineSpec('questioner', model, CONFIG, cpu_cores='0', log_file=log)\n"
-        "    await Engine(spec).start()\n"
-        "    open(log + '.started', 'w').close()\n"
-        "    await asyncio.sleep(600)\n"
-        "if __name__ == '__main__':\n"
-        "    asyncio.run(main())\n"
-    )
-    script, log = tmp_path / "serve.py", tmp_path / "engine.log"
-    script.write_text(program)
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    process = psutil.Popen([sys.executable, str(script), str(log)], env=environment)
-    try:
-        deadline = time.monotonic() + 300
-        while not Path(f"{log}.started").exists():
-            assert time.monotonic() < deadline and process.poll() is None, log.read_text()
-            time.sleep(0.2)
-        children = process.children(recursive=True)
-        (core,) = [p for p in children if "EngineCore" in " ".join(p.cmdline())]
-    finally:
-        process.kill()
-        process.wait()
-    gone, alive = psutil.wait_procs([core], timeout=30)
-    assert gone == [core] and alive == []
-
-
 def test_the_death_of_vllms_core_is_noticed(run: Run[Any], engine: Started, prompt: Prompt) -> None:
     async def kill_meanwhile() -> None:
         writing = asyncio.ensure_future(
@@ -470,56 +397,3 @@ def test_the_death_of_vllms_core_is_noticed(run: Run[Any], engine: Started, prom
     assert engine.failures == [engine.engine.fatal]
     with pytest.raises(EngineError, match="vLLM's core died"):
         run(engine.engine.reported_version())
-
-
-def test_a_folder_without_a_model_is_refused_at_once(run: Run[Any], tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"config\.json is missing"):
-        run(Engine(EngineSpec("questioner", str(tmp_path), CONFIG)).start())
-
-
-def test_a_context_longer_than_the_models_is_refused(run: Run[Any], tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"max_model_len": 100_000})
-    model_dir = str(resolve_model("embedded"))
-    spec = EngineSpec("questioner", model_dir, config, log_file=str(tmp_path / "log"))
-    with pytest.raises(ModelError, match=r"max_model_len \(100000\)"):
-        run(Engine(spec).start())
-
-
-def test_our_nucleus_is_vllms(tokenizer: Any) -> None:
-    import torch
-    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
-
-    from stargate.actors.engines.nucleus import keep_nucleus
-
-    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.97, 0.01, 0.01, 0.01], [0.25] * 4]).log()
-    kept = keep_nucleus(logits, torch.tensor([0.65, 0.9, 0.5])).isfinite()
-    # 0.4 + 0.3 reach 0.65; 0.97 alone reaches 0.9; equals stay together.
-    assert kept.tolist() == [[False, True, False, True], [True] + [False] * 3, [True] * 4]
-    generator = torch.Generator().manual_seed(0)
-    top_p = torch.rand(32, generator=generator) * 0.98 + 0.01
-    for scale in (0.1, 1.0, 4.0):  # from nuclei of nearly all tokens to those of a few
-        rows = torch.randn(32, len(tokenizer), generator=generator) * scale
-        theirs = apply_top_k_top_p(rows.clone(), None, top_p).isfinite()
-        ours = keep_nucleus(rows.clone(), top_p).isfinite()
-        # Sums in another order may decide differently about a nucleus's least token.
-        assert (ours != theirs).sum(dim=-1).max() <= 1
-        assert (ours != theirs).sum() <= 3
-
-
-def test_logprobs_over_a_nucleus_sum_up_to_one() -> None:
-    import torch
-
-    from stargate.actors.engines.nucleus import keep_nucleus, sampled_logprobs
-
-    row = torch.randn(1, 300, generator=torch.Generator().manual_seed(0))
-    logits = keep_nucleus(row.clone(), torch.tensor([0.9])).expand(300, -1)
-    found = sampled_logprobs(logits, 0, torch.arange(300))
-    kept, logprobs = logits[0].isfinite(), found.logprobs[:, 0]
-    assert 10 < kept.sum() < 250
-    assert logprobs.exp().sum() == pytest.approx(1.0, abs=1e-5)
-    assert torch.equal(logprobs.isfinite(), kept)
-    expected = row[0, kept] - row[0, kept].logsumexp(0)
-    assert torch.allclose(logprobs[kept], expected, atol=1e-5)
-    assert found.logprob_token_ids[:, 0].tolist() == list(range(300))
-    with pytest.raises(ValueError, match="only the sampled token's log-prob is computed, got 2"):
-        sampled_logprobs(logits, 2, torch.arange(300))

@@ -276,7 +276,9 @@ def test_examples_that_can_not_be_trained_on_are_refused_by_name() -> None:
         check_examples([], 10)
     with pytest.raises(DataError, match="d1 of pair p1: 11 tokens, trainer"):
         check_examples([TrainingExample("p1", "d1", (5,) * 11, (0, *(1,) * 10), "")], 10)
-    with pytest.raises(DataError, match="d2 of pair p2: no token has a weight, so there is nothing"):
+    with pytest.raises(
+        DataError, match="d2 of pair p2: no token has a weight, so there is nothing"
+    ):
         check_examples([TrainingExample("p2", "d2", (5, 6), (0, 0), "")], 10)
     with pytest.raises(DataError, match="d3 of pair p3: nothing predicts the first token"):
         check_examples([TrainingExample("p3", "d3", (5, 6), (1, 1), "")], 10)
