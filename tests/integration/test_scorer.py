@@ -109,7 +109,7 @@ def bfloat16(embedded: Path) -> Iterator[Scorer]:
     scorer.shutdown()
 
 
-GOLDS = tuple((5, 6, last) for last in range(8))
+MANY_GOLDS = tuple((5, 6, last) for last in range(8))
 
 
 def score(scorer: Scorer, requests: list[ScoreRequest]) -> list[ScoreResult]:
@@ -234,7 +234,7 @@ def test_golds_that_share_a_context_score_as_if_alone(
 def test_shared_contexts_are_computed_once(tiny: Path) -> None:
     scorer = started(tiny, "float32")
     context = tuple(range(10, 110))
-    score(scorer, [ScoreRequest("x", context, GOLDS)])
+    score(scorer, [ScoreRequest("x", context, MANY_GOLDS)])
     assert scorer.stats().num_tokens == 100 + 8 * 2
     # Equal texts too, as the gold before any turn is for all dialogues of a pair.
     results = score(scorer, [ScoreRequest(key, context, ((5, 6, 7),)) for key in "yz"])
@@ -308,7 +308,7 @@ def test_a_model_that_fails_the_trial_of_sharing_is_found_out(
     with caplog.at_level("WARNING"):
         scorer = started(tiny, "float32")
     assert "log-probs differ by" in caplog.text
-    score(scorer, [ScoreRequest("x", tuple(range(10, 110)), GOLDS)])
+    score(scorer, [ScoreRequest("x", tuple(range(10, 110)), MANY_GOLDS)])
     assert scorer.stats().num_tokens == 8 * 102
     scorer.shutdown()
 
