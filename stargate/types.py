@@ -65,7 +65,7 @@ class Sampling:
     """How to sample one text. `temperature` 0 is greedy.
 
     `logprobs` asks for the log-prob of each sampled token under the distribution that it was drawn
-    from: after temperature and top-p.
+    from: after temperature and top-p. Of a greedy text, under the model's own (temperature 1).
     """
 
     temperature: float
