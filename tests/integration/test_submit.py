@@ -115,7 +115,7 @@ def test_a_detached_job_can_be_asked_about_and_stopped(cluster: RayCluster) -> N
     assert "job sleeper had ended already: stopped\n--stop sleeper -> 0\n" in output
     assert "job sleeper: stopped, exit code 130\n--follow sleeper -> 130\n" in output
     assert "Job nobody does not exist" in output
-    assert "--stop nobody -> 9\n" in output
+    assert "--stop nobody -> 11\n" in output
     assert PLANTED not in output
 
 
