@@ -217,9 +217,10 @@ class _PairSteps:
     async def _with_reference(self, examples: Sequence[TrainingExample]) -> list[TrainingExample]:
         """The examples with log p of their tokens under m_0; 0 for the first, unpredicted one."""
         requests = [
-            ScoreRequest(f"{example.dialogue_id}#{number}", ids[:1], (ids[1:],))
+            ScoreRequest(
+                f"{example.dialogue_id}#{number}", example.input_ids[:1], (example.input_ids[1:],)
+            )
             for number, example in enumerate(examples)
-            if (ids := example.input_ids)
         ]
         results = await self.roles.score(requests)
         return [
