@@ -17,12 +17,12 @@ from typing import Any, Self
 
 from stargate.config.oracle import CostConfig
 from stargate.errors import StargateError
-from stargate.oracle.answers import classify
+from stargate.oracle.answers import classify, explain
 from stargate.oracle.cache import AnswerCache
 from stargate.oracle.cost import NANOS, Estimate, Ledger, Meter, Reservation, estimate
 from stargate.oracle.database import Database
 from stargate.oracle.keys import canonical_json, canonical_request, request_body, request_key
-from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, Complete, NoReply, Reply
+from stargate.oracle.records import ChatRequest, ChatResult, Complete, NoReply, Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +184,9 @@ class CachedOracle(ABC):
         self, question: Question, reply: Reply, *, cost: float | None = 0.0, cached: bool = False
     ) -> ChatResult:
         request, key = question.request, question.key.hex()
-        status = classify(reply, request, self._refusals)
-        detail = "" if status is AnswerStatus.OK else _explain(status, reply, request)
-        return ChatResult(status, reply.text, reply.usage, cost, cached, key, detail)
+        status, text = classify(reply, request, self._refusals)
+        detail = explain(status, reply, request)
+        return ChatResult(status, text, reply.usage, cost, cached, key, detail)
 
     def _counted(self, result: ChatResult) -> ChatResult:
         self.counts[result.status.value] += 1
@@ -233,17 +233,3 @@ async def stream(
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
-
-
-def _explain(status: AnswerStatus, reply: Reply, request: ChatRequest) -> str:
-    """One line on why an answer is not OK, with its beginning where that helps."""
-    said = " ".join((reply.refusal or reply.text).split())
-    excerpt = f": {said[:120]!r}" if said else ""
-    reasons = {
-        AnswerStatus.REFUSED: f"the model declined{excerpt}",
-        AnswerStatus.FILTERED: "a content filter stopped the answer",
-        AnswerStatus.CUT_OFF: f"max_tokens = {request.max_tokens} was reached",
-        AnswerStatus.EMPTY: "the model said nothing",
-        AnswerStatus.INVALID: f"JSON was asked for, got{excerpt}",
-    }
-    return reasons[status]

@@ -26,7 +26,7 @@ from urllib.parse import quote
 from stargate.config.oracle import AzureOracleConfig, RemoteOracleConfig
 from stargate.errors import DataError, OracleError, StargateError, one_line
 from stargate.monitoring.waiting import Waiting
-from stargate.oracle.answers import MalformedReply, parse_reply
+from stargate.oracle.answers import MalformedReply, classify, explain, parse_reply
 from stargate.oracle.api_key import ApiKey, LogMask, read_api_key
 from stargate.oracle.base import CachedOracle, Question
 from stargate.oracle.cost import Reservation, typical_usage
@@ -109,7 +109,7 @@ class Oracle(CachedOracle):
             waited += time.monotonic() - ready
             outcome = await self._call(connection, question, held)
             if isinstance(outcome, Reply):
-                self._failures_in_a_row = 0
+                self._heed(outcome, request)
                 self._limiter.correct(tokens, outcome.usage.total)
                 return outcome, held
             failure = outcome
@@ -215,19 +215,32 @@ class Oracle(CachedOracle):
         }
         return hints.get(failure.http_status, "check model and parameters; it is not asked again")
 
+    def _heed(self, reply: Reply, request: ChatRequest) -> None:
+        """After an answer: one that nobody can use is kept, but not for as long as one likes."""
+        status, _ = classify(reply, request, ())
+        if status is AnswerStatus.MALFORMED:
+            self._failed(f"malformed answer: {explain(status, reply, request)}")
+        else:
+            self._failures_in_a_row = 0
+
     def _give_up(self, failure: Failure, attempts: int, spent: float) -> NoReply:
-        self._failures_in_a_row += 1
         detail = f"{attempts} attempts in {spent:.1f} s, last: {failure.detail}"
         if failure.retry_after:
             detail += f"; it asks to wait {failure.retry_after:.0f} s"
+        self._failed(detail)
+        self._raise_if_stopped()
+        return NoReply(AnswerStatus.FAILED, detail)
+
+    def _failed(self, detail: str) -> None:
+        """Counts a request without a usable answer; with too many in a row all that come stop."""
+        self._failures_in_a_row += 1
         if self._failures_in_a_row >= self._config.retry.stop_after_failures:
-            raise self._stop(
+            self._stop(
                 OracleError(
                     f"oracle {self.identity}: {self._failures_in_a_row} requests in a row had no "
-                    f"answer; the last one: {detail}"
+                    f"usable answer; the last one: {detail}"
                 )
             )
-        return NoReply(AnswerStatus.FAILED, detail)
 
     def _connect(self) -> _Connection:
         """The HTTP client, made at the first call."""

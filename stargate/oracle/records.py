@@ -26,6 +26,7 @@ class AnswerStatus(StrEnum):
     CUT_OFF = "cut_off"  # max_tokens was reached: the text is a beginning
     EMPTY = "empty"  # the model ended its turn without a word
     INVALID = "invalid"  # JSON was asked for and the text is not JSON
+    MALFORMED = "malformed"  # it can't be read, or whether it is whole
     TOO_LONG = "too_long"  # the prompt does not fit the model's context
     FAILED = "failed"  # no usable answer within the attempts and the deadline
 
@@ -100,8 +101,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a model said. `finish_reason` is one of answers.FINISH_REASONS; `model` is who says to
-    have said it.
+    """What a model said. `finish_reason` is the server's word in lower case (answers.FINISH_REASONS
+    knows what it means), or why nothing can be read; `model` is who says to have said it.
     """
 
     text: str
@@ -123,9 +124,10 @@ class NoReply:
 class ChatResult:
     """The outcome of one request.
 
-    `text` is what the model said, whatever the status: use it only where `ok`, or take it with
-    `require`. `cost` is what this call added to the bill, in the price table's currency: 0 for a
-    cached answer, None where no price is known. `usage` is None where there is no reply.
+    `text` is what the model said after its reasoning, whatever the status: use it only where `ok`,
+    or take it with `require`. `cost` is what this call added to the bill, in the price table's
+    currency: 0 for a cached answer, None where no price is known. `usage` is None where there is no
+    reply.
     """
 
     status: AnswerStatus

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from stargate.config.oracle import AzureOracleConfig
-from stargate.errors import ConfigError, DataError, RecordDropped
+from stargate.config.oracle import AzureOracleConfig, RetryConfig
+from stargate.errors import ConfigError, DataError, OracleError, RecordDropped
 from stargate.oracle.base import stream
 from stargate.oracle.client import Oracle
-from stargate.oracle.cost import Estimate
+from stargate.oracle.cost import Estimate, Meter
 from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, chat
 from tests.fakes.misbehaving_server import MisbehavingServer, Raw, completion
 from tests.fakes.oracle_cases import PRICED, ask, complete_all, config, with_oracle
@@ -63,6 +63,10 @@ def test_two_oracles_on_one_cache_share_a_call(tmp_path: Path) -> None:
         (completion(""), AnswerStatus.EMPTY, "the model said nothing"),
         (completion("hal", "length"), AnswerStatus.CUT_OFF, "max_tokens = 50 was reached"),
         (completion("x", "content_filter"), AnswerStatus.FILTERED, "a content filter stopped"),
+        (completion("<think>x", "stop"), AnswerStatus.CUT_OFF, "its reasoning never ends"),
+        (completion("x", "who_knows"), AnswerStatus.MALFORMED, "finish_reason 'who_knows' does"),
+        (completion("x", None), AnswerStatus.MALFORMED, "finish_reason 'none' does not"),
+        (b'{"choices": [{}]}', AnswerStatus.MALFORMED, "unreadable: a choice without a message"),
     ],
 )
 def test_bad_answers_are_kept_as_what_they_are(
@@ -78,6 +82,40 @@ def test_bad_answers_are_kept_as_what_they_are(
     with pytest.raises(RecordDropped, match="t1:p1") as caught:
         again.require("t1:p1")
     assert caught.value.reason == f"oracle_{status.value}"
+
+
+def test_what_servers_of_the_field_say_is_an_answer(tmp_path: Path) -> None:
+    parts = '[{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Dear Ann"}]'
+    bodies = {
+        "tgi": completion("Dear Ann", "eos_token"),
+        "gemini": completion("Dear Ann", "STOP"),
+        "thinking": completion("<think>Hm.</think>\n\nDear Ann"),
+        "parts": completion("TEXT").replace(b'"TEXT"', parts.encode()),
+        "marks": completion("Dear Ann<|im_end|>"),
+    }
+    with MisbehavingServer(lambda seen: Raw(200, bodies[seen.text])) as server:
+        results = complete_all(config(server.url), tmp_path, [ask(text) for text in bodies])
+        assert len(server.seen) == len(bodies)
+    assert {(result.status, result.text) for result in results} == {(AnswerStatus.OK, "Dear Ann")}
+
+
+def test_answers_that_nobody_can_use_are_kept_and_stop_the_run(tmp_path: Path) -> None:
+    retry = RetryConfig(stop_after_failures=3)
+    requests = [ask(text) for text in "abcd"]
+
+    async def work(oracle: Oracle) -> Meter:
+        for request in requests[:3]:
+            assert (await oracle.complete(request)).status is AnswerStatus.MALFORMED
+        with pytest.raises(OracleError, match=r"3 requests in a row had no usable answer.*'odd'"):
+            await oracle.complete(requests[3])
+        return oracle.meter()
+
+    with MisbehavingServer(lambda seen: Raw(200, completion("x", "odd"))) as server:
+        settings = config(server.url, retry=retry, cost=PRICED)
+        meter = with_oracle(settings, tmp_path, work)
+        assert (meter.calls, meter.lost_calls) == (3, 0)
+        again = complete_all(settings, tmp_path, requests[:3])  # none of them is paid twice
+        assert all(result.cached for result in again) and len(server.seen) == 3
 
 
 def test_a_caller_that_goes_away_does_not_lose_the_answer(tmp_path: Path) -> None:
