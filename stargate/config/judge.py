@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stargate.config.component import Component, Fraction, PositiveInt
-from stargate.config.oracle import AzureOracleConfig, OpenAIOracleConfig
+from stargate.config.oracle import AzureOracleConfig, OpenAIOracleConfig, Temperature
 
 
 class JudgeThresholds(Component):
@@ -44,15 +44,12 @@ class EngineBackend(Component):
 
 
 class ApiBackend(Component):
-    """Any OpenAI-compatible endpoint, with the Oracle's cache, limits, retries and budget.
-
-    `temperature` None leaves it to the server: reasoning models refuse any other.
-    """
+    """Any OpenAI-compatible endpoint, with the Oracle's cache, limits, retries and budget."""
 
     type: Literal["api"]
     oracle: Annotated[OpenAIOracleConfig | AzureOracleConfig, Field(discriminator="type")]
     verdict: Literal["text", "json_schema"] = "text"
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = 0.0
+    temperature: Temperature = 0.0
 
 
 class JudgeConfig(Component):

@@ -18,6 +18,9 @@ from stargate.config.component import Component, PositiveInt
 
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 Money = Annotated[float, Field(ge=0.0)]
+# Of a request; null leaves it to the server: reasoning models refuse any other.
+Temperature = Annotated[float, Field(ge=0.0, le=2.0)] | None
+TopP = Annotated[float, Field(gt=0.0, le=1.0)] | None
 
 # How models decline in words. Only the beginning of a short answer is looked at, in lower case and
 # with straight apostrophes (answers.py).

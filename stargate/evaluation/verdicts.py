@@ -6,10 +6,13 @@ unparsable: it is counted and bounded (win_rate.py), never guessed and never dro
 """
 
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Literal
+
+from stargate.text.reasoning import spoken_part
 
 VerdictFormat = Literal["line", "json"]
 
@@ -33,19 +36,27 @@ VERDICT_SCHEMA: dict[str, Any] = {
 
 _LABEL = ["final", "response"]
 _CHOICES = {
-    ("a",): Verdict.A,
-    ("b",): Verdict.B,
-    ("response", "a"): Verdict.A,
-    ("response", "b"): Verdict.B,
-    ("neither",): Verdict.TIE,
-    ("both",): Verdict.TIE,
+    "a": Verdict.A,
+    "b": Verdict.B,
+    "neither": Verdict.TIE,
+    "both": Verdict.TIE,
+    "neither a nor b": Verdict.TIE,
+    "neither b nor a": Verdict.TIE,
+    "both a and b": Verdict.TIE,
+    "both b and a": Verdict.TIE,
 }
 _WINNERS = {"a": Verdict.A, "b": Verdict.B, "tie": Verdict.TIE}
 # What may stand around words without changing them: markdown, straight and curly quotes, brackets.
 _DECORATION = str.maketrans(
-    dict.fromkeys("*_`#\"'[](){}\u2018\u2019\u201c\u201d\xab\xbb", " ")
+    dict.fromkeys("*_`#$\"'[](){}\u2018\u2019\u201c\u201d\xab\xbb", " ")
     | dict.fromkeys("\u200b\ufeff", "")
 )
+# As models of mathematics write a result: \[ \boxed{\text{A}} \]. A box needs no label.
+_LATEX = re.compile(r"\\(?:(?:boxed|text|textbf|mathrm|mathbf)\b|[\[\]()])")
+_BOXED = re.compile(r"[\s$*\\\[(]*\\boxed\b")
+# A remark behind the choice. It may not name a response itself: "A (or B)" is not clear.
+_REMARK = re.compile(r"(?<=[^\s(])\s+\((?P<said>[^()]*)\)(?P<rest>[\s.*_]*)$")
+_NAMES_ONE = re.compile(r"\b(A|B|[Bb]oth|[Nn]either|[Tt]ie)\b")
 # Only around the letter: a line that begins with ">" quotes somebody else.
 _ANGLES = str.maketrans("<>", "  ")
 # Characters; a verdict has some 20. A longer line is prose.
@@ -53,8 +64,9 @@ _MAX_LINE = 200
 
 
 def parse_verdict(text: str, style: VerdictFormat = "line") -> Verdict:
-    """The verdict in a judge's whole text. Never raises for any text."""
-    return _parse_json(text) if style == "json" else _parse_line(text)
+    """The verdict in a judge's whole text, after its reasoning. Never raises for any text."""
+    said = spoken_part(text) or ""
+    return _parse_json(said) if style == "json" else _parse_line(said)
 
 
 def _parse_line(text: str) -> Verdict:
@@ -62,6 +74,8 @@ def _parse_line(text: str) -> Verdict:
     if not lines or len(lines[-1]) > _MAX_LINE:
         return Verdict.UNPARSABLE
     label, colon, choice = _normal(lines[-1]).partition(":")
+    if not colon and _BOXED.match(lines[-1]):
+        return _CHOICES.get(_chosen(label), Verdict.UNPARSABLE)
     if not colon and len(lines) > 1 and len(lines[-2]) <= _MAX_LINE:
         # "Final Response:" with the letter on a line of its own.
         choice = label
@@ -70,15 +84,23 @@ def _parse_line(text: str) -> Verdict:
             return Verdict.UNPARSABLE
     if not colon or _words(label) not in (_LABEL, ["-", *_LABEL]):
         return Verdict.UNPARSABLE
-    words = _words(choice.translate(_ANGLES))
-    if words and words[-1].endswith("."):
-        words = _words(" ".join(words)[:-1])
-    return _CHOICES.get(tuple(words), Verdict.UNPARSABLE)
+    return _CHOICES.get(_chosen(choice), Verdict.UNPARSABLE)
+
+
+def _chosen(choice: str) -> str:
+    """The words of a choice that count, in lower case."""
+    remark = _REMARK.search(choice)
+    if remark is not None and not _NAMES_ONE.search(remark["said"]):
+        choice = choice[: remark.start()] + remark["rest"]
+    words = " ".join(_words(choice.translate(_ANGLES))).removesuffix(".").rstrip()
+    return re.sub(r"\bresponse (?=[ab]\b)", "", words)
 
 
 def _normal(line: str) -> str:
-    """Full-width letters and colons as the plain ones; look-alikes of other scripts stay."""
-    return unicodedata.normalize("NFKC", line)
+    """Full-width letters and colons as the plain ones, without LaTeX; look-alikes of other scripts
+    stay.
+    """
+    return _LATEX.sub(" ", unicodedata.normalize("NFKC", line))
 
 
 def _words(text: str) -> list[str]:

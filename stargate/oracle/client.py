@@ -42,6 +42,14 @@ if TYPE_CHECKING:
 # could meet the closing.
 _KEEPALIVE_S = 4.0
 
+# What a 400 speaks of when a model (GPT-5, o-series) does not take a parameter. The first names the
+# parameter to use in place of max_tokens.
+_PARAMETER_HINTS = {
+    "max_completion_tokens": "set max_tokens_parameter: max_completion_tokens",
+    "temperature": "set temperature: null, which leaves it out",
+    "top_p": "set top_p: null, which leaves it out",
+}
+
 _log = logging.getLogger("stargate.oracle")
 
 
@@ -206,6 +214,9 @@ class Oracle(CachedOracle):
 
     def _hint(self, failure: Failure) -> str:
         """What to look at when the server rejects what we send."""
+        for words, hint in _PARAMETER_HINTS.items():
+            if failure.http_status == 400 and words in failure.detail:
+                return hint
         hints: Mapping[int | None, str] = {
             401: f"check the key in {self._config.api_key_env}",
             402: "check the account's balance",

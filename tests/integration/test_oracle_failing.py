@@ -1,6 +1,7 @@
 """What the client does when it gets no answer, must not ask, or may not pay."""
 
 import asyncio
+import json
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
@@ -91,6 +92,24 @@ def test_what_would_fail_for_all_stops_at_once(tmp_path: Path, status: int, hint
         assert sum(server.log.asked.values()) == 1
         assert message.startswith(f"oracle {server.url}: HTTP {status}: not so (")
     assert hint in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        (
+            "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+            "'max_completion_tokens' instead.",
+            "set max_tokens_parameter: max_completion_tokens",
+        ),
+        ("Unsupported value: 'temperature' does not support 0.0", "set temperature: null"),
+        ("Unsupported parameter: 'top_p'", "set top_p: null"),
+    ],
+)
+def test_a_parameter_that_a_model_refuses_is_named(tmp_path: Path, said: str, hint: str) -> None:
+    error = Raw(400, json.dumps({"error": {"message": said}}).encode())
+    with MisbehavingServer(lambda seen: error) as server, pytest.raises(OracleError, match=hint):
+        complete_all(config(server.url), tmp_path, [ask("a")])
 
 
 def test_what_is_wrong_with_one_request_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -15,7 +15,13 @@ from pydantic import Field, field_validator, model_validator
 
 from stargate.config.component import Component, Fraction, NonNegativeInt, PositiveInt
 from stargate.config.files import find_config, packaged_configs_dir, read_yaml, validated
-from stargate.config.oracle import LocalOracleConfig, OpenAIOracleConfig, OracleConfig
+from stargate.config.oracle import (
+    LocalOracleConfig,
+    OpenAIOracleConfig,
+    OracleConfig,
+    Temperature,
+    TopP,
+)
 from stargate.config.run import EngineConfig
 from stargate.errors import ConfigError
 
@@ -79,7 +85,7 @@ class HubTasks(_Rows):
 class FactsConfig(Component):
     """Facts, taken out of each persona's text by a second call. None of this is in the paper."""
 
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.0
+    temperature: Temperature = 0.0
     max_tokens: PositiveInt = 500
     minimum: NonNegativeInt = 5  # fewer: the persona is written anew
     maximum_words: PositiveInt = 40  # of one fact
@@ -92,8 +98,8 @@ class GeneratedPersonas(Component):
 
     type: Literal["generate"] = "generate"
     count: dict[str, PositiveInt] = Field(default_factory=lambda: dict(PAPER_PERSONAS))
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 1.4
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    temperature: Temperature = 1.4
+    top_p: TopP = 0.9
     max_tokens: PositiveInt = 400
     num_examples: PositiveInt = 2
     min_words: PositiveInt = 30
@@ -126,7 +132,7 @@ class FilePersonas(_Rows):
 class GoldsConfig(Component):
     """One call per pair."""
 
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.0
+    temperature: Temperature = 0.0
     max_tokens: PositiveInt = 300
 
 
