@@ -35,7 +35,7 @@ from stargate.benchmarks.score_work import (
 )
 from stargate.benchmarks.sides import SideProcess
 from stargate.errors import DivergenceError
-from stargate.resources.machine import gpus
+from stargate.resources.gpus import gpus
 from stargate.resources.models import resolve_model
 
 # (request, number of the gold) -> its log-probs (G,)

@@ -25,7 +25,8 @@ from stargate.benchmarks.train_work import Job, StepTime, load_examples
 from stargate.config.files import describe_problem
 from stargate.config.run import LoraConfig, TrainerConfig
 from stargate.errors import ConfigError, DataError
-from stargate.resources.machine import gpus, usable_cores
+from stargate.resources.gpus import gpus
+from stargate.resources.machine import usable_cores
 from stargate.resources.models import resolve_model
 
 RATIOS: Mapping[str, Ratio] = {

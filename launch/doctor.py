@@ -21,13 +21,13 @@ from stargate.errors import ModelError
 from stargate.records.files import file_sha256
 from stargate.records.model_folder import WEIGHTS
 from stargate.resources import embedded, models, preflight
+from stargate.resources.gpus import BFLOAT16_CAPABILITY, driver_problems, gpu_problem
 from stargate.resources.machine import (
     SHARED_MEMORY,
     Machine,
     describe_machine,
     disk_free_gb,
     git_state,
-    gpu_problem,
     package_versions,
 )
 
@@ -108,9 +108,15 @@ def _hardware(machine: Machine) -> Iterator[Finding]:
     )
     for gpu in machine.gpus:
         yield Finding("gpu", f"{gpu.name}, {gpu.memory_gb:.0f} GiB, driver {gpu.driver}")
-    problem = gpu_problem()
-    if problem is not None:
-        yield Finding("gpu", "none usable", "warn", problem)
+        if gpu.capability < BFLOAT16_CAPABILITY:
+            advice = "vLLM refuses bfloat16 here: set engine.dtype=float16 for both roles"
+            yield Finding("gpu", f"{gpu.name} has no bfloat16", "warn", advice)
+    level: Level = "fail" if preflight.vllm_build() == "cuda" else "warn"
+    for problem in driver_problems(machine.gpus):
+        yield Finding("gpu", "CUDA 13 does not run", level, problem)
+    unusable = gpu_problem()
+    if unusable is not None:
+        yield Finding("gpu", f"{len(machine.gpus)} usable", "warn", unusable)
     elif not machine.gpus:
         yield Finding("gpu", "none (not needed: everything runs on the CPU)")
 

@@ -11,14 +11,16 @@ from typing import Any
 
 from stargate.config.run import FactsGrounding, RunConfig
 from stargate.data.dataset import Dataset, load_dataset
-from stargate.errors import ConfigError
+from stargate.errors import ConfigError, MachineError
 from stargate.evaluation.evaluator import Evaluator
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.monitoring.tracking import check_installed
 from stargate.resources.gpu_phases import check_phases
-from stargate.resources.machine import describe_machine
+from stargate.resources.gpus import gpu_problem
+from stargate.resources.machine import core_numbers, describe_machine
 from stargate.resources.models import resolve_embedder, resolve_model
 from stargate.resources.placement import Placement, place
+from stargate.resources.preflight import build_problem
 from stargate.resources.submission import cluster_address
 from stargate.rollout.roleplayer import require_facts
 from stargate.text.chat import ChatFormat, load_chat_format
@@ -93,9 +95,14 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
     if discovery is not None:
         placement = discovery.placement
     else:
-        cores = sorted(os.sched_getaffinity(0))[: machine.cores]
         gpu_gib = machine.gpus[0].memory_gb if machine.gpus else None
-        placement = place(config, cores, len(machine.gpus), gpu_gib=gpu_gib, training=training)
+        unusable = None if config.device == "cpu" else gpu_problem()
+        if unusable is not None:
+            say(f"note: {unusable}")
+        num_gpus = len(machine.gpus)
+        placement = place(config, core_numbers(), num_gpus, gpu_gib=gpu_gib, training=training)
+        if (wrong := build_problem(placement.device)) is not None:
+            raise MachineError(wrong)
     views = Views(load_prompts(config.prompts))
     base = resolve_model(config.model, trust_remote_code=config.trust_remote_code)
     other = resolve_model(config.roleplayer.model, trust_remote_code=config.trust_remote_code)

@@ -5,7 +5,6 @@ Prepared -> running_system: Ray and all actors -> Roles and RunContext of one ru
 
 import asyncio
 import gc
-import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -22,7 +21,7 @@ from stargate.protocols import Generate
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore
 from stargate.resources.gpu_phases import GpuPhase, GpuPhases
-from stargate.resources.machine import usable_cores
+from stargate.resources.machine import core_numbers
 from stargate.resources.models import context_length
 from stargate.rollout.grounding import EmbeddingMatcher, open_matcher
 from stargate.rollout.roleplayer import build_roleplayer
@@ -184,8 +183,7 @@ async def running_system(
             )
             actor_group = await start_actors(plan, progress.say)
             ends.push_async_callback(_shielded, stop_actors, actor_group)
-            cores = sorted(os.sched_getaffinity(0))[: usable_cores()]
-            scaler = Scaler(plan, actor_group, cores, prepared.num_gpus, progress.say)
+            scaler = Scaler(plan, actor_group, core_numbers(), prepared.num_gpus, progress.say)
             stage.advance()
         yield RunningSystem(prepared, actor_group, matcher, progress, scaler, plan)
 

@@ -3,11 +3,13 @@
 import asyncio
 import inspect
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from stargate.resources.preflight import vllm_build
 
 # A suite must not fail by chance, so it always draws the same values unless random ones are asked
 # for (test_fuzz_config.py); and has no deadline: a busy machine is no failure.
@@ -24,6 +26,19 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     names = inspect.signature(pyfuncitem.obj).parameters
     asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
     return True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip_where_engines_need_a_gpu(items, vllm_build())
+
+
+def skip_where_engines_need_a_gpu(items: Iterable[pytest.Item], build: str | None) -> None:
+    """Tests marked `engines` start them on the CPU, where a GPU build of vLLM has none."""
+    if build == "cuda":
+        reason = "starts engines on the CPU, and the installed vLLM is built for GPUs"
+        for item in items:
+            if item.get_closest_marker("engines"):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.hookimpl(wrapper=True)

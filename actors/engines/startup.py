@@ -20,7 +20,9 @@ from stargate.actors.engines.spec import (
     engine_environment,
 )
 from stargate.actors.process.log_escaping import escape_output
+from stargate.actors.process.paths import path_with_venv
 from stargate.errors import EngineError, MachineError, ModelError, StargateError, one_line
+from stargate.resources.machine import GIB, memory
 from stargate.resources.placement import listed_cores
 
 T = TypeVar("T")
@@ -95,9 +97,8 @@ def start_vllm(spec: EngineSpec, log: NoiseLog | None, stat_loggers: list[Any] |
 
     Raises ModelError for a model that vLLM refuses, MachineError, or EngineError.
     """
-    os.environ.update(engine_environment(spec))
+    os.environ.update(engine_environment(spec) | {"PATH": path_with_venv()})
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes
-    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -106,10 +107,7 @@ def start_vllm(spec: EngineSpec, log: NoiseLog | None, stat_loggers: list[Any] |
             f"{spec.role} engine: needs {spec.device}, but the installed vLLM runs "
             f"on {current_platform.device_type} here"
         )
-    try:
-        config = AsyncEngineArgs(**engine_arguments(spec)).create_engine_config()
-    except (ValueError, OSError, NotImplementedError) as error:
-        raise ModelError(f"{spec.model_dir}: {explain(error)}") from error
+    config = vllm_config(spec)
     executor, environment = _executor(spec, config)
     try:
         with environment:
@@ -126,6 +124,21 @@ def start_vllm(spec: EngineSpec, log: NoiseLog | None, stat_loggers: list[Any] |
         kind = MachineError if is_about_memory(cause) else EngineError
         text = f"{spec.role} engine: did not start: {cause}{see_log(log)}"
         raise kind(text) from error
+
+
+def vllm_config(spec: EngineSpec) -> Any:
+    """The spec as vLLM's own VllmConfig. Raises ModelError for a model that it refuses."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    try:
+        # The context decides how many tokens a step has on this GPU: as vLLM's own class for texts
+        # in bulk. Without one it would be 2,048 on every GPU.
+        return AsyncEngineArgs(**engine_arguments(spec)).create_engine_config(
+            UsageContext.LLM_CLASS
+        )
+    except (ValueError, OSError, NotImplementedError) as error:
+        raise ModelError(f"{spec.model_dir}: {explain(error)}") from error
 
 
 def _executor(spec: EngineSpec, config: Any) -> tuple[Any, contextlib.AbstractContextManager[None]]:
@@ -196,7 +209,7 @@ def explain(error: BaseException) -> str:
 
 def check_memory(needed_gb: float, what: str) -> None:
     """Raises MachineError when less than `needed_gb` (1e9 bytes) of memory is available."""
-    available_gb = psutil.virtual_memory().available / 1e9
+    available_gb = memory()[1] * GIB / 1e9  # not psutil's, which knows no container's limit
     if available_gb < needed_gb:
         raise MachineError(
             f"{what}: needs about {needed_gb:.1f} GB of memory, {available_gb:.1f} GB are free; "

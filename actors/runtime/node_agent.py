@@ -24,7 +24,7 @@ import stargate
 from stargate.config.run import RunConfig
 from stargate.errors import DataError, MachineError
 from stargate.records.files import write_at
-from stargate.resources.machine import SHARED_MEMORY, free_port
+from stargate.resources.machine import SHARED_MEMORY, core_numbers, free_port
 from stargate.resources.models import resolve_model
 
 STAGED_PREFIX = "stargate-weights-"
@@ -63,7 +63,7 @@ def node_report(config: RunConfig) -> NodeReport:
     trust = config.trust_remote_code
     return NodeReport(
         machine=_BOOT_ID.read_text().strip(),
-        cores=tuple(sorted(os.sched_getaffinity(0))),
+        cores=core_numbers(),
         sources=sources_digest(),
         base_model_dir=str(resolve_model(config.model, trust_remote_code=trust)),
         roleplayer_dir=str(resolve_model(config.roleplayer.model, trust_remote_code=trust)),

@@ -34,7 +34,7 @@ from stargate.actors.training.rank import TrainerRank
 from stargate.actors.training.spec import TrainerSpec
 from stargate.config.run import RunConfig
 from stargate.monitoring.waiting import await_aloud
-from stargate.resources.cluster import ENGINES, Device
+from stargate.resources.cluster import ENGINES
 from stargate.resources.gpu_phases import STARTS, GpuPhases
 from stargate.resources.machine import free_port
 from stargate.resources.placement import Placement, Seat
@@ -277,7 +277,7 @@ def spawn_engine(plan: ActorPlan, role: str, number: int) -> Any:
         model_dir=site.base_model_dir if role == "questioner" else site.roleplayer_dir,
         config=config.engines[role],
         seed=derive_seed(config.seed, role, number),
-        device=plan.placement.device,
+        device=seat.device,
         cpu_cores=seat.cores,
         trust_remote_code=config.trust_remote_code,
         log_file=log_file,
@@ -303,16 +303,11 @@ def _spawn_scorer(plan: ActorPlan, number: int) -> Any:
         model_dir=site.base_model_dir,
         config=config.scorer,
         num_threads=seat.threads,
-        device=_device(plan, seat),
+        device=seat.device,
         log_file=log_file,
         trust_remote_code=config.trust_remote_code,
     )
     return seated_class(Scorer, seat, _computing(spec)).remote(spec)
-
-
-def _device(plan: ActorPlan, seat: Seat) -> Device:
-    """Of an actor that may stay on CPUs in a run on GPUs."""
-    return plan.placement.device if seat.num_gpus else "cpu"
 
 
 def _spawn_trainer(plan: ActorPlan, rank: int, address: str, port: int) -> Any:
@@ -326,7 +321,7 @@ def _spawn_trainer(plan: ActorPlan, rank: int, address: str, port: int) -> Any:
         master_addr=address,
         master_port=port,
         num_threads=seat.threads,
-        device=_device(plan, seat),
+        device=seat.device,
         log_file=log_file,
         trust_remote_code=config.trust_remote_code,
         seed=derive_seed(config.seed, "trainer"),

@@ -176,6 +176,8 @@ class DeepSpeedBackend:
         self._engine, *_ = deepspeed.initialize(
             model=policy, optimizer=self._optimizer, config=settings
         )
+        where = next(self._model.parameters()).device
+        print(f"trainer: rank {spec.rank} of {spec.world_size} computes on {where}", flush=True)
         # Forget that first step on empty gradients: Adam's bias correction counts steps.
         self._optimizer.state.clear()
         self._check: Callable[[float], None] | None = None

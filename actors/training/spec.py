@@ -1,12 +1,10 @@
 """What one rank of the trainer is told, and what follows from it alone."""
 
-import os
 import socket
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from stargate.actors.process.paths import path_with_venv
 from stargate.actors.training.step_plan import Layout
 from stargate.config.run import TrainerConfig
 
@@ -60,10 +58,7 @@ def rank_environment(spec: TrainerSpec) -> dict[str, str]:
         "MASTER_PORT": str(spec.master_port),
         "OMP_NUM_THREADS": str(spec.num_threads),
         "TOKENIZERS_PARALLELISM": "false",
-        # A virtual environment that is not activated is not on the PATH, but its ninja is wanted.
-        "PATH": os.pathsep.join(
-            (str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))
-        ),
+        "PATH": path_with_venv(),
     }
     # Otherwise gloo looks up the host's name, which not every container can resolve, and which may
     # stand for an address that other nodes can't reach.

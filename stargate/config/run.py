@@ -60,6 +60,8 @@ class EngineConfig(Component):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
     max_model_len: PositiveInt = 2048
     max_num_seqs: PositiveInt = 64
+    # Tokens of one step. None: vLLM's own for this GPU (16,384 on an H100); on CPU a whole context.
+    max_num_batched_tokens: PositiveInt | None = None
     block_size: PositiveInt | None = (
         None  # None: 32 on CPU (its own 128 never hits), vLLM's own on GPU
     )

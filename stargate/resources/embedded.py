@@ -21,6 +21,7 @@ from typing import Any
 
 from stargate.errors import ModelError
 from stargate.records.files import file_sha256, whole_folder
+from stargate.resources.machine import usable_cores
 
 EMBEDDED = "embedded"
 MANIFEST = "manifest.json"
@@ -184,7 +185,7 @@ def _run_conversion(source: Path, folder: Path) -> None:
     """Converts in a child process: torch stays out of ours, and its memory goes back at the end."""
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+        "OMP_NUM_THREADS": str(usable_cores()),
         "CUDA_VISIBLE_DEVICES": "",
         "DS_ACCELERATOR": "cpu",
     }

@@ -1,6 +1,6 @@
 """What this machine has: cores, memory, disk, GPUs, versions, commit. Facts only; no judgement.
 
-    /proc, cgroups, nvidia-smi, git, package metadata -> Machine, environment()
+    /proc, cgroups, gpus.py, git, package metadata -> Machine, environment()
 
 What would not work with these facts is said in preflight.py; what a run takes, in memory.py.
 Importing this needs the standard library only: requirements/install.py uses it before anything
@@ -11,13 +11,14 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from stargate.resources.gpus import Gpu, command_output, gpus
 
 GIB = 2**30
 PROC = Path("/proc")
@@ -40,15 +41,6 @@ RECORDED_PACKAGES = (
     "pyarrow",
     "pydantic",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One GPU as nvidia-smi names it."""
-
-    name: str
-    memory_gb: float
-    driver: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,26 +107,31 @@ def environment(checkout: Path | None = None) -> dict[str, Any]:
     }
 
 
-def usable_cores(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
+def usable_cores() -> int:
     """Cores that this process may use: its affinity, cut by its cgroup's CPU quota; at least 1."""
     cores = len(os.sched_getaffinity(0))
-    for folder in _cgroup_folders("cpu", proc, cgroups):
+    for folder in _cgroup_folders("cpu"):
         quota = _cpu_quota(folder)
         if quota is not None:
             cores = min(cores, max(1, int(quota)))
     return cores
 
 
-def memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> tuple[float, float]:
+def core_numbers() -> tuple[int, ...]:
+    """The cores to work on: as many of those that this process may use as it may keep busy."""
+    return tuple(sorted(os.sched_getaffinity(0))[: usable_cores()])
+
+
+def memory() -> tuple[float, float]:
     """(total, available) GiB for this process: the machine's, cut by its cgroup's limits."""
     fields = {
         line.split(":")[0]: int(line.split()[1]) * 1024
-        for line in (proc / "meminfo").read_text().splitlines()
+        for line in (PROC / "meminfo").read_text().splitlines()
         if len(line.split()) > 1
     }
     total = fields["MemTotal"]
     available = fields.get("MemAvailable", fields.get("MemFree", 0))
-    for folder in _cgroup_folders("memory", proc, cgroups):
+    for folder in _cgroup_folders("memory"):
         limit = _read_number(folder, "memory.max", "memory.limit_in_bytes")
         used = _read_number(folder, "memory.current", "memory.usage_in_bytes")
         if limit is None or used is None or limit >= fields["MemTotal"]:
@@ -175,10 +172,10 @@ def free_port(address: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
-def cpu_model(proc: Path = PROC) -> tuple[str, frozenset[str]]:
+def cpu_model() -> tuple[str, frozenset[str]]:
     """The processor's name and its feature flags ("avx2", "avx512_bf16", "amx_bf16", ...)."""
     name, flags = platform.processor() or platform.machine(), frozenset[str]()
-    for line in (proc / "cpuinfo").read_text().splitlines():
+    for line in (PROC / "cpuinfo").read_text().splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name":
             name = value.strip()
@@ -203,28 +200,6 @@ def python_headers() -> bool:
     return (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
 
 
-def gpus() -> tuple[Gpu, ...]:
-    """NVIDIA GPUs. Empty without a working driver: `gpu_problem` tells which of the two it is."""
-    output = _command(
-        "nvidia-smi",
-        "--query-gpu=name,memory.total,driver_version",
-        "--format=csv,noheader,nounits",
-    )
-    found = []
-    for line in (output or "").splitlines():
-        cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) == 3 and cells[1].replace(".", "", 1).isdigit():
-            found.append(Gpu(cells[0], float(cells[1]) / 1024, cells[2]))  # MiB
-    return tuple(found)
-
-
-def gpu_problem() -> str | None:
-    """A line where nvidia-smi is installed but does not work, else None."""
-    if shutil.which("nvidia-smi") and not gpus():
-        return "nvidia-smi is installed but names no GPU; check the driver"
-    return None
-
-
 def package_versions(names: Sequence[str]) -> dict[str, str | None]:
     """Installed version of each distribution, None if it is not. Imports none of them."""
     versions: dict[str, str | None] = {}
@@ -240,27 +215,29 @@ def git_state(checkout: Path) -> GitState | None:
     """The commit of `checkout`; None unless it is the top of a git work tree with a commit."""
     if not (checkout / ".git").exists():
         return None  # installed somewhere inside another project's repository
-    commit = _command("git", "-C", str(checkout), "rev-parse", "HEAD")
-    status = _command("git", "--no-optional-locks", "-C", str(checkout), "status", "--porcelain")
+    commit = command_output("git", "-C", str(checkout), "rev-parse", "HEAD")
+    status = command_output(
+        "git", "--no-optional-locks", "-C", str(checkout), "status", "--porcelain"
+    )
     if commit is None or status is None:
         return None
     return GitState(commit.strip(), bool(status.strip()))
 
 
-def _cgroup_folders(controller: str, proc: Path, cgroups: Path) -> list[Path]:
+def _cgroup_folders(controller: str) -> list[Path]:
     """This process's cgroup folder for a controller and the folder's parents, version 1 or 2."""
     try:
-        lines = (proc / "self/cgroup").read_text().splitlines()
+        lines = (PROC / "self/cgroup").read_text().splitlines()
     except OSError:
         return []
     folders: list[Path] = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            root = cgroups
+            root = CGROUPS
         elif controller in controllers.split(","):
-            root = cgroups / controllers
-            root = root if root.is_dir() else cgroups / controller
+            root = CGROUPS / controllers
+            root = root if root.is_dir() else CGROUPS / controller
         else:
             continue
         # In a container the path may be the host's: the folders that exist still hold the limits.
@@ -304,12 +281,3 @@ def _read(file: Path) -> str | None:
         return file.read_text()
     except OSError:
         return None
-
-
-def _command(*words: str) -> str | None:
-    """What a command prints; None where it is missing, fails or hangs."""
-    try:
-        result = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout

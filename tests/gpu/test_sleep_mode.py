@@ -15,7 +15,7 @@ from stargate.actors.engines.spec import EngineSpec
 from stargate.actors.scoring.scorer import Scorer, ScorerSpec
 from stargate.config.run import EngineConfig, ScorerConfig
 from stargate.errors import EngineError
-from stargate.resources.machine import gpus
+from stargate.resources.gpus import gpus
 from stargate.resources.models import resolve_model
 from stargate.types import GenerateRequest, Sampling, ScoreRequest
 from tests.integration.run_process import SMALL, Command
@@ -126,4 +126,6 @@ def test_a_whole_run_on_one_gpu(tmp_path: Path) -> None:
     assert summary["status"] == "finished"
     assert not summary.get("restarts")
     assert (root / "models/m1/model.safetensors").is_file()
+    trainer = (root / "logs/trainer-0.log").read_text()
+    assert "rank 0 of 1 computes on cuda:0" in trainer, trainer
     assert run.left_over() == []

@@ -29,6 +29,7 @@ def test_a_run_ends_cleanly_and_writes_what_it_promises(finished: tuple[Run, str
     assert summary["status"] == "finished"
     assert summary["rollout"]["num_dialogues"] == 8
     assert summary["rollout"]["generated_tokens_per_s"] > 0
+    assert "rank 0 of 1 computes on cpu" in (run.dir / "logs/trainer-0.log").read_text()
     for stage in ("setup", "rollout", "score", "respond", "train", "push", "eval_m0.rollout"):
         assert summary["stages"][stage]["seconds"] > 0
     assert summary["push"]["seconds"] > 0

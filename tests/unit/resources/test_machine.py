@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from stargate.actors.runtime import node_agent
+from stargate.config.run import RunConfig
 from stargate.monitoring import memory
 from stargate.resources import machine, preflight
 
@@ -63,10 +65,16 @@ GIB = 2**30
     ],
 )
 def test_memory_is_the_machines_cut_by_cgroups(
-    tmp_path: Path, cgroup: str, files: dict[str, str], expected: tuple[float, float]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cgroup: str,
+    files: dict[str, str],
+    expected: tuple[float, float],
 ) -> None:
     proc = write(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": cgroup})
-    assert machine.memory(proc, write(tmp_path / "cg", files)) == expected
+    monkeypatch.setattr(machine, "PROC", proc)
+    monkeypatch.setattr(machine, "CGROUPS", write(tmp_path / "cg", files))
+    assert machine.memory() == expected
 
 
 @pytest.mark.parametrize(
@@ -84,13 +92,58 @@ def test_cores_are_cut_by_the_cpu_quota(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     proc = write(tmp_path / "proc", {"self/cgroup": "3:cpu:/\n0::/\n"})
-    assert machine.usable_cores(proc, write(tmp_path / "cg", files)) == expected
+    monkeypatch.setattr(machine, "PROC", proc)
+    monkeypatch.setattr(machine, "CGROUPS", write(tmp_path / "cg", files))
+    assert machine.usable_cores() == expected
 
 
-def test_cpu_model_and_flags(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cgroup", "files", "expected"),
+    [
+        pytest.param(
+            "0::/a/b\n",
+            {"a/cpu.max": "200000 100000", "a/b/cpu.max": "400000 100000"},
+            (4, 5),
+            id="v2, the tightest on the way up",
+        ),
+        pytest.param(
+            "4:memory:/\n7:cpu,cpuacct:/docker/1/inner\n",
+            {
+                "cpu,cpuacct/cpu.cfs_quota_us": "200000",
+                "cpu,cpuacct/cpu.cfs_period_us": "100000",
+                "cpu,cpuacct/docker/1/inner/cpu.cfs_quota_us": "-1",
+                "cpu,cpuacct/docker/1/inner/cpu.cfs_period_us": "100000",
+            },
+            (4, 5),
+            id="v1 with two controllers in one folder, nested",
+        ),
+        pytest.param("0::/\n", {"cpu.max": "50000 100000"}, (4,), id="half a core is one"),
+    ],
+)
+def test_the_cores_to_work_on_are_as_many_as_the_quota_has(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cgroup: str,
+    files: dict[str, str],
+    expected: tuple[int, ...],
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5, 6, 7})
+    monkeypatch.setattr(machine, "PROC", write(tmp_path / "proc", {"self/cgroup": cgroup}))
+    monkeypatch.setattr(machine, "CGROUPS", write(tmp_path / "cg", files))
+    assert machine.core_numbers() == expected
+
+
+def test_a_node_has_the_cores_of_its_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "usable_cores", lambda: 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3})
+    monkeypatch.setattr(node_agent, "resolve_model", lambda name, trust_remote_code: name)
+    assert node_agent.node_report(RunConfig()).cores == (2,)
+
+
+def test_cpu_model_and_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "processor : 0\nmodel name : Fast 9000\nflags : avx2 avx512_bf16\n\nprocessor : 1\n"
-    proc = write(tmp_path, {"cpuinfo": text})
-    assert machine.cpu_model(proc) == ("Fast 9000", frozenset({"avx2", "avx512_bf16"}))
+    monkeypatch.setattr(machine, "PROC", write(tmp_path, {"cpuinfo": text}))
+    assert machine.cpu_model() == ("Fast 9000", frozenset({"avx2", "avx512_bf16"}))
 
 
 def test_too_little_memory_is_said_with_what_was_got(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,20 +172,6 @@ def test_git_state_of_a_checkout(tmp_path: Path) -> None:
     assert machine.git_state(tmp_path) == machine.GitState(commit, dirty=True)
     (tmp_path / "inside").mkdir()
     assert machine.git_state(tmp_path / "inside") is None  # another project's repository
-
-
-def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771, 570.1'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert machine.gpus() == (machine.Gpu("NVIDIA H200", 143771 / 1024, "570.1"),)
-    assert machine.gpu_problem() is None
-    program.write_text("#!/bin/sh\necho 'driver mismatch' >&2\nexit 9\n")
-    assert machine.gpus() == ()
-    assert "check the driver" in (machine.gpu_problem() or "")
-    program.unlink()
-    assert machine.gpu_problem() is None
 
 
 def test_missing_compiler_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,10 @@ def test_settings_of_the_config_win() -> None:
     config = EngineConfig(
         block_size=64, enforce_eager=False, cpu_kv_cache_gb=0.5, max_model_len=8192
     )
+    many = EngineConfig(max_num_batched_tokens=16384)
+    for device in ("cpu", "cuda"):
+        arguments = engine_arguments(EngineSpec("questioner", "/m", many, device=device))
+        assert arguments["max_num_batched_tokens"] == 16384
     cpu = engine_arguments(EngineSpec("questioner", "/m", config))
     assert cpu["block_size"] == 64
     assert cpu["enforce_eager"] is False
@@ -104,6 +108,8 @@ def test_gpu_environment_binds_no_cores() -> None:
     environment = engine_environment(EngineSpec("q", "/m", EngineConfig(), device="cuda"))
     assert "VLLM_CPU_OMP_THREADS_BIND" not in environment
     assert "GLIBC_TUNABLES" not in environment
+    # Its kernels are compiled at start, with an nvcc that few machines have.
+    assert environment["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
 
 
 def test_sampling_on_gpu_is_vllms_own() -> None:

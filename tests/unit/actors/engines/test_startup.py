@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from stargate.actors.engines import startup
+from stargate.actors.engines.spec import EngineSpec
 from stargate.actors.engines.startup import (
     NoiseLog,
     check_memory,
@@ -17,6 +19,7 @@ from stargate.actors.engines.startup import (
     first_exception,
     is_about_memory,
 )
+from stargate.config.run import EngineConfig
 from stargate.errors import MachineError
 
 VLLM_LOG = """\
@@ -70,6 +73,28 @@ def test_too_little_memory_names_both_amounts() -> None:
     ):
         check_memory(1e6, "questioner engine")
     check_memory(0.0, "questioner engine")
+
+
+def test_memory_is_what_the_container_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup, "memory", lambda: (4.0, 2.0))  # of a machine with far more
+    with pytest.raises(MachineError, match=r"3\.0 GB of memory, 2\.1 GB are free"):
+        check_memory(3.0, "questioner engine")
+
+
+def test_what_libraries_compile_with_stands_beside_our_interpreter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A virtual environment that is not activated is not on the PATH, but its ninja is wanted."""
+    monkeypatch.setattr(os, "environ", {"PATH": "/usr/bin"})
+    platform = SimpleNamespace(device_type="elsewhere")
+    modules = {"vllm.platforms": SimpleNamespace(current_platform=platform)}
+    modules["vllm.v1.engine.async_llm"] = SimpleNamespace(AsyncLLM=None)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    with pytest.raises(MachineError, match="needs cuda, but the installed vLLM runs on elsewhere"):
+        startup.start_vllm(EngineSpec("q", "/m", EngineConfig(), device="cuda"), None, None)
+    assert os.environ["PATH"] == f"{Path(sys.executable).parent}:/usr/bin"
+    assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
 
 
 def test_a_process_that_ignores_everything_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
