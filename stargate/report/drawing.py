@@ -3,13 +3,22 @@
 Small, readable on a phone and in a paper and by colour-blind eyes. No pyplot: nothing global is
 touched. Colours are Okabe and Ito's, darkened where they are too pale on white; series differ by
 marker and line style too. Sizes are for a phone: at 360 px a width of 3.7 in shows 9 pt as 12 px.
+
+Inside the page a figure is an SVG element that takes the page's colours, fonts and width: ink
+becomes currentColor, the other colours `var(--series-1, ...)` and so on, with a fallback for light
+and dark. The same figure gives the same text.
 """
 
+import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -55,6 +64,60 @@ STYLE: dict[RcKeyType, Any] = {
     "axes.unicode_minus": True,
     "text.parse_math": False,
 }
+# On dark paper the series need to be lighter; hue and order stay.
+_DARK_SERIES = ("#56b4e9", "#f5935a", "#3fc79c", "#dd9ccb", "#e0c04c", "#a3a6ac")
+_COLOURS = {
+    INK: "currentColor",
+    MUTED: "var(--muted, light-dark(#62656b, #a3a6ac))",
+    GRID: "var(--line, light-dark(#e6e3de, #31343a))",
+    **{
+        light: f"var(--series-{number}, light-dark({light}, {dark}))"
+        for number, (light, dark) in enumerate(zip(SERIES, _DARK_SERIES, strict=True), start=1)
+    },
+}
+_COLOUR = re.compile("|".join(_COLOURS))
+# What a page has no use for. Ids that something refers to are hashes that differ
+# between figures; the others stand in every figure.
+_DROPPED = re.compile(r' id="[^"]*_\d+"|font-family: [^;"]*;? ?|xlink:')
+_PATH = re.compile(r' d="[^"]*"')
+# A hundredth of a point is far below a pixel.
+_SHORTER = re.compile(r"(\d\.\d\d)\d+")
+_HEAD = Markup(
+    '<svg viewBox="{0}" xmlns="http://www.w3.org/2000/svg" role="img" '
+    'aria-labelledby="{1}-title {1}-desc" style="stroke-linejoin: round; stroke-linecap: butt">'
+    '<title id="{1}-title">{2}</title><desc id="{1}-desc">{3}</desc>'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """One figure. `section` is where it belongs: "curves", "origin", "selection", "training" or
+    "time"; `description` says in words what is drawn, for those who can't see it.
+    """
+
+    name: str
+    section: str
+    title: str
+    caption: str
+    description: str
+    figure: Figure
+
+    def save_svg(self, file: Path | IO[str], **metadata: str | None) -> None:
+        """The same figure gives the same bytes."""
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}):
+            self.figure.savefig(file, format="svg", metadata={"Date": None, **metadata})
+
+    def inline_svg(self) -> Markup:
+        """The SVG element, to go into HTML as it is (its texts are escaped)."""
+        buffer = io.StringIO()
+        self.save_svg(buffer, Creator=None, Format=None, Type=None)
+        text = _DROPPED.sub("", " ".join(buffer.getvalue().split()))
+        text = _PATH.sub(lambda path: _SHORTER.sub(r"\1", path[0]), text)
+        text = _COLOUR.sub(lambda colour: _COLOURS[colour[0]], text)
+        view = text.partition('viewBox="')[2].partition('"')[0]
+        # The first definition is a style sheet that would apply to the whole page.
+        drawing = Markup(text.partition("</defs>")[2])
+        return _HEAD.format(view, f"figure-{self.name}", self.title, self.description) + drawing
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from stargate.report.breakdown import BreakdownRow, breakdown
+from stargate.report.drawing import Plot
 from stargate.report.findings import HEADLINE, Answer, answer
 from stargate.report.measures import in_order, measure_info
 from stargate.report.parts import (
@@ -22,7 +23,6 @@ from stargate.report.parts import (
     plain_cell,
 )
 from stargate.report.records import DialogueView, Evaluation, ReportData
-from stargate.report.svg import Plot
 from stargate.report.wording import DASH, Numbers, Sentence, confidence, format_value, unit_of
 
 # Tiles of the answer: measure, label, unit in words.

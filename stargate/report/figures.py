@@ -21,13 +21,13 @@ from stargate.report.drawing import (
     SERIES,
     STYLE,
     WIDTH,
+    Plot,
     canvas,
     points,
     zero_line,
 )
 from stargate.report.measures import in_order
 from stargate.report.records import Evaluation, Iteration, ReportData, SelectionView
-from stargate.report.svg import Plot
 from stargate.report.wording import confidence
 
 # Pairs that one selection figure shows: more columns can't be told apart on a phone.

@@ -5,6 +5,7 @@ from typing import Any
 
 from stargate.config.files import dump_config
 from stargate.report.breakdown import Choice, SelectionGain, compare_selections, selection_gains
+from stargate.report.drawing import Plot
 from stargate.report.evaluated import (
     example_section,
     measures_section,
@@ -17,7 +18,6 @@ from stargate.report.findings import answer
 from stargate.report.judge import judge_section
 from stargate.report.parts import Cell, Column, Part, Row, Section, Table, Wrapped
 from stargate.report.records import Iteration, ReportData, Throughput
-from stargate.report.svg import Plot
 from stargate.report.wording import DASH, format_value
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from stargate.errors import DataError
 from stargate.report.data import load_report
-from stargate.report.drawing import SERIES
+from stargate.report.drawing import SERIES, Plot
 from stargate.report.figures import (
     Curves,
     curve_plot,
@@ -19,7 +19,6 @@ from stargate.report.figures import (
     selection_plot,
 )
 from stargate.report.records import Evaluation, ReportData, SelectionView
-from stargate.report.svg import Plot
 from tests.fakes.report_run import build_halted_run
 
 pytestmark = pytest.mark.integration
