@@ -8,6 +8,8 @@ selection_gains     by how much the chosen dialogue's score beats the mean of it
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from statistics import fmean
 from typing import Literal
 
 from stargate.report.records import TRAIN, DialogueView, Evaluation, ReportData, SelectionView
@@ -89,7 +91,7 @@ def _pair_means(
         found = value(dialogue) if dialogue.checkpoint == checkpoint else None
         if found is not None:
             values[dialogue.pair.id].append(found)
-    return {pair: sum(found) / len(found) for pair, found in values.items()}
+    return {pair: fmean(found) for pair, found in values.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,35 +120,28 @@ def compare_selections(data: ReportData) -> SelectionComparison | None:
     dialogues = {d.id: d for d in data.dialogues if d.source == TRAIN}
     # By rule: gold log-prob, contrast and id of the dialogues that it chooses.
     chosen: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
-    agreed = num_pairs = 0
-    for selection in data.selections:
-        candidates = _contrasted(selection)
-        if not candidates:
+    num_agreed = 0
+    for one in data.selections:
+        candidates = [
+            (gold, gold - other, key)
+            for gold, other, key in zip(
+                one.gold_logprobs, one.other_gold_logprobs, one.candidates, strict=True
+            )
+            if gold is not None and other is not None
+        ]
+        if not candidates or len(candidates) < len(one.candidates):
             continue
         # Ties go to the first, as in selection.py.
-        by_gold = max(candidates, key=lambda candidate: candidate[0])
-        by_contrast = max(candidates, key=lambda candidate: candidate[1])
-        num_pairs += 1
-        agreed += by_gold is by_contrast
+        by_gold, by_contrast = (max(candidates, key=itemgetter(place)) for place in (0, 1))
+        num_agreed += by_gold is by_contrast
         chosen["gold"].append(by_gold)
         chosen["contrastive"].append(by_contrast)
         chosen["mean of all"] += candidates
-    if not num_pairs:
+    if not chosen:
         return None
     choices = tuple(_choice(rule, found, dialogues) for rule, found in chosen.items())
-    return SelectionComparison(num_pairs, agreed / num_pairs, choices)
-
-
-def _contrasted(selection: SelectionView) -> list[tuple[float, float, str]]:
-    """Gold log-prob, that minus other golds', and id by candidate; nothing unless all have both."""
-    found = []
-    for gold, other, key in zip(
-        selection.gold_logprobs, selection.other_gold_logprobs, selection.candidates, strict=True
-    ):
-        if gold is None or other is None:
-            return []
-        found.append((gold, gold - other, key))
-    return found
+    num_pairs = len(chosen["gold"])
+    return SelectionComparison(num_pairs, num_agreed / num_pairs, choices)
 
 
 def _choice(
@@ -190,14 +185,17 @@ def selection_gains(data: ReportData) -> tuple[SelectionGain, ...]:
     by_iteration: dict[int, list[SelectionView]] = defaultdict(list)
     for selection in data.selections:
         by_iteration[selection.iteration].append(selection)
-    gains = []
-    for iteration, found in sorted(by_iteration.items()):
-        mean = sum(selection.mean_score for selection in found) / len(found)
-        chosen = sum(selection.chosen_score for selection in found) / len(found)
-        gains.append(SelectionGain(iteration, len(found), mean, chosen))
-    return tuple(gains)
+    return tuple(
+        SelectionGain(
+            iteration,
+            len(found),
+            mean_score=fmean(selection.mean_score for selection in found),
+            chosen_score=fmean(selection.chosen_score for selection in found),
+        )
+        for iteration, found in sorted(by_iteration.items())
+    )
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return fmean(known) if known else None
