@@ -90,6 +90,7 @@ class Stand:
     """Running engines, and the passes over them."""
 
     def __init__(self, running: RunningSystem, run_dir: Path) -> None:
+        assert running.plan is not None  # these engines were started from one
         self._plan, self._actor_group = running.plan, running.actor_group
         self._run_dir = run_dir
         config = running.prepared.config

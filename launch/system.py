@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stargate.algorithm.base import build_algorithm
 from stargate.algorithm.scoring import GoldScoring
@@ -28,6 +28,10 @@ from stargate.rollout.roleplayer import build_roleplayer
 from stargate.run_context import Roles, RunContext
 from stargate.text.prompts import load_prompts
 from stargate.types import PushResult
+
+if TYPE_CHECKING:
+    from stargate.actors.runtime.scaler import Scaler
+    from stargate.actors.runtime.spawn import ActorGroup, ActorPlan
 
 
 def take_turns(roles: Roles, turns: GpuPhases) -> Roles:
@@ -57,11 +61,11 @@ class RunningSystem:
     """Running actors. `open` hands them out for one run directory at a time."""
 
     prepared: Prepared
-    actor_group: Any
+    actor_group: "ActorGroup"
     matcher: EmbeddingMatcher | None
     progress: Progress
-    scaler: Any = None  # actors/runtime/scaler.py: Scaler
-    plan: Any = None  # actors/runtime/spawn.py: ActorPlan
+    scaler: "Scaler | None" = None
+    plan: "ActorPlan | None" = None
 
     def open(
         self, config: RunConfig, store: RunStore, counters: Counters

@@ -5,22 +5,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-# Measure, label, decimals.
+from stargate.evaluation.catalog import measure_info
+
+_ONE_DECIMAL = (
+    *("gold_logprob", "no_dialogue", "shuffled", "persona_given", "persona_and_dialogue"),
+    "tokens_per_dialogue",
+)
 _SHOWN = (
-    ("gold_logprob", "gold log-prob, own dialogue", 1),
-    ("no_dialogue", "  without a dialogue", 1),
-    ("shuffled", "  another's dialogue", 1),
-    ("persona_given", "  persona given", 1),
-    ("persona_and_dialogue", "  persona and dialogue", 1),
-    ("matched_minus_shuffled", "matched minus shuffled", 2),
-    ("question_rate", "turns that are a question", 2),
-    ("repeated_question_rate", "questions asked before", 2),
-    ("facts_per_dialogue", "facts elicited per dialogue", 2),
-    ("fact_coverage", "gold's facts elicited", 2),
-    ("needless_question_rate", "questions nobody needs", 2),
-    ("tokens_per_dialogue", "tokens per dialogue", 1),
-    ("win_rate", "win rate against m0", 2),
-    ("win_rate_fixed_responder", "  m0 responds for both", 2),
+    *_ONE_DECIMAL[:-1],
+    *("matched_minus_shuffled", "question_rate", "repeated_question_rate", "facts_per_dialogue"),
+    *("fact_coverage", "needless_question_rate", "tokens_per_dialogue"),
+    *("win_rate", "win_rate_fixed_responder"),
 )
 _HEADLINE = "matched_minus_shuffled"
 _NO_CHECKPOINT = ("changes", "judge", "about")
@@ -44,14 +39,16 @@ def evaluation_lines(values: Mapping[str, Any]) -> list[str]:
     ]
     judge = values.get("judge")
     unfit = judge is not None and not judge["fit"]
-    for key, label, digits in _SHOWN:
-        if any(values[name].get(key, {}).get("n") for name in shown):
+    for key in _SHOWN:
+        info = measure_info(key)
+        if info and any(values[name].get(key, {}).get("n") for name in shown):
+            digits = 1 if key in _ONE_DECIMAL else 2
             cells = [_cell(values[name].get(key), digits) for name in shown]
             cells.append(_cell(changes.get(key), digits, "+"))
             row = "".join(f"{cell:>{_CELL_WIDTH}}" for cell in cells)
             if unfit and key.startswith("win_rate"):
                 row += "  (unfit judge)"
-            lines.append(f"{label:{_LABEL_WIDTH}}{row}".rstrip())
+            lines.append(f"{info.label:{_LABEL_WIDTH}}{row}".rstrip())
     error = values[last][_HEADLINE]["standard_error"]
     if error is not None:
         lines.append(

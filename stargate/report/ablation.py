@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from stargate.evaluation.catalog import MeasureInfo, in_order, measure_info
 from stargate.evaluation.statistics import Measure
 from stargate.monitoring.progress import safe_text
-from stargate.report.measures import MeasureInfo, in_order, measure_info
 from stargate.report.parts import (
     Cell,
     Column,

@@ -5,10 +5,10 @@ from itertools import groupby
 from typing import Literal
 from urllib.parse import quote
 
+from stargate.evaluation.catalog import in_order, measure_info
 from stargate.report.breakdown import BreakdownRow, breakdown
 from stargate.report.drawing import Plot
 from stargate.report.findings import HEADLINE, Answer, answer
-from stargate.report.measures import in_order, measure_info
 from stargate.report.parts import (
     Cell,
     Column,
@@ -25,13 +25,8 @@ from stargate.report.parts import (
 from stargate.report.records import DialogueView, Evaluation, ReportData
 from stargate.report.wording import DASH, Numbers, Sentence, confidence, format_value, unit_of
 
-# Tiles of the answer: measure, label, unit in words.
-_TILES: tuple[tuple[str, str, str], ...] = (
-    (HEADLINE, "Matched minus shuffled", "nats"),
-    ("facts_per_dialogue", "Facts elicited per dialogue", ""),
-    ("fact_coverage", "The gold\u2019s facts elicited", ""),
-    ("question_rate", "Turns that are a question", ""),
-)
+# Tiles of the answer.
+_TILES = (HEADLINE, "facts_per_dialogue", "fact_coverage", "question_rate")
 # What is shown of an evaluation beside others.
 _COMPARED = (HEADLINE, "facts_per_dialogue")
 _WIDTH = 9  # of a column of numbers in the terminal
@@ -68,12 +63,14 @@ def opening_section(data: ReportData, found: Answer) -> Section:
 def tiles(evaluation: Evaluation) -> tuple[Tile, ...]:
     """How far the last checkpoint is from m_0; the first checkpoint's values where it is alone."""
     first, last, made = evaluation.first, evaluation.last, []
-    for name, label, unit_words in _TILES:
-        before = evaluation.measure(first, name)
-        if before is None:
+    for name in _TILES:
+        info, before = measure_info(name), evaluation.measure(first, name)
+        if info is None or before is None:
             continue
+        label = info.label[0].upper() + info.label[1:]
+        unit_words = "nats" if info.unit == "nats" else ""
         change = evaluation.change(last, name)
-        numbers = Numbers.of(change or before, unit_of(name))
+        numbers = Numbers.of(change or before, info.unit)
         if change is None:
             cell = measured_cell(before, numbers)
             made.append(Tile(label, cell.text, unit_words, cell.interval, f"at {first}", ""))

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from stargate.errors import DataError
+from stargate.evaluation.catalog import in_order, measure_info
 from stargate.report.drawing import (
     DASHES,
     INK,
@@ -26,7 +27,6 @@ from stargate.report.drawing import (
     points,
     zero_line,
 )
-from stargate.report.measures import in_order
 from stargate.report.records import Evaluation, Iteration, ReportData, SelectionView
 from stargate.report.wording import confidence
 
@@ -37,15 +37,15 @@ _PNG_DPI = 200
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Measures over the checkpoints in one figure. `lines` are labels by measure, `label` is of
-    the y axis; `zero` draws a line at 0. `by_turn`: a measure per turn, over the turns.
+    """Measures over the checkpoints in one figure. `label` is of the y axis; `zero` draws a line at
+    0. `by_turn`: a measure per turn, over the turns.
     """
 
     name: str
     title: str
     caption: str
     label: str
-    lines: Mapping[str, str]
+    names: tuple[str, ...]
     percent: bool = False
     zero: bool = False
     by_turn: bool = False
@@ -57,7 +57,7 @@ _CURVES = (
         "Matched minus shuffled",
         "What the dialogue tells about this person and not about another.",
         "matched \u2212 shuffled (nats)",
-        {"matched_minus_shuffled": "matched minus shuffled"},
+        ("matched_minus_shuffled",),
         zero=True,
     ),
     Curves(
@@ -66,33 +66,24 @@ _CURVES = (
         "All under the frozen m0. Tasks and personas differ much, so levels are uncertain; "
         "changes are paired and their intervals, in the table, are narrower.",
         "gold log-prob (nats)",
-        {
-            "gold_logprob": "own dialogue",
-            "shuffled": "another persona's",
-            "gold_logprob_best": "best of N",
-            "no_dialogue": "no dialogue",
-            "persona_given": "persona given",
-            "persona_and_dialogue": "persona + dialogue",
-        },
+        (
+            *("gold_logprob", "shuffled", "gold_logprob_best", "no_dialogue"),
+            *("persona_given", "persona_and_dialogue"),
+        ),
     ),
     Curves(
         "facts",
         "Facts elicited",
         "Facts about the person that questions brought out.",
         "facts per dialogue",
-        {"facts_per_dialogue": "facts per dialogue"},
+        ("facts_per_dialogue",),
     ),
     Curves(
         "questions",
         "Questions",
         "",
         "share",
-        {
-            "question_rate": "turns that ask",
-            "fact_coverage": "gold's facts elicited",
-            "repeated_question_rate": "repeated questions",
-            "needless_question_rate": "needless questions",
-        },
+        ("question_rate", "fact_coverage", "repeated_question_rate", "needless_question_rate"),
         percent=True,
     ),
     Curves(
@@ -100,11 +91,7 @@ _CURVES = (
         "The user's effort",
         "Tokens that the user reads and writes.",
         "tokens per dialogue",
-        {
-            "tokens_per_dialogue": "all",
-            "tokens_to_read": "to read",
-            "tokens_to_write": "to write",
-        },
+        ("tokens_per_dialogue", "tokens_to_read", "tokens_to_write"),
     ),
 )
 _TURNS = Curves(
@@ -112,7 +99,7 @@ _TURNS = Curves(
     "What each turn adds",
     "Gold log-prob after a turn minus before it.",
     "added gold log-prob (nats)",
-    {},  # turns differ between evaluations
+    (),  # turns differ between evaluations
     zero=True,
     by_turn=True,
 )
@@ -123,12 +110,9 @@ def report_figures(data: ReportData) -> tuple[Plot, ...]:
     plots: list[Plot | None] = []
     if evaluation := data.main:
         plots += [curve_plot(evaluation, curves) for curves in _CURVES]
-        lines = {
-            info.name: info.label
-            for info in in_order(evaluation.names)
-            if info.name.startswith("gain_at_turn_")
-        }
-        plots.append(curve_plot(evaluation, replace(_TURNS, lines=lines)))
+        known = (info.name for info in in_order(evaluation.names))
+        of_turns = tuple(name for name in known if name.startswith("gain_at_turn_"))
+        plots.append(curve_plot(evaluation, replace(_TURNS, names=of_turns)))
     for iteration in sorted({selection.iteration for selection in data.selections}):
         selections = [entry for entry in data.selections if entry.iteration == iteration]
         plots.append(selection_plot(iteration, selections, data.config.algorithm.selection))
@@ -160,9 +144,10 @@ def save_figures(data: ReportData, folder: Path) -> list[Path]:
 def curve_plot(evaluation: Evaluation, curves: Curves) -> Plot | None:
     """None where no checkpoint has any of the measures."""
     shown = {
-        name: label
-        for name, label in curves.lines.items()
-        if any(evaluation.measure(c, name) for c in evaluation.checkpoints)
+        name: info.label
+        for name in curves.names
+        if (info := measure_info(name))
+        and any(evaluation.measure(c, name) for c in evaluation.checkpoints)
     }
     if not shown:
         return None

@@ -10,9 +10,9 @@ whatever its mean. What should make a reader doubt is in caveats.py.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from stargate.evaluation.catalog import measure_info
 from stargate.evaluation.statistics import PairedMeasure
 from stargate.report.caveats import caveats
-from stargate.report.measures import measure_info
 from stargate.report.records import Evaluation, ReportData
 from stargate.report.wording import Level, Numbers, Sentence, confidence, direction, unit_of
 

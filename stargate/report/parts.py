@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stargate.evaluation.catalog import Unit
 from stargate.evaluation.statistics import Measure
-from stargate.report.measures import Unit
 from stargate.report.wording import DASH, Numbers, direction, format_value
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from stargate.evaluation.catalog import Unit, measure_info
 from stargate.evaluation.statistics import Measure
-from stargate.report.measures import Unit, measure_info
 from stargate.report.records import Evaluation
 
 Level = Literal["good", "bad", "even", "warn", "plain"]

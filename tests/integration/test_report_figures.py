@@ -35,8 +35,8 @@ def drawn(data: ReportData, name: str) -> Figure:
     return plot_of(data, name).figure
 
 
-def curves(evaluation: Evaluation, lines: dict[str, str], *, zero: bool = False) -> Figure:
-    plot = curve_plot(evaluation, Curves("name", "Title", "", "nats", lines, zero=zero))
+def curves(evaluation: Evaluation, *names: str, zero: bool = False) -> Figure:
+    plot = curve_plot(evaluation, Curves("name", "Title", "", "nats", names, zero=zero))
     assert plot is not None
     return plot.figure
 
@@ -73,8 +73,7 @@ def test_a_halted_run_has_no_figure_but_no_error(tmp_path: Path) -> None:
 
 def test_curves_show_means_and_intervals(data: ReportData) -> None:
     assert data.main is not None
-    lines = {"matched_minus_shuffled": "mms", "shuffled": "s", "unknown": "u"}
-    figure = curves(data.main, lines, zero=True)
+    figure = curves(data.main, "matched_minus_shuffled", "shuffled", "unknown", zero=True)
     assert points(figure) == [[1.25, 2.25, 3.25], [-104.75, -103.75, -102.75]]
     [axes] = figure.axes
     bars = axes.collections[0].get_segments()  # type: ignore[attr-defined]
@@ -88,7 +87,7 @@ def test_a_mean_without_an_interval_is_a_point(data: ReportData) -> None:
     value = data.main.measures["m1"]["facts_per_dialogue"]
     bare = replace(value, ci_low=None, ci_high=None)
     own = replace(data.main, measures={"m0": {}, "m1": {"facts_per_dialogue": bare}, "m2": {}})
-    assert points(curves(own, {"facts_per_dialogue": "facts"})) == [[1.25]]
+    assert points(curves(own, "facts_per_dialogue")) == [[1.25]]
 
 
 def test_turn_gains_are_by_checkpoint(data: ReportData) -> None:

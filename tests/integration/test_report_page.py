@@ -220,7 +220,7 @@ def test_measures_table(main: Evaluation) -> None:
     assert headline.cells[-1].tone == "up"
     assert headline.cells[0].hint == ("n = 8, 2 tasks \u00d7 2 personas, plain standard error 0.25")
     # The interval of the gold log-prob's change contains 0: no colour.
-    gold = rows["after its own dialogue (matched)"].cells[-1]
+    gold = rows["gold log-prob, own dialogue"].cells[-1]
     assert (gold.text, gold.tone) == ("+4.0", "")
     # More repeated questions are worse.
     repeated = rows["repeated questions"].cells[-1]
@@ -230,7 +230,7 @@ def test_measures_table(main: Evaluation) -> None:
 
 def test_win_rates_of_an_unfit_judge_are_struck(main: Evaluation, html: str) -> None:
     assert main.judge is not None
-    cells = measures(main)["own dialogue, own response"].cells
+    cells = measures(main)["win rate, own responses"].cells
     assert [cell.void for cell in cells[:3]] == [False, True, True]
     assert [(row.label, row.cells[-1].text) for row in criteria_table(main.judge).rows] == [
         ("m\u2080 against itself: neither wins", "passed"),
@@ -251,7 +251,7 @@ def test_tiles_say_from_where_to_where(main: Evaluation) -> None:
     first = found["Matched minus shuffled"]
     assert (first.value, first.unit, first.interval) == ("+2.00", "nats", "+1.50 to +2.50")
     assert first.note == "m0: 1.25 \u2192 m2: 3.25"
-    share = found["The gold\u2019s facts elicited"]
+    share = found["Gold's facts elicited"]
     assert (share.value, share.unit) == ("+75", "pp")
 
 

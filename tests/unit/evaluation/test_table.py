@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from stargate.evaluation.catalog import CATALOG
 from stargate.evaluation.table import evaluation_lines
 
 
@@ -47,6 +48,15 @@ def test_first_last_and_change_stand_side_by_side() -> None:
     ]
     assert lines[-1].endswith("independent: 0.50")
     assert max(map(len, lines)) <= 100
+
+
+def test_every_label_is_that_of_the_report_and_leaves_room_for_its_numbers() -> None:
+    found = values(fit=None)
+    long = measure(-1000.25, -1100.25, -900.25)
+    for name in ("m0", "m2"):
+        found[name] = {info.name: long for info in CATALOG}
+    labels = {line[:28].rstrip() for line in evaluation_lines(found)[3:-1]}
+    assert labels <= {info.label for info in CATALOG} and len(labels) == 14
 
 
 def test_an_unfit_judge_is_said_where_its_win_rates_stand() -> None:

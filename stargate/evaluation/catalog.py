@@ -1,6 +1,7 @@
 """What the measures of eval.json are called, what they mean in a sentence, how they are written.
 
-The order here is the order of the report's tables. `gain_at_turn_K` and `facts_at_turn_K` have one
+Whoever shows a measure, on the screen, in a table or in a figure, calls it by its label here. The
+order is that of the report's tables. `gain_at_turn_K` and `facts_at_turn_K` have one
 entry per K of the evaluation and are made by `measure_info`.
 """
 
@@ -41,12 +42,12 @@ _GROUPS = (_GOLD, _PER_TOKEN, _TURNS, _FACTS, _EFFORT, _LEAKS, _NEEDLESS, _WINS)
 CATALOG: tuple[MeasureInfo, ...] = (
     MeasureInfo("matched_minus_shuffled", "matched minus shuffled", "nats", _GOLD, True),
     MeasureInfo("matched_minus_no_dialogue", "matched minus no dialogue", "nats", _GOLD, True),
-    MeasureInfo("gold_logprob", "after its own dialogue (matched)", "nats", _GOLD, True),
-    MeasureInfo("gold_logprob_best", "best of the pair's N dialogues", "nats", _GOLD, True),
+    MeasureInfo("gold_logprob", "gold log-prob, own dialogue", "nats", _GOLD, True),
+    MeasureInfo("gold_logprob_best", "best of the pair's dialogues", "nats", _GOLD, True),
     MeasureInfo("no_dialogue", "without a dialogue", "nats", _GOLD),
-    MeasureInfo("shuffled", "after another persona's dialogue", "nats", _GOLD),
-    MeasureInfo("persona_given", "with the persona given", "nats", _GOLD),
-    MeasureInfo("persona_and_dialogue", "with the persona and its own dialogue", "nats", _GOLD),
+    MeasureInfo("shuffled", "another persona's dialogue", "nats", _GOLD),
+    MeasureInfo("persona_given", "persona given", "nats", _GOLD),
+    MeasureInfo("persona_and_dialogue", "persona and own dialogue", "nats", _GOLD),
     MeasureInfo(
         "matched_minus_shuffled_per_token",
         "matched minus shuffled",
@@ -59,10 +60,10 @@ CATALOG: tuple[MeasureInfo, ...] = (
     ),
     MeasureInfo("facts_per_dialogue", "facts elicited per dialogue", "count", _FACTS, True),
     MeasureInfo("facts_per_turn", "facts elicited per turn", "count", _FACTS, True),
-    MeasureInfo("fact_coverage", "the gold's facts that were elicited", "share", _FACTS, True),
+    MeasureInfo("fact_coverage", "gold's facts elicited", "share", _FACTS, True),
     MeasureInfo("question_rate", "turns that are a question", "share", _FACTS, True),
     MeasureInfo("repeated_question_rate", "repeated questions", "share", _FACTS, False),
-    MeasureInfo("tokens_per_dialogue", "per dialogue", "count", _EFFORT),
+    MeasureInfo("tokens_per_dialogue", "tokens per dialogue", "count", _EFFORT),
     MeasureInfo("tokens_to_read", "to read", "count", _EFFORT),
     MeasureInfo("tokens_to_write", "to write", "count", _EFFORT),
     MeasureInfo(
@@ -76,12 +77,10 @@ CATALOG: tuple[MeasureInfo, ...] = (
         _LEAKS,
         False,
     ),
-    MeasureInfo("needless_question_rate", "turns that are a question", "share", _NEEDLESS, False),
+    MeasureInfo("needless_question_rate", "needless questions", "share", _NEEDLESS, False),
     MeasureInfo("needless_tokens_per_dialogue", "tokens per dialogue", "count", _NEEDLESS, False),
-    MeasureInfo("win_rate", "own dialogue, own response", "share", _WINS, True),
-    MeasureInfo(
-        "win_rate_fixed_responder", "own dialogue, m\u2080 responds for both", "share", _WINS, True
-    ),
+    MeasureInfo("win_rate", "win rate, own responses", "share", _WINS, True),
+    MeasureInfo("win_rate_fixed_responder", "win rate, m\u2080 responds", "share", _WINS, True),
 )
 _AT_TURN = {
     "gain": MeasureInfo("gain_at_turn_", "turn", "nats", _TURNS, True),
