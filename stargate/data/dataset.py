@@ -280,4 +280,7 @@ def _raw_rows(folder: Path, name: str) -> Iterator[tuple[str, Any]]:
         for where, row in parquet_rows(parquet, str(parquet)):
             yield where, {k: v for k, v in row.items() if v is not None}
     else:
-        raise DataError(f"{folder}: has neither {jsonl.name} nor {parquet.name}")
+        raise DataError(
+            f"{folder}: has neither {jsonl.name} nor {parquet.name}; other formats: stargate data "
+            "import"
+        )

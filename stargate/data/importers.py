@@ -2,8 +2,8 @@
 
     star-gate      prompts/{A,B,test}.json, personas/{..}.json + {..}_NAMES.json,
                    gold-responses/{..}.json: the authors' own layout
-    hf             a folder written by `datasets` (save_to_disk): tasks, personas and golds, or
-                   tasks only
+    hf             a folder written by `datasets` (save_to_disk), or a data set as the hub has it
+                   (data/train-00000-of-00001.parquet): tasks, personas and golds, or tasks only
     jsonl parquet  a folder with tasks, personas and golds; or one file with tasks only
     csv            one file with tasks only
 
@@ -21,7 +21,7 @@ from typing import Any
 from stargate.data.cleaning import Cleaner, RawGold, RawPersona, RawTask
 from stargate.data.findings import ImportReport
 from stargate.data.official import read_official
-from stargate.data.reading import KINDS, Found, file_rows, hf_tables
+from stargate.data.reading import KINDS, Found, file_rows, hf_tables, hub_shards
 from stargate.data.writing import dataset_rows, new_folder, write_json, write_jsonl
 from stargate.errors import DataError
 
@@ -89,6 +89,8 @@ def detect_format(source: Path) -> str:
             return ending
     elif source.is_dir():
         if any((source / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            return "hf"
+        if hub_shards(source):
             return "hf"
         for ending in ("jsonl", "parquet"):
             if any((source / f"{kind}.{ending}").is_file() for kind in KINDS):

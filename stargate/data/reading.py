@@ -6,8 +6,10 @@ into the report of an import; where there is none it is a DataError, too.
 
 import csv
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,10 @@ from stargate.errors import DataError, one_line
 KINDS = ("tasks", "personas", "golds")
 
 Row = dict[str, Any]
+# train-00000-of-00001.parquet; of earlier years train-00000-of-00001-a09b74b3ef9c3b56.parquet.
+_SHARD = re.compile(
+    r"(?P<part>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]{16})?\.parquet"
+)
 # Rows with where they stood: columns, or a text alone, or what is neither.
 Found = Iterable[tuple[str, Any]]
 
@@ -113,9 +119,11 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def hf_tables(folder: Path) -> dict[str, Found]:
-    """What `datasets` has saved: tasks, personas and golds, or else one data set of tasks whose
-    parts are the splits. Raises DataError.
+    """What `datasets` has saved, or the hub's files: tasks, personas and golds, or else one data
+    set of tasks whose parts are the splits. Raises DataError.
     """
+    if shards := hub_shards(folder):
+        return _hub_tables(folder, shards)
     datasets = require_datasets()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -135,6 +143,50 @@ def hf_tables(folder: Path) -> dict[str, Found]:
             for where, row in _numbered(f"{split} row", rows)
         )
     }
+
+
+def hub_shards(folder: Path) -> dict[tuple[str, str], list[Path]]:
+    """The Parquet files of a data set's snapshot, in order, by (folder of it, part):
+
+    data/train-00000-of-00001.parquet, or CONFIG/train-00000-of-00001.parquet. Raises DataError
+    where some of a part are missing.
+    """
+    found: dict[tuple[str, str], dict[int, Path]] = {}
+    counts: dict[tuple[str, str], int] = {}
+    for file in (*folder.glob("*.parquet"), *folder.glob("*/*.parquet")):
+        if name := _SHARD.fullmatch(file.name):
+            key = ("" if file.parent == folder else file.parent.name, name["part"])
+            found.setdefault(key, {})[int(name["number"])] = file
+            counts[key] = int(name["count"])
+    for (parent, part), files in found.items():
+        missing = sorted(set(range(counts[parent, part])) - files.keys())
+        if missing:
+            raise DataError(
+                f"{folder / parent}: file {missing[0]:05} of {counts[parent, part]} of {part!r} is "
+                "missing: download the data set again"
+            )
+    return {key: [files[n] for n in sorted(files)] for key, files in sorted(found.items())}
+
+
+def _hub_tables(folder: Path, shards: Mapping[tuple[str, str], Sequence[Path]]) -> dict[str, Found]:
+    parents = {parent for parent, _ in shards}
+    if len(parents) > 1 and not parents <= set(KINDS):
+        raise DataError(
+            f"{folder}: holds several data sets ({', '.join(sorted(parents))}): name the folder of "
+            "one"
+        )
+    tables: dict[str, list[Found]] = {}
+    for (parent, part), files in shards.items():
+        kind = next((name for name in (parent, part) if name in KINDS), "tasks")
+        tables.setdefault(kind, []).append(_shard_rows(files, part, kind))
+    return {kind: chain.from_iterable(rows) for kind, rows in tables.items()}
+
+
+def _shard_rows(files: Sequence[Path], part: str, kind: str) -> Iterator[tuple[str, Row]]:
+    """A row without a split has its part's; a part with a kind's name is none."""
+    for file in files:
+        for where, row in parquet_rows(file, file.name):
+            yield where, row if part == kind else {"split": part, **row}
 
 
 def require_datasets() -> Any:
