@@ -44,8 +44,8 @@ _IMPORT = """Import data of another shape into a new dataset folder.
 formats (recognised by what SOURCE holds, unless --format says):
   star-gate  the authors' layout: prompts/{A,B,test}.json, personas/{..}.json with {..}_NAMES.json,
              gold-responses/{..}.json; parts may be missing
-  hf         a folder written by Hugging Face `datasets` (save_to_disk), or a data set as the hub has
-             it (data/train-00000-of-00001.parquet): with parts tasks, personas and golds, or tasks
+  hf         a folder written by Hugging Face `datasets` (save_to_disk), or a data set as the hub
+             has it (data/train-00000-of-00001.parquet): tasks, personas and golds, or tasks only
   jsonl      a folder with tasks.jsonl, personas.jsonl, golds.jsonl; or one file of tasks
   parquet    the same as .parquet
   csv        one file of tasks with a line of column names
