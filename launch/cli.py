@@ -17,6 +17,7 @@ from types import TracebackType
 
 from stargate import __version__
 from stargate.errors import Interrupted, MachineError, StargateError
+from stargate.resources.account import complete_account
 
 # command -> (module, one line of help)
 COMMANDS = {
@@ -60,6 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FileNotFoundError:
         _say_error(name, "the current folder was deleted; change to one that exists")
         return MachineError.exit_code
+    try:
+        note = complete_account()
+    except StargateError as error:
+        _say_error(name, str(error))
+        return error.exit_code
+    if note is not None:
+        print(f"stargate {name}: {note}", file=sys.stderr)
     module = importlib.import_module(COMMANDS[name][0])
     parser = argparse.ArgumentParser(
         prog=f"stargate {name}",

@@ -20,8 +20,9 @@ from stargate.actors.engines.spec import (
     engine_environment,
 )
 from stargate.actors.process.log_escaping import escape_output
-from stargate.actors.process.paths import path_with_venv
+from stargate.actors.process.paths import path_with_venv, socket_folder
 from stargate.errors import EngineError, MachineError, ModelError, StargateError, one_line
+from stargate.resources.account import complete_account
 from stargate.resources.machine import GIB, memory
 from stargate.resources.placement import listed_cores
 
@@ -97,7 +98,9 @@ def start_vllm(spec: EngineSpec, log: NoiseLog | None, stat_loggers: list[Any] |
 
     Raises ModelError for a model that vLLM refuses, MachineError, or EngineError.
     """
-    os.environ.update(engine_environment(spec) | {"PATH": path_with_venv()})
+    complete_account()
+    os.environ.update(engine_environment(spec))
+    os.environ |= {"PATH": path_with_venv(), "VLLM_RPC_BASE_PATH": socket_folder()}
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_memory_bytes
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM

@@ -24,6 +24,7 @@ import stargate
 from stargate.config.run import RunConfig
 from stargate.errors import DataError, MachineError
 from stargate.records.files import write_at
+from stargate.resources.account import complete_account
 from stargate.resources.machine import SHARED_MEMORY, core_numbers, free_port
 from stargate.resources.models import resolve_model
 
@@ -60,6 +61,7 @@ def sources_digest() -> str:
 
 def node_report(config: RunConfig) -> NodeReport:
     """Finds (or fetches) the models on this node. Raises ModelError."""
+    complete_account()
     trust = config.trust_remote_code
     return NodeReport(
         machine=_BOOT_ID.read_text().strip(),

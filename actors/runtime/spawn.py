@@ -21,6 +21,7 @@ import ray
 from stargate.actors.engines.engine import Engine
 from stargate.actors.engines.spec import EngineSpec, engine_environment
 from stargate.actors.process.heap import ONE_HEAP, heap_environment
+from stargate.actors.process.paths import socket_folder
 from stargate.actors.rpc.remote import ActorDied, remote
 from stargate.actors.runtime.actor_slots import WORKER, ActorSlot, HeldWeights
 from stargate.actors.runtime.cluster import Cluster, Site
@@ -92,6 +93,7 @@ def start_ray(num_gpus: int) -> None:
         logging_level=logging.ERROR,
         object_store_memory=_OBJECT_STORE_BYTES,
         _node_ip_address=_LOOPBACK,
+        _temp_dir=f"{socket_folder()}/ray",  # as Ray's own default, where that can hold sockets
     )
 
 

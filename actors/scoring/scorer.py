@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from stargate.config.run import ScorerConfig
 from stargate.errors import DataError, DivergenceError, EngineError, RecordDropped
+from stargate.resources.account import complete_account
 from stargate.types import ScoreRequest, ScoreResult
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Scorer:
         """Loads the model and starts the worker. Raises ModelError."""
         if self._worker is not None:
             return
+        complete_account()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         if self._spec.device == "cpu":
             # transformers imports an installed DeepSpeed, which otherwise looks for a GPU, aloud.

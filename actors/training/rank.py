@@ -36,6 +36,7 @@ from stargate.records.training_checkpoints import (
     model_digest,
     settings_of,
 )
+from stargate.resources.account import complete_account
 from stargate.types import TrainingExample, TrainResult
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class TrainerRank:
         """Waits until all ranks have met. Sets this process's environment."""
         if self._started:
             return
+        complete_account()
         os.environ.update(rank_environment(self._spec))
         from stargate.actors.process.heap import keep_freed_memory
         from stargate.actors.process.log_escaping import redirect_output

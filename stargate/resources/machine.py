@@ -7,8 +7,10 @@ Importing this needs the standard library only: requirements/install.py uses it 
 is installed. Every `*_gb` in this package is GiB (2**30 bytes).
 """
 
+import contextlib
 import os
 import platform
+import random
 import shutil
 import socket
 import sysconfig
@@ -18,12 +20,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from stargate.errors import MachineError
 from stargate.resources.gpus import Gpu, command_output, gpus
 
 GIB = 2**30
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 SHARED_MEMORY = Path("/dev/shm")
+# Ports that processes meet on: from here to those that the system gives out; how many are tried.
+_FIRST_PORT, _MAX_TRIES = 20_000, 64
 
 COMPILERS = ("c++", "g++", "clang++")
 # What a record of a run should name; those that are not installed are left out.
@@ -166,10 +171,19 @@ def existing_parent(path: Path) -> Path:
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A port of this address that was free a moment ago, for processes to meet on."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+    """A port of this address that is free, for processes to meet on in a moment.
+
+    Below those that the system gives to whoever asks for any: nobody gets it meanwhile, unless
+    another run draws the same one of thousands.
+    """
+    low = int((PROC / "sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    drawn = range(min(_FIRST_PORT, low), low)
+    tries = random.SystemRandom().sample(drawn, min(_MAX_TRIES, len(drawn)))
+    for port in (*tries, 0):  # 0: any that the system gives
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((address, port))
+            return int(probe.getsockname()[1])
+    raise MachineError(f"{address}: no port is free")
 
 
 def cpu_model() -> tuple[str, frozenset[str]]:

@@ -1,6 +1,8 @@
 """Facts about the machine, its needs, and the memory sampler."""
 
 import os
+import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +140,23 @@ def test_a_node_has_the_cores_of_its_quota(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3})
     monkeypatch.setattr(node_agent, "resolve_model", lambda name, trust_remote_code: name)
     assert node_agent.node_report(RunConfig()).cores == (2,)
+
+
+def test_a_port_to_meet_on_is_none_that_the_system_gives_to_others() -> None:
+    """Between its choice and its use seconds pass, in which another run opens hundreds."""
+    words = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    given = range(int(words[0]), int(words[1]) + 1)
+    ports = [machine.free_port() for _ in range(20)]
+    assert not set(ports) & set(given)
+    assert len(set(ports)) > 15  # two runs that start at once draw different ones
+
+
+def test_a_port_that_is_taken_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(random.SystemRandom, "sample", lambda *_: [port])
+        assert machine.free_port() not in (0, port)
 
 
 def test_cpu_model_and_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
