@@ -35,7 +35,7 @@ from stargate.evaluation.ablation import (
 )
 from stargate.evaluation.measures import EVALUATION_FILE
 from stargate.launch.eval_session import run_evaluation
-from stargate.launch.session import Session, fill_run_dir, make_dir, timed_name, tracked
+from stargate.launch.session import Session, fill_run_dir, make_dir, timed_dir, tracked
 from stargate.launch.setup import Prepared, prepare
 from stargate.launch.system import RunningSystem, running_system
 from stargate.monitoring.progress import Progress, make_progress
@@ -126,7 +126,7 @@ def run_ablation(plan: Plan, root: Path | None = None) -> int:
         weak = condition_config(plan.config, WEAKER, plan.weak)
         prepare(weak, lambda line: None, training=False)
     if root is None:
-        root = plan.config.runs_dir / timed_name(f"{plan.config.name}-ablation")
+        root = timed_dir(plan.config.runs_dir, f"{plan.config.name}-ablation")
         make_dir(root, plan.config, "logs")
     progress.say(f"ablation directory: {root}")
     ablation = Ablation(plan, prepared, root, progress)

@@ -38,7 +38,7 @@ def run_session(config: RunConfig) -> None:
     progress = make_progress()
     check_records(config)
     prepared = prepare(config, progress.say)
-    store = fill_run_dir(config.runs_dir / timed_name(config.name), config)
+    store = fill_run_dir(timed_dir(config.runs_dir, config.name), config)
     progress.say(f"run directory: {store.root}")
     with hold(store.root):
         sit(prepared, store, progress)
@@ -77,19 +77,34 @@ def tracked(
     return open_trackers(config.tracking, root, name, resolved, progress.say)
 
 
-def timed_name(name: str) -> str:
-    """NAME-TIME, for a folder."""
-    return f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+def timed_dir(parent: Path, name: str) -> Path:
+    """A new folder NAME-TIME; with a number behind it where other runs began in this second, as
+    the tasks of a job array do. Raises ConfigError.
+    """
+    timed = f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    for root in (parent / f"{timed}{end}" for end in ("", *(f"-{n}" for n in range(2, 1000)))):
+        try:
+            root.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _not_created(root, error.strerror) from error
+        return root
+    raise _not_created(parent / timed, "a thousand runs began in this second")
+
+
+def _not_created(root: Path, problem: str | None) -> ConfigError:
+    return ConfigError(f"runs_dir: can't create {root}: {problem}")
 
 
 def make_dir(root: Path, config: RunConfig, *folders: str) -> RunStore:
-    """A new directory with the resolved config and these folders in it. Raises ConfigError."""
+    """A directory with the resolved config and these new folders in it. Raises ConfigError."""
     try:
-        root.mkdir(parents=True)
+        root.mkdir(parents=True, exist_ok=True)
         for folder in folders:
             (root / folder).mkdir()
     except OSError as error:
-        raise ConfigError(f"runs_dir: can't create {root}: {error.strerror}") from error
+        raise _not_created(root, error.strerror) from error
     store = RunStore(root)
     store.write_text("config.yaml", dump_config(config))
     return store
