@@ -25,8 +25,6 @@ from stargate.resources.embedded import MANIFEST
 _COMPANION_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"})
 _COMPANION_FOLDERS = ("additional_chat_templates",)
 _WEIGHT_INDEX_SUFFIX = ".index.json"
-# Bytes of logits that are worked on at once on a CPU: they stay in its cache meanwhile.
-_CACHED_BYTES = 2 * 1024 * 1024
 
 
 def load_model(
@@ -63,33 +61,19 @@ def max_positions(model: Any) -> int:
 class SelectedLogits:
     """Calls a causal LM so that its output layer sees chosen positions only.
 
-    The output layer is most of a small model's work and memory (V is large), yet only gold or loss
-    positions matter. The layer is replaced by one over the SAME parameters, under the same name;
+    The output layer is most of a small model's work and memory (V is large), yet only the positions
+    with a loss matter. The layer is replaced by one over the SAME parameters, under the same name;
     all that the model does to logits afterwards (soft caps, scales) still happens.
-    `rounded`: the product is computed in bfloat16 (see _RoundedLinear), for who scores on a CPU.
     """
 
-    def __init__(self, model: Any, *, rounded: bool = False) -> None:
-        head = model.get_output_embeddings()
-        if type(head) is not nn.Linear:
-            raise ModelError(
-                f"model {model.config.model_type}: its output layer is a "
-                f"{type(head).__name__}, expected Linear"
-            )
+    def __init__(self, model: Any) -> None:
         self.model = model
-        self.num_tokens = head.out_features
-        rounded = rounded and head.bias is None
-        self._head = _RoundedLinear(head) if rounded else _SelectingLinear(head)
+        self._head = _SelectingLinear(output_layer(model))
         model.set_output_embeddings(self._head)
 
-    def __call__(
-        self, rows: Tensor, columns: Tensor, targets: Tensor | None = None, **inputs: Any
-    ) -> tuple[Tensor, Any]:
-        """Float32 logits (P, V) at positions (rows[p], columns[p]) of the batch, and the cache.
-
-        `targets` (P,) are the tokens whose logits are wanted; needed if the output is rounded.
-        """
-        self._head.rows, self._head.columns, self._head.targets = rows, columns, targets
+    def __call__(self, rows: Tensor, columns: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
+        """Float32 logits (P, V) at positions (rows[p], columns[p]) of the batch, and the cache."""
+        self._head.rows, self._head.columns = rows, columns
         output = self.model(**inputs)
         return output.logits[0].float(), output.past_key_values
 
@@ -103,50 +87,22 @@ class _SelectingLinear(nn.Module):
         self.bias = head.bias
         self.rows: Tensor | None = None
         self.columns: Tensor | None = None
-        self.targets: Tensor | None = None
 
     def forward(self, hidden: Tensor) -> Tensor:
         chosen = hidden[self.rows, self.columns].to(self.weight.dtype)
         with torch.autocast(chosen.device.type, enabled=False):
-            return self.logits(chosen)[None]
-
-    def logits(self, chosen: Tensor) -> Tensor:
-        """(P, H) -> (P, V)."""
-        return functional.linear(chosen, self.weight, self.bias)
+            return functional.linear(chosen, self.weight, self.bias)[None]
 
 
-class _RoundedLinear(_SelectingLinear):
-    """A float32 output layer whose product is computed, and rounded, in bfloat16.
-
-    torch on CPUs has no product of bfloat16 matrices with a float32 result, and its float32 product
-    takes 2.3 times as long. Rounding moves a logit by up to 0.2 %; what that does to log p(target)
-    is nearly all the target's own logit and the largest one, so these two are computed exactly.
-    Every other one counts by its share of the probability, and their errors cancel.
-    """
-
-    def __init__(self, head: nn.Linear) -> None:
-        super().__init__(head)
-        self._rounded = head.weight.detach().to(torch.bfloat16)
-
-    def logits(self, chosen: Tensor) -> Tensor:
-        """(P, H) -> (P, V)."""
-        assert self.targets is not None
-        rounded = functional.linear(chosen.to(torch.bfloat16), self._rounded)
-        found = torch.empty(rounded.shape)
-        at_once = cached_rows(rounded.shape[1])
-        for low in range(0, len(found), at_once):
-            part = slice(low, low + at_once)
-            logits, hidden = found[part], chosen[part]
-            logits.copy_(rounded[part])
-            for ids in (logits.argmax(1), self.targets[part]):
-                exact = (hidden * self.weight[ids]).sum(1)
-                logits.scatter_(1, ids[:, None], exact[:, None])
-        return found
-
-
-def cached_rows(num_tokens: int) -> int:
-    """Rows of float32 logits over `num_tokens` tokens that fit a CPU's cache; at least 1."""
-    return max(1, _CACHED_BYTES // (4 * num_tokens))
+def output_layer(model: Any) -> nn.Linear:
+    """The layer that makes logits. Raises ModelError if it is not a plain one."""
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        raise ModelError(
+            f"model {model.config.model_type}: its output layer is a {type(head).__name__}, "
+            "expected Linear"
+        )
+    return head
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:

@@ -26,14 +26,9 @@ import torch
 from torch import Tensor
 
 from stargate.actors.modeling.attention import restore
-from stargate.actors.modeling.model import (
-    SelectedLogits,
-    cached_rows,
-    keep_precise,
-    load_model,
-    max_positions,
-)
+from stargate.actors.modeling.model import keep_precise, load_model, max_positions
 from stargate.actors.process.heap import keep_freed_memory, release_freed_memory
+from stargate.actors.scoring.gold_logprobs import GoldLogprobs
 from stargate.actors.scoring.prefix_tree import Item, Text, group_alike, group_by_length, lay_out
 from stargate.actors.scoring.tree_attention import AttentionPlan, make_shareable
 from stargate.config.run import ScorerConfig
@@ -42,9 +37,6 @@ from stargate.types import ScoreRequest
 
 _LOG = logging.getLogger(__name__)
 
-# Bytes of float32 logits of one pass. With long golds and a vocabulary of 150,000 they, not the
-# tokens, fill the memory.
-_MAX_LOGIT_BYTES = 256 * 1024 * 1024
 # The largest difference of a log-prob in a shared row from the same text alone, as a share of the
 # largest log-prob: bfloat16 rounds to 0.4 %, a text that sees another shows far above.
 _MAX_DIFFERENCE = 0.05
@@ -84,15 +76,14 @@ class GoldModel:
         self._device = device
         self._is_half = config.dtype == "bfloat16"
         keep_precise(model, torch.bfloat16 if self._is_half else torch.float32)
-        self._logits = SelectedLogits(model, rounded=self._is_half and device == "cpu")
+        self._logprobs = GoldLogprobs(model, rounded=self._is_half and device == "cpu")
         if self._is_half:
             # The output layer's float32 product may round its inputs where the hardware does that
             # (they are bfloat16 weights anyway); its sums and results stay float32.
             torch.set_float32_matmul_precision("medium")
         self._max_batch_tokens = config.max_batch_tokens
         self.max_length = max_positions(model)
-        self.num_tokens = self._logits.num_tokens
-        self._max_places = max(1, _MAX_LOGIT_BYTES // (4 * self.num_tokens))
+        self.num_tokens = self._logprobs.num_tokens
         problem = self._try_sharing(model)
         self._shares = problem is None
         if problem is not None:
@@ -110,7 +101,7 @@ class GoldModel:
 
     def move(self, device: str) -> None:
         """Moves the weights: off the GPU, for others to use it, or back to where they compute."""
-        self._logits.model.to(device)
+        self._logprobs.model.to(device)
         if device != self._device and self._device == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
@@ -173,8 +164,8 @@ class GoldModel:
 
     def _groups(self, items: Sequence[Item]) -> list[list[int]]:
         """Indices of contexts (with their golds) whose texts make up one pass."""
-        limits = self._max_batch_tokens, self._max_places
-        return group_alike(items, *limits) if self._shares else group_by_length(items, *limits)
+        group = group_alike if self._shares else group_by_length
+        return group(items, self._max_batch_tokens)
 
     def _make(self, texts: Sequence[Text]) -> _Pass:
         return self._side_by_side(texts) if self._shares else self._one_by_one(texts)
@@ -210,22 +201,11 @@ class GoldModel:
         ):
             rows, columns = made.places.unbind(1)
             wanted = self._tensor([token for text in made.texts for token in text.gold])
-            logits, _ = self._logits(rows, columns, wanted, use_cache=False, **made.inputs)
-            flat = iter(_logprobs(logits, wanted).tolist())
+            flat = iter(self._logprobs(rows, columns, wanted, **made.inputs).tolist())
         return [tuple(next(flat) for _ in text.gold) for text in made.texts]
 
     def _tensor(self, values: Sequence[Any]) -> Tensor:
         return torch.tensor(values, device=self._device)
-
-
-def _logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """log p (P,) of each target under float32 logits (P, V), in nats."""
-    chosen = logits.gather(1, targets[:, None])[:, 0]
-    at_once = len(logits)
-    if logits.device.type == "cpu":
-        at_once = cached_rows(logits.shape[1])
-    parts = torch.split(logits, at_once)
-    return chosen - torch.cat([part.logsumexp(1) for part in parts])
 
 
 def _trial_texts(num_tokens: int) -> list[Text]:

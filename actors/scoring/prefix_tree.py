@@ -92,52 +92,48 @@ def lay_out(texts: Sequence[Text]) -> Row:
     return row
 
 
-def group_alike(items: Sequence[Item], max_tokens: int, max_places: int) -> list[list[int]]:
+def group_alike(items: Sequence[Item], max_tokens: int) -> list[list[int]]:
     """Indices of the items that make up each row: those with most in common together.
 
-    A row has at most `max_tokens` tokens and `max_places` scored positions; an item that is too
-    large for that is alone. Golds of one context, and what adds no more than it shares (a dialogue
-    after each of its turns), may fill twice as many tokens: to compute a long context again costs
-    more than a row that leaves the cache.
+    A row has at most `max_tokens` tokens; an item that is too large for that is alone. Golds of one
+    context, and what adds no more than it shares (a dialogue after each of its turns), may fill
+    twice as many tokens: to compute a long context again costs more than a row that leaves the
+    cache.
     """
     found: list[list[int]] = []
-    tokens = places = 0
+    tokens = 0
     for i in _in_order([context for context, _ in items]):
         context, golds = items[i]
-        num_places = sum(map(len, golds))
-        own = len(context) + num_places - len(golds)
+        own = len(context) + sum(map(len, golds)) - len(golds)
         shared = common_length(items[found[-1][-1]][0], context) if found else 0
         added = own - shared
         room = 2 * max_tokens if shared >= min(added, len(context)) else max_tokens
-        if found and tokens + added <= room and places + num_places <= max_places:
+        if found and tokens + added <= room:
             found[-1].append(i)
             tokens += added
-            places += num_places
         else:
             found.append([i])
-            tokens, places = own, num_places
+            tokens = own
     return found
 
 
-def group_by_length(items: Sequence[Item], max_tokens: int, max_places: int) -> list[list[int]]:
+def group_by_length(items: Sequence[Item], max_tokens: int) -> list[list[int]]:
     """Indices grouped by length, longest first, for rows of one text each that are padded.
 
-    A group has at most `max_tokens` tokens with padding and `max_places` scored positions; an item
-    that is too large for that is alone.
+    A group has at most `max_tokens` tokens with padding; an item that is too large for that is
+    alone.
     """
     longest = [len(context) + max(map(len, golds), default=0) for context, golds in items]
     groups: list[list[int]] = []
-    rows = places = 0
+    rows = 0
     for i in sorted(range(len(items)), key=lambda i: (-longest[i], i)):
-        golds = items[i][1]
-        rows += len(golds)
-        places += sum(map(len, golds))
-        fits = groups and longest[groups[-1][0]] * rows <= max_tokens and places <= max_places
-        if fits:
+        num_golds = len(items[i][1])
+        rows += num_golds
+        if groups and longest[groups[-1][0]] * rows <= max_tokens:
             groups[-1].append(i)
         else:
             groups.append([i])
-            rows, places = len(golds), sum(map(len, golds))
+            rows = num_golds
     return groups
 
 

@@ -13,7 +13,7 @@ from stargate.actors.scoring.scorer import Scorer, ScorerSpec, check_request
 from stargate.config.run import ScorerConfig
 from stargate.errors import DataError, DivergenceError, EngineError, ModelError, RecordDropped
 from stargate.types import ScoreRequest, ScoreResult
-from tests.integration.tiny_model import damage, save_tiny_model
+from tests.integration.tiny_model import damage, save_qwen3_model, save_tiny_model
 
 pytestmark = pytest.mark.integration
 
@@ -148,14 +148,17 @@ def test_rounded_logits_are_exact_where_log_probs_depend_on_them(tiny: Path) -> 
     """The target's logit and the largest one, to float32; the others to bfloat16's 0.4 %."""
     import torch
 
-    from stargate.actors.modeling.model import SelectedLogits, load_model
+    from stargate.actors.modeling.model import load_model
+    from stargate.actors.scoring.gold_logprobs import RoundedLinear
 
-    ids = torch.arange(100, 150)[None]
-    rows, columns, targets = torch.zeros(40).long(), torch.arange(5, 45), torch.arange(1000, 1040)
+    ids, targets = torch.arange(100, 150)[None], torch.arange(1000, 1040)
+    model = load_model(str(tiny), torch.float32, "cpu", False)
     with torch.inference_mode():
-        exact = load_model(str(tiny), torch.float32, "cpu", False)(input_ids=ids).logits[0, 5:45]
-        rounded = SelectedLogits(load_model(str(tiny), torch.float32, "cpu", False), rounded=True)
-        found, _ = rounded(rows, columns, targets, input_ids=ids)
+        exact = model(input_ids=ids).logits[0, 5:45]
+        hidden = model.base_model(input_ids=ids).last_hidden_state[0, 5:45]
+        rounded = RoundedLinear(model.lm_head)
+        rounded.targets = targets
+        found = rounded.logits(hidden)
     assert found.dtype == torch.float32
     largest = exact.argmax(1)
     for wanted in (largest, targets):
@@ -311,6 +314,51 @@ def test_a_model_that_fails_the_trial_of_sharing_is_found_out(
     score(scorer, [ScoreRequest("x", tuple(range(10, 110)), MANY_GOLDS)])
     assert scorer.stats().num_tokens == 8 * 102
     scorer.shutdown()
+
+
+def test_a_large_vocabulary_neither_splits_a_pass_nor_fills_the_memory(
+    tmp_path: Path, embedded: Path
+) -> None:
+    """2,400 scored positions have 1.5 GB of logits over 151,936 tokens: they are never there."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from stargate.actors.scoring import gold_logprobs
+    from stargate.actors.scoring.gold_model import GoldModel
+
+    class Largest(TorchDispatchMode):
+        num_elements = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
+            made = function(*args, **(kwargs or {}))
+            if isinstance(made, torch.Tensor):
+                self.num_elements = max(self.num_elements, made.numel())
+            return made
+
+    folder = save_qwen3_model(tmp_path / "qwen3", embedded)
+    model = GoldModel(
+        str(folder), ScorerConfig(max_batch_tokens=4096, dtype="float32"), "cpu", False
+    )
+    opening = tuple(range(900, 1000))
+    asked = [
+        ScoreRequest(f"d{d}", (*opening, *(d * 10 + k for k in range(40))), golds)
+        for d, golds in enumerate([tuple((g, *range(300, 379)) for g in range(3))] * 10)
+    ]
+    [batch] = model.batches(asked)
+    with Largest() as largest:
+        scored = model.score([asked[i] for i in batch])
+    assert scored.num_tokens == 100 + 10 * (40 + 3 * 79)
+    assert 4 * largest.num_elements <= gold_logprobs._PART_BYTES
+    # Each as it is alone, one sequence at a time.
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for place, request in ((0, asked[batch[0]]), (-1, asked[batch[-1]])):
+        ids = torch.tensor([[*request.context_ids, *request.golds[2]]])
+        with torch.inference_mode():
+            logits = reference(ids, use_cache=False).logits[0, len(request.context_ids) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(request.golds[2])[:, None])[:, 0]
+        assert scored.logprobs[place][2] == pytest.approx(expected.tolist(), abs=0.001)
 
 
 def test_concurrent_calls_meet_in_common_passes(tiny: Path) -> None:

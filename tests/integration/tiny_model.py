@@ -64,10 +64,72 @@ def save_windowed_model(folder: Path, embedded: Path) -> Path:
     return _save(MistralForCausalLM(config), folder, embedded)
 
 
-def _save(model: Any, folder: Path, embedded: Path) -> Path:
-    model.save_pretrained(folder)
+def save_qwen3_model(
+    folder: Path, tokenizer: Path, *, dtype: str = "float32", seed: int = 0, num_files: int = 1
+) -> Path:
+    """A random two-layer Qwen3: 5 million parameters, heads wider than hidden size / heads.
+
+    Its vocabulary has more rows than its tokenizer has tokens.
+    """
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=151936,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        eos_token_id=[151645, 151643],
+    )
+    model = Qwen3ForCausalLM(config).to(getattr(torch, dtype))
+    return _save(model, folder, tokenizer, num_files)
+
+
+def save_gemma3_model(
+    folder: Path, tokenizer: Path, *, dtype: str = "float32", seed: int = 0, num_files: int = 1
+) -> Path:
+    """A random three-layer Gemma-3, 8 million parameters; two layers look 16 tokens back.
+
+    <end_of_turn>, with which its template ends turns, is the second of its end tokens.
+    """
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(seed)
+    config = Gemma3TextConfig(
+        vocab_size=262144,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        bos_token_id=2,
+        eos_token_id=[1, 106],
+        pad_token_id=0,
+    )
+    model = Gemma3ForCausalLM(config).to(getattr(torch, dtype))
+    return _save(model, folder, tokenizer, num_files)
+
+
+def _save(model: Any, folder: Path, tokenizer: Path, num_files: int = 1) -> Path:
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    model.save_pretrained(folder, max_shard_size=size // num_files + 1)
     for name in _COPIED:
-        (folder / name).write_bytes((embedded / name).read_bytes())
+        if (tokenizer / name).is_file():
+            (folder / name).write_bytes((tokenizer / name).read_bytes())
     return folder
 
 
