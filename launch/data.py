@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 # --- import
 
-_FORMATS = ("star-gate", "hf", "jsonl", "parquet", "csv")
+_FORMATS = ("star-gate", "hf", "jsonl", "parquet", "csv", "in3")
 _IMPORT_HELP = "read data of another shape into a dataset folder"
 _IMPORT = """Import data of another shape into a new dataset folder.
 
@@ -49,6 +49,9 @@ formats (recognised by what SOURCE holds, unless --format says):
   jsonl      a folder with tasks.jsonl, personas.jsonl, golds.jsonl; or one file of tasks
   parquet    the same as .parquet
   csv        one file of tasks with a line of column names
+  in3        one file of IN3 (arXiv 2402.09205): persons with options of the missing details ask the
+             vague tasks (--persons of each, drawn by --seed); the clear ones need no question.
+             Without --splits the rows go to A, B, A, B, test, again and again
 
 What is not as it should be is counted and listed, here and in OUT/import-report.json, and never
 stops the import. A persona without facts gets the sentences of its profile as facts, each with its
@@ -57,7 +60,14 @@ origin. They are kept as they are, also in the third person: the Roleplayer word
 examples:
   stargate data import --format star-gate path/to/assistant-gate/data my-data
   stargate data import prompts.csv my-tasks --column prompt --splits A=250,B=250,test=50
+  stargate data import --format in3 in3/train.jsonl my-in3 --persons 6
 """
+
+
+def _persons(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
 
 
 def _configure_import(parser: argparse.ArgumentParser) -> None:
@@ -68,9 +78,13 @@ def _configure_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--splits",
         metavar="A=250,B=250,test=50",
-        help="how many rows go to which split, in order, for tasks only; a name alone takes the "
-        "rest",
+        help="how many rows go to which split, in order, for tasks only and in3; a name alone "
+        "takes the rest",
     )
+    parser.add_argument(
+        "--persons", type=_persons, default=4, metavar="N", help="in3: who ask each vague task (4)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="in3: what persons are drawn by (0)")
     parser.add_argument(
         "--keep-split",
         default="test",
@@ -82,13 +96,14 @@ def _configure_import(parser: argparse.ArgumentParser) -> None:
 
 def _run_import(args: argparse.Namespace) -> int:
     from stargate.data.importers import TaskSource, import_dataset, parse_splits
+    from stargate.data.in3 import In3Source
 
     splits = parse_splits(args.splits) if args.splits else ()
     report = import_dataset(
         args.source,
         args.out,
         args.format,
-        tasks=TaskSource(args.column, splits),
+        tasks=TaskSource(args.column, splits, in3=In3Source(args.persons, args.seed)),
         keep_split=args.keep_split,
         force=args.force,
     )

@@ -23,30 +23,40 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A user's opening request, t_i. `needs_question` is False where any answer fits everybody."""
+    """A user's opening request, t_i.
+
+    `needs_question` is False where one answer fits everybody; `gold` is that answer, if known.
+    """
 
     id: str
     text: str
     split: str
     needs_question: bool = True
+    gold: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Persona:
-    """A hidden profile, u_j. `facts` are short first-person statements, each stated in `text`."""
+    """A hidden profile, u_j. `facts` are short first-person statements, each stated in `text`.
+
+    `importance` is how much each fact matters, 1 (little) to 3, empty if nobody said. A persona
+    with a `task_id` asks that task only.
+    """
 
     id: str
     name: str
     text: str
     split: str
     facts: tuple[str, ...] = ()
+    importance: tuple[int, ...] = ()
+    task_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """One (task, persona) with its gold response g_ij.
 
-    `gold` is None only for tasks that need no question: such pairs are played, never scored.
+    `gold` may be None only for tasks that need no question: such pairs are played, never scored.
     `gold_facts` are the indices into `persona.facts` on which the gold relies (empty if unknown).
     """
 

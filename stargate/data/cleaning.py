@@ -51,6 +51,7 @@ class RawTask:
     text: Any
     split: Any
     needs_question: Any = True
+    gold: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ class RawPersona:
     name: Any = None
     facts: Any = None
     fact_origins: Any = None
+    importance: Any = None
+    task_id: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,8 @@ class Cleaner:
         ready = [row for raw in rows if (row := self._prepare(raw, "task")) is not None]
         for raw in self._without_repeats(ready, "task"):
             needs = self._flag(raw.needs_question, raw.where)
-            self.data.tasks[raw.id] = Task(raw.id, raw.text, raw.split, needs)
+            gold = self._gold_for_everybody(raw, needs)
+            self.data.tasks[raw.id] = Task(raw.id, raw.text, raw.split, needs, gold)
             self.report.wrote(raw.split, "tasks")
             if raw.text.endswith(".") and _QUESTION.match(raw.text):
                 self.report.add("question_without_mark", raw.where, raw.text)
@@ -130,13 +134,21 @@ class Cleaner:
                 ready.append(replace(row, name=name))
             else:
                 self._leave_out("persona", row.id, "persona_without_name", row.where)
-        names: dict[tuple[str, str], str] = {}
+        names: dict[tuple[str, str | None, str], str] = {}
         for raw in self._without_repeats(ready, "persona"):
-            other = names.setdefault((raw.split, raw.name.casefold()), raw.where)
+            try:
+                task_id = self._only_task(raw)
+            except LookupError:
+                self._leave_out("persona", raw.id, "persona_of_unknown_task", raw.where)
+                continue
+            other = names.setdefault((raw.split, task_id, raw.name.casefold()), raw.where)
             if other != raw.where:
                 self.report.add("repeated_name", raw.where, f"{raw.name}, also {other}")
             facts, origins = self._facts(raw)
-            self.data.personas[raw.id] = Persona(raw.id, raw.name, raw.text, raw.split, facts)
+            importance = self._importance(raw, facts)
+            self.data.personas[raw.id] = Persona(
+                raw.id, raw.name, raw.text, raw.split, facts, importance, task_id
+            )
             if origins:
                 self.data.fact_origins[raw.id] = origins
             self.report.wrote(raw.split, "personas")
@@ -285,6 +297,32 @@ class Cleaner:
                 origin = "given"
             origins.append(origin)
         return tuple(origins)
+
+    def _importance(self, raw: RawPersona, facts: tuple[str, ...]) -> tuple[int, ...]:
+        found = raw.importance
+        if found is None or (isinstance(found, (list, tuple)) and not found):
+            return ()
+        if (
+            isinstance(found, (list, tuple))
+            and len(found) == len(facts)
+            and all(type(value) is int and 1 <= value <= 3 for value in found)
+        ):
+            return tuple(found)
+        self.report.add("bad_value", raw.where, "importance does not fit the facts")
+        return ()
+
+    def _only_task(self, raw: RawPersona) -> str | None:
+        """The id of the one task that this persona asks; None: all. Raises LookupError."""
+        if raw.task_id is None:
+            return None
+        task = self.data.tasks[self._ids["task"].written[str(raw.task_id)]]
+        return task.id
+
+    def _gold_for_everybody(self, raw: RawTask, needs_question: bool) -> str | None:
+        gold = self._text(raw.gold, raw.where)
+        if gold and needs_question:
+            self.report.add("bad_value", raw.where, "a gold for everybody, but it needs a question")
+        return gold if gold and not needs_question else None
 
     def _pair(self, raw: RawGold) -> tuple[str, str] | None:
         """The ids of a gold's task and persona, or None after saying why it has none."""

@@ -1,8 +1,13 @@
 """A dataset folder: who asks (personas), what (tasks) and the ideal response for each pair (golds).
 
-    tasks.jsonl     {"id", "text", "split", "needs_question"?}
-    personas.jsonl  {"id", "name", "text", "split", "facts"?, "fact_origins"?}
+    tasks.jsonl     {"id", "text", "split", "needs_question"?, "gold"?}
+    personas.jsonl  {"id", "name", "text", "split", "facts"?, "fact_origins"?, "importance"?,
+                     "task_id"?}
     golds.jsonl     {"task_id", "persona_id", "text", "facts_used"?}
+
+Every persona of a split asks every task of it, one with a `task_id` that one only. A task that
+needs no question may have its gold beside it: the answer for everybody. `importance` says for each
+fact how much it matters, 1 to 3.
 
 `fact_origins` says for each fact where it came from: "given" (it came with the data),
 "sentence:START-END" (it is these characters of the profile text) or "extracted" (a model took it
@@ -43,6 +48,13 @@ class _TaskRow(_Row):
     text: Annotated[_Text, _Strip]
     split: _Id
     needs_question: bool = True
+    gold: Annotated[_Text, _Strip] | None = None
+
+    @model_validator(mode="after")
+    def _gold_for_everybody(self) -> Self:
+        if self.gold is not None and self.needs_question:
+            raise ValueError("only a task with needs_question false has one gold for everybody")
+        return self
 
 
 class _PersonaRow(_Row):
@@ -52,6 +64,16 @@ class _PersonaRow(_Row):
     split: _Id
     facts: tuple[_Text, ...] = ()
     fact_origins: tuple[_Origin, ...] = ()
+    importance: tuple[Annotated[int, Field(ge=1, le=3)], ...] = ()
+    task_id: _Id | None = None
+
+    @model_validator(mode="after")
+    def _importance_fits(self) -> Self:
+        if self.importance and len(self.importance) != len(self.facts):
+            raise ValueError(
+                f"{len(self.facts)} facts but {len(self.importance)} values of importance: one each"
+            )
+        return self
 
     @model_validator(mode="after")
     def _origins_fit(self) -> Self:
@@ -115,6 +137,22 @@ class Dataset:
     def personas_of(self, split: str) -> list[Persona]:
         return [persona for persona in self.personas.values() if persona.split == split]
 
+    def asked(
+        self, split: str, limit: SplitLimit | None = None, *, needing: bool = True
+    ) -> list[tuple[Task, Persona]]:
+        """Who asks what, task by task: the first tasks, and the first personas of each."""
+        limit = limit or SplitLimit()
+        everybody = [p for p in self.personas_of(split) if p.task_id is None]
+        only: dict[str, list[Persona]] = {}
+        for persona in self.personas_of(split):
+            if persona.task_id is not None:
+                only.setdefault(persona.task_id, []).append(persona)
+        return [
+            (task, persona)
+            for task in self.tasks_of(split, needing=needing)[: limit.tasks]
+            for persona in [*everybody, *only.get(task.id, ())][: limit.personas]
+        ]
+
     def pairs(self, split: str, limit: SplitLimit | None = None) -> list[Pair]:
         """All pairs of a split that have a gold, task by task.
 
@@ -130,27 +168,25 @@ class Dataset:
 
     def pairs_with_gold(self, split: str, limit: SplitLimit | None = None) -> list[Pair]:
         """The same; there may be none."""
-        limit = limit or SplitLimit()
         return [
             Pair(task, persona, *self.golds[task.id, persona.id])
-            for task in self.tasks_of(split)[: limit.tasks]
-            for persona in self.personas_of(split)[: limit.personas]
+            for task, persona in self.asked(split, limit)
             if (task.id, persona.id) in self.golds
         ]
 
     def without_gold(self, split: str) -> list[str]:
         """The pairs of a split that have no gold and need one, as "task:persona"."""
-        pairs = [(t.id, p.id) for t in self.tasks_of(split) for p in self.personas_of(split)]
+        pairs = [(task.id, persona.id) for task, persona in self.asked(split)]
         return [f"{task}:{persona}" for task, persona in pairs if (task, persona) not in self.golds]
 
     def plain_pairs(self, split: str, limit: SplitLimit | None = None) -> list[Pair]:
         """Pairs of the tasks that need no question:
 
-        played to see whether one is asked, never scored.
+        played to see whether one is asked. All such tasks; `limit` counts personas.
         """
-        personas = self.personas_of(split)[: limit.personas if limit else None]
-        tasks = self.tasks_of(split, needing=False)
-        return [Pair(task, persona, None) for task in tasks for persona in personas]
+        limit = SplitLimit(personas=limit.personas if limit else None)
+        pairs = self.asked(split, limit, needing=False)
+        return [Pair(task, persona, task.gold) for task, persona in pairs]
 
 
 def _folder(source: str | Path) -> Path:
@@ -189,9 +225,9 @@ def read_dataset(folder: Path, *, partial: bool = False) -> Dataset:
         raise DataError(f"{folder}: no such dataset folder (data.source)")
     dataset = Dataset(str(folder))
     for task in _unique(_read(folder, "tasks", _TaskRow, partial)):
-        dataset.tasks[task.id] = Task(task.id, task.text, task.split, task.needs_question)
+        dataset.tasks[task.id] = Task(**task.model_dump())
     for row in _unique(_read(folder, "personas", _PersonaRow, partial)):
-        dataset.personas[row.id] = Persona(row.id, row.name, row.text, row.split, row.facts)
+        dataset.personas[row.id] = Persona(**row.model_dump(exclude={"fact_origins"}))
         if row.fact_origins:
             dataset.fact_origins[row.id] = row.fact_origins
     for where, gold in _read(folder, "golds", _GoldRow, partial):

@@ -55,10 +55,14 @@ def _table(dataset: Dataset, kind: str) -> Any:
 
     text, texts = pa.string(), pa.list_(pa.string())
     columns = {
-        "tasks": {"id": text, "text": text, "split": text, "needs_question": pa.bool_()},
+        "tasks": {
+            **{"id": text, "text": text, "split": text},
+            **{"needs_question": pa.bool_(), "gold": text},
+        },
         "personas": {
             **{"id": text, "name": text, "text": text, "split": text},
             **{"facts": texts, "fact_origins": texts},
+            **{"importance": pa.list_(pa.int32()), "task_id": text},
         },
         "golds": {
             **{"task_id": text, "persona_id": text, "text": text},

@@ -40,6 +40,7 @@ IMPORT_KINDS: dict[str, tuple[Action, str]] = {
     "no_split": ("left out", "record without a usable split"),
     "row_beyond_splits": ("left out", "row after the counts of --splits"),
     "persona_without_name": ("left out", "persona with no name beside it or in its text"),
+    "persona_of_unknown_task": ("left out", "persona who asks one task, which the data has not"),
     "malformed_gold_key": ("left out", 'gold key that is not "prompt-I persona-J"'),
     "repeated_gold_key": ("left out", "gold key that stands in the file twice: the last counts"),
     "gold_out_of_range": ("left out", "gold of a task or persona that the data does not have"),
@@ -69,6 +70,10 @@ IMPORT_KINDS: dict[str, tuple[Action, str]] = {
     "question_without_mark": ("noted", "question that does not end with a question mark"),
     "pair_without_gold": ("noted", "pair without a gold, in a split that has golds"),
     "gold_across_splits": ("noted", "gold of a task and a persona of different splits: never used"),
+    "option_unusable": ("left out", "option of an IN3 detail that says nothing, or is cut text"),
+    "detail_without_options": ("left out", "IN3 detail that nobody can have"),
+    "detail_malformed": ("left out", "IN3 detail without description or importance"),
+    "vague_without_details": ("left out", "vague IN3 task of which nothing can be asked"),
     "missing_part": ("noted", "file that the layout has, but this data has not"),
     "unread_file": ("noted", "file that is no part of the layout: not read"),
 }

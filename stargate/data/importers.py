@@ -6,6 +6,7 @@
                    (data/train-00000-of-00001.parquet): tasks, personas and golds, or tasks only
     jsonl parquet  a folder with tasks, personas and golds; or one file with tasks only
     csv            one file with tasks only
+    in3            one file of IN3: vague tasks with the details that are missing, and clear ones
 
 What is wrong in the data is reported and never stops the import; a file that can't be read at all
 is an error.
@@ -13,19 +14,20 @@ is an error.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from itertools import repeat
+from dataclasses import dataclass, field, fields
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any
 
 from stargate.data.cleaning import Cleaner, RawGold, RawPersona, RawTask
 from stargate.data.findings import ImportReport
+from stargate.data.in3 import DEFAULT_SPLITS, In3Source, read_in3
 from stargate.data.official import read_official
 from stargate.data.reading import KINDS, Found, file_rows, hf_tables, hub_shards
 from stargate.data.writing import dataset_rows, new_folder, write_json, write_jsonl
 from stargate.errors import DataError
 
-FORMATS = ("star-gate", "hf", "jsonl", "parquet", "csv")
+FORMATS = ("star-gate", "hf", "jsonl", "parquet", "csv", "in3")
 # Where a task's text may stand in somebody else's data, in the order of preference.
 TEXT_COLUMNS = ("text", "prompt", "task", "question", "instruction", "query", "request")
 _COLUMNS = {
@@ -47,6 +49,7 @@ class TaskSource:
     splits_hint: str = (
         "share the rows out, e.g. --splits A=250,B=250,test=50, or put all in one: --splits A"
     )
+    in3: In3Source = field(default_factory=In3Source)
 
 
 def import_dataset(
@@ -110,6 +113,11 @@ def _open(
 ) -> tuple[Iterable[RawTask], Iterable[RawPersona], Iterable[RawGold]]:
     if chosen == "star-gate":
         return read_official(source, report)
+    if chosen == "in3":
+        if not source.is_file():
+            raise DataError(f"{source}: IN3 is one file of JSON lines, e.g. train.jsonl")
+        splits = _row_splits(tasks.splits) if tasks.splits else cycle(DEFAULT_SPLITS)
+        return read_in3(source, report, tasks.in3, splits)
     if chosen == "hf":
         tables = hf_tables(source)
     elif source.is_file():
@@ -148,7 +156,9 @@ def raw_tasks(rows: Found, report: ImportReport, source: TaskSource) -> Iterator
         if split is None:
             raise DataError(f"{where}: no split; {source.splits_hint}")
         _note_columns(row, (*_COLUMNS["tasks"], column), "tasks", report)
-        yield RawTask(where, row.get("id"), row[column], split, row.get("needs_question"))
+        yield RawTask(
+            where, row.get("id"), row[column], split, row.get("needs_question"), row.get("gold")
+        )
 
 
 def _row_splits(splits: Sequence[tuple[str | None, int | None]]) -> Iterator[str | None]:

@@ -93,7 +93,7 @@ def split_counts(dataset: Dataset) -> dict[str, dict[str, int]]:
             "tasks needing a question": len(needing),
             "personas": len(personas),
             "facts": sum(len(persona.facts) for persona in personas),
-            "pairs": len(needing) * len(personas),
+            "pairs": len(dataset.asked(split)),
             "golds": len(dataset.pairs_with_gold(split)),
         }
     return counts

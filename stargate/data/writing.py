@@ -55,7 +55,9 @@ def write_jsonl(file: Path, rows: Iterable[Row]) -> int:
     with file.open("w", encoding="utf-8", newline="\n") as out:
         for row in rows:
             count += 1
-            kept = {k: v for k, v in row.items() if v != () and (k, v) != _NEEDS_QUESTION}
+            kept = {
+                k: v for k, v in row.items() if v not in ((), None) and (k, v) != _NEEDS_QUESTION
+            }
             out.write(json.dumps(kept, ensure_ascii=False) + "\n")
     if not count:
         file.unlink()

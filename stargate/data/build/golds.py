@@ -33,12 +33,7 @@ Pairs = Sequence[tuple[Task, Persona]]
 
 def pairs_of(data: Dataset) -> Pairs:
     """All pairs that get a gold: split by split, task by task."""
-    return [
-        (task, person)
-        for split in data.splits
-        for task in data.tasks_of(split)
-        for person in data.personas_of(split)
-    ]
+    return [(task, person) for split in data.splits for task, person in data.asked(split)]
 
 
 @dataclass(frozen=True, slots=True)
