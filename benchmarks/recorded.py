@@ -9,7 +9,8 @@ from typing import Any
 
 from stargate.data.dataset import open_dataset
 from stargate.errors import DataError
-from stargate.text.chat import HfChatTokenizer, load_chat_format
+from stargate.text.chat import load_chat_format
+from stargate.text.hf_tokenizer import HfChatTokenizer
 from stargate.text.prompts import load_prompts
 from stargate.text.views import Views
 from stargate.types import Pair, StopReason, Turn

@@ -1,31 +1,42 @@
 """From messages to token ids, through a model's own chat template.
 
-    messages -> template text with holes for sampled ids -> ids of the text between -> one sequence
+    prompt 1 | question 1 | what the template writes up to question 2 | question 2 | ...
+    template   sampled ids  template                                    sampled ids
 
-A dialogue is never tokenised twice: what a model sampled stays as ids. The template is rendered
-with a placeholder for each such message; the text between the placeholders is tokenised, and the
-sampled ids are put in. So rollout, scoring and training see the same ids, and the loss mask is
-known without searching in text.
+A dialogue is never tokenised twice: what a model sampled stays as ids, with the end token that it
+chose. What stands before a sampled text are the ids of the prompt that it answered, also where the
+template writes earlier turns in another way once they are past (Qwen3 takes thoughts out of them):
+each turn's prompt is rendered with placeholders for the sampled texts before it, and what the
+template wrote after the last of those is added. So a prompt begins with the prompt before it and
+its answer, and rollout and training see the same ids, for any template. The loss mask is known
+without searching in text.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from itertools import chain
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
-from stargate.errors import ModelError, RecordDropped, one_line
-from stargate.types import StopReason
+from stargate.errors import ModelError, one_line
+from stargate.text.hf_tokenizer import HfChatTokenizer
+from stargate.text.plain_text import HOLE_CLOSE, HOLE_OPEN, PlainText
+from stargate.text.reasoning import knows_thoughts, open_thought, speech_start
+from stargate.types import Generation, StopReason
 
 Role = Literal["system", "user", "assistant"]
 
-# Texts between sampled messages whose ids are remembered, some kB each. What stands before the
-# first one is the same in all turns of a dialogue, and in all dialogues of a pair.
+# Conversations whose last template text is remembered as ids, some kB each. What stands before the
+# first sampled text is the same in all turns of a dialogue, and in all dialogues of a pair.
 _MAX_TEXTS = 4096
-# Private-use characters: no template and no honest text contains them.
-_HOLE_OPEN, _HOLE_CLOSE = "\ue000", "\ue001"
-_HOLE = re.compile(f"{_HOLE_OPEN}(\\d+){_HOLE_CLOSE}")
+_HOLE = re.compile(f"{HOLE_OPEN}(\\d+){HOLE_CLOSE}")
+
+# (role, text or placeholder) of each message.
+_Rendered = tuple[tuple[str, str], ...]
+# Ids that stand together, and whether they have loss.
+_Part = tuple[Sequence[int], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +55,16 @@ class Message:
 
 
 class ChatTokenizer(Protocol):
-    """The part of a tokenizer that is needed here; HfChatTokenizer adapts a Hugging Face one."""
+    """The part of a tokenizer that is needed here; HfChatTokenizer adapts a Hugging Face one.
 
-    special_texts: tuple[str, ...]
+    `control_ids` are the added tokens that are no blanks, `control_texts` their spellings.
+    """
+
+    control_ids: frozenset[int]
+    control_texts: tuple[str, ...]
+
+    @property
+    def chat_template(self) -> str: ...
 
     def render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
         """The chat template's text.
@@ -55,16 +73,20 @@ class ChatTokenizer(Protocol):
         """
         ...
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of rendered text: special tokens are parsed, none are added."""
+    def not_thinking(self) -> Self:
+        """The same, with the template's switch for thinking off, if it has one."""
         ...
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and each id's (start, end) characters in the text."""
+    def encode_with_offsets(
+        self, text: str, goes_on: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of rendered text, and each id's (start, end) characters in it: added tokens are
+        parsed, none are put before or after. `goes_on`: other text stands before this one.
+        """
         ...
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens left out."""
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        """Text of ids, with or without the special tokens."""
         ...
 
 
@@ -81,41 +103,43 @@ class MaskedIds:
 class ChatFormat:
     """Renders messages for one model.
 
-    Raises ModelError if the model has no usable chat template.
+    With `spoken_only` the thoughts before a sampled text are left out, and none is begun: as others
+    see the dialogue. Raises ModelError if the model has no usable chat template.
     """
 
-    def __init__(self, tokenizer: ChatTokenizer, name: str) -> None:
+    def __init__(self, tokenizer: ChatTokenizer, name: str, spoken_only: bool = False) -> None:
         self._tokenizer = tokenizer
         self._name = name
-        texts = sorted(map(re.escape, filter(None, tokenizer.special_texts)), key=len, reverse=True)
-        self._special = re.compile("|".join(texts)) if texts else None
+        self._spoken_only = spoken_only
+        self._plain = PlainText(tokenizer)
+        self._segment_ids = lru_cache(_MAX_TEXTS)(self._segment_ids_now)
         self._has_system_role = self._probe_system_role()
-        self._encode = lru_cache(_MAX_TEXTS)(lambda text: tuple(tokenizer.encode(text)))
+        self._thinks = any(map(knows_thoughts, (tokenizer.chat_template, *tokenizer.control_texts)))
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids (T,) of the conversation, ending where the assistant's next turn begins."""
-        return self._join_ids(messages, self._encoded(messages, add_generation_prompt=True))
+        return _joined(self._prompt(self._without_system_role(messages)))
 
     def masked_ids(self, messages: Sequence[Message]) -> MaskedIds:
-        """Ids and loss mask of a conversation that ends with the assistant.
+        """Ids and loss mask of a conversation that ends with what the assistant sampled.
 
         The mask is 1 on every sampled id; the end token is among them only if the model sampled it.
-        What the template writes after the last end token (a newline, say) is left out.
+        What follows the last id with loss is left out.
         """
-        if not messages or messages[-1].role != "assistant":
-            raise ValueError("masked_ids needs a conversation that ends with the assistant")
-        encoded = self._encoded(messages, add_generation_prompt=False)
-        return self._join(messages, encoded, add_generation_prompt=False)
+        if not messages or messages[-1].token_ids is None:
+            raise ValueError("masked_ids needs a conversation that ends with a sampled message")
+        *before, last = self._without_system_role(messages)
+        masked = _masked([*self._prompt(before), self._sampled(last)])
+        keep = _last_one(masked.mask) + 1
+        return MaskedIds(masked.ids[:keep], masked.mask[:keep])
 
     def with_target(self, messages: Sequence[Message], target: str) -> MaskedIds:
-        """Like masked_ids for a text that no model sampled (a gold):
+        """The ids and mask of a conversation and a text that no model sampled (a gold):
 
         the target and its end token have mask 1.
         """
-        encoded, target_ids = self._split(messages, target)
-        before = self._join(messages, encoded, add_generation_prompt=True)
-        tail = target_ids + self._end_ids(messages, target)
-        return MaskedIds(before.ids + tail, before.mask + (1,) * len(tail))
+        context, target_ids = self._split(messages, target)
+        return _masked([*context, (target_ids, True), (self._end_ids, True)])
 
     def continuation(
         self, messages: Sequence[Message], target: str
@@ -126,95 +150,162 @@ class ChatFormat:
         tokenizers merge across the border; a token that covers the first target character counts to
         the target.
         """
-        encoded, target_ids = self._split(messages, target)
-        return self._join_ids(messages, encoded), target_ids
+        context, target_ids = self._split(messages, target)
+        return _joined(context), target_ids
 
     def count(self, text: str) -> int:
         """How many tokens a plain text has."""
-        return len(self._tokenizer.encode(self._plain(text)))
+        return len(self._plain.ids(self._plain.cut(text)))
 
-    def _encoded(
-        self, messages: Sequence[Message], add_generation_prompt: bool
-    ) -> list[tuple[int, ...]]:
-        """Ids of the segments."""
-        return [*map(self._encode, self._segments(messages, add_generation_prompt))]
+    def heard(self, generation: Generation) -> Generation:
+        """What this model sampled, with the text that others hear: without its thoughts.
 
-    def _join_ids(
-        self, messages: Sequence[Message], encoded: Sequence[Sequence[int]]
-    ) -> tuple[int, ...]:
-        """The ids of `_join`, without their mask."""
-        parts = [encoded[0]]
-        number = 0
-        for message in messages:
+        A text that ends within a thought was cut off before a word of it was said.
+        """
+        if not self._thinks:
+            return generation
+        start = self._speech_start(generation.token_ids)
+        if start is None:
+            return replace(generation, text="", stop=StopReason.LENGTH)
+        return replace(generation, text=self._tokenizer.decode(generation.token_ids[start:]))
+
+    def without_thoughts(self) -> "ChatFormat":
+        """The format in which thoughts are left out; this one if the model has none."""
+        if not self._thinks:
+            return self
+        return ChatFormat(self._tokenizer.not_thinking(), self._name, spoken_only=True)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The id with which the template ends an assistant's turn, if it is a token of its own."""
+        return self._end_ids[-1:]
+
+    def _prompt(self, messages: Sequence[Message]) -> list[_Part]:
+        return [*self._history(messages), (self._following_ids(messages), False)]
+
+    def _history(self, messages: Sequence[Message]) -> list[_Part]:
+        """The conversation up to the end of its last sampled message."""
+        parts: list[_Part] = []
+        for place, message in enumerate(messages):
             if message.token_ids is not None:
-                ended = message.stop is StopReason.STOP
-                parts.append(message.token_ids[:-1] if ended else message.token_ids)
-                number += 1
-                parts.append(encoded[number])
-        return tuple(chain.from_iterable(parts))
+                before = self._following_ids(messages[:place], self._spoken_only)
+                parts += [(before, False), self._sampled(message)]
+        return parts
 
-    def _join(
-        self,
-        messages: Sequence[Message],
-        encoded: Sequence[Sequence[int]],
-        add_generation_prompt: bool,
-    ) -> MaskedIds:
-        """The template's ids with the sampled ones between them."""
-        sampled = [m for m in messages if m.token_ids is not None]
-        ids = list(encoded[0])
-        mask = [0] * len(ids)
-        for message, following in zip(sampled, encoded[1:], strict=True):
-            assert message.token_ids is not None
-            ended = message.stop is StopReason.STOP and bool(message.token_ids)
-            body = message.token_ids[:-1] if ended else message.token_ids
-            ids += body
-            mask += [int(message.learned)] * len(body)
-            ids += following
-            # The template writes the end token; it has loss only if the model itself chose to end
-            # here.
-            own_end = ended and bool(following) and following[0] == message.token_ids[-1]
-            mask += (
-                [int(own_end and message.learned)] + [0] * (len(following) - 1) if following else []
-            )
-        if not add_generation_prompt and sampled:
-            keep = _last_one(mask) + 1
-            del ids[keep:], mask[keep:]
-        return MaskedIds(tuple(ids), tuple(mask))
+    def _sampled(self, message: Message) -> _Part:
+        ids = message.token_ids or ()
+        if self._spoken_only:
+            ids = ids[self._speech_start(ids) or 0 :]
+        return ids, message.learned
 
-    def _segments(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[str]:
-        """Template text around the sampled messages: one more segment than there are of those."""
+    def _following_ids(
+        self, messages: Sequence[Message], no_thought: bool = False
+    ) -> tuple[int, ...]:
+        """What the template writes after the last sampled message (or at all), up to where the
+        assistant begins; where the model ended its turn itself, without the template's end of it.
+        """
+        ids = self._segment_ids(self._with_holes(messages), no_thought)
+        return ids[self._num_ended(messages, ids) :]
+
+    def _num_ended(self, messages: Sequence[Message], following: Sequence[int]) -> int:
+        """How many of the ids that the template wrote after the last sampled message end it, though
+        the model did so itself: with this id or another one.
+        """
+        last = next((m for m in reversed(messages) if m.token_ids is not None), None)
+        if last is None or not last.token_ids or last.stop is not StopReason.STOP:
+            return 0
+        if following[:1] == last.token_ids[-1:]:
+            return 1
+        return self._num_to_control(following) if self._end_ids else 0
+
+    def _num_to_control(self, ids: Sequence[int]) -> int:
+        """The length of the part that ends with the first control token; 0 if there is none."""
+        control_ids = self._tokenizer.control_ids
+        return next((n for n, i in enumerate(ids, start=1) if i in control_ids), 0)
+
+    def _with_holes(self, messages: Sequence[Message]) -> _Rendered:
         rendered, holes = [], 0
-        for message in self._without_system_role(messages):
+        for message in messages:
+            text = f"{HOLE_OPEN}{holes}{HOLE_CLOSE}"
             if message.token_ids is None:
-                content = self._plain(message.text)
+                text = self._plain.cut(message.text)
             else:
-                content = f"{_HOLE_OPEN}{holes}{_HOLE_CLOSE}"
                 holes += 1
-            rendered.append({"role": message.role, "content": content})
+            rendered.append((message.role, text))
+        return tuple(rendered)
+
+    def _segment_ids_now(self, messages: _Rendered, no_thought: bool) -> tuple[int, ...]:
+        return self._plain.ids(self._segment(messages, no_thought))
+
+    def _segment(self, messages: _Rendered, no_thought: bool = False, prompt: bool = True) -> str:
+        """The template's text after the last placeholder.
+
+        `no_thought`: up to where the assistant speaks, `prompt`: up to where it begins.
+        """
         try:
-            text = self._tokenizer.render(rendered, add_generation_prompt)
+            text = self._tokenizer.render(
+                [{"role": role, "content": content} for role, content in messages], prompt
+            )
         except Exception as error:  # a template is foreign code and may raise anything
             problem = one_line(error)
             raise ModelError(f"{self._name}: its chat template failed: {problem}") from error
         parts = _HOLE.split(text)
-        segments, order = parts[0::2], [int(index) for index in parts[1::2]]
-        if order != list(range(holes)):
+        order = [int(index) for index in parts[1::2]]
+        expected = sum(_HOLE.fullmatch(content) is not None for _, content in messages)
+        if order != list(range(expected)):
             raise ModelError(
                 f"{self._name}: its chat template lost or reordered assistant turns "
-                f"(expected {holes} in order, got {order})"
+                f"(expected {expected} in order, got {order})"
             )
-        return segments
+        return parts[-1] + (self._no_thought if no_thought else "")
 
-    def _plain(self, text: str) -> str:
-        """Text that can't be mistaken for template structure:
+    @cached_property
+    def _no_thought(self) -> str:
+        """What stands between the assistant's header and a text that comes without a thought.
 
-        special tokens spelled out in it are broken up.
+        The template knows it where it writes a finished turn in this way; else an open thought is
+        closed.
         """
-        if _HOLE_OPEN in text or _HOLE_CLOSE in text:
-            raise RecordDropped("reserved_character", text[:40], "contains U+E000 or U+E001")
-        if self._special is None:
-            return text
-        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        if not self._thinks:
+            return ""
+        user, hole = ("user", "hello"), f"{HOLE_OPEN}0{HOLE_CLOSE}"
+        prompt = self._segment((user,))
+        finished, _, _ = self._rendered_turn(user, hole).partition(hole)
+        if finished.startswith(prompt):
+            return finished[len(prompt) :]
+        closing = open_thought(prompt)
+        return f"\n{closing}\n\n" if closing else ""
+
+    @cached_property
+    def _end_ids(self) -> tuple[int, ...]:
+        """The ids with which the template ends the last turn of an assistant."""
+        hole = f"{HOLE_OPEN}0{HOLE_CLOSE}"
+        ids = self._plain.ids(self._rendered_turn(("user", "hello"), hole).partition(hole)[2])
+        return ids[: self._num_to_control(ids)]
+
+    def _rendered_turn(self, user: tuple[str, str], hole: str) -> str:
+        messages = [{"role": user[0], "content": user[1]}, {"role": "assistant", "content": hole}]
+        return self._tokenizer.render(messages, False)
+
+    @cached_property
+    def _opens_thought(self) -> bool:
+        return open_thought(self._segment((("user", "hello"),))) is not None
+
+    def _speech_start(self, ids: Sequence[int]) -> int | None:
+        """The index of the first sampled id that is said; None if the text ends in a thought."""
+        if not self._thinks:
+            return 0
+
+        def written(num: int) -> str:
+            return self._tokenizer.decode(ids[:num], special=True)
+
+        place = speech_start(written(len(ids)), self._opens_thought)
+        if not place:
+            return place
+        first = bisect_left(range(len(ids)), place, key=lambda num: len(written(num)))
+        while first < len(ids) and not self._tokenizer.decode(ids[first : first + 1], True).strip():
+            first += 1
+        return first
 
     def _without_system_role(self, messages: Sequence[Message]) -> Sequence[Message]:
         if self._has_system_role or not messages or messages[0].role != "system":
@@ -226,22 +317,15 @@ class ChatFormat:
 
     def _split(
         self, messages: Sequence[Message], target: str
-    ) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
-        """Ids of the segments before a target, and the target's."""
-        *segments, header = self._segments(messages, add_generation_prompt=True)
-        header_ids, target_ids = self._encode_target(header, self._plain(target.strip()))
-        return [*map(self._encode, segments), header_ids], target_ids
-
-    def _end_ids(self, messages: Sequence[Message], target: str) -> tuple[int, ...]:
-        """The token with which the template ends an assistant turn."""
-        marker = Message("assistant", target, token_ids=(), stop=StopReason.LENGTH)
-        after = self._segments([*messages, marker], add_generation_prompt=False)[-1]
-        return tuple(self._tokenizer.encode(after)[:1])
-
-    def _encode_target(self, before: str, target: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        ids, offsets = self._tokenizer.encode_with_offsets(before + target)
-        split = next((i for i, (_, end) in enumerate(offsets) if end > len(before)), len(ids))
-        return tuple(ids[:split]), tuple(ids[split:])
+    ) -> tuple[list[_Part], tuple[int, ...]]:
+        """The context before a target, and the target's ids."""
+        messages = self._without_system_role(messages)
+        header = self._segment(self._with_holes(messages), no_thought=True)
+        text = header + self._plain.cut(target.strip())
+        ids, offsets = self._plain.ids_and_offsets(text)
+        split = next((i for i, (_, end) in enumerate(offsets) if end > len(header)), len(ids))
+        before = tuple(ids[self._num_ended(messages, ids) : split])
+        return [*self._history(messages), (before, False)], tuple(ids[split:])
 
     def _probe_system_role(self) -> bool:
         probe = "probe of the system role"
@@ -258,39 +342,13 @@ class ChatFormat:
         return probe in text
 
 
-class HfChatTokenizer:
-    """Adapts a Hugging Face fast tokenizer to ChatTokenizer."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-        special = {token.content for token in added if token.special}
-        self.special_texts = tuple(sorted(special | set(tokenizer.all_special_tokens)))
-        # Without the wrapper, which takes several times as long as the encoding of a short text.
-        self._backend = tokenizer.backend_tokenizer
-        self._backend.no_truncation()
-        self._backend.no_padding()
-
-    def render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
-        return str(
-            self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
-
-    def encode(self, text: str) -> list[int]:
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
-
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoded = self._backend.encode(text, add_special_tokens=False)
-        return list(encoded.ids), list(encoded.offsets)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
-
-
-def load_chat_format(model_dir: str, trust_remote_code: bool = False) -> ChatFormat:
-    """The chat format of a model folder.
+def load_chat_format(
+    model_dir: str,
+    trust_remote_code: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> ChatFormat:
+    """The chat format of a model folder. A template that can switch thinking off is told to, unless
+    `template_kwargs` says otherwise.
 
     Raises ModelError if its tokenizer or template can't be used.
     """
@@ -303,7 +361,24 @@ def load_chat_format(model_dir: str, trust_remote_code: bool = False) -> ChatFor
         raise ModelError(f"{model_dir}: can't load its tokenizer: {problem}") from error
     if not tokenizer.is_fast:
         raise ModelError(f"{model_dir}: needs a fast tokenizer (tokenizer.json), got a slow one")
-    return ChatFormat(HfChatTokenizer(tokenizer), model_dir)
+    known = set(re.findall(r"\w+", str(tokenizer.chat_template)))
+    given = dict(template_kwargs or {})
+    for name in given.keys() - known:
+        raise ModelError(
+            f"{model_dir}: chat_template_kwargs: its chat template knows no {name!r}; leave it out"
+        )
+    if "enable_thinking" in known:
+        given = {"enable_thinking": False} | given
+    return ChatFormat(HfChatTokenizer(tokenizer, given), model_dir)
+
+
+def _joined(parts: Sequence[_Part]) -> tuple[int, ...]:
+    return tuple(chain.from_iterable(ids for ids, _ in parts))
+
+
+def _masked(parts: Sequence[_Part]) -> MaskedIds:
+    mask = chain.from_iterable((int(learned),) * len(ids) for ids, learned in parts)
+    return MaskedIds(_joined(parts), tuple(mask))
 
 
 def _last_one(mask: Sequence[int]) -> int:

@@ -56,6 +56,31 @@ def spoken_part(text: str) -> str | None:
     return said
 
 
+def knows_thoughts(text: str) -> bool:
+    """Whether a chat template, or the texts of a tokenizer's added tokens, have such marks."""
+    return _MARK.search(text) is not None
+
+
+def speech_start(text: str, opened: bool = False) -> int | None:
+    """Where in a sampled text, special tokens written out, its last thought has ended; 0 if there
+    is none, None if the text ends within one. `opened`: the prompt has begun a thought.
+    """
+    start = 0
+    for mark in _MARK.finditer(text):
+        opened = mark.lastgroup == "open"
+        start = start if opened else mark.end()
+    return None if opened else start
+
+
+def open_thought(prompt: str) -> str | None:
+    """The mark that ends the thought in which a prompt ends; None if it ends in none."""
+    marks = list(_MARK.finditer(prompt))
+    if not marks or marks[-1].lastgroup != "open":
+        return None
+    mark = marks[-1][0]
+    return f"{mark[0]}/{mark[1:]}"
+
+
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)

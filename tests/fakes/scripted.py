@@ -5,6 +5,7 @@ every other character is its code point. So expected ids can be written down lit
 """
 
 from collections.abc import Callable, Sequence
+from typing import Self
 
 from stargate.text.chat import ChatFormat
 from stargate.types import (
@@ -28,7 +29,9 @@ _ROLE = {"user": "<u>", "assistant": "<a>", "system": "<s>"}
 class ByteTokenizer:
     """One id per character, four special tokens. `system_role` False refuses system messages."""
 
-    special_texts = tuple(_SPECIAL)
+    control_ids = frozenset(_SPECIAL.values())
+    control_texts = tuple(_SPECIAL)
+    chat_template = ""
 
     def __init__(self, system_role: bool = True) -> None:
         self._system_role = system_role
@@ -41,10 +44,12 @@ class ByteTokenizer:
             text += f"{_ROLE[message['role']]}{message['content']}<e>\n"
         return text + ("<a>" if add_generation_prompt else "")
 
-    def encode(self, text: str) -> list[int]:
-        return self.encode_with_offsets(text)[0]
+    def not_thinking(self) -> Self:
+        return self
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode_with_offsets(
+        self, text: str, goes_on: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]]]:
         ids, offsets, position = [], [], 0
         while position < len(text):
             size = 3 if text[position : position + 3] in _SPECIAL else 1
@@ -54,7 +59,7 @@ class ByteTokenizer:
             position += size
         return ids, offsets
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
         return "".join(chr(i) for i in ids if i not in _SPECIAL.values())
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from stargate.resources.models import resolve_model
-from stargate.text.chat import ChatFormat, HfChatTokenizer, Message, load_chat_format
+from stargate.text.chat import ChatFormat, Message, load_chat_format
+from stargate.text.hf_tokenizer import HfChatTokenizer
 from stargate.types import StopReason
 
 pytestmark = pytest.mark.integration

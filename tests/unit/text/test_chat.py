@@ -30,21 +30,22 @@ def test_sampled_ids_stay_as_they_are_and_only_they_have_loss() -> None:
     assert masked.mask == (0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1)
 
 
-@pytest.mark.parametrize(
-    ("first", "ids", "mask"),
-    [
-        # A turn that was cut off gets an end token without loss.
-        (Message("assistant", "??", (900, 901), stop=StopReason.LENGTH),
-         (900, 901, END, NL), (1, 1, 0, 0)),
-        # It stopped with 55, the template writes END.
-        (Message("assistant", "?", (900, 55)), (900, END, NL), (1, 0, 0)),
-    ],
-)  # fmt: skip
-def test_an_end_token_that_was_not_sampled_has_no_loss(
-    first: Message, ids: tuple[int, ...], mask: tuple[int, ...]
-) -> None:
-    masked = byte_chat().masked_ids([Message("user", "a"), first, Message("user", "b"), _said()])
-    assert (masked.ids[5:][: len(ids)], masked.mask[5:][: len(mask)]) == (ids, mask)
+def test_a_turn_that_was_cut_off_gets_an_end_token_without_loss() -> None:
+    cut = Message("assistant", "??", (900, 901), stop=StopReason.LENGTH)
+    masked = byte_chat().masked_ids([Message("user", "a"), cut, Message("user", "b"), _said()])
+    assert masked.ids[5:9] == (900, 901, END, NL)
+    assert masked.mask[5:9] == (1, 1, 0, 0)
+
+
+def test_the_end_token_that_was_sampled_stays_and_is_learned_whichever_it_is() -> None:
+    """It stopped with 55, the template would write END."""
+    ended = Message("assistant", "?", (900, 55))
+    messages = [Message("user", "a"), ended, Message("user", "b")]
+    prompt = byte_chat().prompt_ids(messages)
+    assert prompt[5:9] == (900, 55, NL, USER)
+    masked = byte_chat().masked_ids([*messages, _said()])
+    assert masked.ids == (*prompt, 900, END)
+    assert masked.mask[5:9] == (1, 1, 0, 0)
 
 
 def test_few_shot_assistant_text_has_no_loss() -> None:
@@ -74,10 +75,13 @@ def test_a_template_without_system_role_gets_it_in_the_first_user_turn() -> None
     assert without == (USER, 83, NL, NL, 117, END, NL, ASSISTANT)
 
 
-def test_special_tokens_spelled_out_in_text_are_broken_up() -> None:
-    ids = byte_chat().prompt_ids([Message("user", "x<e>\n<a>y")])
-    assert ids.count(END) == 1
-    assert ids.count(ASSISTANT) == 1
+def test_control_tokens_spelled_out_in_text_stay_its_characters() -> None:
+    text = "x<e>\n<a>y<<e>"
+    ids = byte_chat().prompt_ids([Message("user", text)])
+    assert ids == (USER, *map(ord, text), END, NL, ASSISTANT)
+    _, gold = byte_chat().continuation([Message("user", "a")], text)
+    assert gold == (*map(ord, text),)
+    assert byte_chat().count(text) == len(text)
 
 
 def test_text_with_the_placeholder_character_is_dropped() -> None:
