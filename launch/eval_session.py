@@ -43,6 +43,7 @@ _SAME_MEASURE = (
     "name",
     "questioner.engine",
     "roleplayer.engine",
+    *(f"roleplayer.oracle.{part}" for part in ("limits", "retry", "cost", "api_key_env")),
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

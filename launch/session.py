@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from stargate.config.files import dump_config
@@ -25,6 +25,7 @@ from stargate.launch.system import RunningSystem, running_system
 from stargate.monitoring.journal import RunJournal
 from stargate.monitoring.progress import Progress, make_progress
 from stargate.monitoring.tracking import Trackers, open_trackers
+from stargate.oracle.roleplayer_call import roleplayer_cost
 from stargate.records.files import hold
 from stargate.records.history import RunHistory, RunTotals
 from stargate.records.store import RunStore
@@ -134,7 +135,8 @@ class Session:
     @cached_property
     def _journal(self) -> RunJournal:
         dropped = self.prepared.dataset.drop_counts
-        return RunJournal(self.store, self.trackers, self.past, self.before, dropped)
+        cost = partial(roleplayer_cost, self.store.root)
+        return RunJournal(self.store, self.trackers, self.past, self.before, dropped, cost)
 
     async def run(self) -> None:
         """Starts the actors and runs everything."""

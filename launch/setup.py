@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stargate.config.run import FactsGrounding, RunConfig
+from stargate.config.judge import ApiBackend
+from stargate.config.run import ApiRoleplayerConfig, FactsGrounding, RunConfig
 from stargate.data.dataset import Dataset, load_dataset
 from stargate.errors import ConfigError, MachineError
 from stargate.evaluation.evaluator import Evaluator
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.monitoring.tracking import check_installed
+from stargate.oracle.api_key import read_api_key
 from stargate.resources.gpu_phases import check_phases
 from stargate.resources.gpus import gpu_problem
 from stargate.resources.machine import core_numbers, describe_machine
-from stargate.resources.models import resolve_embedder, resolve_model
+from stargate.resources.models import resolve_embedder, resolve_model, resolve_roleplayer
 from stargate.resources.placement import Placement, place
 from stargate.resources.preflight import build_problem
 from stargate.resources.submission import cluster_address
@@ -42,12 +44,12 @@ class Prepared:
     dataset: Dataset
     test_pairs: EvaluationPairs
     base_model_dir: Path
-    roleplayer_dir: Path
+    roleplayer_dir: Path | None  # None: it is an API
     embedder_dir: Path | None
     views: Views
     roleplayer_views: Views
     chat: ChatFormat
-    roleplayer_chat: ChatFormat
+    roleplayer_chat: ChatFormat | None
     placement: Placement
     num_gpus: int
     # actors/runtime/discovery.py: Discovery of the cluster that the run attaches to; None: own Ray.
@@ -87,6 +89,7 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
                 "algorithm.questions=answered needs roleplayer.grounding.type=facts: otherwise it "
                 "is not known which questions were answered"
             )
+    _check_keys(config)
     dataset = load_dataset(config.data)
     for record in dataset.dropped:
         say(f"dropped: {record.reason}: {record.where}")
@@ -105,7 +108,9 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
             raise MachineError(wrong)
     views = Views(load_prompts(config.prompts))
     base = resolve_model(config.model, trust_remote_code=config.trust_remote_code)
-    other = resolve_model(config.roleplayer.model, trust_remote_code=config.trust_remote_code)
+    other, other_chat = resolve_roleplayer(config), None
+    if other is not None:
+        other_chat = load_chat_format(str(other), config.trust_remote_code)
     data = config.data
     prepared = Prepared(
         config=config,
@@ -120,7 +125,7 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
         views=views,
         roleplayer_views=Views(load_prompts(config.roleplayer.prompts or config.prompts)),
         chat=load_chat_format(str(base), config.trust_remote_code),
-        roleplayer_chat=load_chat_format(str(other), config.trust_remote_code),
+        roleplayer_chat=other_chat,
         placement=placement,
         # Of several GPUs Ray would give out the others, too, where all actors must share one.
         num_gpus=1 if placement.gpu_share else len(machine.gpus),
@@ -137,6 +142,14 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
             if grounded:
                 require_facts(pairs)
     return prepared
+
+
+def _check_keys(config: RunConfig) -> None:
+    """Raises ConfigError for an API whose key is not there: not after hours, when it is asked."""
+    judge = config.evaluation.judge
+    for api in (config.roleplayer, judge and judge.backend):
+        if isinstance(api, ApiRoleplayerConfig | ApiBackend):
+            read_api_key(api.oracle.api_key_env)
 
 
 def _check_shared_gpu(prepared: Prepared, gpu_gib: float, training: bool) -> None:

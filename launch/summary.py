@@ -38,6 +38,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         *(f"  {name:24}{seconds:8.1f} s" for name, seconds in stages.items()),
         *_throughput_lines(summary),
         f"peak memory of all processes: {summary['peak_rss_gb']:.1f} GiB",
+        *cost_lines(summary.get("roleplayer_cost")),
         *_restart_lines(summary),
         *_dropped_lines(summary),
     ]
@@ -63,6 +64,21 @@ def _throughput_lines(summary: Mapping[str, Any]) -> list[str]:
             f"in {push['seconds']:.2f} s"
         )
     return lines
+
+
+def cost_lines(cost: Mapping[str, Any] | None) -> list[str]:
+    """What the Roleplayer's API has cost, if there is one."""
+    if cost is None:
+        return []
+    calls, tokens = cost["calls"], (cost["prompt_tokens"], cost["completion_tokens"])
+    line = f"Roleplayer's API: {calls} calls, {tokens[0]} + {tokens[1]} tokens"
+    if cost["unpriced_calls"] < calls or not calls:
+        line += f", cost {cost['money']:.6g}"
+    if cost["unpriced_calls"]:
+        line += f" ({cost['unpriced_calls']} calls have no price in roleplayer.oracle.cost.prices)"
+    if cost["lost_calls"]:
+        line += f"; {cost['lost_calls']} without an answer, perhaps {cost['lost_money']:.6g} more"
+    return [line]
 
 
 def _restart_lines(summary: Mapping[str, Any]) -> list[str]:

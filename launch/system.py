@@ -8,15 +8,16 @@ import gc
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stargate.algorithm.base import build_algorithm
 from stargate.algorithm.scoring import GoldScoring
-from stargate.config.run import RunConfig
+from stargate.config.run import ApiRoleplayerConfig, RunConfig
 from stargate.launch.setup import Prepared
 from stargate.monitoring.progress import Progress
+from stargate.oracle.roleplayer_call import ApiCall, open_roleplayer_oracle
 from stargate.protocols import Generate
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore
@@ -24,7 +25,7 @@ from stargate.resources.gpu_phases import GpuPhase, GpuPhases
 from stargate.resources.machine import core_numbers
 from stargate.resources.models import context_length
 from stargate.rollout.grounding import EmbeddingMatcher, open_matcher
-from stargate.rollout.roleplayer import build_roleplayer
+from stargate.rollout.roleplayer import EngineCall, RoleplayerCall, build_roleplayer
 from stargate.run_context import Roles, RunContext
 from stargate.text.prompts import load_prompts
 from stargate.types import PushResult
@@ -66,6 +67,7 @@ class RunningSystem:
     progress: Progress
     scaler: "Scaler | None" = None
     plan: "ActorPlan | None" = None
+    ends: AsyncExitStack = field(default_factory=AsyncExitStack)  # what ends before the actors do
 
     def open(
         self, config: RunConfig, store: RunStore, counters: Counters
@@ -107,17 +109,21 @@ class RunningSystem:
         prepared, actors = self.prepared, self.actor_group
         supervisor, turns = actors.supervisor, actors.turns
         workers = actors.places[WORKER]
-        voice: Generate = GuardedPool("roleplayer", actors.places["roleplayer"], supervisor)
-        if turns is not None:  # here, because what answers is built with it
-            voice = turns.during(GpuPhase.PLAY, voice)
+        voice: Generate | None = None
+        if isinstance(config.roleplayer, ApiRoleplayerConfig):
+            oracle = open_roleplayer_oracle(config.roleplayer, run_dir)
+            self.ends.push_async_callback(oracle.aclose)
+            call: RoleplayerCall = ApiCall(oracle, config.roleplayer)
+        else:
+            voice = GuardedPool("roleplayer", actors.places["roleplayer"], supervisor)
+            if turns is not None:  # here, because what answers is built with it
+                voice = turns.during(GpuPhase.PLAY, voice)
+            assert prepared.roleplayer_chat is not None  # who has an engine has a model
+            call = EngineCall(voice, prepared.roleplayer_chat, config.roleplayer)
         roles = Roles(
             generate=GuardedPool("questioner", actors.places["questioner"], supervisor),
             roleplay=build_roleplayer(
-                config.roleplayer,
-                voice,
-                prepared.roleplayer_chat,
-                prepared.roleplayer_views,
-                self.matcher,
+                config.roleplayer, call, prepared.roleplayer_views, self.matcher
             ),
             score=GatheredScore(
                 ScorerPool(actors.places["scorer"], supervisor, ScoreDeadline.of(config.scorer))
@@ -189,7 +195,7 @@ async def running_system(
             ends.push_async_callback(_shielded, stop_actors, actor_group)
             scaler = Scaler(plan, actor_group, core_numbers(), prepared.num_gpus, progress.say)
             stage.advance()
-        yield RunningSystem(prepared, actor_group, matcher, progress, scaler, plan)
+        yield RunningSystem(prepared, actor_group, matcher, progress, scaler, plan, ends)
 
 
 async def _shielded(end: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:

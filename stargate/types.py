@@ -114,10 +114,13 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the Roleplayer said to one question. `elicited` are indices into the persona's facts."""
+    """What the Roleplayer said to one question. `elicited` are indices into the persona's facts.
+
+    `token_ids` is None where an API said it: nobody knows them.
+    """
 
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] | None
     stop: StopReason
     elicited: tuple[int, ...] = ()
 
@@ -128,14 +131,14 @@ class Turn:
 
     `question_ids` are what the policy sampled: the trainer learns exactly these.
     `question_logprobs` are their log-probs under the sampling distribution, in nats, one per id;
-    None where nobody asked for them.
+    None where nobody asked for them. `answer_ids` is None for what an API said.
     """
 
     question: str
     question_ids: tuple[int, ...]
     question_stop: StopReason
     answer: str
-    answer_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...] | None
     answer_stop: StopReason
     elicited: tuple[int, ...] = ()
     question_logprobs: tuple[float, ...] | None = None

@@ -56,7 +56,7 @@ class Site:
     """A machine where actors live, with the folders that they use there."""
 
     base_model_dir: str
-    roleplayer_dir: str
+    roleplayer_dir: str | None
     log_dir: Path
 
 

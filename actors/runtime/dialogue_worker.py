@@ -21,14 +21,14 @@ from typing import Any
 
 from stargate.actors.rpc.batched_calls import BatchedServer, CallBatch, Delivery
 from stargate.actors.rpc.replica_pool import EnginePool, share_of
-from stargate.config.run import RunConfig
+from stargate.config.run import EngineRoleplayerConfig, RunConfig
 from stargate.errors import EngineError
 from stargate.protocols import Play
 from stargate.rollout.deadline import TurnWatch
 from stargate.rollout.dialogue import play
 from stargate.rollout.grounding import EmbeddingMatcher, open_matcher
 from stargate.rollout.questioner import Questioner
-from stargate.rollout.roleplayer import build_roleplayer
+from stargate.rollout.roleplayer import EngineCall, build_roleplayer
 from stargate.rollout.slow_start import SlowStart
 from stargate.text.chat import load_chat_format
 from stargate.text.prompts import PromptSet
@@ -98,13 +98,11 @@ class DialogueWorker:
         )
         embedder = None if spec.embedder_dir is None else Path(spec.embedder_dir)
         self._matcher = open_matcher(config.roleplayer.grounding, embedder)
-        roleplay = build_roleplayer(
-            config.roleplayer,
-            self._pools["roleplayer"],
-            voice_chat,
-            _views(spec.roleplayer_prompts),
-            self._matcher,
-        )
+        roleplayer = config.roleplayer
+        assert isinstance(roleplayer, EngineRoleplayerConfig)  # an API is the driver's to ask
+        call = EngineCall(self._pools["roleplayer"], voice_chat, roleplayer)
+        views = _views(spec.roleplayer_prompts)
+        roleplay = build_roleplayer(roleplayer, call, views, self._matcher)
         self._player = partial(
             play,
             questioner=questioner,

@@ -26,7 +26,7 @@ from stargate.errors import DataError, MachineError
 from stargate.records.files import write_at
 from stargate.resources.account import complete_account
 from stargate.resources.machine import SHARED_MEMORY, core_numbers, free_port
-from stargate.resources.models import resolve_model
+from stargate.resources.models import resolve_model, resolve_roleplayer
 
 STAGED_PREFIX = "stargate-weights-"
 SCRATCH_PREFIX = "stargate-scratch-"
@@ -43,7 +43,7 @@ class NodeReport:
     cores: tuple[int, ...]  # those that processes there may use
     sources: str  # digest of the Python files of `stargate` that run there
     base_model_dir: str
-    roleplayer_dir: str
+    roleplayer_dir: str | None  # None: it is an API
 
 
 def sources_digest() -> str:
@@ -68,7 +68,7 @@ def node_report(config: RunConfig) -> NodeReport:
         cores=core_numbers(),
         sources=sources_digest(),
         base_model_dir=str(resolve_model(config.model, trust_remote_code=trust)),
-        roleplayer_dir=str(resolve_model(config.roleplayer.model, trust_remote_code=trust)),
+        roleplayer_dir=None if (voice := resolve_roleplayer(config)) is None else str(voice),
     )
 
 

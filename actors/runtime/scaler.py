@@ -52,6 +52,8 @@ class Scaler:
             raise MachineError(
                 "cluster.strategy is 'colocated': its engines share one GPU, none can be added"
             )
+        if "roleplayer" in targets and "roleplayer" not in self._plan.config.engines:
+            raise MachineError("the Roleplayer is an API (roleplayer.type=api): it has no engines")
         wanted = {**before, **targets}
         adding = [(role, n) for role in ENGINES for n in range(before[role], wanted[role])]
         leaving = [role for role in ENGINES for _ in range(wanted[role], before[role])]

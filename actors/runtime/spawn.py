@@ -107,7 +107,7 @@ class ActorPlan:
     config: RunConfig
     placement: Placement
     base_model_dir: Path
-    roleplayer_dir: Path
+    roleplayer_dir: Path | None  # None: it is an API
     log_dir: Path
     training: bool = True  # False: no trainer is started
     scoring: bool = True  # False: no scorer is started
@@ -125,7 +125,8 @@ class ActorPlan:
         if self.cluster is not None:
             site = self.cluster.site(seat.node)
         else:
-            site = Site(str(self.base_model_dir), str(self.roleplayer_dir), self.log_dir)
+            voice = None if self.roleplayer_dir is None else str(self.roleplayer_dir)
+            site = Site(str(self.base_model_dir), voice, self.log_dir)
         return seat, site, str(site.log_dir / f"{actor}.log")
 
 
@@ -274,9 +275,11 @@ def spawn_engine(plan: ActorPlan, role: str, number: int) -> Any:
     """The actor of one engine, which is not started yet."""
     config = plan.config
     seat, site, log_file = plan.place(f"{role}-{number}")
+    model_dir = site.base_model_dir if role == "questioner" else site.roleplayer_dir
+    assert model_dir is not None  # who has an engine has a model
     spec = EngineSpec(
         role=role,
-        model_dir=site.base_model_dir if role == "questioner" else site.roleplayer_dir,
+        model_dir=model_dir,
         config=config.engines[role],
         seed=derive_seed(config.seed, role, number),
         device=seat.device,

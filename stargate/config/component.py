@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+# Begins the tag of a union's variant where a file may leave the tag out: pydantic puts it into the
+# place of a mistake, files.py takes it out again.
+TAG = "type="
 
 
 class Component(BaseModel):

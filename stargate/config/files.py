@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from stargate.config.component import Component
+from stargate.config.component import TAG, Component
 from stargate.config.run import RunConfig
 from stargate.errors import ConfigError, one_line
 
@@ -133,8 +133,9 @@ def describe_problem(error: ValidationError) -> str:
     """The first problem (and how many more) on one line: key, what is wrong, what was got."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    # Tags of unions ("facts") stand in pydantic's location but not in the file.
-    key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
+    # Other tags of unions ("facts") stand in the file, too.
+    place = [part for part in map(str, first["loc"]) if not part.startswith(TAG)]
+    key = ".".join(place) or "(whole file)"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden" and key in _MOVED:
         text = f"{key} is {_MOVED[key]} now"

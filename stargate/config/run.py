@@ -7,11 +7,12 @@ comment says otherwise. Files are read and written by files.py.
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from stargate.config.algorithm import AnyAlgorithm, StarGateConfig
-from stargate.config.component import Component, Fraction, NonNegativeInt, PositiveInt
-from stargate.config.judge import JudgeConfig
+from stargate.config.component import TAG, Component, Fraction, NonNegativeInt, PositiveInt
+from stargate.config.judge import EngineBackend, JudgeConfig
+from stargate.config.oracle import AzureOracleConfig, OpenAIOracleConfig, Temperature, TopP
 from stargate.config.outputs import RecordsConfig, TrackingConfig
 
 _CORE_LIST = r"^\d+(-\d+)?([,|]\d+(-\d+)?)*$"
@@ -100,20 +101,73 @@ class FactsGrounding(Component):
     keep_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.6
 
 
-class RoleplayerConfig(Component):
-    """The simulated user. `model` may differ from the run's model, and so may `prompts`:
+class _AnyRoleplayerConfig(Component):
+    """The simulated user. Its model may differ from the run's, and so may `prompts`:
 
     of that set only what the Roleplayer sees is used. An evaluation can thus meet a user that the
     training never met.
     """
 
-    model: str = "embedded"
     prompts: str | None = None  # None: the run's own prompt set
     grounding: Annotated[PersonaGrounding | FactsGrounding, Field(discriminator="type")] = (
         PersonaGrounding()
     )
+
+
+class EngineRoleplayerConfig(_AnyRoleplayerConfig):
+    """A Roleplayer on engines of the run."""
+
+    type: Literal["engine"] = "engine"
+    model: str = "embedded"
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()
+
+
+class ApiSamplingConfig(Component):
+    """How a Roleplayer behind an API samples; null leaves a value to the server."""
+
+    temperature: Temperature = 0.0
+    top_p: TopP = None
+    max_new_tokens: PositiveInt = 700
+
+
+class ApiRoleplayerConfig(_AnyRoleplayerConfig):
+    """A Roleplayer behind any OpenAI-compatible endpoint, asked through the Oracle's client, with
+    its limits, retries and budget. No engine of the run is started for it.
+
+    Each question is asked anew; with `cache` an answer is kept in RUN/roleplayer.sqlite, and given
+    again to the same request. `seeded` sends a seed with each request; not all servers take one.
+    """
+
+    type: Literal["api"]
+    oracle: Annotated[OpenAIOracleConfig | AzureOracleConfig, Field(discriminator="type")]
+    sampling: ApiSamplingConfig = ApiSamplingConfig()
+    seeded: bool = True
+    cache: bool = False
+
+    @field_validator("oracle", mode="before")
+    @classmethod
+    def _user_may_be_sorry(cls, oracle: object) -> object:
+        """A user who says "sorry, I can't eat nuts" has not declined: no patterns by default."""
+        return {"refusal_patterns": (), **oracle} if isinstance(oracle, dict) else oracle
+
+    @property
+    def model(self) -> str:
+        """Who answers."""
+        return self.oracle.model
+
+
+def _roleplayer_tag(value: object) -> str:
+    """The tag of a Roleplayer's variant: files of before name none, and mean an engine."""
+    kind = value.get("type", "engine") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"{TAG}{kind}"
+
+
+RoleplayerConfig = Annotated[
+    Annotated[EngineRoleplayerConfig, Tag(f"{TAG}engine")]
+    | Annotated[ApiRoleplayerConfig, Tag(f"{TAG}api")],
+    Discriminator(_roleplayer_tag, "roleplayer_type", "type must be engine or api"),
+]
 
 
 class DegenerationConfig(Component):
@@ -295,7 +349,7 @@ class RunConfig(Component):
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
     questioner: QuestionerConfig = QuestionerConfig()
-    roleplayer: RoleplayerConfig = RoleplayerConfig()
+    roleplayer: RoleplayerConfig = EngineRoleplayerConfig()
     scorer: ScorerConfig = ScorerConfig()
     algorithm: AnyAlgorithm = StarGateConfig()
     response: ResponseConfig = ResponseConfig()
@@ -307,7 +361,10 @@ class RunConfig(Component):
     @property
     def engines(self) -> dict[str, EngineConfig]:
         """The engines of each role that has any."""
-        return {"questioner": self.questioner.engine, "roleplayer": self.roleplayer.engine}
+        engines = {"questioner": self.questioner.engine}
+        if isinstance(self.roleplayer, EngineRoleplayerConfig):
+            engines["roleplayer"] = self.roleplayer.engine
+        return engines
 
     @property
     def num_first_dialogues(self) -> int:
@@ -315,18 +372,38 @@ class RunConfig(Component):
         return self.rollout.slow_start * self.questioner.engine.num_engines
 
     @model_validator(mode="after")
+    def _api_stands_for_an_engine(self) -> Self:
+        """What an API can't do in place of a Roleplayer's engine."""
+        if isinstance(self.roleplayer, EngineRoleplayerConfig):
+            return self
+        if self.rollout.num_workers:
+            raise ValueError(
+                "with roleplayer.type=api the driver plays the dialogues, since it keeps the API's "
+                f"limits: rollout.num_workers must be 0, got {self.rollout.num_workers}"
+            )
+        judge = self.evaluation.judge
+        if judge is not None and isinstance(judge.backend, EngineBackend):
+            raise ValueError(
+                "evaluation.judge.backend.type=engine is the Roleplayer's engine, and with "
+                "roleplayer.type=api there is none: use type: api for the judge, too"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_gpu_is_enough(self) -> Self:
         """What colocated actors share is theirs together: nobody has GPUs of its own."""
         if self.cluster.strategy != "colocated":
             return self
-        for key, value, wanted in (
-            ("questioner.engine.tensor_parallel_size", self.questioner.engine, 1),
-            ("roleplayer.engine.tensor_parallel_size", self.roleplayer.engine, 1),
+        sizes = {
+            f"{role}.engine.tensor_parallel_size": engine.tensor_parallel_size
+            for role, engine in self.engines.items()
+        }
+        for key, got, wanted in (
+            *((key, size, 1) for key, size in sizes.items()),
             ("trainer.num_ranks", self.trainer.num_ranks, 1),
             ("scorer.num_gpus", self.scorer.num_gpus, 0),
             ("trainer.num_gpus_per_rank", self.trainer.num_gpus_per_rank, 0),
         ):
-            got = value.tensor_parallel_size if isinstance(value, EngineConfig) else value
             if got != wanted:
                 raise ValueError(
                     f"cluster.strategy=colocated is one GPU for all: {key} must be {wanted}, "

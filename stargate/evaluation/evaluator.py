@@ -36,7 +36,7 @@ class Evaluator:
     """Evaluates the checkpoints of one run directory (or of RUN/evaluations/NAME).
 
     `trained` is the config of the training run: its Roleplayer may be another one. `voice_chat` and
-    `voice_dir` are the Roleplayer's model, which may be asked to judge.
+    `voice_dir` are the Roleplayer's model, which may be asked to judge; None: it is an API.
     """
 
     config: RunConfig
@@ -44,8 +44,8 @@ class Evaluator:
     pairs: EvaluationPairs
     base_model_dir: Path
     chat: ChatFormat
-    voice_chat: ChatFormat
-    voice_dir: Path
+    voice_chat: ChatFormat | None
+    voice_dir: Path | None
 
     async def checkpoint(self, version: int, roles: Roles, context: RunContext) -> None:
         """Evaluates m_`version`, whose weights the Questioner's engines hold."""
@@ -67,8 +67,8 @@ class Evaluator:
                 context.store.compact(scope_of(version))
         with context.counters.stage("judge"):
             engine = None
-            if roles.voice is not None:
-                max_model_len = self.config.roleplayer.engine.max_model_len
+            if roles.voice is not None and self.voice_chat is not None:
+                max_model_len = self.config.engines["roleplayer"].max_model_len
                 engine = JudgeEngine(
                     roles.voice, self.voice_chat, max_model_len, str(self.voice_dir)
                 )

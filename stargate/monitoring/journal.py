@@ -9,7 +9,7 @@ those of all of them.
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ class RunJournal:
     """Keeps the books of a run while it goes on; `summary` is what it has come to.
 
     `past` and `before` are what earlier processes did and took, `data_dropped` counts what the data
-    set lacks.
+    set lacks, `roleplayer_cost` reads what a Roleplayer behind an API has cost.
     """
 
     def __init__(
@@ -40,11 +40,13 @@ class RunJournal:
         past: RunHistory,
         before: RunTotals,
         data_dropped: Mapping[str, int],
+        roleplayer_cost: Callable[[], Mapping[str, Any] | None] = lambda: None,
     ) -> None:
         self.counters = before.new_counters()
         self._store = store
         self._trackers = trackers
         self._data_dropped = data_dropped
+        self._roleplayer_cost = roleplayer_cost
         self._before = replace(before, count=before.count + 1)
         self._settled = self._before  # all processes, up to the last iteration or evaluation
         self._scalars = RunScalars(self.counters, past.num_steps)
@@ -110,6 +112,8 @@ class RunJournal:
         )
         summary["tracking_lost"] = dict(total.tracking_lost)
         summary["sittings"] = total.count
+        if (cost := self._roleplayer_cost()) is not None:
+            summary["roleplayer_cost"] = dict(cost)
         summary["damaged_files"] = set_aside_files(self._store.root)
         if total.count > 1 and "rollout" in summary:
             # The rate stays that of the processes that could say how long they took.

@@ -7,6 +7,7 @@ push.{seconds, phases}                             of the last iteration
 eval.m<t>.{gold_logprob, matched_minus_shuffled, question_rate, facts_per_dialogue, ...}
 restarts.<role>.{count, longest_s}, resent.<role>  actors that died, requests sent again
 repeated_steps                     optimizer steps done again after a death, of all iterations
+roleplayer_cost.{calls, prompt_tokens, completion_tokens, money, ...}   of a Roleplayer by API
 joined.<role>, left.<role>                         engines added and taken out by `stargate scale`
 dropped.<reason>, data_dropped.<reason>, peak_rss_gb, seconds, status
 """

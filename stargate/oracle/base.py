@@ -8,6 +8,7 @@ concurrency, statuses.
 """
 
 import asyncio
+import sqlite3
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -36,8 +37,8 @@ class Question:
 
 
 class CachedOracle(ABC):
-    """Answers requests, each at most once ever. Use it as an async context manager, within one
-    event loop.
+    """Answers requests, each at most once ever; without `caches`, whenever it is asked. Use it as
+    an async context manager, within one event loop.
 
     `counts` tells how many results had which status, and how many were "cached"; retries are
     counted as "retry_<why>". `identity` names who answers, and is part of each cache key.
@@ -53,6 +54,7 @@ class CachedOracle(ABC):
         cost: CostConfig,
         max_tokens_parameter: str = "max_tokens",
         extra_body: Mapping[str, Any] | None = None,
+        caches: bool = True,
     ) -> None:
         self.identity = identity
         self.counts: Counter[str] = Counter()
@@ -61,7 +63,9 @@ class CachedOracle(ABC):
         self._refusals = tuple(refusal_patterns)
         self._database = Database(Path(cache_path))
         self.cache = AnswerCache(self._database)
+        self._caches = caches
         self._ledger = Ledger(self._database, cost)
+        self._ledger.recover()
         self._slots = asyncio.Semaphore(max_concurrency)
         self._flights: dict[bytes, asyncio.Task[ChatResult]] = {}
         self._stopped: StargateError | None = None
@@ -71,7 +75,6 @@ class CachedOracle(ABC):
         return f"{type(self).__name__}({self.identity}, cache={str(self._database.path)!r})"
 
     async def __aenter__(self) -> Self:
-        await self._ledger.recover()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -99,6 +102,8 @@ class CachedOracle(ABC):
         that what is paid is kept; `aclose` ends those.
         """
         question = self._question(request)
+        if not self._caches:
+            return self._counted(await self._fly(question))
         stored = self.cache.get(question.key)
         if stored is not None:
             return self._counted(self._result(question, stored, cached=True))
@@ -150,6 +155,8 @@ class CachedOracle(ABC):
     async def _fly(self, question: Question) -> ChatResult:
         async with self._slots:
             self._raise_if_stopped()
+            if not self._caches:
+                return await self._answer(question)
             async with self.cache.claim(question.key):
                 # Another process may have answered between our first look and the claim.
                 stored = self.cache.get(question.key)
@@ -164,17 +171,18 @@ class CachedOracle(ABC):
             return ChatResult(
                 outcome.status, "", None, None, False, question.key.hex(), outcome.detail
             )
-        reply, held = outcome
+        kept, held = outcome
+
+        def settle(connection: sqlite3.Connection) -> int | None:
+            return self._ledger.settle(connection, request.model, kept.usage, held)
+
         try:
-            kept, nanos = await self.cache.store(
-                question.key,
-                question.canonical,
-                request,
-                reply,
-                lambda connection: self._ledger.settle(
-                    connection, request.model, reply.usage, held
-                ),
-            )
+            if self._caches:
+                kept, nanos = await self.cache.store(
+                    question.key, question.canonical, request, kept, settle
+                )
+            else:
+                nanos = await self._database.submit(settle)
         except StargateError as error:
             # The disk is full, or worse: answers that can't be kept must not be paid for.
             raise self._stop(error) from None

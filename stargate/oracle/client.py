@@ -72,6 +72,7 @@ class Oracle(CachedOracle):
         config: RemoteOracleConfig,
         cache_path: str | Path,
         *,
+        caches: bool = True,
         rng: random.Random | None = None,
     ) -> None:
         address = config.endpoint if isinstance(config, AzureOracleConfig) else config.base_url
@@ -86,6 +87,7 @@ class Oracle(CachedOracle):
             cost=config.cost,
             max_tokens_parameter=config.max_tokens_parameter,
             extra_body=config.extra_body,
+            caches=caches,
         )
         self._config = config
         self._limiter = RateLimiter(config.limits)

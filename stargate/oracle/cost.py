@@ -207,9 +207,9 @@ class Ledger:
 
         self._database.submit(operation)
 
-    async def recover(self) -> None:
+    def recover(self) -> None:
         """Counts what died with other processes as paid."""
-        await self._database.submit(self._sweep)
+        self._database.run(self._sweep)
 
     def read(self) -> Meter:
         """The meter as it stands on the disk."""

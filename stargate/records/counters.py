@@ -87,10 +87,10 @@ class Counters:
 def generated_tokens(dialogue: Dialogue) -> int:
     """Tokens that the engines sampled for a dialogue.
 
-    Fixed answers were not sampled and do not count.
+    Fixed answers and those of an API were not, and do not count.
     """
     return sum(
         len(turn.question_ids)
-        + (0 if turn.answer_stop is StopReason.FIXED else len(turn.answer_ids))
+        + (0 if turn.answer_stop is StopReason.FIXED else len(turn.answer_ids or ()))
         for turn in dialogue.turns
     )

@@ -200,6 +200,8 @@ class Throughput:
     push_seconds: Annotated[float | None, _at("push", "seconds")] = None
     num_engines: Annotated[int | None, _at("push", "num_engines")] = None
     peak_rss_gb: float | None = None
+    api_calls: Annotated[int | None, _at("roleplayer_cost", "calls")] = None
+    api_cost: Annotated[float | None, _at("roleplayer_cost", "money")] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,6 +225,8 @@ def _speed_lines(speed: Throughput) -> Iterator[str]:
         yield f"  training: {speed.train_tokens_per_s:.1f} tokens/s"
     if speed.peak_rss_gb is not None:
         yield f"  peak memory of all processes: {speed.peak_rss_gb:.1f} GiB"
+    if speed.api_calls is not None:
+        yield f"  the Roleplayer's API: {speed.api_calls} calls, cost {speed.api_cost:.6g}"
 
 
 def _amounts(speed: Throughput) -> list[tuple[str, str]]:
@@ -240,6 +242,8 @@ def _amounts(speed: Throughput) -> list[tuple[str, str]]:
         "weight push": (push, "{}"),
         "engines pushed to": (speed.num_engines, "{:,}"),
         "peak memory": (speed.peak_rss_gb, "{:.1f} GiB"),
+        "calls of the Roleplayer's API": (speed.api_calls, "{:,}"),
+        "cost of the Roleplayer's API": (speed.api_cost, "{:.6g}"),
     }
     return [
         (name, text.format(value)) for name, (value, text) in entries.items() if value is not None

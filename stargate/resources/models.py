@@ -8,6 +8,7 @@ a Hugging Face id  -> downloaded by huggingface_hub into its own cache, safetens
 import re
 from pathlib import Path
 
+from stargate.config.run import EngineRoleplayerConfig, RunConfig
 from stargate.errors import ModelError
 from stargate.records.model_folder import check_model_folder, read_object
 from stargate.resources.embedded import EMBEDDED, ensure_embedded_model, package_folder
@@ -52,6 +53,14 @@ def context_length(folder: Path) -> int:
             if isinstance(length := place.get(key), int):
                 return length
     raise ModelError(f"model {folder}: config.json does not say max_position_embeddings")
+
+
+def resolve_roleplayer(config: RunConfig) -> Path | None:
+    """The folder of the Roleplayer's model; None where an API answers. Raises ModelError."""
+    roleplayer = config.roleplayer
+    if not isinstance(roleplayer, EngineRoleplayerConfig):
+        return None
+    return resolve_model(roleplayer.model, trust_remote_code=config.trust_remote_code)
 
 
 def resolve_embedder() -> Path:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from stargate.config.run import RunConfig
+from stargate.config.run import EngineRoleplayerConfig, RunConfig
 from stargate.config.uri import is_uri, parse_uri, run_name
 from stargate.errors import ConfigError, ExitCode, StargateError
 from stargate.monitoring.progress import safe_text
@@ -139,8 +139,9 @@ def check_for_cluster(config: RunConfig, package: Package) -> None:
         "data.source": config.data.source,
         "prompts": config.prompts,
         "model": config.model,
-        "roleplayer.model": config.roleplayer.model,
     }
+    if isinstance(config.roleplayer, EngineRoleplayerConfig):
+        paths["roleplayer.model"] = config.roleplayer.model
     for key, value in paths.items():
         path = Path(value)
         if path.is_absolute() or not path.exists():

@@ -33,11 +33,11 @@ _EMPTY_REASONS = {"empty_question": "questioner", "empty_answer": "roleplayer"}
 ROLES = ("questioner", "roleplayer")
 
 
-def loops(token_ids: Sequence[int], stop: StopReason) -> bool:
-    """Whether a sampled text repeated itself until it was cut off."""
+def loops(token_ids: Sequence[int] | Sequence[str], stop: StopReason) -> bool:
+    """Whether a sampled text repeated itself until it was cut off. Of an API's text words do."""
     if stop is not StopReason.LENGTH or len(token_ids) < _MIN_TOKENS:
         return False
-    seen: set[tuple[int, ...]] = set()
+    seen: set[tuple[object, ...]] = set()
     num_later = num_repeated = 0
     for start in range(len(token_ids) - _NGRAM + 1):
         ngram = tuple(token_ids[start : start + _NGRAM])
@@ -87,7 +87,8 @@ class DegenerationWatch:
         for turn in dialogue.turns:
             self._count("questioner", looping=loops(turn.question_ids, turn.question_stop))
             if turn.answer_stop is not StopReason.FIXED:
-                self._count("roleplayer", looping=loops(turn.answer_ids, turn.answer_stop))
+                said = turn.answer.split() if turn.answer_ids is None else turn.answer_ids
+                self._count("roleplayer", looping=loops(said, turn.answer_stop))
 
     def dropped(self, problem: RecordDropped) -> None:
         """Counts a dialogue that was dropped, if it was for an empty text."""

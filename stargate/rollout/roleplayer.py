@@ -10,15 +10,18 @@ facts grounding    question -> facts that answer it, each told once -> the model
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
 
-from stargate.config.run import FactsGrounding, RoleplayerConfig
+from stargate.config.run import EngineRoleplayerConfig, FactsGrounding, RoleplayerConfig
 from stargate.errors import DataError, RecordDropped
 from stargate.protocols import Generate, MatchFacts, Roleplay
 from stargate.rollout.question_text import is_repeated, questions_in
 from stargate.rollout.questioner import require_room, sampling_of
 from stargate.text.chat import ChatFormat, Message
+from stargate.text.reasoning import spoken_part
 from stargate.text.views import Views
-from stargate.types import Answer, GenerateRequest, Generation, Pair, StopReason, Turn
+from stargate.types import Answer, GenerateRequest, Pair, StopReason, Turn
 
 # Words that carry no claim about a person: using one more of them invents nothing.
 _FUNCTION_WORDS_TEXT = """
@@ -55,28 +58,35 @@ def _stem(word: str) -> str:
     return word.split("'")[0][:_STEM_LETTERS]
 
 
-class _ModelCall:
-    """One call of the Roleplayer's engine."""
+class RoleplayerCall(Protocol):
+    """Has the Roleplayer's model say something: the answer after `number` turns of a session.
+
+    The text is what it says aloud; it may be empty. Raises RecordDropped where there is none.
+    """
+
+    async def __call__(
+        self, messages: Sequence[Message], session: str, number: int, seed: int
+    ) -> Answer: ...
+
+
+class EngineCall:
+    """One call of the Roleplayer's engine. (An API's: stargate/oracle/roleplayer_call.py.)"""
 
     def __init__(
-        self,
-        generate: Generate,
-        chat: ChatFormat,
-        config: RoleplayerConfig,
-        max_model_len: int,
+        self, generate: Generate, chat: ChatFormat, config: EngineRoleplayerConfig
     ) -> None:
         self._generate = generate
         self._chat = chat
         self._sampling = config.sampling
-        self._max_model_len = max_model_len
+        self._max_model_len = config.engine.max_model_len
 
     async def __call__(
         self, messages: Sequence[Message], session: str, number: int, seed: int
-    ) -> Generation:
+    ) -> Answer:
         prompt_ids = self._chat.prompt_ids(messages)
         where = f"{session} answer {number + 1}"
         require_room(prompt_ids, self._sampling.max_new_tokens, self._max_model_len, where)
-        return await self._generate(
+        generation = await self._generate(
             GenerateRequest(
                 request_id=f"{session}/a{number}",
                 session=session,
@@ -84,12 +94,14 @@ class _ModelCall:
                 sampling=sampling_of(self._sampling, seed),
             )
         )
+        said = spoken_part(generation.text) or ""
+        return Answer(said.strip(), generation.token_ids, generation.stop)
 
 
 class PersonaRoleplayer:
     """The paper's Roleplayer: the whole persona is in its prompt."""
 
-    def __init__(self, call: _ModelCall, views: Views) -> None:
+    def __init__(self, call: RoleplayerCall, views: Views) -> None:
         self._call = call
         self._views = views
 
@@ -97,17 +109,17 @@ class PersonaRoleplayer:
         self, pair: Pair, turns: Sequence[Turn], question: str, *, session: str, seed: int
     ) -> Answer:
         messages = self._views.roleplayer(pair, turns, question)
-        generation = await self._call(messages, session, len(turns), seed)
-        if not generation.text.strip():
+        answer = await self._call(messages, session, len(turns), seed)
+        if not answer.text:
             raise RecordDropped("empty_answer", session, "the Roleplayer said nothing")
-        return Answer(generation.text.strip(), generation.token_ids, generation.stop)
+        return answer
 
 
 class FactsRoleplayer:
     """Told only the facts that answer the question, so what was elicited is known exactly."""
 
     def __init__(
-        self, call: _ModelCall, views: Views, match: MatchFacts, grounding: FactsGrounding
+        self, call: RoleplayerCall, views: Views, match: MatchFacts, grounding: FactsGrounding
     ) -> None:
         self._call = call
         self._views = views
@@ -128,15 +140,14 @@ class FactsRoleplayer:
         facts = [pair.persona.facts[index] for index in elicited]
         if self._grounding.voice == "model":
             messages = self._views.voice(pair, question, facts)
-            generation = await self._call(messages, session, len(turns), seed)
-            text = generation.text.strip()
+            answer = await self._call(messages, session, len(turns), seed)
             # Grounding holds by what was said, not by what was asked for: a small model drifts off.
             if (
-                generation.stop is StopReason.STOP
-                and not invented_words(text, [question, *facts])
-                and await self._states_all(text, facts)
+                answer.stop is StopReason.STOP
+                and not invented_words(answer.text, [question, *facts])
+                and await self._states_all(answer.text, facts)
             ):
-                return Answer(text, generation.token_ids, generation.stop, elicited)
+                return replace(answer, elicited=elicited)
         return Answer(" ".join(facts), (), StopReason.FIXED, elicited)
 
     async def _elicit(
@@ -161,14 +172,9 @@ class FactsRoleplayer:
 
 
 def build_roleplayer(
-    config: RoleplayerConfig,
-    generate: Generate,
-    chat: ChatFormat,
-    views: Views,
-    match: MatchFacts | None,
+    config: RoleplayerConfig, call: RoleplayerCall, views: Views, match: MatchFacts | None
 ) -> Roleplay:
     """The Roleplayer that the config asks for; `match` is needed for facts grounding."""
-    call = _ModelCall(generate, chat, config, config.engine.max_model_len)
     if isinstance(config.grounding, FactsGrounding):
         if match is None:
             raise ValueError("facts grounding needs a fact matcher")

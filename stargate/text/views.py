@@ -160,7 +160,7 @@ def _question(turn: Turn) -> Message:
 
 
 def _answer(turn: Turn) -> Message:
-    """A fixed answer was not sampled: it has no ids of its own and is tokenised as text."""
+    """A fixed answer was not sampled, an API's ids are not known: such a text is tokenised."""
     if turn.answer_stop is StopReason.FIXED:
         return Message("assistant", turn.answer)
     return Message("assistant", turn.answer, turn.answer_ids, turn.answer_stop)

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from stargate.config.run import FactsGrounding, PersonaGrounding, RoleplayerConfig
+from stargate.config.run import EngineRoleplayerConfig, FactsGrounding, PersonaGrounding
 from stargate.errors import DataError, RecordDropped
 from stargate.rollout.question_text import questions_in
 from stargate.rollout.roleplayer import (
+    EngineCall,
     build_roleplayer,
     invented_words,
     kept_share,
@@ -17,27 +18,8 @@ from stargate.rollout.roleplayer import (
 from stargate.text.prompts import load_prompts
 from stargate.text.views import Views
 from stargate.types import Answer, Pair, StopReason
+from tests.fakes.keyword_match import PAIR, KeywordMatch
 from tests.fakes.scripted import ScriptedGenerate, byte_chat, make_pair, make_turn
-
-
-class KeywordMatch:
-    """A fact answers a question when they share a word."""
-
-    async def __call__(
-        self, question: str, facts: Sequence[str], told: Sequence[int]
-    ) -> tuple[int, ...]:
-        words = {
-            w.strip("?.,").lower() for w in question.split() if len(w) > 4 or w.startswith("tea")
-        }
-        return tuple(
-            i for i, f in enumerate(facts) if i not in told and words & set(f.lower()[:-1].split())
-        )
-
-    async def states(self, text: str, fact: str) -> bool:
-        return fact.split()[-1] in text
-
-
-PAIR = make_pair(facts=("I love green tea.", "I own a brown dog.", "I hate tea with milk."))
 
 
 def answer(
@@ -45,15 +27,15 @@ def answer(
     said: str = "I own a brown dog.",
     turns: Sequence[object] = (),
     end: bool = True,
-    config: RoleplayerConfig | None = None,
+    config: EngineRoleplayerConfig | None = None,
     prompts: str = "small",
     **facts: object,
 ) -> tuple[Answer, ScriptedGenerate]:
     generate = ScriptedGenerate(lambda request: said, end=end)
-    config = config or RoleplayerConfig(grounding=FactsGrounding(**facts))  # type: ignore[arg-type]
+    config = config or EngineRoleplayerConfig(grounding=FactsGrounding(**facts))  # type: ignore[arg-type]
     match = KeywordMatch() if isinstance(config.grounding, FactsGrounding) else None
     views = Views(load_prompts(prompts))
-    roleplay = build_roleplayer(config, generate, byte_chat(), views, match)
+    roleplay = build_roleplayer(config, EngineCall(generate, byte_chat(), config), views, match)
     coroutine = roleplay(PAIR, list(turns), question, session="d", seed=5)  # type: ignore[arg-type]
     return asyncio.run(coroutine), generate
 
@@ -133,7 +115,7 @@ def test_what_is_kept_of_a_fact_is_a_share_of_its_telling_words() -> None:
 
 
 def test_persona_grounding_shows_the_whole_persona_and_elicits_nothing() -> None:
-    config = RoleplayerConfig(grounding=PersonaGrounding())
+    config = EngineRoleplayerConfig(grounding=PersonaGrounding())
     got, generate = answer("More?", " Sure. ", [make_turn()], config=config, prompts="paper")
     assert (got.text, got.elicited) == ("Sure.", ())
     assert "About p." in "".join(chr(i) for i in generate.requests[0].prompt_ids)
@@ -141,7 +123,15 @@ def test_persona_grounding_shows_the_whole_persona_and_elicits_nothing() -> None
 
 def test_an_empty_answer_drops_the_dialogue() -> None:
     with pytest.raises(RecordDropped, match="empty_answer"):
-        answer("More?", "  ", config=RoleplayerConfig(), prompts="paper")
+        answer("More?", "  ", config=EngineRoleplayerConfig(), prompts="paper")
+
+
+def test_what_the_model_thinks_is_not_said() -> None:
+    config = EngineRoleplayerConfig()
+    got, _ = answer("More?", "<think>She asks.</think>\nSure.", config=config, prompts="paper")
+    assert got.text == "Sure."
+    with pytest.raises(RecordDropped, match="empty_answer"):
+        answer("More?", "<think>She asks", config=config, prompts="paper", end=False)
 
 
 def test_a_persona_without_facts_is_named() -> None:
