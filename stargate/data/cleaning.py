@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from stargate.data.dataset import Dataset, origin_holds
 from stargate.data.findings import ImportReport
+from stargate.data.rows import RawGold, RawPersona, RawTask
 from stargate.data.text import (
     FIRST_PERSON,
     same_text_key,
@@ -40,44 +41,6 @@ _NAME_IN_TEXT = re.compile(
 )
 # A profile tells its person's name within so many characters, or not at all.
 _NAME_WITHIN = 80
-
-
-@dataclass(frozen=True, slots=True)
-class RawTask:
-    """A task as found. `split` None: the cleaner leaves it out."""
-
-    where: str
-    id: Any
-    text: Any
-    split: Any
-    needs_question: Any = True
-    gold: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class RawPersona:
-    """A persona as found."""
-
-    where: str
-    id: Any
-    text: Any
-    split: Any
-    name: Any = None
-    facts: Any = None
-    fact_origins: Any = None
-    importance: Any = None
-    task_id: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class RawGold:
-    """A gold as found; the ids are those of RawTask and RawPersona."""
-
-    where: str
-    task_id: Any
-    persona_id: Any
-    text: Any
-    facts_used: Any = None
 
 
 _Raw = TypeVar("_Raw", RawTask, RawPersona)
@@ -299,15 +262,9 @@ class Cleaner:
         return tuple(origins)
 
     def _importance(self, raw: RawPersona, facts: tuple[str, ...]) -> tuple[int, ...]:
-        found = raw.importance
-        if found is None or (isinstance(found, (list, tuple)) and not found):
-            return ()
-        if (
-            isinstance(found, (list, tuple))
-            and len(found) == len(facts)
-            and all(type(value) is int and 1 <= value <= 3 for value in found)
-        ):
-            return tuple(found)
+        found = _whole_numbers(raw.importance, range(1, 4))
+        if found is not None and len(found) in (0, len(facts)):
+            return found
         self.report.add("bad_value", raw.where, "importance does not fit the facts")
         return ()
 
@@ -340,16 +297,10 @@ class Cleaner:
         return pair[0], pair[1]
 
     def _facts_used(self, raw: RawGold, persona: Persona) -> tuple[int, ...]:
-        used = raw.facts_used
+        used = _whole_numbers(raw.facts_used, range(len(persona.facts)))
         if used is None:
-            return ()
-        if isinstance(used, (list, tuple)) and all(
-            isinstance(i, int) and not isinstance(i, bool) and 0 <= i < len(persona.facts)
-            for i in used
-        ):
-            return tuple(used)
-        self.report.add("facts_used_unusable", raw.where, f"{str(used)[:60]}")
-        return ()
+            self.report.add("facts_used_unusable", raw.where, f"{str(raw.facts_used)[:60]}")
+        return used or ()
 
     def _flag(self, value: Any, where: str) -> bool:
         if value is None or isinstance(value, bool):
@@ -417,3 +368,12 @@ def _short(text: str, limit: int = 70) -> str:
 
 def _kind(value: Any) -> str:
     return f"a {type(value).__name__}, not a text"
+
+
+def _whole_numbers(value: Any, allowed: range) -> tuple[int, ...] | None:
+    """The numbers of a list; () for nothing, None if it is not a list of allowed ones."""
+    if value is None:
+        return ()
+    if isinstance(value, (list, tuple)) and all(type(i) is int and i in allowed for i in value):
+        return tuple(value)
+    return None

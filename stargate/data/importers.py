@@ -19,11 +19,12 @@ from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any
 
-from stargate.data.cleaning import Cleaner, RawGold, RawPersona, RawTask
+from stargate.data.cleaning import Cleaner
 from stargate.data.findings import ImportReport
 from stargate.data.in3 import DEFAULT_SPLITS, In3Source, read_in3
 from stargate.data.official import read_official
 from stargate.data.reading import KINDS, Found, file_rows, hf_tables, hub_shards
+from stargate.data.rows import RawGold, RawPersona, RawTask
 from stargate.data.writing import dataset_rows, new_folder, write_json, write_jsonl
 from stargate.errors import DataError
 

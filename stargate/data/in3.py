@@ -15,9 +15,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from stargate.data.cleaning import RawGold, RawPersona, RawTask
 from stargate.data.findings import ImportReport
 from stargate.data.reading import Found, file_rows
+from stargate.data.rows import RawGold, RawPersona, RawTask
 from stargate.seeds import derive_seed
 
 # Given names of many places; persons of one task have different ones.

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stargate.data.cleaning import RawGold, RawPersona, RawTask
 from stargate.data.findings import ImportReport
 from stargate.data.reading import json_content
+from stargate.data.rows import RawGold, RawPersona, RawTask
 from stargate.errors import DataError
 
 _PROMPTS, _PERSONAS, _GOLDS = "prompts", "personas", "gold-responses"

@@ -13,11 +13,12 @@ from itertools import islice
 from pathlib import Path
 
 from stargate.data.build.config import FilePersonas, FileTasks, HubTasks
-from stargate.data.cleaning import Cleaner, RawPersona, RawTask
+from stargate.data.cleaning import Cleaner
 from stargate.data.dataset import open_dataset
 from stargate.data.findings import ImportReport
 from stargate.data.importers import TaskSource, detect_format, raw_tasks, records
 from stargate.data.reading import Found, file_rows, hf_tables, jsonl_rows, require_datasets
+from stargate.data.rows import RawPersona, RawTask
 from stargate.data.writing import dataset_rows
 from stargate.errors import DataError, one_line
 from stargate.types import Persona, Task
