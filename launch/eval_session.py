@@ -22,7 +22,7 @@ from stargate.monitoring.progress import Progress, make_progress
 from stargate.records.counters import Counters
 from stargate.records.files import hold
 from stargate.records.repair import discovery
-from stargate.records.store import EVALUATION_DROPS, RunStore
+from stargate.records.store import EVALUATION_DROPS, RunStore, load_run_config
 from stargate.remote.landing import landing
 
 # What may change within one evaluation: how much of it is made, and how it is made and judged.
@@ -113,14 +113,6 @@ async def _evaluate(
         store.write_json(EVALUATION_DROPS, drops)
         for reason, count in counters.dropped.items():
             progress.say(f"dropped: {reason}: {count}, e.g. {counters.dropped_examples[reason][0]}")
-
-
-def load_run_config(run_dir: Path) -> RunConfig:
-    """The resolved config of a run. Raises DataError if the folder is no run directory."""
-    file = run_dir / "config.yaml"
-    if not file.is_file():
-        raise DataError(f"{run_dir}: not a run directory: it has no config.yaml")
-    return load_config(file)
 
 
 def evaluation_root(run_dir: Path, name: str | None, trained: RunConfig, config: RunConfig) -> Path:

@@ -46,14 +46,13 @@ def run(args: argparse.Namespace) -> int:
 
 def resume(root: Path, *, take_over: bool = False) -> None:
     """Goes on with the run in `root`. Raises Interrupted and StargateError."""
-    from stargate.launch.eval_session import load_run_config
     from stargate.launch.session import sit
     from stargate.launch.setup import prepare
     from stargate.monitoring.progress import make_progress
     from stargate.records.files import hold
     from stargate.records.history import read_history, read_totals
     from stargate.records.repair import discovery
-    from stargate.records.store import RunStore
+    from stargate.records.store import RunStore, load_run_config
     from stargate.remote.landing import landing
     from stargate.resources.machine import environment
 

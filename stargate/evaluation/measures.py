@@ -24,7 +24,6 @@ a dialogue weighs by its turns, and turns of one dialogue, which are no independ
 in one (task, persona) cell, which is the unit that the intervals resample.
 """
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -47,7 +46,7 @@ from stargate.evaluation.statistics import (
 from stargate.evaluation.verdicts import Verdict
 from stargate.evaluation.win_rate import JudgedComparison, WinRate, win_rate
 from stargate.records.schemas import Row, dialogue_from_row
-from stargate.records.store import RunStore
+from stargate.records.store import RunStore, versions_of
 from stargate.types import Dialogue, Pair
 
 EVALUATION_FILE = "eval.json"
@@ -73,7 +72,6 @@ _GOLD_MEASURES = (
 _SHARES = ("_rate", "_coverage")
 # The columns that name a comparison; its two rows differ in `order`.
 _COMPARED = ("comparison", "task_id", "persona_id", "candidate", "baseline")
-_SCOPE = re.compile(r"eval-(m(?:0|[1-9][0-9]*))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +126,8 @@ def write_evaluation(
     """
     of_id = {pair.id: pair for pair in pairs}
     checkpoints = {
-        name: read_checkpoint(store, f"eval-{name}", of_id) for name in evaluated_checkpoints(store)
+        f"m{version}": read_checkpoint(store, f"eval-m{version}", of_id)
+        for version in versions_of(store.root, "eval-m")
     }
     if not checkpoints:
         raise DataError(f"{store.root}: no checkpoint was evaluated here (no folder eval-m0, ...)")
@@ -137,12 +136,6 @@ def write_evaluation(
     )
     store.write_json(EVALUATION_FILE, values)
     return values
-
-
-def evaluated_checkpoints(store: RunStore) -> list[str]:
-    """Names ("m0", "m1", ..., "m10") of the checkpoints that have a scope, by version."""
-    found = (_SCOPE.fullmatch(folder.name) for folder in store.root.glob("eval-m*/"))
-    return sorted((match[1] for match in found if match), key=lambda name: int(name[1:]))
 
 
 def read_checkpoint(store: RunStore, scope: str, pairs: Mapping[str, Pair]) -> CheckpointRecords:

@@ -11,21 +11,18 @@ its end; of a sitting that was killed, only the time after its last record there
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from operator import add
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import TypeAdapter
-
-from stargate.errors import DataError, ModelError, one_line
+from stargate.errors import ModelError
 from stargate.records.counters import Counters, generated_tokens
 from stargate.records.model_folder import check_model_folder
 from stargate.records.repair import scopes_of
 from stargate.records.schemas import Row, dialogue_from_row
-from stargate.records.store import METRICS, RunStore
+from stargate.records.store import METRICS, RunStore, parse, reading
 from stargate.types import (
     Dialogue,
     DialogueScore,
@@ -36,8 +33,6 @@ from stargate.types import (
     TrainResult,
     TurnScore,
 )
-
-_RecordT = TypeVar("_RecordT")
 
 SITTINGS_FILE = "sittings.json"
 # What a sitting counts on from where the one before it ended.
@@ -112,25 +107,8 @@ def read_totals(store: RunStore) -> RunTotals:
     if values is None:
         return RunTotals(count=1)
     values = {**{name: {} for name in _ADDED_LATER}, **values}
-    with _reading(store.root / SITTINGS_FILE):
-        return _typed(RunTotals, {entry.name: values[entry.name] for entry in fields(RunTotals)})
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Values of another shape than a run writes become DataError, which names the file."""
-    try:
-        yield
-    except KeyError as error:
-        raise DataError(f"{file}: it has no {error}") from error
-    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
-        problem = one_line(error)
-        raise DataError(f"{file}: not what a run writes: {problem}") from error
-
-
-def _typed(record: type[_RecordT], values: Mapping[str, Any]) -> _RecordT:
-    """A record from plain values, each of the type that its field says. Raises ValueError."""
-    return TypeAdapter(record).validate_python(dict(values))
+    with reading(store.root / SITTINGS_FILE):
+        return parse(RunTotals, {entry.name: values[entry.name] for entry in fields(RunTotals)})
 
 
 def count_rollouts(store: RunStore, counted: RunTotals) -> tuple[int, int]:
@@ -183,7 +161,7 @@ def read_history(store: RunStore) -> RunHistory:
     evaluations: dict[int, dict[str, Any]] = {}
     num_steps = {}
     for event in store.read_metrics():
-        with _reading(store.root / METRICS):
+        with reading(store.root / METRICS):
             if event["event"] == "iteration":
                 number = int(event["iteration"])
                 results[number] = _result(event, models)
@@ -238,7 +216,7 @@ def read_trained(store: RunStore, models: Path) -> dict[int, TrainResult]:
         values = store.read_json(train_file(scope))
         if values is not None:
             number = int(scope.removeprefix("t"))
-            with _reading(store.root / train_file(scope)):
+            with reading(store.root / train_file(scope)):
                 found[number] = _train_result(values, models / f"m{number + 1}")
     return found
 
@@ -269,13 +247,13 @@ def _result(event: Mapping[str, Any], models: Path) -> IterationResult | None:
     pushed = {name: event[key] for name, key in _PUSHED_KEYS.items()}
     return IterationResult(
         _train_result(trained, models / f"m{version}"),
-        _typed(PushResult, {"version": version, **pushed}),
+        parse(PushResult, {"version": version, **pushed}),
     )
 
 
 def _train_result(values: Mapping[str, Any], model_dir: Path) -> TrainResult:
     """The folder of a run may have moved, so the model's is not taken from what was written."""
-    return _typed(TrainResult, {**values, "model_dir": str(model_dir)})
+    return parse(TrainResult, {**values, "model_dir": str(model_dir)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ if all of their rows can be read.
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,9 +55,11 @@ def write_parquet(
         file.write(digest)
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file. Raises DataError, also for text that is no UTF-8."""
-    for batch in read_batches(path):
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, with these columns if it has them (of nested ones:
+    "turns.list.element.question"). Raises DataError, also for text that is no UTF-8.
+    """
+    for batch in read_batches(path, columns):
         for start in range(0, len(batch), _READ_ROWS):
             with _reading(path):
                 rows = batch.slice(start, _READ_ROWS).to_pylist()
@@ -72,10 +74,10 @@ def _reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: can't be read: {one_line(error)}") from error
 
 
-def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+def read_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The batches of a Parquet file. Raises DataError, at the latest at the damaged page."""
     with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-        yield from file.iter_batches()
+        yield from file.iter_batches(columns=columns)
 
 
 def read_metadata(path: Path) -> tuple[int, dict[str, str]]:

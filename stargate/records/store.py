@@ -17,15 +17,21 @@ read a second time. What a killed run leaves is put in order by repair.py.
 import asyncio
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from stargate.errors import DataError
+from stargate.config.files import load_config
+from stargate.config.run import RunConfig
+from stargate.errors import DataError, one_line
 from stargate.records.files import (
     disk_errors,
     make_folder,
@@ -37,7 +43,7 @@ from stargate.records.files import (
 from stargate.records.parquet import read_batches, read_metadata, read_rows, write_parquet
 from stargate.records.schemas import SCHEMAS, Row, record_from_row
 
-_RecordT = TypeVar("_RecordT")
+_T = TypeVar("_T")
 
 METRICS = "metrics.jsonl"
 EVALUATION_DROPS = "eval_dropped.json"  # what the last `stargate eval` of this folder had to drop
@@ -84,7 +90,7 @@ class RunStore:
         for file in table_files(self.root / scope / table):
             yield from read_rows(file)
 
-    def records(self, scope: str, table: str, kind: type[_RecordT]) -> Iterator[_RecordT]:
+    def records(self, scope: str, table: str, kind: type[_T]) -> Iterator[_T]:
         """The rows of a table whose columns are a record's fields, as such records."""
         return (record_from_row(kind, row) for row in self.read(scope, table))
 
@@ -136,13 +142,19 @@ class RunStore:
             os.fsync(file.fileno())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl. Raises DataError for one that is none."""
+        """The lines of metrics.jsonl. Raises DataError for one that is none.
+
+        A last line without an end is what a process is writing, or was when it was killed: it does
+        not count.
+        """
         file = self.root / METRICS
         if not file.is_file():
             return []
         found = []
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-        for number, line in enumerate(lines, start=1):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        for number, line in enumerate(text.splitlines(keepends=True), start=1):
+            if not line.endswith("\n"):
+                break
             try:
                 values = json.loads(line)
                 values["event"]
@@ -213,6 +225,57 @@ class _Table:
         batches = pa.Table.from_pylist(rows, schema=self._schema).to_batches()
         write_atomically(path, lambda target: write_parquet(target, self._schema, batches))
         self._number += 1
+
+
+@contextmanager
+def reading(place: Path) -> Iterator[None]:
+    """Values of another shape than a run writes become DataError, which names the place."""
+    try:
+        yield
+    except KeyError as error:
+        raise DataError(f"{place}: not what a run writes: it has no {error}") from error
+    except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
+        raise DataError(f"{place}: not what a run writes: {one_line(error)}") from error
+
+
+def parse(kind: type[_T], values: Any) -> _T:
+    """JSON as a record; keys that it does not have are passed over.
+
+    Raises ValueError, in one line, for another shape and for a number that is not finite.
+    """
+    try:
+        found: _T = _adapter(kind).validate_python({"": values})[""]  # type: ignore[arg-type]  # hashable
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"][1:]))
+        raise ValueError(f"{place}: {first['msg']}") from None
+    return found
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    # Within a dict, because pydantic takes no config for a dataclass alone, but hands it down.
+    return TypeAdapter(dict[str, kind], config=ConfigDict(allow_inf_nan=False))
+
+
+def versions_of(root: Path, prefix: str) -> list[int]:
+    """t of every folder ROOT/PREFIX<t>, in order; prefixes are "t" and "eval-m"."""
+    names = (path.name for path in root.iterdir() if path.is_dir())
+    found = (re.fullmatch(rf"{prefix}(0|[1-9]\d*)", name) for name in names)
+    return sorted(int(match[1]) for match in found if match)
+
+
+def load_run_config(run_dir: Path) -> RunConfig:
+    """The resolved config of a run. Raises DataError if the folder is no run directory."""
+    if not run_dir.is_dir():
+        raise DataError(f"{run_dir}: no such run directory")
+    file = run_dir / "config.yaml"
+    if not file.is_file():
+        raise DataError(
+            f"{run_dir}: not a run directory: it has no config.yaml; give the folder that "
+            "`stargate run` named"
+        )
+    return load_config(file)
 
 
 def table_files(folder: Path) -> list[Path]:

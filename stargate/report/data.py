@@ -10,6 +10,7 @@ A run that stopped early or was never evaluated is a run: what is missing is sai
 what is no run directory, or a broken file in it, is a DataError.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,23 +19,36 @@ from stargate.config.files import load_config
 from stargate.config.run import FactsGrounding, RunConfig
 from stargate.data.dataset import Dataset, open_dataset
 from stargate.errors import DataError
+from stargate.evaluation.measures import EVALUATION_FILE, About
+from stargate.evaluation.qualification import Criterion
+from stargate.evaluation.statistics import Measure, PairedMeasure
 from stargate.records.files import read_json
-from stargate.records.store import EVALUATION_DROPS
+from stargate.records.schemas import Row
+from stargate.records.store import (
+    EVALUATION_DROPS,
+    METRICS,
+    RunStore,
+    load_run_config,
+    parse,
+    reading,
+    versions_of,
+)
 from stargate.report.dialogues import (
     keep_whole_pairs,
+    read_dialogues,
     read_evaluated,
-    read_rows,
     read_training,
     stated_facts,
     told_facts,
 )
-from stargate.report.reading import Row, parse, read_evaluation, read_iterations, reading, scopes
 from stargate.report.records import (
     TEST,
     TRAIN,
     DialogueView,
     Drops,
     Evaluation,
+    Iteration,
+    Judge,
     ReportData,
     SelectionView,
     Throughput,
@@ -51,11 +65,11 @@ def load_report(run_dir: Path, max_dialogues: int = MAX_DIALOGUES) -> ReportData
 
     Raises DataError for what is not a run directory, or for a broken file in it.
     """
-    config = _read_config(run_dir)
+    config = load_run_config(run_dir)
     loader = _Loader(run_dir, config)
     evaluations = loader.evaluations()
     selections = loader.training(max_dialogues)
-    iterations = read_iterations(run_dir / "metrics.jsonl")
+    iterations = _read_iterations(run_dir)
     summary = read_json(run_dir / "summary.json")
     if summary is None:
         loader.notes.append(
@@ -86,18 +100,6 @@ def load_report(run_dir: Path, max_dialogues: int = MAX_DIALOGUES) -> ReportData
             drops=_drops(values, run_dir),
             notes=tuple(dict.fromkeys(loader.notes)),
         )
-
-
-def _read_config(run_dir: Path) -> RunConfig:
-    if not run_dir.is_dir():
-        raise DataError(f"{run_dir}: no such run directory")
-    file = run_dir / "config.yaml"
-    if not file.is_file():
-        raise DataError(
-            f"{run_dir}: not a run directory: it has no config.yaml; give the folder that "
-            "`stargate run` named"
-        )
-    return load_config(file)
 
 
 class _Loader:
@@ -131,8 +133,8 @@ class _Loader:
     def _evaluation(
         self, root: Path, source: str, name: str, config: RunConfig
     ) -> Evaluation | None:
-        versions = scopes(root, "eval-m")
-        evaluation = read_evaluation(root, source, name)
+        versions = versions_of(root, "eval-m")
+        evaluation = _read_evaluation(root, source, name)
         if not versions and not evaluation.measures:
             return None
         if not evaluation.measures:
@@ -141,7 +143,7 @@ class _Loader:
                 "`stargate eval` writes them."
             )
         with reading(root):
-            rows = {version: read_rows(root, f"eval-m{version}") for version in versions}
+            rows = {version: read_dialogues(root, f"eval-m{version}") for version in versions}
             pairs = self._read_pairs(source, config, rows)
             about = evaluation.about
             grounded = about.roleplayer.grounding == "facts" if about else _grounded(config)
@@ -153,7 +155,7 @@ class _Loader:
         """Reads the training dialogues; returns the selections of all pairs."""
         selections: list[SelectionView] = []
         with reading(self._root):
-            rows = {t: read_rows(self._root, f"t{t}") for t in scopes(self._root, "t")}
+            rows = {t: read_dialogues(self._root, f"t{t}") for t in versions_of(self._root, "t")}
             room = max(max_dialogues - len(self.dialogues), 0)
             kept, self.num_left_out = keep_whole_pairs(rows, room)
             pairs = self._read_pairs(TRAIN, self._config, rows)
@@ -217,3 +219,66 @@ def _drops(summary: Mapping[str, Any], run_dir: Path) -> Drops:
 
 def _counts(values: Mapping[str, Any] | None) -> dict[str, int]:
     return parse(dict[str, int], values or {})
+
+
+def _read_iterations(run_dir: Path) -> tuple[Iteration, ...]:
+    """The iterations of metrics.jsonl in order; of one that was done again, the last."""
+    found: dict[int, Iteration] = {}
+    with reading(run_dir / METRICS):
+        for event in RunStore(run_dir).read_metrics():
+            if event["event"] == "iteration":
+                iteration = parse(Iteration, event)
+                found[iteration.number] = iteration
+    return tuple(found[number] for number in sorted(found))
+
+
+def _read_evaluation(root: Path, source: str, name: str) -> Evaluation:
+    """ROOT/eval.json; without one, an evaluation without measures. Raises DataError."""
+    file = root / EVALUATION_FILE
+    tree = read_json(file)
+    if tree is None:
+        checkpoints = tuple(f"m{version}" for version in versions_of(root, "eval-m"))
+        return Evaluation(source, name, checkpoints)
+    names = (name for name in tree if re.fullmatch(r"m\d+", name))
+    checkpoints = tuple(sorted(names, key=lambda name: int(name[1:])))
+    with reading(file):
+        about = tree.get("about") or {}
+        return Evaluation(
+            source,
+            name,
+            checkpoints,
+            about=parse(About, about) if about else None,
+            confidence=parse(float, about.get("confidence") or 0.95),
+            measures={m: _measures(tree[m]) for m in checkpoints},
+            changes={
+                m: {name: parse(PairedMeasure, value) for name, value in values.items()}
+                for m, values in (tree.get("changes") or {}).items()
+            },
+            win_rates={
+                m: {k: v for k, v in tree[m].items() if _is_win_rate(k, v)} for m in checkpoints
+            },
+            judge=_judge(tree["judge"]) if tree.get("judge") else None,
+        )
+
+
+def _measures(values: Mapping[str, Any]) -> dict[str, Measure]:
+    return {
+        name: parse(Measure, value)
+        for name, value in values.items()
+        if isinstance(value, dict) and "mean" in value and not name.endswith("_details")
+    }
+
+
+def _is_win_rate(name: str, value: object) -> bool:
+    return name.startswith("win_rate") and name.endswith("_details") and isinstance(value, dict)
+
+
+def _judge(value: Mapping[str, Any]) -> Judge:
+    fit = bool(value["fit"])
+    criteria = (value.get("criteria") or {}).items()
+    return Judge(
+        fit,
+        parse(str, value["model"]) if value.get("model") else None,
+        str(value.get("verdict") or ("the judge is fit" if fit else "the judge is UNFIT")),
+        tuple(parse(Criterion, {**entry, "name": name}) for name, entry in criteria),
+    )

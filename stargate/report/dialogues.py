@@ -11,8 +11,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from stargate.errors import DataError
 from stargate.evaluation.elicitation import turn_facts
-from stargate.report.reading import Row, read_columns
+from stargate.records.parquet import file_problem, read_rows
+from stargate.records.schemas import Row
+from stargate.records.store import table_files
 from stargate.report.records import TRAIN, DialogueView, ResponseView, SelectionView, TurnView
 from stargate.types import Dialogue, Pair, StopReason, Turn
 
@@ -28,10 +31,22 @@ FactsOf = Callable[[Row, Pair], Sequence[Sequence[int]]]
 Pairs = Mapping[str, Pair]
 
 
-def read_rows(root: Path, scope: str) -> list[Row]:
+def read_dialogues(root: Path, scope: str) -> list[Row]:
     """The dialogues of a scope as rows, by pair and index."""
-    rows = read_columns(root, scope, "dialogues", _DIALOGUE_COLUMNS)
+    rows = _read(root, scope, "dialogues", _DIALOGUE_COLUMNS)
     return sorted(rows, key=lambda row: (row["pair_id"], row["index"], row["id"]))
+
+
+def _read(root: Path, scope: str, table: str, columns: Sequence[str]) -> list[Row]:
+    """Rows of one table with these columns only: token ids are most of a table's bytes, and the
+    report needs none. Nothing if there is no table. Raises DataError.
+    """
+    rows: list[Row] = []
+    for file in table_files(root / scope / table):
+        if (problem := file_problem(file)) is not None:
+            raise DataError(f"{file}: {problem}")
+        rows += read_rows(file, columns)
+    return rows
 
 
 def read_training(
@@ -39,9 +54,7 @@ def read_training(
 ) -> tuple[list[DialogueView], list[SelectionView]]:
     """The dialogues of one iteration that are given as rows, and every pair's selection."""
     scope = f"t{iteration}"
-    scores = {
-        row["dialogue_id"]: row for row in read_columns(root, scope, "scores", _SCORE_COLUMNS)
-    }
+    scores = {row["dialogue_id"]: row for row in _read(root, scope, "scores", _SCORE_COLUMNS)}
     selections = _selections(root, iteration, scores)
     compared_by = {
         candidate: score
@@ -49,7 +62,7 @@ def read_training(
         for candidate, score in zip(entry.candidates, entry.scores, strict=True)
     }
     chosen = {entry.chosen for entry in selections}
-    examples = read_columns(root, scope, "examples", ("dialogue_id", "response"))
+    examples = _read(root, scope, "examples", ("dialogue_id", "response"))
     responses = {row["dialogue_id"]: row["response"] for row in examples}
     dialogues = []
     for row in rows:
@@ -73,7 +86,7 @@ def read_training(
 
 
 def _selections(root: Path, iteration: int, scores: Mapping[str, Row]) -> list[SelectionView]:
-    rows = read_columns(root, f"t{iteration}", "selections", _SELECTION_COLUMNS)
+    rows = _read(root, f"t{iteration}", "selections", _SELECTION_COLUMNS)
     found = []
     for row in sorted(rows, key=lambda row: str(row["pair_id"])):
         scored = [scores.get(key, {}) for key in row["candidates"]]
@@ -96,8 +109,7 @@ def read_evaluated(
 ) -> list[DialogueView]:
     """All dialogues of one evaluation, given by checkpoint, with their controls."""
     controls = {
-        version: read_columns(root, f"eval-m{version}", "controls", _CONTROL_COLUMNS)
-        for version in rows
+        version: _read(root, f"eval-m{version}", "controls", _CONTROL_COLUMNS) for version in rows
     }
     # No checkpoint changes the gold without a dialogue, so it may stand in one scope only.
     without = {
@@ -182,7 +194,7 @@ def _turns(
 def _responses(root: Path, scope: str) -> dict[str, list[ResponseView]]:
     found: dict[str, list[ResponseView]] = defaultdict(list)
     columns = ("dialogue_id", "responder_version", "text")
-    for row in read_columns(root, scope, "responses", columns):
+    for row in _read(root, scope, "responses", columns):
         found[row["dialogue_id"]].append(ResponseView(row["responder_version"], row["text"]))
     for responses in found.values():
         responses.sort(key=lambda response: response.version)

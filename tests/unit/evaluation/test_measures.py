@@ -13,7 +13,6 @@ from stargate.evaluation.measures import (
     CheckpointRecords,
     changes,
     comparisons_from_rows,
-    evaluated_checkpoints,
     evaluation_json,
     judge_qualification,
     measure_checkpoint,
@@ -305,13 +304,6 @@ def test_an_ungrounded_roleplayer_is_read_by_its_words() -> None:
     for user, facts in ((GROUNDED, 0.0), (by_words, 1.0)):
         got = evaluation_json({"m0": records}, words, replace(ABOUT, roleplayer=user), QUICK)
         assert got["m0"]["facts_per_dialogue"]["mean"] == facts
-
-
-def test_checkpoints_are_in_the_order_of_their_versions(tmp_path: Path) -> None:
-    for name in ("eval-m10", "eval-m2", "eval-m0", "eval-m1x", "eval-m01", "t0"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "eval-m3").write_text("not a folder")
-    assert evaluated_checkpoints(RunStore(tmp_path)) == ["m0", "m2", "m10"]
 
 
 @pytest.mark.parametrize("compacted", [False, True])

@@ -11,8 +11,8 @@ from stargate.evaluation.evaluator import checkpoint_dirs
 from stargate.launch.eval_session import (
     chosen_checkpoints,
     evaluation_root,
-    load_run_config,
 )
+from stargate.records.store import load_run_config
 
 DIRS = {0: Path("base"), 1: Path("m1"), 3: Path("m3")}
 

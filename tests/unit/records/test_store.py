@@ -20,7 +20,7 @@ from stargate.records.schemas import (
     dialogue_row,
     record_row,
 )
-from stargate.records.store import RunStore, table_files
+from stargate.records.store import RunStore, table_files, versions_of
 from stargate.types import Dialogue, DialogueScore, TrainingExample
 from tests.fakes.scripted import make_pair, make_turn
 
@@ -252,3 +252,10 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> 
     finally:
         holder.stdin.close()  # which ends the child
         holder.stdout.close()
+
+
+def test_versions_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for name in ("eval-m10", "eval-m2", "eval-m0", "eval-m1x", "eval-m01", "t0"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "eval-m3").write_text("not a folder")
+    assert versions_of(tmp_path, "eval-m") == [0, 2, 10]

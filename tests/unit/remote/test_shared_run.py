@@ -11,10 +11,9 @@ from stargate.config.run import RecordsConfig, RunConfig
 from stargate.config.uri import parse_uri
 from stargate.errors import ConfigError, DataError
 from stargate.launch.cli import main
-from stargate.launch.eval_session import load_run_config
 from stargate.launch.session import run_session
 from stargate.monitoring.progress import PlainProgress
-from stargate.records.store import RunStore
+from stargate.records.store import RunStore, load_run_config
 from stargate.remote import lease as lease_module
 from stargate.remote.landing import check_records, landing
 from stargate.remote.lease import LEASE, LeaseHeld

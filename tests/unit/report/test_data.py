@@ -147,7 +147,11 @@ def test_a_halted_run_says_what_is_missing(tmp_path: Path) -> None:
         ("summary.json", "{", "summary.json: not valid JSON"),
         ("summary.json", "[]", "summary.json: expected an object, got list"),
         ("eval.json", '{"m0": {"gold_logprob": {"mean": 1}}}', "eval.json: not what a run writes"),
-        ("metrics.jsonl", '{"event": "iteration"}\n', "metrics.jsonl:1: not a line of metrics"),
+        (
+            "metrics.jsonl",
+            '{"event": "iteration"}\n',
+            "metrics.jsonl: not what a run writes: it",
+        ),
         ("t0/scores.parquet", "PAR?", "scores.parquet: can't be read"),
     ],
 )
