@@ -34,13 +34,8 @@ _KEYS = {
 }
 
 
-@dataclass(frozen=True)
-class Due:
-    """A dialogue as it is drawn before it is played."""
-
-    num_turns: int
-    seed: int
-    policy_version: int
+# K, seed and the policy's version of a dialogue, as they are drawn before it is played.
+Due = tuple[int, int, int]
 
 
 def due_dialogues(prepared: Prepared) -> dict[str, Due]:
@@ -55,7 +50,7 @@ def due_dialogues(prepared: Prepared) -> dict[str, Due]:
         for version in range(config.schedule.num_iterations + 1):
             planned.append((version, plan_evaluation(version, prepared.test_pairs, config)))
     return {
-        plan.dialogue_id: Due(plan.num_turns, plan.seed, version)
+        plan.dialogue_id: (plan.num_turns, plan.seed, version)
         for version, plans in planned
         for plan in plans
     }
@@ -116,9 +111,8 @@ async def examine(prepared: Prepared, store: RunStore, num_dropped: int) -> Find
 
 
 def _as_due(dialogue: Dialogue, due: Due | None) -> bool:
-    return due == Due(dialogue.num_turns, dialogue.seed, dialogue.policy_version) and (
-        len(dialogue.turns) == dialogue.num_turns
-    )
+    drawn = (len(dialogue.turns), dialogue.seed, dialogue.policy_version)
+    return due == drawn and len(dialogue.turns) == dialogue.num_turns
 
 
 def _num_duplicates(store: RunStore, scope: str) -> int:

@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
-from stargate.benchmarks.options import BenchmarkHelp
 from stargate.benchmarks.results import BASELINES, MAX_LOSS, Benchmark, card, read_result, record
 from stargate.errors import ConfigError, DataError
 
@@ -40,12 +39,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         dest="benchmark", required=True, metavar="BENCHMARK", parser_class=_Subcommand
     )
     for name, text in BENCHMARKS.items():
-        commands.add_parser(name, help=text, formatter_class=BenchmarkHelp)
+        commands.add_parser(name, help=text, formatter_class=_Help)
     comparing = commands.add_parser("compare", help="flag ratios that fell by more than 10 %%")
     comparing.add_argument("new", type=Path, metavar="NEW.json", help="a benchmark's JSON line")
     comparing.add_argument(
         "--against", type=Path, metavar="OLD.json", help="default: this checkout's baseline"
     )
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the description as it is written, and says each option's default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.default in (None, False, [], argparse.SUPPRESS) or "default" in text:
+            return text
+        return f"{text} (default: %(default)s)".lstrip()
 
 
 class _Subcommand(argparse.ArgumentParser):

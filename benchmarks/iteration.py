@@ -25,8 +25,7 @@ from typing import Any
 
 import psutil
 
-from stargate.benchmarks.options import positive
-from stargate.benchmarks.results import Measurement, Ratio, Say
+from stargate.benchmarks.results import Measurement, Ratio, Say, positive
 from stargate.benchmarks.sides import in_turn
 from stargate.config.files import load_config
 from stargate.launch.setup import Prepared, prepare

@@ -20,8 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from stargate.actors.engines.spec import EngineSpec
-from stargate.benchmarks.options import positive
-from stargate.benchmarks.results import Measurement, Ratio, Say
+from stargate.benchmarks.results import Measurement, Ratio, Say, positive
 from stargate.config.run import EngineConfig
 from stargate.errors import EngineError
 from stargate.resources.machine import describe_machine

@@ -17,8 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from stargate.benchmarks.options import positive
-from stargate.benchmarks.results import Measurement, Ratio, Say
+from stargate.benchmarks.results import Measurement, Ratio, Say, positive
 from stargate.benchmarks.rollout_figures import (
     QUESTIONER,
     ROLEPLAYER,

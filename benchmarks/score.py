@@ -22,8 +22,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stargate.benchmarks.options import positive
-from stargate.benchmarks.results import Measurement, Ratio, Say
+from stargate.benchmarks.results import Measurement, Ratio, Say, positive
 from stargate.benchmarks.score_sides import Job, Side, start_side
 from stargate.benchmarks.score_work import (
     PairRequests,

@@ -18,8 +18,7 @@ from pydantic import ValidationError
 
 from stargate.actors.training.spec import TrainerSpec, make_layout
 from stargate.actors.training.step_plan import plan_steps
-from stargate.benchmarks.options import positive
-from stargate.benchmarks.results import Measurement, Ratio, Say
+from stargate.benchmarks.results import Measurement, Ratio, Say, positive
 from stargate.benchmarks.sides import SideProcess, in_turn
 from stargate.benchmarks.train_work import Job, StepTime, load_examples
 from stargate.config.files import describe_problem
@@ -46,9 +45,9 @@ RATIOS: Mapping[str, Ratio] = {
 }
 # side -> its place; each is a process of its own.
 SIDES = {
-    "ours": "stargate.benchmarks.train_ours:play",
+    "ours": "stargate.benchmarks.train_loops:play_ours",
     "padded_trainer": "stargate.benchmarks.train_padded:play",
-    "bare_loop": "stargate.benchmarks.train_bare:play",
+    "bare_loop": "stargate.benchmarks.train_loops:play_bare",
 }
 # How far the first step's loss of a side may be from ours: bfloat16 rounds in other places, and
 # the Trainer's autocast keeps more of the model in float32.

@@ -145,12 +145,12 @@ class Recorded:
                 id=name,
                 pair_id=name.split("/")[1],
                 index=int(name.split("/")[2]),
-                num_turns=due.num_turns,
-                seed=due.seed,
+                num_turns=num_turns,
+                seed=seed,
                 policy_version=0,
-                turns=(make_turn(),) * due.num_turns,
+                turns=(make_turn(),) * num_turns,
             )
-            for name, due in due_dialogues(self).items()  # type: ignore[arg-type]
+            for name, (num_turns, seed, _) in due_dialogues(self).items()  # type: ignore[arg-type]
         }
         self.again = {name: -100.0 - place for place, name in enumerate(sorted(self.dialogues))}
 

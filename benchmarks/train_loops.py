@@ -1,24 +1,66 @@
-"""(torch) The least that training can cost: forward, backward and AdamW, with nothing around them.
+"""(torch, DeepSpeed) Our trainer rank, and a bare loop: the least that training can cost.
 
-The same micro-batches and the same model as ours (packed attention, output layer at loss positions
-only, LoRA and checkpointing if asked for), and the same precision: with bfloat16 a bfloat16 model
-beside float32 masters, float32 sums of gradients and float32 moments, in plain torch.
+Both have the same micro-batches and the same model (packed attention, output layer at loss
+positions only, LoRA and checkpointing if asked for), in the same precision.
 """
 
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from stargate.actors.modeling.model import SelectedLogits, load_model, token_losses
 from stargate.actors.training import lora as adapters
+from stargate.actors.training.backend import backend_class
 from stargate.actors.training.batches import make_batch
+from stargate.actors.training.objectives import make_objective
 from stargate.actors.training.packing import make_packable
+from stargate.actors.training.rank import TrainerRank
+from stargate.actors.training.spec import TrainerSpec
+from stargate.actors.training.stage import TrainingStage
 from stargate.benchmarks.train_work import Job, StepTime
+from stargate.resources.machine import free_port
 
 
-def play(job: Job, pipe: Connection) -> None:
-    """A plain loop."""
+def play_ours(job: Job, pipe: Connection) -> None:
+    """A trainer rank as a run uses it, one step at a time; then settles and saves."""
+    spec = TrainerSpec(
+        base_model_dir=job.model_dir,
+        config=job.config,
+        master_port=free_port(),
+        num_threads=job.num_threads,
+        device=job.device,
+        trust_remote_code=job.trust_remote_code,
+        seed=job.seed,
+    )
+    rank = TrainerRank(spec)
+    rank.start()
+    backend = backend_class(job.config.backend)(spec, job.model_dir)
+    try:
+        stage = TrainingStage(spec, backend, make_objective(spec.objective), job.examples)
+        pipe.send(backend.packed)
+        for step in job.steps:
+            pipe.recv()
+            start = job.now()
+            loss, _ = stage.learn(step, job.config.learning_rate, [], "bench train")
+            pipe.send(StepTime(job.now() - start, loss))
+        pipe.recv()
+        start = job.now()
+        backend.settle()
+        settled = job.now()
+        backend.save(str(Path(job.work_dir) / "ours"))
+        closing = {"settle_s": settled - start, "save_s": job.now() - settled}
+        pipe.send({**closing, "peak_memory_gb": job.peak_memory_gb()})
+    finally:
+        backend.close()
+        rank.shutdown()
+
+
+def play_bare(job: Job, pipe: Connection) -> None:
+    """Forward, backward and AdamW in plain torch: with bfloat16 a bfloat16 model beside float32
+    masters, float32 sums of gradients and float32 moments.
+    """
     torch.set_num_threads(job.num_threads)
     torch.manual_seed(job.seed)
     config, device = job.config, torch.device(job.device)
