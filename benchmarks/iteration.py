@@ -90,12 +90,12 @@ class Timeline(Counters):
         self._either = Counters()  # of every two stages, by both names
 
     @contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        with ExitStack() as spans:
-            spans.enter_context(super().span(name))
+    def stage(self, name: str) -> Iterator[None]:
+        with ExitStack() as stages:
+            stages.enter_context(super().stage(name))
             for two in combinations(_STAGES, 2):
                 if name in two:
-                    spans.enter_context(self._either.span("+".join(two)))
+                    stages.enter_context(self._either.stage("+".join(two)))
             yield
 
     def stages(self) -> dict[str, float]:

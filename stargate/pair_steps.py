@@ -100,7 +100,7 @@ class _PairSteps:
 
     @asynccontextmanager
     async def _step(self, name: str) -> AsyncIterator[Stage]:
-        with self.context.counters.span(name):
+        with self.context.counters.stage(name):
             self.stages[name].begin()
             yield self.stages[name]
             if self.barrier is not None:

@@ -23,7 +23,7 @@ from stargate.monitoring.tracking import Trackers
 from stargate.records.history import RunHistory, RunTotals, count_rollouts, iteration_event
 from stargate.records.repair import set_aside_files
 from stargate.records.store import RunStore
-from stargate.types import IterationResult, MemoryPeak
+from stargate.types import IterationResult
 
 
 class RunJournal:
@@ -102,16 +102,8 @@ class RunJournal:
     def _summarise(self, status: str) -> dict[str, Any]:
         total = self._so_far()
         summary = summarise_run(
-            counters=total,
-            evaluations=self._evaluations,
-            iterations=self._iterations,
-            status=status,
-            seconds=total.seconds,
-            peak=MemoryPeak(total.peak_gb, total.peak_measure, 0),
-            data_dropped=self._data_dropped,
+            total, self._evaluations, self._iterations, status, self._data_dropped
         )
-        summary["tracking_lost"] = dict(total.tracking_lost)
-        summary["sittings"] = total.count
         if (cost := self._roleplayer_cost()) is not None:
             summary["roleplayer_cost"] = dict(cost)
         summary["damaged_files"] = set_aside_files(self._store.root)

@@ -6,7 +6,6 @@ Importing this needs the standard library only; sampling needs psutil.
 import os
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -33,7 +32,7 @@ class PeakMemory:
     max_share: float = 0.01  # of one core
 
     def __post_init__(self) -> None:
-        self._members: dict[int, float] = {}  # pid -> start time, because the kernel reuses pids
+        self._members: set[psutil.Process] = set()
         self._peak = MemoryPeak(0.0, "pss", 0)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -70,28 +69,25 @@ class PeakMemory:
             taken = time.thread_time() - started
             self._stop.wait(max(self.interval_s, taken / self.max_share))
 
-    def _tree(self) -> "Iterator[psutil.Process]":
+    def _tree(self) -> "set[psutil.Process]":
         import psutil
 
-        processes = {p.pid: p for p in psutil.process_iter(["ppid", "create_time"])}
-        alive = {
-            pid: started
-            for pid, started in self._members.items()
-            if pid in processes and processes[pid].info["create_time"] == started
-        }
-        children: dict[int, list[int]] = {}
-        for pid, process in processes.items():
-            children.setdefault(process.info["ppid"], []).append(pid)
-        # A member that took part before is itself a root: its parent may be gone by now.
-        waiting = [os.getpid(), *alive]
-        members: dict[int, float] = {}
+        children: dict[int, list[psutil.Process]] = {}
+        waiting = []
+        for process in psutil.process_iter(["ppid"]):
+            children.setdefault(process.info["ppid"], []).append(process)
+            # One that took part before is itself a root: its parent may be gone by now. If it is:
+            # the kernel gives an id to another process later on.
+            known = process in self._members and process.is_running()
+            if known or process.pid == os.getpid():
+                waiting.append(process)
+        self._members = set()
         while waiting:
-            pid = waiting.pop()
-            if pid in processes and pid not in members:
-                members[pid] = processes[pid].info["create_time"]
-                waiting.extend(children.get(pid, ()))
-        self._members = members
-        return (processes[pid] for pid in members)
+            process = waiting.pop()
+            if process not in self._members:
+                self._members.add(process)
+                waiting += children.get(process.pid, ())
+        return self._members
 
 
 def _memory_of(process: "psutil.Process") -> tuple[int, str] | None:

@@ -41,7 +41,7 @@ def safe_text(text: str) -> str:
 
     such characters are escaped, as Python writes them. Line breaks stay. Twice is as good as once.
     """
-    return "".join(c if c == "\n" or not _is_control(c) else _escaped(c) for c in text)
+    return "".join(map(_escaped, text))
 
 
 def encodable(text: str, out: IO[str]) -> str:
@@ -50,13 +50,12 @@ def encodable(text: str, out: IO[str]) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def _is_control(character: str) -> bool:
+def _escaped(character: str) -> str:
     # Control, format (direction marks among them), surrogate and private-use characters, and the
     # separators of lines and paragraphs, which some terminals take as line breaks.
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
-
-
-def _escaped(character: str) -> str:
+    categories = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+    if character == "\n" or unicodedata.category(character) not in categories:
+        return character
     number = ord(character)
     if number < 0x100:
         return f"\\x{number:02x}"

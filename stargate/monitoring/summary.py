@@ -9,15 +9,15 @@ restarts.<role>.{count, longest_s}, resent.<role>  actors that died, requests se
 repeated_steps                     optimizer steps done again after a death, of all iterations
 roleplayer_cost.{calls, prompt_tokens, completion_tokens, money, ...}   of a Roleplayer by API
 joined.<role>, left.<role>                         engines added and taken out by `stargate scale`
-dropped.<reason>, data_dropped.<reason>, peak_rss_gb, seconds, status
+dropped.<reason>, data_dropped.<reason>, peak_rss_gb, seconds, sittings, status, tracking_lost
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from stargate.records.counters import Counters
-from stargate.types import IterationResult, MemoryPeak
+from stargate.records.history import RunTotals
+from stargate.types import IterationResult
 
 # Of TrainResult, as they are.
 _OF_TRAINING = (
@@ -27,18 +27,16 @@ _OF_TRAINING = (
 
 
 def summarise_run(
-    counters: Counters,
+    counters: RunTotals,
     evaluations: Mapping[str, Mapping[str, Any]],
     iterations: Sequence[IterationResult],
     status: str,
-    seconds: float,
-    peak: MemoryPeak,
     data_dropped: Mapping[str, int],
 ) -> dict[str, Any]:
     """The summary as nested plain values. A part that did not happen is absent, never zero."""
     summary: dict[str, Any] = {
         "status": status,
-        "seconds": seconds,
+        "seconds": counters.seconds,
         "stages": {name: {"seconds": value} for name, value in counters.stage_seconds.items()},
         "eval": {name: dict(measures) for name, measures in evaluations.items()},
         "dropped": dict(counters.dropped),
@@ -52,8 +50,10 @@ def summarise_run(
         "repeated_steps": sum(one.trained.num_repeated_steps or 0 for one in iterations),
         "joined": dict(counters.joined),
         "left": dict(counters.left),
-        "peak_rss_gb": peak.gb,
-        "peak_rss_measure": peak.measure,
+        "peak_rss_gb": counters.peak_gb,
+        "peak_rss_measure": counters.peak_measure,
+        "tracking_lost": dict(counters.tracking_lost),
+        "sittings": counters.count,
     }
     scopes = [scope for scope in counters.dialogues if not scope.startswith("eval")]
     rollout_seconds = counters.stage_seconds.get("rollout", 0.0)

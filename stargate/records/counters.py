@@ -33,36 +33,24 @@ class Counters:
     left: Counter[str] = field(default_factory=Counter)  # engines taken out meanwhile, by role
 
     def __post_init__(self) -> None:
-        self._open_spans: dict[str, tuple[int, float]] = {}
-
-    @contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        """Like `stage` for many blocks at once:
-
-        counts the wall time during which any of them runs.
-        """
-        num_open, since = self._open_spans.get(name, (0, time.perf_counter()))
-        self._open_spans[name] = (num_open + 1, since)
-        try:
-            yield
-        finally:
-            num_open, since = self._open_spans.pop(name)
-            if num_open > 1:
-                self._open_spans[name] = (num_open - 1, since)
-            else:
-                self._add_seconds(name, time.perf_counter() - since)
+        self._open: dict[str, tuple[int, float]] = {}  # stages: how many at once, since when
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds the wall time of the block to a stage."""
-        started = time.perf_counter()
+        """Adds the wall time of the block to a stage; of several at once, that during which any of
+        them runs.
+        """
+        num_open, since = self._open.get(name, (0, time.perf_counter()))
+        self._open[name] = (num_open + 1, since)
         try:
             yield
         finally:
-            self._add_seconds(name, time.perf_counter() - started)
-
-    def _add_seconds(self, name: str, seconds: float) -> None:
-        self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + seconds
+            num_open, since = self._open.pop(name)
+            if num_open > 1:
+                self._open[name] = (num_open - 1, since)
+            else:
+                seconds = time.perf_counter() - since
+                self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + seconds
 
     def drop(self, problem: RecordDropped) -> None:
         """Counts one dropped record."""

@@ -11,7 +11,6 @@ from stargate.actors.runtime.clients import GuardedPool
 from stargate.errors import EngineError
 from stargate.launch.summary import summary_lines
 from stargate.monitoring.summary import summarise_run
-from stargate.records.counters import Counters
 from stargate.records.history import SITTINGS_FILE, RunTotals, read_totals
 from stargate.records.store import RunStore
 from stargate.types import GenerateRequest, Generation, MemoryPeak, Sampling
@@ -345,12 +344,10 @@ def test_who_joined_and_left_is_counted_over_all_sittings(tmp_path: Any) -> None
         counters.left["roleplayer"] += 1
         total = total.plus(counters, 1.0, MemoryPeak(1.0, "pss", 1), {})
     total.write(store)
-    summary = summarise_run(
-        read_totals(store), {}, [], "finished", 2.0, MemoryPeak(1.0, "pss", 1), {}
-    )
+    summary = summarise_run(read_totals(store), {}, [], "finished", {})
     assert (summary["joined"], summary["left"]) == ({"questioner": 3}, {"roleplayer": 2})
     lines = summary_lines(summary)
     assert "engines that joined meanwhile: 3 questioner" in lines
     assert "engines that left meanwhile: 2 roleplayer" in lines
-    quiet = summarise_run(Counters(), {}, [], "finished", 2.0, MemoryPeak(1.0, "pss", 1), {})
+    quiet = summarise_run(RunTotals(), {}, [], "finished", {})
     assert not any("meanwhile" in line for line in summary_lines(quiet))

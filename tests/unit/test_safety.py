@@ -25,9 +25,8 @@ from stargate.launch.summary import print_summary
 from stargate.monitoring.journal import _logged
 from stargate.monitoring.progress import LiveProgress, PlainProgress, safe_text
 from stargate.monitoring.summary import summarise_run
-from stargate.records.counters import Counters
+from stargate.records.history import RunTotals
 from stargate.records.store import RunStore
-from stargate.types import MemoryPeak
 from tests.fakes.data_folder import write_folder
 from tests.fakes.report_run import build_run
 from tests.unit.launch import test_ablation
@@ -102,10 +101,10 @@ def test_summaries_reports_and_data_on_the_screen_escape(
     row["turns"][0]["answer"] = "\x1b[31mred\r"
     store = RunStore(root)
     asyncio.run(store.append("eval-m0", "dialogues", [{**row, "id": f"{row['id']}-again"}]))
-    counters, memory = Counters(), MemoryPeak(1.0, "pss", 1)
+    counters = RunTotals()
     counters.drop(RecordDropped("empty_question", "d", NASTY))
     evaluations = {"m0": {"question_rate": 1.0}}
-    summary = summarise_run(counters, evaluations, (), "finished", 1.0, memory, {})
+    summary = summarise_run(counters, evaluations, (), "finished", {})
     print_summary(summary, store, 100, PlainProgress())
     assert main(["report", str(root), "--text"]) == 0
     data = tmp_path / "data"

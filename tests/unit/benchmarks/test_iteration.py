@@ -55,7 +55,7 @@ def timeline_of_spans() -> Timeline:
             if number in open_spans:
                 open_spans[number].__exit__(None, None, None)
             else:
-                open_spans[number] = timeline.span(SPANS[number][0])
+                open_spans[number] = timeline.stage(SPANS[number][0])
                 open_spans[number].__enter__()
     return timeline
 

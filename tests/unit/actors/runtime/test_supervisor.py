@@ -205,9 +205,7 @@ def test_restarts_are_counted_over_all_sittings_and_shown(tmp_path: Path) -> Non
         counters.resent["questioner"] += 4
         total = total.plus(counters, 1.0, MemoryPeak(1.0, "pss", 1), {})
     total.write(store)
-    summary = summarise_run(
-        read_totals(store), {}, [], "finished", 2.0, MemoryPeak(1.0, "pss", 1), {}
-    )
+    summary = summarise_run(read_totals(store), {}, [], "finished", {})
     assert summary["restarts"] == {"questioner": {"count": 2, "longest_s": 31.0}}
     assert summary["resent"] == {"questioner": 8}
     lines = summary_lines({**summary, "repeated_steps": 7})
