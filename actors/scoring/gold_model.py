@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stargate.actors.modeling.attention import restore
+from stargate.actors.modeling.attention import narrow_windows, restore
 from stargate.actors.modeling.model import keep_precise, load_model, max_positions
 from stargate.actors.process.heap import keep_freed_memory, release_freed_memory
 from stargate.actors.scoring.gold_logprobs import GoldLogprobs
@@ -151,13 +151,14 @@ class GoldModel:
         if problem is not None:
             return problem
         texts = _trial_texts(self.num_tokens)
-        try:
-            together = self._run(self._side_by_side(texts))
-        except (TypeError, ValueError, RuntimeError, IndexError) as error:
-            restore(model)
-            return one_line(error)
-        restore(model)
-        difference = _difference(together, self._run(self._one_by_one(texts)))
+        with narrow_windows(model):
+            try:
+                together = self._run(self._side_by_side(texts))
+            except (TypeError, ValueError, RuntimeError, IndexError) as error:
+                return one_line(error)
+            finally:
+                restore(model)
+            difference = _difference(together, self._run(self._one_by_one(texts)))
         if not difference <= _MAX_DIFFERENCE:  # also if it is NaN
             return f"tried on a row of texts that begin alike: log-probs differ by {difference:.0%}"
         return make_shareable(model)

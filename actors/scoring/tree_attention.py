@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stargate.actors.modeling.attention import has_varlen, obstacle, replace
+from stargate.actors.modeling.attention import has_varlen, obstacle, replace, window_size
 from stargate.actors.scoring.prefix_tree import Piece
 
 _NAME = "stargate_tree"
@@ -40,19 +40,29 @@ class AttentionPlan:
     def __init__(self, pieces: Sequence[Piece], device: str) -> None:
         self.pieces = tuple(pieces)
         self._device = device
-        self._masks: dict[tuple[int, int, int, int, torch.dtype], Tensor] = {}
+        self._masks: dict[tuple[int, int, int, int, int | None, torch.dtype], Tensor] = {}
 
-    def mask(self, group: int, asking: int, seen: int, width: int, dtype: torch.dtype) -> Tensor:
+    def mask(
+        self,
+        group: int,
+        asking: int,
+        seen: int,
+        width: int,
+        window: int | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
         """To be added to the scores of `group` heads, (1, group * Q, width).
 
-        The last Q of the first S tokens ask; each sees up to itself.
+        The last Q of the first S tokens ask; each sees up to itself, `window` tokens if not None.
         """
-        key = (group, asking, seen, width, dtype)
+        key = (group, asking, seen, width, window, dtype)
         if key not in self._masks:
-            hidden = torch.ones(asking, width, dtype=torch.bool, device=self._device)
+            ones = torch.ones(asking, width, dtype=torch.bool, device=self._device)
+            hidden = ones.triu(seen - asking + 1)
+            if window is not None:
+                hidden |= ones.tril(seen - asking - window)
             mask = torch.zeros(asking, width, dtype=dtype, device=self._device)
-            mask.masked_fill_(hidden.triu_(seen - asking + 1), -torch.inf)
-            self._masks[key] = mask.repeat(group, 1)[None]
+            self._masks[key] = mask.masked_fill_(hidden, -torch.inf).repeat(group, 1)[None]
         return self._masks[key]
 
     @cached_property
@@ -96,6 +106,7 @@ def _attention(
     *,
     plan: AttentionPlan,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Query (1, H, T, D), key and value (1, K, T, D) -> (1, T, H, D).
@@ -108,12 +119,17 @@ def _attention(
     # The value is what autocast made of it; rotary embeddings leave the other two in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
     if has_varlen(query, value):
-        return _varlen(query, key, value, plan, scale), None
-    return _by_pieces(query[0], key[0], value[0], plan, scale)[None], None
+        return _varlen(query, key, value, plan, scale, sliding_window), None
+    return _by_pieces(query[0], key[0], value[0], plan, scale, sliding_window)[None], None
 
 
 def _by_pieces(
-    query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: AttentionPlan,
+    scale: float,
+    window: int | None,
 ) -> Tensor:
     """(H, T, D), (K, T, D) twice -> (T, H, D)."""
     num_heads, num_tokens, _ = query.shape
@@ -134,14 +150,25 @@ def _by_pieces(
             # The heads that share a key are so many more questions to it.
             asked = query[:, start:stop].reshape(num_shared, -1, query.shape[-1])
             width = min(seen + -seen % _WIDTH, keys.shape[1])
-            mask = plan.mask(group, stop - start, seen, width, value.dtype)
-            scores = torch.baddbmm(mask, asked, keys[:, :width].transpose(1, 2), alpha=scale)
-            mixed = torch.bmm(scores.softmax(-1), values[:, :width])
+            # What stands before the first one's window; the rest keeps its even width.
+            out = 0 if window is None else max(0, seen - (stop - start) - window + 1)
+            part = slice(out - out % _WIDTH, width)
+            size = (stop - start, seen - part.start, width - part.start)
+            mask = plan.mask(group, *size, window, value.dtype)
+            scores = torch.baddbmm(mask, asked, keys[:, part].transpose(1, 2), alpha=scale)
+            mixed = torch.bmm(scores.softmax(-1), values[:, part])
             found[start:stop] = mixed.view(num_shared, group, stop - start, -1).permute(2, 0, 1, 3)
     return found.view(num_tokens, num_heads, -1)
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+def _varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: AttentionPlan,
+    scale: float,
+    window: int | None,
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     asking, seen = plan.ends
@@ -155,8 +182,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scal
         most_asking,
         most_seen,
         scale=scale,
-        # Everything to the left, nothing to the right of where the last of both stand together.
-        window_size=(-1, 0),
+        window_size=window_size(window),
         enable_gqa=query.shape[1] != key.shape[1],
     )
     whole: Tensor = mixed[None]

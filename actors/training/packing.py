@@ -20,7 +20,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stargate.actors.modeling.attention import has_varlen, obstacle, replace, restore
+from stargate.actors.modeling.attention import (
+    has_varlen,
+    narrow_windows,
+    obstacle,
+    replace,
+    restore,
+    window_size,
+)
 from stargate.errors import one_line
 
 _NAME = "stargate_packed"
@@ -49,7 +56,8 @@ def make_packable(model: Any) -> str | None:
     if (problem := obstacle(model)) is not None:
         return problem
     try:
-        difference = _difference(model)
+        with narrow_windows(model):
+            difference = _difference(model)
         same = difference <= _MAX_DIFFERENCE  # not so if it is NaN
         problem = None if same else f"logits differ by {difference:.0%}"
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
@@ -99,6 +107,7 @@ def _attention(
     packed_lengths: tuple[int, ...],
     dropout: float = 0.0,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each example; query (1, H, T, D) -> (1, T, H, D).
@@ -108,34 +117,48 @@ def _attention(
     if attention_mask is not None:
         raise ValueError("a packed row takes no mask")
     if dropout == 0.0 and has_varlen(query, value):
-        return _varlen(query, key, value, packed_lengths, scaling), None
+        return _varlen(query, key, value, packed_lengths, scaling, sliding_window), None
     parts = zip(
         query.split_with_sizes(packed_lengths, 2),
         key.split_with_sizes(packed_lengths, 2),
         value.split_with_sizes(packed_lengths, 2),
         strict=True,
     )
-    return torch.cat([_attend(q, k, v, dropout, scaling) for q, k, v in parts], 1), None
+    attended = [_attend(q, k, v, dropout, scaling, sliding_window) for q, k, v in parts]
+    return torch.cat(attended, 1), None
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    scale: float | None,
+    window: int | None,
 ) -> Tensor:
     """Causal attention of one example; (1, H, T, D) -> (1, T, H, D)."""
+    length = query.shape[2]
+    if window is not None and window >= length:
+        window = None
     on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    if on_cpu and dropout == 0.0 and query.shape[2] <= _MAX_BLOCK_LENGTH:
-        return attend_in_blocks(query, key, value, scale)
+    if on_cpu and dropout == 0.0 and length <= _MAX_BLOCK_LENGTH:
+        return attend_in_blocks(query, key, value, scale, window)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         # torch's fast kernels want as many heads in all three.
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    mask = None
+    if window is not None:
+        mask = query.new_ones(length, length, dtype=torch.bool).tril_().triu_(1 - window)
     attended = functional.scaled_dot_product_attention(
-        query, key, value, dropout_p=dropout, is_causal=True, scale=scale
+        query, key, value, mask, dropout_p=dropout, is_causal=mask is None, scale=scale
     )
     return attended.transpose(1, 2)
 
 
-def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+def attend_in_blocks(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None = None
+) -> Tensor:
     """Causal attention of one example by plain products, for bfloat16 on a CPU.
 
     torch's own kernel makes bfloat16 products of this size so slowly that it takes a third of a
@@ -153,23 +176,37 @@ def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, scale: float | N
     for start in range(0, length, _BLOCK):
         end = min(start + _BLOCK, length)
         block = queries[:, :, start:end].reshape(num_keys, groups * (end - start), size)
-        mask = _causal_mask(groups, start, end, query.dtype).expand(num_keys, -1, -1)
+        low = 0 if window is None else max(0, start - window + 1)
+        mask = _causal_mask(groups, start - low, end - low, window, query.dtype)
+        mask = mask.expand(num_keys, -1, -1)
         alpha = size**-0.5 if scale is None else scale
-        weights = torch.baddbmm(mask, block, keys[:, :, :end], alpha=alpha).softmax(-1)
-        attended = torch.bmm(weights, values[:, :end])
+        weights = torch.baddbmm(mask, block, keys[:, :, low:end], alpha=alpha).softmax(-1)
+        attended = torch.bmm(weights, values[:, low:end])
         blocks.append(attended.view(num_keys, groups, end - start, -1))
     return torch.cat(blocks, 2).reshape(1, num_heads, length, -1).transpose(1, 2)
 
 
 @lru_cache(maxsize=256)
-def _causal_mask(groups: int, start: int, end: int, dtype: torch.dtype) -> Tensor:
-    """What the scores of queries start..end, once per group, get added; to hide later keys."""
-    mask = torch.full((end - start, end), -torch.inf, dtype=dtype).triu_(1 + start)
+def _causal_mask(
+    groups: int, start: int, end: int, window: int | None, dtype: torch.dtype
+) -> Tensor:
+    """What the scores of queries start..end, once per group, get added; to hide later keys, and
+    those before the window.
+    """
+    hidden = torch.full((end - start, end), -torch.inf, dtype=dtype)
+    mask = hidden.triu(1 + start)
+    if window is not None:
+        mask += hidden.tril(start - window)
     return mask.repeat(groups, 1)[None]
 
 
 def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], scaling: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: tuple[int, ...],
+    scaling: float | None,
+    window: int | None,
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
@@ -185,7 +222,7 @@ def _varlen(
         longest,
         longest,
         scale=scaling,
-        window_size=(-1, 0),  # everything to the left, nothing to the right
+        window_size=window_size(window),
         enable_gqa=query.shape[1] != key.shape[1],
     )
     assert isinstance(attended, Tensor)

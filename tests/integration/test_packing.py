@@ -13,7 +13,7 @@ from stargate.actors.training import packing
 from stargate.actors.training.batches import make_batch
 from stargate.actors.training.packing import attend_in_blocks, make_packable
 from stargate.types import TrainingExample
-from tests.integration.tiny_model import save_windowed_model
+from tests.integration.tiny_model import save_gemma3_model, save_sink_model, save_windowed_model
 
 pytestmark = pytest.mark.integration
 
@@ -54,20 +54,32 @@ class Losses:
         return {name: p.grad.clone() for name, p in self.model.named_parameters()}
 
 
-def test_packed_losses_and_gradients_equal_those_of_single_examples(tiny: Path) -> None:
-    packed, single = Losses(tiny, packed=True), Losses(tiny, packed=False)
+def check_packed_is_single(folder: Path, examples: list[TrainingExample]) -> None:
+    packed, single = Losses(folder, packed=True), Losses(folder, packed=False)
     with torch.no_grad():
-        together = packed(EXAMPLES)
-        alone = [single([example])[0] for example in EXAMPLES]
+        together = packed(examples)
+        alone = [single([example])[0] for example in examples]
     for got, expected in zip(together, alone, strict=True):
         assert got.shape == expected.shape
         assert float((got - expected).abs().max()) < 2e-5
-    got_all = packed.gradients([EXAMPLES])
-    expected_all = single.gradients([[example] for example in EXAMPLES])
+    got_all = packed.gradients([examples])
+    expected_all = single.gradients([[example] for example in examples])
     for name, expected in expected_all.items():
         largest = float(expected.abs().max())
         assert largest > 0
         assert float((got_all[name] - expected).abs().max()) < 1e-5 * largest, name
+
+
+def test_packed_losses_and_gradients_equal_those_of_single_examples(tiny: Path) -> None:
+    check_packed_is_single(tiny, EXAMPLES)
+
+
+@pytest.mark.parametrize("save", [save_windowed_model, save_gemma3_model])
+def test_layers_with_windows_look_as_far_back_in_a_packed_row(
+    tmp_path: Path, embedded: Path, save: Any
+) -> None:
+    """Windows of 4 and 16 tokens, of all layers and of two in three."""
+    check_packed_is_single(save(tmp_path / "model", embedded), [*EXAMPLES, make_example(9, 300)])
 
 
 def test_an_example_does_not_see_its_neighbours(tiny: Path) -> None:
@@ -102,8 +114,12 @@ def test_gradients_do_not_flow_into_neighbours(tiny: Path) -> None:
     assert torch.equal(moved, expected)
 
 
+@pytest.mark.parametrize("window", [None, 5, 130])
 @pytest.mark.parametrize("length", [1, 128, 129, 300])
-def test_attention_in_blocks_equals_torchs_own(length: int) -> None:
+def test_attention_in_blocks_equals_torchs_own(length: int, window: int | None) -> None:
+    seen = torch.ones(length, length, dtype=torch.bool).tril()
+    if window is not None:
+        seen.triu_(1 - window)
     torch.manual_seed(length)
     query, key, value = (torch.randn(1, heads, length, 16) for heads in (6, 2, 2))
     outside = torch.randn(1, length, 6, 16)
@@ -111,11 +127,11 @@ def test_attention_in_blocks_equals_torchs_own(length: int) -> None:
     for own in (True, False):
         q, k, v = (t.clone().requires_grad_() for t in (query, key, value))
         if own:
-            out = attend_in_blocks(q, k, v, 0.3)
+            out = attend_in_blocks(q, k, v, 0.3, window)
         else:
             repeated = (t.repeat_interleave(3, 1) for t in (k, v))
             out = functional.scaled_dot_product_attention(
-                q, *repeated, is_causal=True, scale=0.3
+                q, *repeated, attn_mask=seen, scale=0.3
             ).transpose(1, 2)
         (out * outside).sum().backward()
         results.append((out.detach(), q.grad, k.grad, v.grad))
@@ -149,7 +165,7 @@ def save_recurrent_model(folder: Path, embedded: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("save", [save_windowed_model, save_recurrent_model])
+@pytest.mark.parametrize("save", [save_sink_model, save_recurrent_model])
 def test_models_that_can_not_be_packed_say_so_and_stay_as_they_were(
     tmp_path: Path, embedded: Path, save: Any
 ) -> None:
@@ -171,3 +187,22 @@ def test_a_leak_is_found_by_trying(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
     assert problem is not None
     assert "logits differ by" in problem
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_window_that_is_not_honoured_is_found_by_trying(
+    tmp_path: Path, embedded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial's texts are shorter than the window, as they are for real models."""
+    folder = save_windowed_model(tmp_path / "model", embedded, window=400)
+    model = load_model(str(folder), None, "cpu", False)
+    attention = packing._attention
+    monkeypatch.setattr(
+        packing,
+        "_attention",
+        lambda *args, **others: attention(*args, **others | {"sliding_window": None}),
+    )
+    assert "logits differ by" in str(packing.make_packable(model))
+    assert model.config.sliding_window == 400
+    monkeypatch.undo()
+    assert packing.make_packable(model) is None
+    assert model.config.sliding_window == 400

@@ -1,7 +1,6 @@
 """The scorer on the embedded model, against a naive float32 pass over one sequence at a time."""
 
 import asyncio
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,13 @@ from stargate.actors.scoring.scorer import Scorer, ScorerSpec, check_request
 from stargate.config.run import ScorerConfig
 from stargate.errors import DataError, DivergenceError, EngineError, ModelError, RecordDropped
 from stargate.types import ScoreRequest, ScoreResult
-from tests.integration.tiny_model import damage, save_tiny_model
+from tests.integration.tiny_model import (
+    damage,
+    save_gemma3_model,
+    save_sink_model,
+    save_tiny_model,
+    save_windowed_model,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -234,30 +239,62 @@ def test_what_dialogues_of_a_pair_have_in_common_is_computed_once(
     assert shared[0].token_logprobs[0] == pytest.approx(reference[0], abs=0.001)
 
 
+def naive(folder: Path, requests: list[ScoreRequest]) -> list[tuple[tuple[float, ...], ...]]:
+    """Full logits in float32, one sequence at a time, by the model's own attention."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = []
+    for request in requests:
+        of_one = []
+        for gold in request.golds:
+            ids = torch.tensor([[*request.context_ids, *gold]])
+            with torch.inference_mode():
+                logits = model(ids, use_cache=False).logits[0, len(request.context_ids) - 1 : -1]
+            chosen = logits.log_softmax(-1).gather(1, torch.tensor(gold)[:, None])[:, 0]
+            of_one.append(tuple(chosen.tolist()))
+        found.append(tuple(of_one))
+    return found
+
+
+SEVERAL = [
+    ScoreRequest("a", tuple(range(10, 60)), ((5, 6, 7), tuple(range(8, 40)))),
+    ScoreRequest("b", tuple(range(10, 50)), ((5, 6),)),
+]
+
+
 def test_a_model_that_can_not_share_scores_the_same_and_says_so(
-    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, embedded: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Sliding windows: a mask can't tell its layers who sees whom."""
-    folder = save_tiny_model(tmp_path / "sliding", tiny)
-    settings = json.loads((folder / "config.json").read_text())
-    settings |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
-    (folder / "config.json").write_text(json.dumps(settings | {"sliding_window": 400}))
-    asked = [
-        ScoreRequest("a", tuple(range(10, 60)), ((5, 6, 7), (8, 9))),
-        ScoreRequest("b", tuple(range(10, 50)), ((5, 6),)),
-    ]
-    expected_scorer = started(tiny, "float32")
+    """Attention sinks: our attention does not know them."""
+    folder = save_sink_model(tmp_path / "sinks", embedded)
     with caplog.at_level("WARNING"):
         scorer = started(folder, "float32")
     assert "no gold shares its context" in caplog.text
-    assert "not all of its layers attend to the whole text" in caplog.text
-    for got, expected in zip(score(scorer, asked), score(expected_scorer, asked), strict=True):
-        for one, other in zip(got.token_logprobs, expected.token_logprobs, strict=True):
+    assert "its code has an attention of its own" in caplog.text
+    for result, expected in zip(score(scorer, SEVERAL), naive(folder, SEVERAL), strict=True):
+        for one, other in zip(result.token_logprobs, expected, strict=True):
             assert one == pytest.approx(other, abs=0.001)
-    assert scorer.stats().num_tokens == 50 + 2 + 50 + 1 + 40 + 1
-    assert expected_scorer.stats().num_tokens == 50 + 2 + 1 + 1
+    assert scorer.stats().num_tokens == 50 + 2 + 50 + 31 + 40 + 1
     scorer.shutdown()
-    expected_scorer.shutdown()
+
+
+@pytest.mark.parametrize("save", [save_windowed_model, save_gemma3_model])
+def test_layers_with_windows_look_as_far_back_in_a_shared_row(
+    tmp_path: Path, embedded: Path, save: Any
+) -> None:
+    """Windows of 4 and of 16 tokens: within a gold, across its context's end, in a long context."""
+    folder = save(tmp_path / "windows", embedded)
+    long = ScoreRequest("long", tuple(range(10, 320)), ((5, 6, 7),))
+    scorer = started(folder, "float32")
+    asked = [*SEVERAL, long]
+    for result, expected in zip(score(scorer, asked), naive(folder, asked), strict=True):
+        for one, other in zip(result.token_logprobs, expected, strict=True):
+            assert one == pytest.approx(other, abs=0.001)
+    # The contexts are one text's beginnings: each token is computed once.
+    assert scorer.stats().num_tokens == 310 + 2 + 31 + 1 + 2
+    scorer.shutdown()
 
 
 def test_a_model_that_fails_the_trial_of_sharing_is_found_out(

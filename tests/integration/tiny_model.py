@@ -45,8 +45,8 @@ def save_tiny_model(
     return _save(LlamaForCausalLM(config).to(getattr(torch, dtype)), folder, embedded)
 
 
-def save_windowed_model(folder: Path, embedded: Path) -> Path:
-    """A random two-layer Mistral that looks 4 tokens back."""
+def save_windowed_model(folder: Path, embedded: Path, window: int = 4) -> Path:
+    """A random two-layer Mistral whose tokens see `window` tokens, themselves among them."""
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -58,10 +58,37 @@ def save_windowed_model(folder: Path, embedded: Path) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        sliding_window=4,
+        sliding_window=window,
         max_position_embeddings=512,
+        initializer_range=0.2,
     )
     return _save(MistralForCausalLM(config), folder, embedded)
+
+
+def save_sink_model(folder: Path, embedded: Path) -> Path:
+    """A random two-layer gpt-oss: its attention has sinks, which no attention of ours knows."""
+    import torch
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    torch.manual_seed(0)
+    config = GptOssConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=8,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        pad_token_id=2,
+        eos_token_id=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )
+    return _save(GptOssForCausalLM(config), folder, embedded)
 
 
 def save_qwen3_model(
