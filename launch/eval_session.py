@@ -17,8 +17,10 @@ from stargate.evaluation.evaluator import Evaluator, checkpoint_dirs
 from stargate.evaluation.table import evaluation_lines
 from stargate.launch.setup import Prepared, prepare
 from stargate.launch.shared import interruptible
+from stargate.launch.summary import cost_lines
 from stargate.launch.system import running_system
 from stargate.monitoring.progress import Progress, make_progress
+from stargate.oracle.roleplayer_call import roleplayer_cost
 from stargate.records.counters import Counters
 from stargate.records.files import hold
 from stargate.records.repair import discovery
@@ -113,6 +115,8 @@ async def _evaluate(
         store.write_json(EVALUATION_DROPS, drops)
         for reason, count in counters.dropped.items():
             progress.say(f"dropped: {reason}: {count}, e.g. {counters.dropped_examples[reason][0]}")
+        for line in cost_lines(roleplayer_cost(store.root)):
+            progress.say(line)
 
 
 def evaluation_root(run_dir: Path, name: str | None, trained: RunConfig, config: RunConfig) -> Path:

@@ -30,7 +30,7 @@ from stargate.oracle.answers import MalformedReply, classify, explain, parse_rep
 from stargate.oracle.api_key import ApiKey, LogMask, read_api_key
 from stargate.oracle.base import CachedOracle, Question
 from stargate.oracle.cost import Reservation, typical_usage
-from stargate.oracle.failures import Failure, FailureKind, failure_of_status
+from stargate.oracle.failures import Failure, FailureKind, failure_of_status, status_of
 from stargate.oracle.keys import server_identity
 from stargate.oracle.limits import RateLimiter
 from stargate.oracle.records import AnswerStatus, ChatRequest, NoReply, Reply
@@ -174,10 +174,11 @@ class Oracle(CachedOracle):
         except (openai.OpenAIError, httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
             return _connection_failure(error, connection.key)
         # Outside the handlers, so that no exception of ours has one with headers in its context.
-        if response.status_code != 200:
+        status = status_of(response.status_code, response.content)
+        if status != 200:
             now = datetime.now(UTC)
             return failure_of_status(
-                response.status_code, response.headers, response.content, now, connection.key
+                status, response.headers, response.content, now, connection.key
             )
         try:
             return parse_reply(

@@ -81,6 +81,19 @@ def failure_of_status(
     )
 
 
+def status_of(code: int, body: bytes) -> int:
+    """The status of an answer: of a 200 whose body is an error with another one, that of the error,
+    as proxies send what the server behind them said.
+    """
+    if code != 200 or b'"error"' not in body:
+        return code
+    error = _error_object(body)
+    said = error.get("code", error.get("status"))
+    if isinstance(said, int) and 400 <= said < 600 and "choices" not in error:
+        return said
+    return code
+
+
 def parse_retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
     """Seconds that the server asks to wait, or None if it asks for nothing that makes sense.
 

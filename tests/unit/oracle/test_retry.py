@@ -8,7 +8,13 @@ import pytest
 
 from stargate.oracle.api_key import ApiKey
 from stargate.oracle.client import backoff_seconds
-from stargate.oracle.failures import Failure, FailureKind, failure_of_status, parse_retry_after
+from stargate.oracle.failures import (
+    Failure,
+    FailureKind,
+    failure_of_status,
+    parse_retry_after,
+    status_of,
+)
 from stargate.oracle.records import AnswerStatus
 
 NOW = datetime(2026, 10, 21, 7, 28, 0, tzinfo=UTC)
@@ -79,6 +85,23 @@ def test_kinds(code: int, error: object, kind: FailureKind) -> None:
     assert found.may_pass is (kind is not FailureKind.REJECTED)
     assert found.may_be_billed is False
     assert found.detail.startswith(f"HTTP {code}")
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"error": {"message": "no credit", "code": 402}}', 402),
+        (b'{"error": {"message": "slow down", "code": 429}}', 429),
+        (b'{"error": {"message": "oops", "code": "oops"}}', 200),
+        (b'{"error": {"message": "oops", "code": 200}}', 200),
+        (b'{"choices": [{"message": {"content": "an \\"error\\""}}], "code": 402}', 200),
+        (b'{"choices": [], "error": null, "code": 402}', 200),
+        (b'not "error" JSON', 200),
+    ],
+)
+def test_an_error_in_a_200_has_its_own_status(body: bytes, status: int) -> None:
+    assert status_of(200, body) == status
+    assert status_of(503, body) == 503
 
 
 def test_what_is_wrong_with_one_request_only() -> None:

@@ -10,6 +10,7 @@ from stargate.config.files import load_config, validated
 from stargate.config.run import RunConfig
 from stargate.errors import ConfigError, MachineError
 from stargate.resources.cluster import Node, nodes_for
+from stargate.resources.gpu_phases import engine_share, gpu_share
 from stargate.resources.placement import (
     Placement,
     decide_overlap,
@@ -53,6 +54,24 @@ def test_all_cores_are_shared_and_own_settings_win() -> None:
     assert cores_of(got, "questioner") == ["0,1,2", "3,4"]
     assert cores_of(got, "roleplayer") == ["6"]
     assert threads_of(got, "trainer") == [3, 3]
+
+
+def test_a_roleplayer_behind_an_api_takes_no_place() -> None:
+    """Neither a core nor a GPU, nor memory of a GPU that all share."""
+    api = {"type": "api", "oracle": {"type": "openai", "model": "m"}}
+    placed = place(config(device="cpu", roleplayer=api), [0, 1], num_gpus=0)
+    assert cores_of(placed, "questioner") == ["0,1"]
+    assert "roleplayer-0" not in placed.seats
+    assert place(config(roleplayer=api), [0], num_gpus=1).of("questioner")[0].num_gpus == 1
+    with pytest.raises(MachineError, match="needs 2 GPUs"):
+        place(config(), [0], num_gpus=1)
+    shared = config(
+        roleplayer=api,
+        cluster={"strategy": "colocated"},
+        questioner={"engine": {"gpu_memory_utilization": 0.8}},
+    )
+    assert engine_share(shared) == 0.8
+    assert gpu_share(shared) == 0.3333
 
 
 def test_too_few_cores_names_the_key() -> None:

@@ -171,6 +171,14 @@ def test_gpus_are_counted_with_those_of_all_others(monkeypatch: pytest.MonkeyPat
         world.scale(questioner=3)
 
 
+def test_an_api_has_no_engines_to_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = {"type": "openai", "model": "m"}
+    world = World(monkeypatch, 2, roleplayer={"type": "api", "oracle": oracle})
+    with pytest.raises(MachineError, match="the Roleplayer is an API"):
+        world.scale(roleplayer=1)
+    assert world.scaler.counts == {"questioner": 1, "roleplayer": 0}
+
+
 def test_one_that_can_not_start_leaves_its_place_free(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, 4, questioner={"engine": {"num_engines": 3}})
     world.prepare = lambda actor: setattr(actor, "dies_in", "start")
