@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,18 @@ from stargate.config.files import load_config
 from stargate.config.run import (
     ApiRoleplayerConfig,
     ApiSamplingConfig,
+    DegenerationConfig,
     EngineRoleplayerConfig,
     FactsGrounding,
     RunConfig,
 )
-from stargate.errors import BudgetError, ConfigError, RecordDropped
+from stargate.errors import BudgetError, ConfigError, DivergenceError, RecordDropped
 from stargate.launch.summary import cost_lines
 from stargate.oracle.roleplayer_call import ApiCall, open_roleplayer_oracle, roleplayer_cost
 from stargate.records.counters import generated_tokens
 from stargate.records.schemas import dialogue_from_row, dialogue_row
 from stargate.records.store import RunStore
-from stargate.rollout.degeneration import loops
+from stargate.rollout.degeneration import DegenerationWatch
 from stargate.rollout.roleplayer import build_roleplayer
 from stargate.text.prompts import load_prompts
 from stargate.text.views import Views
@@ -49,6 +51,7 @@ def ask(
     folder: Path,
     questions: Sequence[str] = ("More?",),
     turns: Sequence[Turn] = (),
+    at_once: bool = False,
 ) -> list[Answer]:
     """Answers to questions of a dialogue with PAIR, each after the same turns."""
 
@@ -58,7 +61,10 @@ def ask(
             match = KeywordMatch() if isinstance(config.grounding, FactsGrounding) else None
             views = Views(load_prompts("paper" if match is None else "small"))
             roleplay = build_roleplayer(config, ApiCall(oracle, config), views, match)
-            return [await roleplay(PAIR, turns, q, session="d", seed=5) for q in questions]
+            one = partial(roleplay, PAIR, turns, session="d", seed=5)
+            if at_once:
+                return list(await asyncio.gather(*map(one, questions)))
+            return [await one(question) for question in questions]
         finally:
             await oracle.aclose()
 
@@ -157,7 +163,8 @@ def test_each_question_is_asked_anew_unless_the_cache_is_on(tmp_path: Path) -> N
     for cache, calls in ((False, 4), (True, 1)):
         with MisbehavingServer() as server:
             for _ in range(2):
-                ask(api(server.url, cache=cache), tmp_path / str(cache), ["More?", "More?"])
+                config, folder = api(server.url, cache=cache), tmp_path / str(cache)
+                ask(config, folder, ["More?", "More?"], at_once=True)
             assert len(server.seen) == calls
         cost = roleplayer_cost(tmp_path / str(cache))
         assert cost is not None
@@ -203,8 +210,18 @@ def test_an_answer_without_ids_is_a_record_like_any_other(tmp_path: Path) -> Non
     assert dialogue_from_row(row).turns[0].answer_ids is None
     assert dialogue_from_row(row) == dialogue
     assert generated_tokens(dialogue) == 2
-    assert loops(["tea", "and", "milk", "and"] * 10, StopReason.LENGTH)
-    assert not loops([f"word{n}" for n in range(40)], StopReason.LENGTH)
+
+
+def test_an_api_that_repeats_itself_to_the_limit_is_found_out(tmp_path: Path) -> None:
+    def hear(answer: str) -> None:
+        watch = DegenerationWatch("t0", RunStore(tmp_path), DegenerationConfig(min_texts=1))
+        turn = replace(make_turn("Tea?", answer), answer_ids=None, answer_stop=StopReason.LENGTH)
+        watch.heard(Dialogue("t0/t:p/0", "t:p", 0, 1, 3, 0, (turn,)))
+        watch.check()
+
+    hear(" ".join(f"word{n}" for n in range(40)))
+    with pytest.raises(DivergenceError, match="the roleplayer's texts are empty or endless"):
+        hear("tea and milk and " * 10)
 
 
 # --- the config
