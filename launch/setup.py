@@ -107,8 +107,10 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
         if (wrong := build_problem(placement.device)) is not None:
             raise MachineError(wrong)
     views = Views(load_prompts(config.prompts))
-    base = resolve_model(config.model, trust_remote_code=config.trust_remote_code)
-    other, other_chat = resolve_roleplayer(config), None
+    # On a cluster each node sees to the weights that it needs; here texts are only rendered.
+    weights, trust = discovery is None, config.trust_remote_code
+    base = resolve_model(config.model, trust_remote_code=trust, weights=weights)
+    other, other_chat = resolve_roleplayer(config, weights=weights), None
     if other is not None:
         other_chat = load_chat_format(str(other), config.trust_remote_code)
     data = config.data

@@ -12,7 +12,7 @@ All of it ends with the run; the cluster goes on.
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,9 +29,10 @@ from stargate.actors.runtime.discovery import (
     known,
     living_nodes,
     on_node,
+    roles_by_node,
 )
 from stargate.actors.runtime.file_transfer import FileTransfer
-from stargate.actors.runtime.node_agent import NodeAgent, NodeReport
+from stargate.actors.runtime.node_agent import ROLEPLAYER, NodeAgent, NodeReport
 from stargate.errors import EngineError, MachineError, one_line
 from stargate.monitoring.progress import logged
 from stargate.monitoring.waiting import Waiting, await_aloud
@@ -55,9 +56,15 @@ _LOOPBACK = "127.0.0.1"
 class Site:
     """A machine where actors live, with the folders that they use there."""
 
-    base_model_dir: str
+    base_model_dir: str | None  # None: nobody computes with it there
     roleplayer_dir: str | None
     log_dir: Path
+
+    def model_dir(self, role: str) -> str:
+        """Where the model of a role's actors is."""
+        folder = self.roleplayer_dir if role == ROLEPLAYER else self.base_model_dir
+        assert folder is not None  # it was fetched for whoever has a seat here
+        return folder
 
 
 class Cluster:
@@ -92,8 +99,8 @@ class Cluster:
             {f"node {node.label}": self._move_in(node, reports[node.name]) for node in nodes}
         )
 
-    async def _move_in(self, node: Node, report: NodeReport | None) -> None:
-        """Makes a node ready for actors."""
+    async def _move_in(self, node: Node, report: NodeReport) -> None:
+        """Makes a node ready for the actors that its report is for."""
         name = node.name
         agent = ray.remote(NodeAgent).options(
             num_cpus=0,
@@ -106,9 +113,6 @@ class Cluster:
         niceness: int = await remote(agent.start.remote())
         if niceness > 0:
             self._tell(f"note: Ray's workers run at nice {niceness} on node {node.label}")
-        if report is None:
-            asked = await asyncio.to_thread(ask_nodes, [node], self._discovery.config, self._tell)
-            report = asked[name]
         log_dir = self._log_dir
         if not await self._sees(name, log_dir):
             log_dir = Path(await remote(agent.log_dir.remote(log_dir.parent.name)))
@@ -171,7 +175,7 @@ class Cluster:
             )
         limit = max(self._config.wait_s, _ROOM_SECONDS)
         assigned = await self._find_room(names, limit, "other node")
-        await self._make_ready(assigned.values())
+        await self._make_ready(assigned)
         others = [seat for seat in self.seats.values() if seat not in lost]
         for seat in seat_again(lost, assigned, list(self._nodes.values()), others):
             self.seats[seat.actor] = seat
@@ -188,18 +192,30 @@ class Cluster:
         limit = self._config.wait_s
         assigned = await self._find_room(list(wanted), limit, "node", avoid_full=pinned)
         async with self._moving:
-            await self._make_ready(assigned.values())
+            await self._make_ready(assigned)
             for seat in seat_more(wanted, assigned, list(self._nodes.values()), self.seats):
                 self.seats[seat.actor] = seat
                 self._tell(f"{seat.actor} gets a place on node {self._label(seat.actor)}")
 
-    async def _make_ready(self, names: Iterable[str]) -> None:
-        """Moves in on nodes that are new to this run."""
+    async def _make_ready(self, assigned: Mapping[str, str]) -> None:
+        """Moves in on nodes that are new to this run; sees to the models of who comes to a node."""
         living = {node.name: node for node in await asyncio.to_thread(living_nodes)}
-        for name in set(names) - self._sites.keys():
+        for name, coming in roles_by_node(assigned).items():
             if name not in living:
                 raise MachineError("a node has left the cluster just now; try again")
-            await self._move_in(living[name], None)
+            present = {seat.role for seat in self.seats.values() if seat.node == name}
+            if name in self._sites and coming <= present:
+                continue
+            roles = {name: coming | present}
+            asked = await asyncio.to_thread(
+                ask_nodes, [living[name]], roles, self._discovery.config, self._tell
+            )
+            report = asked[name]
+            if name in self._sites:
+                site = self._sites[name]
+                self._sites[name] = Site(report.base_model_dir, report.roleplayer_dir, site.log_dir)
+            else:
+                await self._move_in(living[name], report)
 
     async def _find_room(
         self, actors: Sequence[str], limit: float, what: str, *, avoid_full: bool = False
@@ -233,10 +249,10 @@ class Cluster:
 
     @asynccontextmanager
     async def bring(self, folder: str, actor: str) -> AsyncIterator[str]:
-        """See FileAccess. m_0 is on every node already."""
+        """See FileAccess. m_0 is where engines are that it is pushed into: they began with it."""
         node = self.seats[actor].node
         if folder == self._base_model_dir:
-            yield self._sites[node].base_model_dir
+            yield self._sites[node].model_dir("questioner")
         elif await self._sees(node, Path(folder).parent):
             yield folder
         else:

@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from stargate.config.run import RunConfig
 from stargate.errors import MachineError, StargateError, one_line
 from stargate.monitoring.waiting import SPEAK_SECONDS, Waiting
 from stargate.resources.cluster import Node, cluster_device, needs, nodes_for
-from stargate.resources.placement import Placement, seat
+from stargate.resources.placement import Placement, role_of, seat
 
 # Seconds between looks at the cluster.
 _LOOK_SECONDS = 2.0
@@ -105,7 +105,7 @@ def discover_cluster(
         present = [node for node in living_nodes() if node.name in used]
         if missing := len(used) - len(present):
             raise MachineError(f"{missing} nodes have left the cluster just now; try again")
-        reports = ask_nodes(present, config, say)
+        reports = ask_nodes(present, roles_by_node(assigned), config, say)
         nodes = tuple(known(node, reports[node.name]) for node in present)
         placement = seat(config, assigned, nodes, training=training)
         labels = {node.name: node.label for node in nodes}
@@ -194,13 +194,25 @@ def _ask_autoscaler(config: RunConfig, training: bool) -> None:
     )
 
 
-def ask_nodes(nodes: Sequence[Node], config: RunConfig, say: Say) -> dict[str, NodeReport]:
-    """Every node's report, side by side; models that are not there yet are fetched now.
+def roles_by_node(assigned: Mapping[str, str]) -> dict[str, set[str]]:
+    """The roles of the actors on each node, from the node of every actor."""
+    found: dict[str, set[str]] = {}
+    for actor, node in assigned.items():
+        found.setdefault(node, set()).add(role_of(actor))
+    return found
+
+
+def ask_nodes(
+    nodes: Sequence[Node], roles: Mapping[str, Collection[str]], config: RunConfig, say: Say
+) -> dict[str, NodeReport]:
+    """Every node's report, side by side; what its roles' models lack there is fetched now.
 
     Raises what went wrong on a node, with its name; MachineError if it has other code than we have.
     """
     calls = {
-        ray.remote(node_report).options(**task_options(node.name)).remote(config): node
+        ray.remote(node_report)
+        .options(**task_options(node.name))
+        .remote(config, roles[node.name]): node
         for node in nodes
     }
     reports = {}

@@ -15,7 +15,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from stargate.resources.account import complete_account
 from stargate.resources.machine import SHARED_MEMORY, core_numbers, free_port
 from stargate.resources.models import resolve_model, resolve_roleplayer
 
+# The role whose actors have a model of their own; all others start from m_0.
+ROLEPLAYER = "roleplayer"
 STAGED_PREFIX = "stargate-weights-"
 SCRATCH_PREFIX = "stargate-scratch-"
 _LOCK = ".lock"
@@ -42,8 +44,8 @@ class NodeReport:
     machine: str  # the same for all nodes on one machine
     cores: tuple[int, ...]  # those that processes there may use
     sources: str  # digest of the Python files of `stargate` that run there
-    base_model_dir: str
-    roleplayer_dir: str | None  # None: it is an API
+    base_model_dir: str | None  # None: nobody computes with it there
+    roleplayer_dir: str | None
 
 
 def sources_digest() -> str:
@@ -59,16 +61,20 @@ def sources_digest() -> str:
     return digest.hexdigest()
 
 
-def node_report(config: RunConfig) -> NodeReport:
-    """Finds (or fetches) the models on this node. Raises ModelError."""
+def node_report(config: RunConfig, roles: Collection[str]) -> NodeReport:
+    """Finds (or fetches) the models of actors of these roles on this node. Raises ModelError."""
     complete_account()
-    trust = config.trust_remote_code
+    base = voice = None
+    if set(roles) - {ROLEPLAYER}:
+        base = resolve_model(config.model, trust_remote_code=config.trust_remote_code)
+    if ROLEPLAYER in roles:
+        voice = resolve_roleplayer(config)
     return NodeReport(
         machine=_BOOT_ID.read_text().strip(),
         cores=core_numbers(),
         sources=sources_digest(),
-        base_model_dir=str(resolve_model(config.model, trust_remote_code=trust)),
-        roleplayer_dir=None if (voice := resolve_roleplayer(config)) is None else str(voice),
+        base_model_dir=None if base is None else str(base),
+        roleplayer_dir=None if voice is None else str(voice),
     )
 
 

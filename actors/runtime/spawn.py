@@ -275,11 +275,9 @@ def spawn_engine(plan: ActorPlan, role: str, number: int) -> Any:
     """The actor of one engine, which is not started yet."""
     config = plan.config
     seat, site, log_file = plan.place(f"{role}-{number}")
-    model_dir = site.base_model_dir if role == "questioner" else site.roleplayer_dir
-    assert model_dir is not None  # who has an engine has a model
     spec = EngineSpec(
         role=role,
-        model_dir=model_dir,
+        model_dir=site.model_dir(role),
         config=config.engines[role],
         seed=derive_seed(config.seed, role, number),
         device=seat.device,
@@ -305,7 +303,7 @@ def _spawn_scorer(plan: ActorPlan, number: int) -> Any:
     config = plan.config
     seat, site, log_file = plan.place(f"scorer-{number}")
     spec = ScorerSpec(
-        model_dir=site.base_model_dir,
+        model_dir=site.model_dir(seat.role),
         config=config.scorer,
         num_threads=seat.threads,
         device=seat.device,
@@ -319,7 +317,7 @@ def _spawn_trainer(plan: ActorPlan, rank: int, address: str, port: int) -> Any:
     config = plan.config
     seat, site, log_file = plan.place(f"trainer-{rank}")
     spec = TrainerSpec(
-        base_model_dir=site.base_model_dir,
+        base_model_dir=site.model_dir(seat.role),
         config=config.trainer,
         rank=rank,
         world_size=config.trainer.num_ranks,

@@ -13,9 +13,10 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 
 
-def check_model_folder(folder: Path) -> None:
+def check_model_folder(folder: Path, *, weights: bool = True) -> None:
     """Raises ModelError unless `folder` holds a config, whole safetensors weights and a tokenizer.
 
+    Without `weights` there need be none: who only renders texts has no use for them.
     Reads headers and sizes only, so that large models cost nothing. What the folder's chat template
     can do is for chat.py to say.
     """
@@ -24,7 +25,7 @@ def check_model_folder(folder: Path) -> None:
     config = read_object(folder / "config.json")
     if not config.get("model_type"):
         raise ModelError(f"{folder / 'config.json'}: names no model_type; not a model's config")
-    for shard in weight_files(folder):
+    for shard in weight_files(folder) if weights else ():
         read_header(shard)
     if not any(all((folder / file).is_file() for file in files) for files in TOKENIZERS):
         known = " or ".join(" + ".join(files) for files in TOKENIZERS)

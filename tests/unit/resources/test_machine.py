@@ -138,8 +138,7 @@ def test_the_cores_to_work_on_are_as_many_as_the_quota_has(
 def test_a_node_has_the_cores_of_its_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "usable_cores", lambda: 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3})
-    monkeypatch.setattr(node_agent, "resolve_model", lambda name, trust_remote_code: name)
-    assert node_agent.node_report(RunConfig()).cores == (2,)
+    assert node_agent.node_report(RunConfig(), ()).cores == (2,)
 
 
 def test_a_port_to_meet_on_is_none_that_the_system_gives_to_others() -> None:

@@ -112,6 +112,29 @@ def test_hub_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_who_only_renders_texts_downloads_no_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked[:] = allow_patterns
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    models.resolve_model("org/name")
+    assert {"*.safetensors", "*.json"} <= set(asked)
+    (folder / "model.safetensors").unlink()
+    for name in ("org/name", str(folder)):
+        assert models.resolve_model(name, weights=False) == folder
+        with pytest.raises(ModelError, match="no weights"):
+            models.resolve_model(name)
+    models.resolve_model("org/name", weights=False)
+    assert "*.json" in asked and "*.safetensors" not in asked
+
+
 def test_hub_download_is_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 

@@ -15,6 +15,7 @@ from stargate.actors.runtime.node_agent import NodeAgent, NodeReport
 from stargate.config.run import RunConfig
 from stargate.errors import EngineError, MachineError
 from stargate.monitoring import waiting
+from stargate.resources import models
 from stargate.resources.cluster import Node, nodes_for
 from stargate.resources.placement import seat
 from tests.unit.actors.runtime.test_file_transfer import Handle
@@ -75,6 +76,10 @@ class World:
         async def move_in(node: Node, report: Any) -> None:
             self.open(node)
 
+        def ask(nodes: list[Node], *_: Any) -> dict[str, NodeReport]:
+            return {one.name: report(one.name) for one in nodes}
+
+        monkeypatch.setattr(cluster_module, "ask_nodes", ask)
         monkeypatch.setattr(self.cluster, "_move_in", move_in)
 
     def open(self, node: Node) -> None:
@@ -118,6 +123,51 @@ def test_m0_is_where_each_node_has_it(tmp_path: Path, monkeypatch: pytest.Monkey
     assert asyncio.run(world.brought(Path("/b/base"), "questioner-0")) == "/a/base"
     assert asyncio.run(world.brought(Path("/b/base"), "roleplayer-0")) == "/b/base"
     assert world.cluster.site(world.cluster.seats["questioner-0"].node).roleplayer_dir == "/a/other"
+
+
+@pytest.mark.parametrize(
+    ("roles", "base", "voice"),
+    [
+        ({"roleplayer"}, None, "/models/voice"),
+        ({"scorer"}, "/models/base", None),
+        ({"questioner", "roleplayer"}, "/models/base", "/models/voice"),
+    ],
+)
+def test_a_node_fetches_the_models_of_its_own_actors(
+    roles: set[str], base: str | None, voice: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(name: str, **_: bool) -> Path:
+        return Path("/models") / name
+
+    for module in (node_agent, models):
+        monkeypatch.setattr(module, "resolve_model", resolve)
+    config = RunConfig.model_validate({"model": "base", "roleplayer": {"model": "voice"}})
+    found = node_agent.node_report(config, roles)
+    assert (found.base_model_dir, found.roleplayer_dir) == (base, voice)
+
+
+def test_an_engine_that_joins_a_node_finds_its_model_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Node b had Roleplayers only; who is of a role that is there already asks for nothing."""
+    world = World(tmp_path, monkeypatch)
+    asked: list[set[str]] = []
+
+    def ask(nodes: list[Node], roles: dict[str, set[str]], *_: Any) -> dict[str, NodeReport]:
+        [name] = [node.name for node in nodes]
+        asked.append(roles[name])
+        return {name: report(name)}
+
+    monkeypatch.setattr(cluster_module, "ask_nodes", ask)
+    world.cluster.seats = {
+        name: seat for name, seat in world.cluster.seats.items() if seat.role == "roleplayer"
+    }
+    world.cluster._sites["b"] = Site(None, "/b/other", world.run_dir / "logs")
+    asyncio.run(world.cluster._make_ready({"roleplayer-1": "b"}))
+    assert asked == []
+    asyncio.run(world.cluster._make_ready({"questioner-1": "b"}))
+    assert asked == [{"questioner", "roleplayer"}]
+    assert world.cluster.site("b").model_dir("questioner") == "/b/base"
 
 
 def test_a_node_that_sees_the_folder_reads_it_there(
