@@ -65,7 +65,6 @@ def play_bare(job: Job, pipe: Connection) -> None:
     torch.manual_seed(job.seed)
     config, device = job.config, torch.device(job.device)
     model = load_model(job.model_dir, None, "cpu", job.trust_remote_code)
-    packed = config.packing and make_packable(model) is None
     if config.lora is not None:
         adapters.add_adapters(model, config.lora)
     if config.activation_checkpointing:
@@ -73,7 +72,9 @@ def play_bare(job: Job, pipe: Connection) -> None:
     # Parameters only: rotary frequencies must stay float32.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, config.dtype))
-    model.to(device).train()
+    model.to(device)
+    packed = config.packing and make_packable(model) is None
+    model.train()
     logits = SelectedLogits(model)
     learning = [p for p in model.parameters() if p.requires_grad]
     masters = [nn.Parameter(p.detach().float().clone()) for p in learning]

@@ -25,6 +25,8 @@ from stargate.resources.embedded import MANIFEST
 _COMPANION_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"})
 _COMPANION_FOLDERS = ("additional_chat_templates",)
 _WEIGHT_INDEX_SUFFIX = ".index.json"
+# Elements that round_unbiased works on at once: about half a gigabyte.
+_ROUNDED_AT_ONCE = 2**24
 
 
 def load_model(
@@ -47,6 +49,21 @@ def load_model(
         problem = one_line(error)
         raise ModelError(f"model {model_dir}: can't be loaded: {problem}") from error
     return model.to(device).eval()
+
+
+def build_model(model_dir: str, trust_remote_code: bool) -> Any:
+    """What `load_model` loads, but with values of chance. Raises ModelError.
+
+    On torch's "meta" device it takes no memory.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"model {model_dir}: can't be built: {one_line(error)}") from error
+    return model.eval()
 
 
 def max_positions(model: Any) -> int:
@@ -133,17 +150,25 @@ def round_unbiased(values: Tensor, dtype: torch.dtype, generator: torch.Generato
     Weights start on the grid of their dtype, and a short training moves most of them by less than
     half a step of a bfloat16 grid. Rounding to the nearest would put these back where they began:
     after 6 steps at 5e-5, 81 % of SmolLM2-135M's weights and 45 % of what was learned (loss 2.73
-    -> 1.91 in float32, 2.36 rounded to nearest, 1.91 rounded without bias). CPU tensors only.
+    -> 1.91 in float32, 2.36 rounded to nearest, 1.91 rounded without bias).
+
+    `generator` is of the values' device; what it draws differs between kinds of devices. A part at
+    a time is worked on: it takes seven times its size.
     """
     if dtype == torch.float32:
         return values
-    nearest = values.to(dtype)
-    gap = values - nearest.float()
-    infinity = torch.full_like(nearest, torch.inf)
-    neighbour = torch.nextafter(nearest, torch.where(gap > 0, infinity, -infinity))
-    chance = gap / (neighbour.float() - nearest.float())
-    draw = torch.rand(values.shape, generator=generator)
-    return torch.where(draw < chance, neighbour, nearest)
+    rounded = torch.empty(values.shape, dtype=dtype, device=values.device)
+    flat = rounded.view(-1)
+    for low in range(0, values.numel(), _ROUNDED_AT_ONCE):
+        part = values.reshape(-1)[low : low + _ROUNDED_AT_ONCE]
+        nearest = part.to(dtype)
+        gap = part - nearest.float()
+        infinity = torch.full_like(nearest, torch.inf)
+        neighbour = torch.nextafter(nearest, torch.where(gap > 0, infinity, -infinity))
+        chance = gap / (neighbour.float() - nearest.float())
+        draw = torch.rand(part.shape, generator=generator, device=part.device)
+        flat[low : low + _ROUNDED_AT_ONCE] = torch.where(draw < chance, neighbour, nearest)
+    return rounded
 
 
 def save_model(

@@ -43,6 +43,9 @@ _LOG = logging.getLogger(__name__)
 
 # Characters of a problem that ranks tell each other.
 _MAX_PROBLEM = 400
+# After a checkpoint training goes on for so many times as long as it took, before the next is due
+# by the clock: a large model's takes minutes, in which all ranks wait.
+_PAUSE = 10.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Checkpoints:
         self._is_first = training.spec.rank == 0
         self._say_aloud = say
         self._written = time.monotonic()
+        self._write_seconds = 0.0  # of the last checkpoint
         self._failing = False
         # Steps that were done before and had to be repeated; None: nobody counts.
         self.num_repeated: int | None = None
@@ -118,8 +122,10 @@ class Checkpoints:
                 self.num_repeated = None
         # After the last step the model itself is saved.
         if step < self._training.num_steps and self._is_due(step):
+            started = time.monotonic()
             self._write(self._folder, step, log)
             self._written = time.monotonic()
+            self._write_seconds = self._written - started
 
     def _choose(self, folder: CheckpointFolder, refused: list[int]) -> int | None:
         """The newest checkpoint of this training; on rank 0 only."""
@@ -181,8 +187,9 @@ class Checkpoints:
         seconds = config.checkpoint_seconds
         if seconds is None:
             return False
+        pause = max(seconds, _PAUSE * self._write_seconds)
         # One clock for all: a rank that thought otherwise would wait for ever.
-        return self._from_first(lambda: time.monotonic() - self._written >= seconds) is True
+        return self._from_first(lambda: time.monotonic() - self._written >= pause) is True
 
     def _write(self, folder: CheckpointFolder, step: int, log: TrainingLog) -> None:
         training, bad = self._training, None

@@ -9,34 +9,23 @@ from the masters without bias (modeling.round_unbiased); the bfloat16 model that
 is rounded to nearest and lags behind, so losses reported during a bfloat16 training are somewhat
 higher than those of the masters. ZeRO-0 has no masters under DeepSpeed's bfloat16: there the model
 itself is float32 and computes under autocast.
-
-Checkpoints. DeepSpeed's own are pickled, and none is read here. Masters and moments are read and
-set one parameter at a time by its public calls (safe_get_full_..., safe_set_...), whole.
 """
 
 import gc
 import logging
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from importlib import metadata
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_get_local_fp32_param,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
+from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, distributed, nn
-from torch.nn import functional
 
+from stargate.actors.modeling.attention import restore
 from stargate.actors.modeling.model import (
     SelectedLogits,
-    load_model,
     max_positions,
     round_unbiased,
     save_model,
@@ -44,16 +33,21 @@ from stargate.actors.modeling.model import (
 )
 from stargate.actors.training import lora as adapters
 from stargate.actors.training.batches import Batch, make_batch
+from stargate.actors.training.loading import load, share_out
+from stargate.actors.training.memory import empty_tensors
+from stargate.actors.training.optimizer_state import OptimizerState
 from stargate.actors.training.packing import make_packable
 from stargate.actors.training.spec import TrainerSpec
 from stargate.config.run import TrainerConfig
-from stargate.errors import ConfigError, MachineError
+from stargate.errors import MachineError
 
 _LOG = logging.getLogger(__name__)
 
 # Elements of DeepSpeed's communication buffers. Its own 500 million take 1 to 2 GB per buffer,
 # whatever the model's size.
 _BUCKET_ELEMENTS = 50_000_000
+# How long a rank waits for another one's message. That one has died is noticed at once.
+_PATIENCE = timedelta(days=2)
 
 
 def _engine_config(config: TrainerConfig) -> dict[str, Any]:
@@ -77,28 +71,11 @@ def _engine_config(config: TrainerConfig) -> dict[str, Any]:
     return settings
 
 
-def _prepare(spec: TrainerSpec, start_model_dir: str) -> tuple[Any, bool]:
-    """The model as it will learn, and whether it takes packed rows. Raises ConfigError."""
-    config = spec.config
-    model = load_model(start_model_dir, None, "cpu", spec.trust_remote_code)
-    kind = model.config.model_type
-    problem = make_packable(model) if config.packing else None
-    if problem is not None and spec.rank == 0:
-        _LOG.warning("%s: examples are padded, not packed: %s", kind, problem)
-    if config.lora is not None:
-        adapters.add_adapters(model, config.lora)
-    if config.activation_checkpointing:
-        if not model.supports_gradient_checkpointing:
-            raise ConfigError(
-                f"trainer.activation_checkpointing: model {kind} does not support it; turn it off"
-            )
-        # Layers keep only their input, and compute the rest again in the backward pass.
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model, config.packing and problem is None
-
-
 class _Policy(nn.Module):
-    """log p of each target, predicted at (rows[p], columns[p]); (P,), in nats."""
+    """log p of each target, predicted at (rows[p], columns[p]); (P,), in nats.
+
+    Without targets the logits there, (P, V).
+    """
 
     def __init__(self, model: Any, autocast: bool) -> None:
         super().__init__()
@@ -106,16 +83,19 @@ class _Policy(nn.Module):
         self._logits = SelectedLogits(model)
         self._autocast = autocast
 
-    def forward(self, rows: Tensor, columns: Tensor, targets: Tensor, **inputs: Any) -> Tensor:
-        with torch.autocast(targets.device.type, torch.bfloat16, enabled=self._autocast):
+    def forward(
+        self, rows: Tensor, columns: Tensor, targets: Tensor | None, **inputs: Any
+    ) -> Tensor:
+        with torch.autocast(rows.device.type, torch.bfloat16, enabled=self._autocast):
             logits, _ = self._logits(rows, columns, use_cache=False, **inputs)
-        return -token_losses(logits, targets)
+        return logits if targets is None else -token_losses(logits, targets)
 
 
 class DeepSpeedBackend:
     """What each method is for stands in backend.py: Backend."""
 
     name = f"deepspeed {metadata.version('deepspeed')}"
+    _messages: Any = None  # the group of ranks that `exchange` goes through
 
     @staticmethod
     def join(device: str) -> None:
@@ -124,9 +104,13 @@ class DeepSpeedBackend:
         # blocks the next.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo")
+        # What ranks tell each other goes through gloo, whatever the gradients go through: one may
+        # read or write a model meanwhile, and NCCL gives the others up after 10 minutes.
+        DeepSpeedBackend._messages = distributed.new_group(backend="gloo", timeout=_PATIENCE)
 
     @staticmethod
     def leave() -> None:
+        DeepSpeedBackend._messages = None
         if distributed.is_initialized():
             distributed.destroy_process_group()
 
@@ -137,27 +121,32 @@ class DeepSpeedBackend:
         self._spec = spec
         self._stage = spec.config.zero_stage
         self._device = torch.device(spec.device)
-        self._model, self.packed = _prepare(spec, start_model_dir)
+        self._model = load(spec, start_model_dir, self.exchange)
         self.max_positions = max_positions(self._model)
         self._weights: dict[str, Tensor] = {}
+        named = dict(self._model.named_parameters())
         # What the saved weights are rounded to: the start folder has its dtypes from the base.
-        self._dtypes = {
-            adapters.plain_name(name): p.dtype for name, p in self._model.named_parameters()
-        }
-        # DeepSpeed casts a bfloat16 model itself: parameters only, rotary frequencies must not be.
+        self._dtypes = {adapters.plain_name(name): p.dtype for name, p in named.items()}
         settings = _engine_config(spec.config)
-        if "bf16" not in settings:
-            self._model.float()
-        # Frozen weights have no masters: those that bfloat16 can't hold are kept for the merge.
-        self._precise: dict[str, Tensor] = {
-            name: p.detach().clone()
-            for name, p in self._model.named_parameters()
-            if not p.requires_grad and p.dtype == torch.float32 and "bf16" in settings
+        masters = "bf16" in settings
+        # Frozen weights have no masters: those that bfloat16 can't hold are kept for the merge, on
+        # the rank that merges.
+        frozen = {n: p for n, p in named.items() if not p.requires_grad} if masters else {}
+        precise = [name for name, p in frozen.items() if p.dtype == torch.float32]
+        self._precise = {
+            name: named[name].detach().clone() if spec.rank == 0 else torch.empty(0)
+            for name in self.exchange({"precise": precise})[0]["precise"]
         }
-        autocast = spec.config.dtype == "bfloat16" and "bf16" not in settings
-        policy = _Policy(self._model, autocast)
-        self._learning = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
-        shapes = {name: p.shape for name, p in self._learning.items()}
+        shapes = {name: p.shape for name, p in named.items() if p.requires_grad}
+        del named, frozen
+        # DeepSpeed casts a bfloat16 model itself: parameters only, rotary frequencies must not be.
+        if not masters:
+            self._model.float()
+        if self._stage == 3:
+            computing = torch.bfloat16 if masters else torch.float32
+            share_out(self._model, settings, computing, self._device)
+        policy = _Policy(self._model, spec.config.dtype == "bfloat16" and not masters)
+        learning = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
         devices = ("cpu", "cuda") if spec.device == "cuda" else ("cpu",)
         self.shapes = {
             "master": shapes,
@@ -171,7 +160,7 @@ class DeepSpeedBackend:
         # step; it is 0 here because some of DeepSpeed's wrappers make a first step on empty
         # gradients, which would already decay the weights.
         self._optimizer = torch.optim.AdamW(
-            self._learning.values(), lr=0.0, weight_decay=spec.config.weight_decay, fused=True
+            learning.values(), lr=0.0, weight_decay=spec.config.weight_decay, fused=True
         )
         self._engine, *_ = deepspeed.initialize(
             model=policy, optimizer=self._optimizer, config=settings
@@ -180,8 +169,35 @@ class DeepSpeedBackend:
         print(f"trainer: rank {spec.rank} of {spec.world_size} computes on {where}", flush=True)
         # Forget that first step on empty gradients: Adam's bias correction counts steps.
         self._optimizer.state.clear()
+        self._state = OptimizerState(self._optimizer, learning, shapes, spec)
         self._check: Callable[[float], None] | None = None
         self._optimizer.register_step_pre_hook(self._before_step)
+        self.packed = spec.config.packing and self._try_packing()
+
+    def _try_packing(self) -> bool:
+        """Whether the model takes packed rows, here, in the precision in which it computes."""
+
+        def logits(input_ids: Tensor, **inputs: Any) -> Tensor:
+            columns = torch.arange(input_ids.shape[1], device=self._device)
+            found: Tensor = self._engine.module(
+                torch.zeros_like(columns), columns, None, input_ids=input_ids, **inputs
+            )
+            return found
+
+        self._engine.eval()
+        own = make_packable(self._model, logits)
+        # Steps are laid out alike on all ranks.
+        problem = next((t["own"] for t in self.exchange({"own": own}) if t["own"]), None)
+        if problem is None:
+            return True
+        if own is None:
+            restore(self._model)
+        if self._stage == 3:
+            self._engine.optimizer.empty_partition_cache()  # what the trial left gathered
+        if self._spec.rank == 0:
+            kind = self._model.config.model_type
+            _LOG.warning("%s: examples are padded, not packed: %s", kind, problem)
+        return False
 
     def forward(self, batch: Batch, learning: bool) -> Tensor:
         self._engine.train(learning)
@@ -220,50 +236,52 @@ class DeepSpeedBackend:
             self._check(float(self._engine.optimizer._global_grad_norm))
 
     def settle(self) -> None:
-        """Rank 0 also collects the weights in main memory.
+        """Rank 0 merges and rounds, on its device, and also collects the weights in main memory.
 
         One parameter at a time is put together from what the ranks hold, so under ZeRO-3 the whole
-        model never is on one device. All ranks draw the same random numbers, so they settle on the
-        same weights.
+        model never is on one device.
         """
-        generator = torch.Generator().manual_seed(self._spec.seed)
+        first = self._spec.rank == 0
+        generator = torch.Generator(self._device).manual_seed(self._spec.seed)
         adapted = adapters.adapted_layers(self._model) if self._spec.config.lora else {}
         for name, parameter in self._model.named_parameters():
             if adapted and adapters.is_adapter(name):
                 continue
             exact = self._exact(name, parameter)
-            if name in adapted:
-                a, b = (self._exact("", p) for p in adapters.factors(adapted[name]))
-                exact = adapters.merge(adapted[name], exact, a, b)
+            factors = [self._exact("", p) for p in adapters.factors(adapted.get(name))]
             plain = adapters.plain_name(name)
-            value = round_unbiased(exact, self._dtypes[plain], generator)
             with deepspeed.zero.GatheredParameters(
                 [parameter], modifier_rank=0, enabled=self._stage == 3
             ):
-                parameter.data.copy_(value)
-            if self._spec.rank == 0:
-                self._weights[plain] = value
+                if first:
+                    if factors:
+                        exact = adapters.merge(adapted[name], exact, *factors)
+                    value = round_unbiased(exact, self._dtypes[plain], generator)
+                    parameter.data.copy_(value)
+                    self._weights[plain] = value.cpu()
+            if self._stage < 3:
+                distributed.broadcast(parameter.data, 0)
         if adapted:
             adapters.switch_off(self._model)
         saved = self._model.state_dict().keys()
         for name, buffer in self._model.named_buffers():
-            if self._spec.rank == 0 and name in saved:
+            if first and name in saved:
                 self._weights[adapters.plain_name(name)] = buffer.detach().cpu()
 
     def _exact(self, name: str, parameter: Any) -> Tensor:
-        """A parameter at the precision in which it learned, or in which it was loaded; on the CPU.
+        """A parameter at the precision in which it learned, or in which it was loaded.
 
         Under ZeRO-3 all ranks must ask at once.
         """
         if name in self._precise:
-            return self._precise[name]
+            return self._precise[name].to(self._device)
         exact: Tensor
         if parameter.requires_grad and self._stage > 0:
-            exact = safe_get_full_fp32_param(parameter).detach().float().cpu()
+            exact = safe_get_full_fp32_param(parameter).detach().float()
             return exact
         partitioned = self._stage == 3
         with deepspeed.zero.GatheredParameters([parameter], enabled=partitioned):
-            exact = parameter.detach().float().cpu()
+            exact = parameter.detach().float()
             # Partitioned again, the parameter's memory is gone.
             return exact.clone() if partitioned else exact
 
@@ -279,55 +297,17 @@ class DeepSpeedBackend:
             raise MachineError(problem)
 
     def get(self, kind: str, name: str) -> Tensor:
-        tensor: Tensor
         if kind == "random":
             return torch.get_rng_state() if name == "cpu" else torch.cuda.get_rng_state()
-        parameter = self._learning[name]
-        if self._stage == 0:
-            # There are no moments where there was no gradient so far.
-            moments = self._optimizer.state.get(parameter) or {}
-            like = torch.zeros(self.shapes[kind][name])
-            tensor = parameter.detach() if kind == "master" else moments.get(kind, like)
-        elif kind == "master":
-            tensor = safe_get_full_fp32_param(parameter)
-        elif kind == "step":
-            tensor = next(iter(self._optimizer.state.values()))["step"].clone()  # one for all
-        else:
-            tensor = safe_get_full_optimizer_state(parameter, kind)
-        return tensor
+        return self._state.get(kind, name)
 
-    @torch.no_grad()
     def set(self, kind: str, name: str, value: Tensor) -> None:
         if kind == "random":
             (torch if name == "cpu" else torch.cuda).set_rng_state(value)
             return
         if self._stage > 0 and not self._optimizer.state:
             self._step_on_nothing()
-        parameter, value = self._learning[name], value.to(self._device, copy=True)
-        if kind == "master":  # also in what computes, rounded where that is bfloat16
-            with deepspeed.zero.GatheredParameters(
-                [parameter], modifier_rank=0, enabled=self._stage == 3
-            ):
-                parameter.data.copy_(value)
-        if self._stage == 0:
-            if kind != "master":
-                self._optimizer.state[parameter][kind] = value
-        elif kind == "step":
-            for state in self._optimizer.state.values():
-                state["step"].copy_(value)
-        elif self._stage == 3:
-            # This rank's part. DeepSpeed's call for whole values takes none that needs padding.
-            size, world_size = safe_get_local_fp32_param(parameter).numel(), self._spec.world_size
-            padded = functional.pad(value.flatten(), (0, size * world_size - value.numel()))
-            part = padded.view(world_size, size)[self._spec.rank]
-            if kind == "master":
-                safe_set_local_fp32_param(parameter, part)
-            else:
-                safe_set_local_optimizer_state(parameter, part, kind)
-        elif kind == "master":
-            safe_set_full_fp32_param(parameter, value)
-        else:
-            safe_set_full_optimizer_state(parameter, value, kind)
+        self._state.set(kind, name, value.to(self._device, copy=True))
 
     @torch.enable_grad()
     def _step_on_nothing(self) -> None:
@@ -338,12 +318,14 @@ class DeepSpeedBackend:
 
     def exchange(self, message: Mapping[str, Any]) -> list[dict[str, Any]]:
         told: list[Any] = [None] * self._spec.world_size
-        distributed.all_gather_object(told, dict(message))
+        distributed.all_gather_object(told, dict(message), group=self._messages)
         return told
 
     def close(self) -> None:
         self._engine.destroy()
-        del self._engine, self._model, self._optimizer, self._learning, self._weights
+        empty_tensors(self._engine.optimizer, self._optimizer, self._model, self)
+        is_cuda = self._device.type == "cuda"
+        vars(self).clear()
         gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        if is_cuda:
+            torch.cuda.empty_cache()  # last: it frees what nobody holds any more

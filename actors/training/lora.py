@@ -59,8 +59,10 @@ def adapted_layers(model: Any) -> dict[str, Any]:
     }
 
 
-def factors(layer: Any) -> tuple[Any, Any]:
-    """The parameters A (r, in) and B (out, r) of an adapted layer."""
+def factors(layer: Any | None) -> tuple[Any, ...]:
+    """The parameters A (r, in) and B (out, r) of an adapted layer; none of another one."""
+    if layer is None:
+        return ()
     return layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
 
 

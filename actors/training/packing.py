@@ -11,8 +11,8 @@ it, and on a CPU a mask also keeps torch from its fast kernel.
 T tokens of a row, H heads, D dimensions of a head.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Any
 
@@ -47,17 +47,19 @@ def pack(examples: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, positions
 
 
-def make_packable(model: Any) -> str | None:
+def make_packable(model: Any, logits: Callable[..., Tensor] | None = None) -> str | None:
     """Makes the model take packed rows. Says why it can't, and leaves it as it was.
 
     What a config says of a model's layers is not relied upon: the model computes a packed row, and
-    each text in it must come out as it does alone.
+    each text in it must come out as it does alone. So it must be where it will compute, in the
+    precision in which it will: other kernels may do other things. `logits` are the model's, (T, V)
+    of one row, for its inputs; None: it is called itself.
     """
     if (problem := obstacle(model)) is not None:
         return problem
     try:
         with narrow_windows(model):
-            difference = _difference(model)
+            difference = _difference(model, logits or partial(_logits, model))
         same = difference <= _MAX_DIFFERENCE  # not so if it is NaN
         problem = None if same else f"logits differ by {difference:.0%}"
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
@@ -68,33 +70,30 @@ def make_packable(model: Any) -> str | None:
     return None
 
 
-def _difference(model: Any) -> float:
+@torch.no_grad()
+def _difference(model: Any, logits: Callable[..., Tensor]) -> float:
     """The largest difference of a logit in a packed row from the same text alone, as a share.
 
     Leaves the model with the packed attention.
     """
-    embeddings = model.get_input_embeddings().weight
+    vocabulary = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     texts = [
-        torch.randint(embeddings.shape[0], (length,), generator=generator).tolist()
+        torch.randint(vocabulary, (length,), generator=generator).tolist()
         for length in _TRIED_LENGTHS
     ]
-    with torch.no_grad():
-        alone = torch.cat(
-            [
-                model(input_ids=pack([text])[0].to(embeddings.device), use_cache=False).logits[0]
-                for text in texts
-            ]
-        )
-        replace(model, _NAME, _attention)
-        ids, positions = (tensor.to(embeddings.device) for tensor in pack(texts))
-        packed = model(
-            input_ids=ids,
-            position_ids=positions,
-            use_cache=False,
-            packed_lengths=_TRIED_LENGTHS,
-        ).logits[0]
-    return float((packed - alone).abs().max() / alone.abs().max())
+    device = model.device
+    alone = [logits(input_ids=pack([text])[0].to(device)) for text in texts]
+    replace(model, _NAME, _attention)
+    ids, positions = (tensor.to(device) for tensor in pack(texts))
+    packed = logits(input_ids=ids, position_ids=positions, packed_lengths=_TRIED_LENGTHS)
+    expected = torch.cat(alone)
+    return float((packed - expected).abs().max() / expected.abs().max())
+
+
+def _logits(model: Any, **inputs: Any) -> Tensor:
+    found: Tensor = model(use_cache=False, **inputs).logits[0]
+    return found
 
 
 def _attention(

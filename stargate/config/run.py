@@ -269,8 +269,9 @@ class TrainerConfig(Component):
     num_ranks: PositiveInt = 1
     num_threads: PositiveInt | None = None  # per rank; None: the cores shared out over the ranks
     num_gpus_per_rank: Annotated[float, Field(ge=0.0)] = 0.0
-    # A checkpoint within a training after so many optimizer steps, and after so many seconds; null:
-    # never. It has 12 bytes per weight, and there are two; they are removed when training ends.
+    # A checkpoint within a training after so many optimizer steps, and after so many seconds (and
+    # at least 10 times what the last one took); null: never. It has 12 bytes per weight, and there
+    # are two; they are removed when training ends.
     checkpoint_steps: PositiveInt | None = None
     checkpoint_seconds: Annotated[float, Field(gt=0.0)] | None = 300.0
 

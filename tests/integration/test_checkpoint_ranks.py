@@ -280,3 +280,27 @@ def test_seconds_are_rank_0s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     attempt.ranks[0]._written -= 20.0
     attempt.step_to(2, first=2)
     assert names(tmp_path / "training") == ["step-2", "steps"]
+
+
+def test_the_next_checkpoint_waits_ten_times_as_long_as_the_last_one_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.CONFIG", TrainerConfig(checkpoint_seconds=50.0))
+    now = 1000.0
+    monkeypatch.setattr(checkpointing.time, "monotonic", lambda: now)
+    attempt = Attempt(tmp_path / "training")
+    attempt.restore()
+    save_file = checkpointing.save_file
+
+    def slow(tensors: dict[str, Tensor], file: Path) -> None:
+        nonlocal now
+        now += 3.0  # three kinds of files: 9 s a checkpoint
+        save_file(tensors, file)
+
+    monkeypatch.setattr(checkpointing, "save_file", slow)
+    written = []
+    for step in range(1, ALL_STEPS):
+        now += 50.0
+        attempt.step_to(step, first=step)
+        written.append(f"step-{step}" in names(tmp_path / "training"))
+    assert written == [True, False, True, False, True]
