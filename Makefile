@@ -7,6 +7,7 @@ BIN := .venv/bin
 INSTALL := @PYTHON="$(PYTHON)" sh requirements/install.sh
 # Where `make lock` finds the CPU build of torch.
 LOCK_TORCH ?= --torch-backend=cpu
+LOCK := $(BIN)/uv pip compile --override requirements/overrides.txt --python-version 3.11 --no-header --no-annotate --quiet
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check install install-gpu lines lock clean
@@ -42,11 +43,14 @@ lines:  ## lines of Python and templates by room
 	@printf '%6d  stargate/*.py\n' "$$(cat stargate/*.py | wc -l)"
 	@printf '%6d  the product, without tests\n' "$$(git ls-files stargate actors launch benchmarks | grep -E '\.(py|j2|js|css)$$' | xargs cat | wc -l)"
 
-lock: install  ## resolve requirements/cpu.in into cpu.lock anew
+# The GPU's keeps the CPU's versions: what stands in an output file is what uv prefers.
+lock: install  ## resolve requirements/cpu.in and gpu.in into cpu.lock and gpu.lock anew
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile requirements/cpu.in --override requirements/overrides.txt \
-		$(LOCK_TORCH) --python-version 3.11 --no-header --no-annotate --quiet -o .venv/cpu.lock
+	$(LOCK) requirements/cpu.in --override requirements/cpu-overrides.txt $(LOCK_TORCH) -o .venv/cpu.lock
 	sed -E 's/\+cpu$$//' .venv/cpu.lock > requirements/cpu.lock
+	cp requirements/cpu.lock .venv/gpu.lock
+	$(LOCK) requirements/gpu.in --python-platform x86_64-manylinux_2_28 -o .venv/gpu.lock
+	cp .venv/gpu.lock requirements/gpu.lock
 
 clean:  ## remove caches and build outputs; .venv, runs and the model cache stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

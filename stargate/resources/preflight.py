@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from stargate.resources.gpus import driver_problems, gpus
 from stargate.resources.machine import (
     COMPILERS,
     GIB,
@@ -26,23 +27,31 @@ from stargate.resources.machine import (
 
 # Python versions for which every line of requirements/cpu.lock has a wheel.
 PYTHON_MIN, PYTHON_MAX = (3, 11), (3, 13)
-# The environment takes 3.8 GiB; pip keeps the archives that it is unpacking beside it.
-INSTALL_DISK_GB = 6.0
+# The environments take 3.8 and 9.7 GiB; pip keeps the archives that it is unpacking beside them.
+INSTALL_DISK_GB = {"cpu": 6.0, "gpu": 16.0}
+# For which every line of the lock file has a wheel, or a source that needs no compiler.
+ARCHITECTURES = {"cpu": ("x86_64",), "gpu": ("x86_64", "aarch64")}
 # The converted model (0.3), one saved m_1 with its trainer state, records.
 DEMO_DISK_GB = 2.0
 # Two engines, a scorer and a float32 trainer of the embedded model.
 DEMO_MEMORY_GB = 12.0
-# Two weight files of the embedded model in flight, and Ray's object store.
-DEMO_SHM_GB = 1.0
+# NCCL's buffers between several GPUs (its own advice for containers); nothing on a CPU needs it.
+NCCL_SHM_GB = 1.0
 
 
-def toolchain_problems() -> list[str]:
-    """Why neither installation nor demo can work with this system and Python: one line each."""
+def toolchain_problems(kind: str) -> list[str]:
+    """Why an installation ("cpu", "gpu") can't work with this system and Python: one line each.
+
+    A GPU that is not there is no problem: images are built where there is none.
+    """
     if sys.platform != "linux":
         return [f"stargate needs Linux, got {platform.system()}; use a container or WSL 2"]
     problems = []
-    if platform.machine() != "x86_64":
-        problems.append(f"the CPU lock file is for x86_64, got {platform.machine()}")
+    if platform.machine() not in ARCHITECTURES[kind]:
+        wanted = " and ".join(ARCHITECTURES[kind])
+        problems.append(f"{kind}.lock is for {wanted}, got {platform.machine()}")
+    if kind == "gpu":
+        problems += driver_problems(gpus())
     if not PYTHON_MIN <= sys.version_info[:2] <= PYTHON_MAX:
         low, high = (".".join(map(str, version)) for version in (PYTHON_MIN, PYTHON_MAX))
         problems.append(
@@ -86,20 +95,32 @@ def build_problem(device: str) -> str | None:
     return f"this run is on {device}, the installed vLLM is built for {build}: {advice[device]}"
 
 
-def disk_problem(checkout: Path) -> str | None:
-    """A line if the installation does not fit on the checkout's disk, else None."""
+def disk_problem(checkout: Path, kind: str) -> str | None:
+    """A line if an installation does not fit on the checkout's disk, else None."""
     free = disk_free_gb(checkout)
-    if free >= INSTALL_DISK_GB:
+    needed = INSTALL_DISK_GB[kind]
+    if free >= needed:
         return None
     return (
-        f"the installation needs {INSTALL_DISK_GB:.0f} GiB of free disk, got {free:.1f} GiB "
+        f"the installation needs {needed:.0f} GiB of free disk, got {free:.1f} GiB "
         f"at {checkout}; free some, or put the checkout elsewhere"
+    )
+
+
+def shared_memory_problem() -> str | None:
+    """A line if several GPUs may not be able to work together here, else None."""
+    total = shutil.disk_usage(SHARED_MEMORY).total / GIB if SHARED_MEMORY.is_dir() else 0.0
+    if total >= NCCL_SHM_GB:
+        return None
+    return (
+        f"{SHARED_MEMORY} has {total:.2f} GiB, NCCL wants {NCCL_SHM_GB:.0f} between GPUs; in a "
+        "container: --shm-size=8g"
     )
 
 
 def demo_problems(runs_dir: Path, cache_dir: Path) -> list[str]:
     """Why the demo would fail on this machine, installation aside: one line each."""
-    problems = []
+    problems = [problem for problem in [build_problem("cpu")] if problem]
     short = memory_problem(DEMO_MEMORY_GB, "the demo")
     if short is not None:
         problems.append(short)
@@ -109,12 +130,6 @@ def demo_problems(runs_dir: Path, cache_dir: Path) -> list[str]:
             problems.append(f"{use} need {DEMO_DISK_GB:.0f} GiB of disk, got {free:.1f} at {path}")
         if not os.access(existing_parent(path), os.W_OK):
             problems.append(f"{path} can't be written ({use}); change its owner or HOME")
-    shm = shutil.disk_usage(SHARED_MEMORY).free / GIB if SHARED_MEMORY.is_dir() else 0.0
-    if shm < DEMO_SHM_GB:
-        problems.append(
-            f"{SHARED_MEMORY} needs {DEMO_SHM_GB:.0f} GiB free for weight pushes, got {shm:.2f}; "
-            "in a container: --shm-size=4g"
-        )
     if platform.machine() == "x86_64" and "avx2" not in cpu_model()[1]:
         problems.append("vLLM's CPU engine needs a processor with AVX2; this one has none")
     return problems

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -195,24 +196,64 @@ def test_git_state_of_a_checkout(tmp_path: Path) -> None:
 def test_missing_compiler_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    problems = preflight.toolchain_problems()
+    problems = preflight.toolchain_problems("cpu")
     assert [line for line in problems if line.startswith("no C++ compiler")] == problems
     assert len(problems) == 1
 
 
 def test_old_python_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 10, 2))
-    assert any("needs Python 3.11 to 3.13" in line for line in preflight.toolchain_problems())
+    assert any("needs Python 3.11 to 3.13" in line for line in preflight.toolchain_problems("cpu"))
 
 
 def test_full_disk_and_small_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "disk_free_gb", lambda _: 0.5)
     monkeypatch.setattr(machine, "memory", lambda: (8.0, 3.0))
-    problem = preflight.disk_problem(tmp_path) or ""
-    assert "6 GiB of free disk, got 0.5 GiB" in problem
+    for kind, needed in preflight.INSTALL_DISK_GB.items():
+        problem = preflight.disk_problem(tmp_path, kind) or ""
+        assert f"{needed:.0f} GiB of free disk, got 0.5 GiB" in problem
     lines = preflight.demo_problems(tmp_path / "runs", tmp_path / "cache")
     assert any("free memory, got 3.0 GiB (of 8.0)" in line for line in lines)
     assert any(line.startswith("runs need 2 GiB of disk, got 0.5") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("kind", "machine", "problem"),
+    [
+        ("cpu", "x86_64", None),
+        ("gpu", "aarch64", None),
+        ("cpu", "aarch64", "cpu.lock is for x86_64, got aarch64"),
+        ("gpu", "riscv64", "gpu.lock is for x86_64 and aarch64, got riscv64"),
+    ],
+)
+def test_processors_that_a_lock_file_has_no_wheels_for(
+    monkeypatch: pytest.MonkeyPatch, kind: str, machine: str, problem: str | None
+) -> None:
+    monkeypatch.setattr(preflight.platform, "machine", lambda: machine)
+    said = [line for line in preflight.toolchain_problems(kind) if ".lock" in line]
+    assert said == ([problem] if problem else [])
+
+
+def test_little_shared_memory_is_said_for_several_gpus_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 MB, as containers have them: a run on a CPU works there (test_any_machine.py)."""
+    usage = SimpleNamespace(total=64 << 20, free=64 << 20)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
+    assert "has 0.06 GiB, NCCL wants 1" in (preflight.shared_memory_problem() or "")
+    usage.total = 2 << 30
+    assert preflight.shared_memory_problem() is None
+    usage.total = 64 << 20
+    monkeypatch.setattr(preflight, "disk_free_gb", lambda _: 50.0)
+    assert not any("shm" in line for line in preflight.demo_problems(tmp_path, tmp_path))
+
+
+def test_the_demo_is_not_begun_with_a_vllm_for_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "vllm_build", lambda: "cuda")
+    [first, *_] = preflight.demo_problems(tmp_path, tmp_path)
+    assert first.startswith("this run is on cpu, the installed vLLM is built for cuda")
 
 
 def test_environment_names_versions_and_is_plain() -> None:
