@@ -9,6 +9,9 @@ layers do), so it is asked: its answer to a vector that is 1 at column k and 0 e
 of the weight, to the bit. A layer that kept an old or half an old weight answers otherwise, and one
 with a value anywhere that is not finite answers NaN.
 
+With tensor parallelism a rank holds some rows or some columns of a matrix. Each rank samples
+columns that it would hold, and compares its rows of them.
+
 N outputs, K inputs of a layer, C sampled columns.
 """
 
@@ -44,9 +47,20 @@ class Sample:
 class Watch:
     """Looks at the tensors of one push as they are read, then at the model."""
 
-    def __init__(self, number: int, sums: Mapping[str, int] | None = None) -> None:
-        """`number` counts pushes, so that each looks at other columns."""
+    def __init__(
+        self,
+        number: int,
+        sums: Mapping[str, int] | None = None,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """`number` counts pushes, so that each looks at other columns.
+
+        `rank` of `world_size` is the worker's place in its tensor-parallel group.
+        """
         self._number = number
+        self._rank, self._world_size = rank, world_size
         self._sums = sums or {}
         self._samples: dict[str, Sample] = {}
 
@@ -65,7 +79,7 @@ class Watch:
     def check(self, model: nn.Module) -> list[str]:
         """Compares what the model holds with what was read.
 
-        Returns the names of parameters that could not be compared (a tensor-parallel shard, say).
+        Returns the names of parameters that could not be compared (a quantised layer's, say).
         Raises WeightMismatch.
         """
         packed: Mapping[str, Sequence[str]] = getattr(model, "packed_modules_mapping", {})
@@ -76,7 +90,7 @@ class Watch:
                 if parameter is None:
                     continue
                 name = f"{prefix}.{leaf}" if prefix else leaf
-                sample = self._expected(prefix, leaf, packed) or owners.get(id(parameter))
+                sample = self._expected(prefix, leaf, packed, module) or owners.get(id(parameter))
                 if sample is None or not _compare(name, module, leaf, parameter, sample):
                     unchecked.append(name)
                     continue
@@ -89,19 +103,54 @@ class Watch:
         if tensor.dim() != 2:
             return None
         num_columns = tensor.shape[1]
-        width = min(_NUM_COLUMNS, num_columns)
-        first = self._number * width % (num_columns - width + 1)
+        # The columns that this rank would hold, if it is columns that are shared out.
+        stretch = num_columns
+        if num_columns % self._world_size == 0:
+            stretch //= self._world_size
+        width = min(_NUM_COLUMNS, stretch)
+        first = self._rank * stretch % num_columns + self._number * width % (stretch - width + 1)
         return Sample(first, num_columns, tensor[:, first : first + width].T.contiguous())
 
     def _expected(
-        self, prefix: str, leaf: str, packed: Mapping[str, Sequence[str]]
+        self, prefix: str, leaf: str, packed: Mapping[str, Sequence[str]], module: nn.Module
     ) -> Sample | None:
-        """The sample of a parameter; joined where layers are fused."""
+        """What this rank should hold of a parameter; joined where layers are fused."""
         found = [self._samples[n] for n in file_names(prefix, leaf, packed, self._samples) or ()]
         if len({(sample.first, sample.num_columns) for sample in found}) != 1:
             return None
-        values = torch.cat([sample.values for sample in found], dim=-1)
-        return Sample(found[0].first, found[0].num_columns, values)
+        parts = _rows_of_rank(module, [sample.values for sample in found])
+        if parts is None:
+            return None
+        first, num_columns = found[0].first, found[0].num_columns
+        held = getattr(module, "input_size_per_partition", num_columns)
+        if num_columns and held < num_columns:
+            first, num_columns = first - self._rank * held, held
+        return Sample(first, num_columns, torch.cat(parts, dim=-1))
+
+
+def _rows_of_rank(module: Any, parts: Sequence[Tensor]) -> list[Tensor] | None:
+    """The rows (the last dimension here) of a layer's parts that this rank holds.
+
+    vLLM's layers say what they hold: `shard_indices` of a vocabulary, `output_partition_sizes` of
+    each fused part. None where the two can't be brought together.
+    """
+    if (vocabulary := getattr(module, "shard_indices", None)) is not None:
+        low, high = vocabulary.org_vocab_start_index, vocabulary.org_vocab_end_index
+        return [part[..., low:high] for part in parts]
+    world_size = getattr(module, "tp_size", 1)
+    if world_size == 1:
+        return list(parts)
+    sizes: Sequence[int] = module.output_partition_sizes
+    if len(sizes) != len(parts):
+        return None
+    held = []
+    for part, size in zip(parts, sizes, strict=True):
+        # Fewer key/value heads than ranks: neighbours hold the same ones. All rows: columns are
+        # what is shared out.
+        alike = size * world_size // part.shape[-1]
+        start = module.tp_rank // alike * size
+        held.append(part[..., start : start + size])
+    return held
 
 
 def file_names(

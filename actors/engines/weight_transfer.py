@@ -26,6 +26,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+)
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -84,7 +88,12 @@ class FileWeightTransfer(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):  #
 
         WeightMismatch, which is one, when a file does not hold what was saved.
         """
-        watch = Watch(self._num_pushes, read_sums(Path(update_info.files[0]).parent))
+        watch = Watch(
+            self._num_pushes,
+            read_sums(Path(update_info.files[0]).parent),
+            rank=get_tensor_model_parallel_rank(),
+            world_size=get_tensor_model_parallel_world_size(),
+        )
         tensors = watch.over(_tensors(update_info.files))
         self._watch = watch
         self._num_pushes += 1
@@ -112,7 +121,9 @@ class FileWeightTransfer(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):  #
         unchecked = watch.check(self.model)
         if unchecked:
             _LOG.warning("%d parameters can't be compared: %s", len(unchecked), unchecked[:3])
-        self._is_plain = not unchecked and self.device.type == "cpu"
+        # A rank's share of a tensor is cut out by vLLM's own loaders.
+        whole = get_tensor_model_parallel_world_size() == 1
+        self._is_plain = not unchecked and whole and self.device.type == "cpu"
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from stargate.actors.engines.weight_check import Watch, WeightMismatch
 from stargate.actors.engines.weight_transfer import load_directly
@@ -178,8 +180,76 @@ def test_a_float32_file_in_a_bfloat16_engine_is_the_same_model() -> None:
 def test_what_can_not_be_compared_is_listed() -> None:
     sent = weights()
     model: Any = Model(sent)
-    model.qkv.packed = model.qkv.packed[:4]  # the shard of one of two workers
+    model.qkv.packed = model.qkv.packed[:4]  # a shard that does not say what it is
     assert watched(sent).check(model) == ["qkv.weight"]
+
+
+class Shard(nn.Module):
+    """What one rank holds: rows of q, k, v and of the vocabulary, columns of o, all of the norm."""
+
+    packed_modules_mapping = {"qkv": ["q", "k", "v"]}  # noqa: RUF012 - as vLLM declares it
+
+    def __init__(self, sent: dict[str, Tensor], rank: int, world_size: int) -> None:
+        super().__init__()
+        rows = {name: len(tensor) for name, tensor in sent.items()}
+        # Where there are more ranks than k and v have rows, several ranks hold the same ones.
+        sizes = [max(1, rows[f"{part}.weight"] // world_size) for part in "qkv"]
+        places = [rank * rows[f"{part}.weight"] // world_size for part in "qkv"]
+        parts = zip("qkv", places, sizes, strict=True)
+        self.qkv = Layer(torch.cat([sent[f"{p}.weight"][at : at + size] for p, at, size in parts]))
+        self.o = Layer(sent["o.weight"][:, rank * K // world_size : (rank + 1) * K // world_size])
+        for layer, held, columns in ((self.qkv, sizes, K), (self.o, [5], K // world_size)):
+            place = {"tp_rank": rank, "tp_size": world_size, "output_partition_sizes": held}
+            vars(layer).update(place, input_size_per_partition=columns)
+        self.norm = Norm(sent["norm.weight"].clone())
+        low, high = rank * 6 // world_size, (rank + 1) * 6 // world_size
+        self.embed = Layer(functional.pad(sent["embed.weight"][low:high], (0, 0, 0, 2)), keep=True)
+        bounds = SimpleNamespace(org_vocab_start_index=low, org_vocab_end_index=high)
+        vars(self.embed).update(tp_rank=rank, tp_size=world_size, shard_indices=bounds)
+        self.head = Layer(torch.zeros(1, 1), keep=True)
+        self.head.weight = self.embed.weight
+        self.head.quant_method.process_weights_after_loading(self.head)
+
+
+def sharded(sent: dict[str, Tensor], number: int, rank: int, world_size: int) -> Watch:
+    watch = Watch(number, rank=rank, world_size=world_size)
+    for _ in watch.over(sent.items()):
+        pass
+    return watch
+
+
+def weights_of_shards(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(100 + seed)
+    return {**weights(seed), "o.weight": torch.randn(5, K, generator=generator).bfloat16()}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_every_rank_compares_all_that_it_holds(world_size: int) -> None:
+    sent = weights_of_shards()
+    for rank in range(world_size):
+        shard = Shard(sent, rank, world_size)
+        for number in range(8):
+            assert sharded(sent, number, rank, world_size).check(shard) == []
+
+
+@pytest.mark.parametrize("layer", ["qkv", "o", "embed", "head"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_kept_an_old_layer_is_found(layer: str, rank: int) -> None:
+    sent = weights_of_shards()
+    shard = Shard(sent, rank, 2)
+    getattr(shard, layer).packed = getattr(Shard(weights_of_shards(1), rank, 2), layer).packed
+    if layer == "embed":
+        shard.embed.weight.data = shard.embed.packed
+    with pytest.raises(WeightMismatch, match=rf"{layer}\.weight: the engine holds other values"):
+        sharded(sent, 0, rank, 2).check(shard)
+
+
+def test_a_rank_with_its_neighbours_share_is_found() -> None:
+    sent = weights_of_shards()
+    shard = Shard(sent, 0, 2)
+    shard.o.packed = Shard(sent, 1, 2).o.packed
+    with pytest.raises(WeightMismatch, match=r"o\.weight"):
+        sharded(sent, 0, 0, 2).check(shard)
 
 
 def test_loading_directly_gives_every_layer_what_was_sent() -> None:
