@@ -127,23 +127,6 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits, targets, reduction="none")
 
 
-def keep_precise(model: Any, matrices: torch.dtype) -> None:
-    """Casts weight matrices to `matrices` and all the rest to float32, for use under autocast.
-
-    With bfloat16 matrices the products run at bfloat16's speed while the residual stream, norms,
-    embeddings and output layer stay float32: half the error of an all-bfloat16 model, for the
-    memory of the embeddings once more.
-    """
-    precise = {
-        id(layer.weight)
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
-        if layer is not None
-    }
-    for parameter in model.parameters():
-        is_matrix = parameter.dim() >= 2 and id(parameter) not in precise
-        parameter.data = parameter.data.to(matrices if is_matrix else torch.float32)
-
-
 def round_unbiased(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """Float32 `values` in `dtype`, each rounded up or down at random so that its mean is right.
 

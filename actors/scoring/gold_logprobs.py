@@ -35,7 +35,7 @@ class GoldLogprobs:
         head = output_layer(model)
         self.model = model
         self.num_tokens = head.out_features
-        self._head = RoundedLinear(head) if rounded and head.bias is None else _PreciseLinear(head)
+        self._head = RoundedLinear(head) if rounded else _PreciseLinear(head)
         model.set_output_embeddings(self._head)
         self._body = model.base_model
         if self._body is model:
@@ -74,20 +74,21 @@ class _PreciseLinear(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.logits(hidden[0].to(self.weight.dtype))[None]
+            return self.logits(hidden[0])[None]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(P, H) -> (P, V)."""
-        return functional.linear(hidden, self.weight, self.bias)
+        return functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
 
 
 class RoundedLinear(_PreciseLinear):
-    """A float32 output layer whose product is computed, and rounded, in bfloat16.
+    """An output layer without a bias whose product is computed, and rounded, in bfloat16.
 
     torch on CPUs has no product of bfloat16 matrices with a float32 result, and its float32 product
     takes 2.3 times as long. Rounding moves a logit by up to 0.2 %; what that does to log p(target)
     is nearly all the target's own logit and the largest one, so these two are computed exactly.
-    Every other one counts by its share of the probability, and their errors cancel.
+    Every other one counts by its share of the probability, and their errors cancel. The weight may
+    be bfloat16 itself.
     """
 
     def __init__(self, head: nn.Linear) -> None:
@@ -97,6 +98,7 @@ class RoundedLinear(_PreciseLinear):
     def logits(self, hidden: Tensor) -> Tensor:
         """(P, H) -> (P, V)."""
         assert self.targets is not None
+        hidden = hidden.float()
         rounded = functional.linear(hidden.to(torch.bfloat16), self._rounded)
         found = torch.empty(rounded.shape)
         at_once = _cached_rows(rounded.shape[1])

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from stargate.actors.modeling.attention import narrow_windows, restore
-from stargate.actors.modeling.model import keep_precise, load_model, max_positions
+from stargate.actors.modeling.model import load_model, max_positions, output_layer
 from stargate.actors.process.heap import keep_freed_memory, release_freed_memory
 from stargate.actors.scoring.gold_logprobs import GoldLogprobs
+from stargate.actors.scoring.precision import keep_precise
 from stargate.actors.scoring.prefix_tree import Item, Text, group_alike, group_by_length, lay_out
 from stargate.actors.scoring.tree_attention import AttentionPlan, make_shareable
 from stargate.config.run import ScorerConfig
@@ -72,11 +73,15 @@ class GoldModel:
     ) -> None:
         if device == "cpu":
             keep_freed_memory()
-        model = load_model(model_dir, None, device, trust_remote_code).requires_grad_(False)
         self._device = device
         self._is_half = config.dtype == "bfloat16"
-        keep_precise(model, torch.bfloat16 if self._is_half else torch.float32)
-        self._logprobs = GoldLogprobs(model, rounded=self._is_half and device == "cpu")
+        # A model that is wanted in float32 is loaded so: some make constants in the dtype that they
+        # are loaded with (Gemma's scale of embeddings).
+        stored = None if self._is_half else torch.float32
+        model = load_model(model_dir, stored, device, trust_remote_code).requires_grad_(False)
+        rounded = self._is_half and device == "cpu" and output_layer(model).bias is None
+        keep_precise(model, torch.bfloat16 if self._is_half else torch.float32, mapped=rounded)
+        self._logprobs = GoldLogprobs(model, rounded=rounded)
         if self._is_half:
             # The output layer's float32 product may round its inputs where the hardware does that
             # (they are bfloat16 weights anyway); its sums and results stay float32.

@@ -14,7 +14,7 @@ from stargate.actors.scoring.gold_logprobs import RoundedLinear
 from stargate.actors.scoring.gold_model import GoldModel
 from stargate.config.run import ScorerConfig
 from stargate.types import ScoreRequest
-from tests.integration.tiny_model import save_qwen3_model
+from tests.integration.tiny_model import save_gemma3_model, save_qwen3_model, save_tiny_model
 
 pytestmark = pytest.mark.integration
 
@@ -84,3 +84,54 @@ def test_a_large_vocabulary_neither_splits_a_pass_nor_fills_the_memory(
             logits = reference(ids, use_cache=False).logits[0, len(request.context_ids) - 1 : -1]
         expected = logits.log_softmax(-1).gather(1, torch.tensor(request.golds[2])[:, None])[:, 0]
         assert scored.logprobs[place][2] == pytest.approx(expected.tolist(), abs=0.001)
+
+
+def mapped_bytes(tensors: list[torch.Tensor], file: Path) -> tuple[int, int]:
+    """Bytes of tensors that are pages of a file, and all."""
+    ranges = [
+        tuple(int(end, 16) for end in line.split()[0].split("-"))
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith(str(file))
+    ]
+    sizes = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}
+    mapped = sum(
+        size for at, size in sizes.items() if any(low <= at < high for low, high in ranges)
+    )
+    return mapped, sum(sizes.values())
+
+
+def test_scorers_of_a_machine_share_the_files_pages(tmp_path: Path, embedded: Path) -> None:
+    """All weights but the norms: no scorer has a copy of its own."""
+    folder = save_qwen3_model(tmp_path / "qwen3", embedded, dtype="bfloat16")
+    model = GoldModel(str(folder), ScorerConfig(dtype="bfloat16"), "cpu", False)
+    inner = model._logprobs.model
+    held = [
+        value
+        for module in inner.modules()
+        for value in (*module._parameters.values(), *vars(module).values())
+        if isinstance(value, torch.Tensor)
+    ]
+    mapped, total = mapped_bytes(held, folder / "model.safetensors")
+    assert total >= (folder / "model.safetensors").stat().st_size - 10_000
+    assert mapped > 0.99 * total
+
+
+@pytest.mark.parametrize("save", [save_qwen3_model, save_gemma3_model, save_tiny_model])
+def test_weights_that_stay_in_bfloat16_score_as_their_float32_copies(
+    tmp_path: Path, embedded: Path, save: Any
+) -> None:
+    """To the bit: a checkpoint with the same values in float32 has its embeddings in float32."""
+    stored = save(tmp_path / "bfloat16", embedded, dtype="bfloat16")
+    model = AutoModelForCausalLM.from_pretrained(stored, dtype="auto").float()
+    copied = tmp_path / "float32"
+    model.save_pretrained(copied)
+    asked = [ScoreRequest("a", tuple(range(10, 60)), (tuple(range(80, 120)), (5, 6, 7)))]
+    config = ScorerConfig(dtype="bfloat16")
+    one, other = (
+        GoldModel(str(folder), config, "cpu", False).score(asked).logprobs
+        for folder in (stored, copied)
+    )
+    if save is save_gemma3_model:  # its scale of the embeddings is rounded with the weights
+        assert one[0][0] == pytest.approx(other[0][0], abs=0.3)
+    else:
+        assert one == other
