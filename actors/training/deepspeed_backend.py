@@ -40,15 +40,12 @@ from stargate.actors.training.packing import make_packable
 from stargate.actors.training.spec import TrainerSpec
 from stargate.config.run import TrainerConfig
 from stargate.errors import MachineError
+from stargate.resources import memory
 
 _LOG = logging.getLogger(__name__)
 
-# Elements of DeepSpeed's communication buffers. Its own 500 million take 1 to 2 GB per buffer,
-# whatever the model's size.
-_BUCKET_ELEMENTS = 50_000_000
 # How long a rank waits for another one's message. That one has died is noticed at once.
 _PATIENCE = timedelta(days=2)
-
 
 def _engine_config(config: TrainerConfig) -> dict[str, Any]:
     """DeepSpeed's configuration of a stage."""
@@ -60,8 +57,8 @@ def _engine_config(config: TrainerConfig) -> dict[str, Any]:
         "zero_optimization": {
             "stage": config.zero_stage,
             "overlap_comm": False,
-            "reduce_bucket_size": _BUCKET_ELEMENTS,
-            "allgather_bucket_size": _BUCKET_ELEMENTS,
+            "reduce_bucket_size": memory.BUCKET_ELEMENTS,
+            "allgather_bucket_size": memory.BUCKET_ELEMENTS,
         },
         "steps_per_print": 10**9,
     }
