@@ -136,7 +136,7 @@ async def _score_again(
             model_dir=str(prepared.base_model_dir),
             config=prepared.config.scorer,
             num_threads=prepared.placement.of("trainer")[0].threads,
-            device=prepared.placement.device if prepared.config.scorer.num_gpus else "cpu",
+            device=prepared.placement.of("scorer")[0].device,
         )
     )
     scorer.start()

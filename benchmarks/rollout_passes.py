@@ -94,7 +94,7 @@ class Stand:
         self._plan, self._actor_group = running.plan, running.actor_group
         self._run_dir = run_dir
         config = running.prepared.config
-        self._max_concurrent = config.rollout.max_concurrent_dialogues
+        self._max_concurrent = config.num_concurrent_dialogues(running.prepared.placement.device)
         roles, context = running.open(config, RunStore(run_dir), Counters())
         self._play = context.player(roles)
 

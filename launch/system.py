@@ -93,6 +93,7 @@ class RunningSystem:
             counters=counters,
             progress=self.progress,
             overlap=prepared.placement.overlap,
+            num_concurrent=config.num_concurrent_dialogues(prepared.placement.device),
         )
         return self._roles(config, store.root.resolve()), context
 

@@ -60,7 +60,7 @@ async def play_pairs(scope: str, pairs: Sequence[Pair], roles: Roles, context: R
         if context.overlap:
             # Enough pairs under way to keep every slot busy while others score; no more are in
             # memory.
-            under_way = 2 * -(-config.rollout.max_concurrent_dialogues // per_pair)
+            under_way = 2 * -(-context.num_concurrent // per_pair)
             await run_bounded(pairs, under_way, steps.run)
         else:
             for wave in _batched(pairs, config.schedule.wave_pairs):

@@ -39,7 +39,8 @@ class Roles:
 @dataclass(frozen=True)
 class RunContext:
     """What every step shares: config, prompts, the model's chat format, the algorithm, records,
-    counters, screen. `overlap`: whether steps of different pairs may run side by side.
+    counters, screen. `overlap`: whether steps of different pairs may run side by side;
+    `num_concurrent`: how many dialogues are under way at once.
     """
 
     config: RunConfig
@@ -51,6 +52,7 @@ class RunContext:
     counters: Counters
     progress: Progress
     overlap: bool
+    num_concurrent: int
 
     def recorded_rollout(
         self, scope: str, roles: Roles, finished: Mapping[str, Dialogue], stage: Stage
@@ -65,7 +67,7 @@ class RunContext:
             DegenerationWatch(scope, self.store, rollout.degeneration),
             finished,
             stage,
-            rollout.max_concurrent_dialogues,
+            self.num_concurrent,
         )
 
     def player(self, roles: Roles) -> Play:

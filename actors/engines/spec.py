@@ -1,11 +1,11 @@
 """What one engine is: its spec, and that spec in vLLM's own terms. Pure: vLLM is not imported."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from stargate.actors.engines.weight_files import BACKEND
 from stargate.actors.process.heap import KEEP_FREED_MEMORY, heap_environment
-from stargate.config.run import EngineConfig
+from stargate.config.run import Device, EngineConfig
 from stargate.types import Sampling
 
 # vLLM's own KV block on CPU is 128 tokens: in short dialogues no prefix would ever be found again.
@@ -19,8 +19,6 @@ CPU_OVERHEAD_GB = 1.9
 NUCLEUS = "stargate.actors.engines.nucleus:NucleusLogitsProcessor"
 NUCLEUS_ARGUMENT = "stargate_top_p"
 _DTYPE_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
-
-Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "dtype": config.dtype,
         "seed": spec.seed,
         "max_model_len": config.max_model_len,
-        "max_num_seqs": config.max_num_seqs,
+        "max_num_seqs": config.num_places(spec.device),
         "tensor_parallel_size": config.tensor_parallel_size,
         "enable_prefix_caching": True,
         "disable_log_stats": True,

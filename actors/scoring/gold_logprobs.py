@@ -17,9 +17,8 @@ from torch.nn import functional
 
 from stargate.actors.modeling.model import output_layer
 from stargate.errors import ModelError
+from stargate.resources.memory import SCORER_LOGIT_BYTES
 
-# Bytes of the float32 logits of a part.
-_PART_BYTES = 256 * 1024 * 1024
 # Bytes of logits that are worked on at once on a CPU: they stay in its cache meanwhile.
 _CACHED_BYTES = 2 * 1024 * 1024
 
@@ -47,7 +46,7 @@ class GoldLogprobs:
         """log p (P,) of each target at position (rows[p], columns[p]) of the batch."""
         output = self._body(use_cache=False, **inputs)
         hidden = output.last_hidden_state[rows, columns]
-        at_once = max(1, _PART_BYTES // (4 * self.num_tokens))
+        at_once = max(1, SCORER_LOGIT_BYTES // (4 * self.num_tokens))
         # The model's own forward does the rest, with what its body is said to have returned.
         self._body.forward = lambda *_, **__: output
         try:

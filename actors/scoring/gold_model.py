@@ -32,7 +32,7 @@ from stargate.actors.scoring.gold_logprobs import GoldLogprobs
 from stargate.actors.scoring.precision import keep_precise
 from stargate.actors.scoring.prefix_tree import Item, Text, group_alike, group_by_length, lay_out
 from stargate.actors.scoring.tree_attention import AttentionPlan, make_shareable
-from stargate.config.run import ScorerConfig
+from stargate.config.run import Device, ScorerConfig
 from stargate.errors import MachineError, one_line
 from stargate.types import ScoreRequest
 
@@ -69,7 +69,7 @@ class GoldModel:
     """A causal LM in evaluation mode that scores golds after contexts."""
 
     def __init__(
-        self, model_dir: str, config: ScorerConfig, device: str, trust_remote_code: bool
+        self, model_dir: str, config: ScorerConfig, device: Device, trust_remote_code: bool
     ) -> None:
         if device == "cpu":
             keep_freed_memory()
@@ -86,7 +86,7 @@ class GoldModel:
             # The output layer's float32 product may round its inputs where the hardware does that
             # (they are bfloat16 weights anyway); its sums and results stay float32.
             torch.set_float32_matmul_precision("medium")
-        self._max_batch_tokens = config.max_batch_tokens
+        self._max_batch_tokens = config.batch_tokens(device)
         self.max_length = max_positions(model)
         self.num_tokens = self._logprobs.num_tokens
         problem = self._try_sharing(model)

@@ -47,6 +47,7 @@ _LOG = logging.getLogger(__name__)
 # How long a rank waits for another one's message. That one has died is noticed at once.
 _PATIENCE = timedelta(days=2)
 
+
 def _engine_config(config: TrainerConfig) -> dict[str, Any]:
     """DeepSpeed's configuration of a stage."""
     settings: dict[str, Any] = {

@@ -4,6 +4,7 @@ Every default is the paper's value (PAPER: N = 10, K in 1..3, T = 0.9, LR 2e-5, 
 comment says otherwise. Files are read and written by files.py.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -16,6 +17,14 @@ from stargate.config.oracle import AzureOracleConfig, OpenAIOracleConfig, Temper
 from stargate.config.outputs import RecordsConfig, TrackingConfig
 
 _CORE_LIST = r"^\d+(-\d+)?([,|]\d+(-\d+)?)*$"
+
+Device = Literal["cpu", "cuda"]
+# Texts that an engine writes at once: a core is busy with 64, a GPU with vLLM's own 256.
+_NUM_SEQS: dict[Device, int] = {"cpu": 64, "cuda": 256}
+# Tokens that a scorer computes at once: a GPU is idle between smaller passes.
+_BATCH_TOKENS: dict[Device, int] = {"cpu": 4096, "cuda": 16384}
+# Dialogues under way for each place in an engine: the next text is there when one ends.
+_DIALOGUES_PER_PLACE = 1.2
 
 
 class SplitLimit(Component):
@@ -60,7 +69,7 @@ class EngineConfig(Component):
     tensor_parallel_size: PositiveInt = 1
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
     max_model_len: PositiveInt = 2048
-    max_num_seqs: PositiveInt = 64
+    max_num_seqs: PositiveInt | None = None  # None: 64 on a CPU, 256 on a GPU
     # Tokens of one step. None: vLLM's own for this GPU (16,384 on an H100); on CPU a whole context.
     max_num_batched_tokens: PositiveInt | None = None
     block_size: PositiveInt | None = (
@@ -71,6 +80,10 @@ class EngineConfig(Component):
     # A list such as "0" or "0-3,6", one per rank as in "0-1|2-3"; None: shared out by the launcher.
     cpu_cores: Annotated[str, Field(pattern=_CORE_LIST)] | None = None
     enforce_eager: bool | None = None  # None: eager on CPU, CUDA graphs on GPU
+
+    def num_places(self, device: Device) -> int:
+        """Texts that one engine writes at once."""
+        return self.max_num_seqs or _NUM_SEQS[device]
 
 
 class QuestionerConfig(Component):
@@ -193,7 +206,8 @@ class RolloutConfig(Component):
 
     num_dialogues: PositiveInt = 10
     turns: tuple[PositiveInt, ...] = (1, 2, 3)
-    max_concurrent_dialogues: PositiveInt = 256
+    # None: 1.2 for each place of all engines (RunConfig.num_concurrent_dialogues)
+    max_concurrent_dialogues: PositiveInt | None = None
     # So many dialogues per Questioner engine begin at once, then one more for each question that is
     # written, so that the Roleplayer has work at once; 0: all begin at once.
     slow_start: NonNegativeInt = 16
@@ -218,11 +232,16 @@ class ScorerConfig(Component):
 
     num_scorers: PositiveInt = 1
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    max_batch_tokens: PositiveInt = 4096
+    max_batch_tokens: PositiveInt | None = None  # None: 4,096 on a CPU, 16,384 on a GPU
     num_threads: PositiveInt | None = None  # None: all cores the launcher gives it
-    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    # Of one scorer; null: a whole one in a run on GPUs. 0: it is on the CPU, and this is said.
+    num_gpus: Annotated[float, Field(ge=0.0)] | None = None
     timeout_s: Annotated[float, Field(gt=0.0, le=86_400.0)] = 600.0
     min_tokens_per_s: Annotated[float, Field(gt=0.0)] = 20.0
+
+    def batch_tokens(self, device: Device) -> int:
+        """Tokens of a pass."""
+        return self.max_batch_tokens or _BATCH_TOKENS[device]
 
 
 class ResponseConfig(Component):
@@ -268,7 +287,8 @@ class TrainerConfig(Component):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     num_ranks: PositiveInt = 1
     num_threads: PositiveInt | None = None  # per rank; None: the cores shared out over the ranks
-    num_gpus_per_rank: Annotated[float, Field(ge=0.0)] = 0.0
+    # Null: a whole one in a run on GPUs. 0: it trains on the CPU, and this is said.
+    num_gpus_per_rank: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     # A checkpoint within a training after so many optimizer steps, and after so many seconds (and
     # at least 10 times what the last one took); null: never. It has 12 bytes per weight, and there
     # are two; they are removed when training ends.
@@ -281,6 +301,16 @@ class TrainerConfig(Component):
             raise ValueError(
                 f"batch_size must be a multiple of num_ranks x micro_batch_size = "
                 f"{self.num_ranks * self.micro_batch_size}, got {self.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Self:
+        gpus = self.num_gpus_per_rank
+        if self.num_ranks > 1 and gpus is not None and 0 < gpus < 1:
+            raise ValueError(
+                f"num_gpus_per_rank must be 0 or 1 with {self.num_ranks} ranks, got {gpus:g}: "
+                "NCCL refuses two ranks on one GPU"
             )
         return self
 
@@ -372,6 +402,15 @@ class RunConfig(Component):
         """How many dialogues begin at once, over all Questioner engines; 0: all."""
         return self.rollout.slow_start * self.questioner.engine.num_engines
 
+    def num_concurrent_dialogues(self, device: Device) -> int:
+        """How many dialogues are under way at once."""
+        places = sum(
+            engine.num_engines * engine.num_places(device) for engine in self.engines.values()
+        )
+        if isinstance(self.roleplayer, ApiRoleplayerConfig):
+            places += self.roleplayer.oracle.limits.max_concurrency
+        return self.rollout.max_concurrent_dialogues or math.ceil(_DIALOGUES_PER_PLACE * places)
+
     @model_validator(mode="after")
     def _api_stands_for_an_engine(self) -> Self:
         """What an API can't do in place of a Roleplayer's engine."""
@@ -405,7 +444,7 @@ class RunConfig(Component):
             ("scorer.num_gpus", self.scorer.num_gpus, 0),
             ("trainer.num_gpus_per_rank", self.trainer.num_gpus_per_rank, 0),
         ):
-            if got != wanted:
+            if got is not None and got != wanted:
                 raise ValueError(
                     f"cluster.strategy=colocated is one GPU for all: {key} must be {wanted}, "
                     f"got {got:g}"

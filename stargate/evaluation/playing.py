@@ -66,7 +66,7 @@ async def play_all(
             if (dialogue := await recorded(plan)) is not None:
                 played[plan.pair.id].append(dialogue)
 
-        await run_bounded(plans, context.config.rollout.max_concurrent_dialogues, one)
+        await run_bounded(plans, context.num_concurrent, one)
     recorded.finish()
     for dialogues in played.values():
         dialogues.sort(key=lambda dialogue: dialogue.index)

@@ -68,7 +68,7 @@ async def respond_to_all(
             await context.store.append(scope, "responses", [asdict(response)])
             stage.advance(tokens=len(generation.token_ids))
 
-        await run_bounded(missing, context.config.rollout.max_concurrent_dialogues, one)
+        await run_bounded(missing, context.num_concurrent, one)
 
 
 def _missing(

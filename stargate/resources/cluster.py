@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from stargate.config.run import RunConfig
+from stargate.config.run import Device, RunConfig
 from stargate.errors import ConfigError, MachineError
 from stargate.resources.gpu_phases import (
     GPU_PARTS,
@@ -31,7 +31,6 @@ from stargate.resources.gpu_phases import (
     require_gpu,
 )
 
-Device = Literal["cpu", "cuda"]
 Strategy = Literal["packed", "spread", "colocated"]
 ENGINES = ("questioner", "roleplayer")
 # States that the search looks at before it gives up: a second or so. Actors of one role are alike,
@@ -90,11 +89,12 @@ def needs(config: RunConfig, *, device: Device, training: bool = True) -> list[N
         keys = "engine.num_engines", "engine.tensor_parallel_size"
         roles.append((role, engine.num_engines, keys[0], size, keys[1], cpus))
     cpus = 0.0 if in_turn else float(scorer.num_threads or 1)
-    roles.append(("scorer", scorer.num_scorers, "num_scorers", scorer.num_gpus, "num_gpus", cpus))
+    gpus = 1.0 if scorer.num_gpus is None else scorer.num_gpus
+    roles.append(("scorer", scorer.num_scorers, "num_scorers", gpus, "num_gpus", cpus))
     if training:
         cpus = 0.0 if in_turn else float(trainer.num_threads or 1)
         keys = "num_ranks", "num_gpus_per_rank"
-        gpus = trainer.num_gpus_per_rank
+        gpus = 1.0 if trainer.num_gpus_per_rank is None else trainer.num_gpus_per_rank
         roles.append(("trainer", trainer.num_ranks, keys[0], gpus, keys[1], cpus))
     found = []
     for role, count, count_key, gpus, size_key, cpus in roles:

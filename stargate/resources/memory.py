@@ -15,9 +15,8 @@ T tokens of a row, e bytes of an element.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-from stargate.config.run import EngineConfig, ScorerConfig, TrainerConfig
+from stargate.config.run import Device, EngineConfig, ScorerConfig, TrainerConfig
 from stargate.resources.machine import GIB
 from stargate.resources.model_shape import ModelShape
 
@@ -29,8 +28,8 @@ BUCKET_ELEMENTS = 50_000_000
 # DeepSpeed's own under ZeRO-3: elements that are kept gathered, and of one part of an update.
 _LIVE_ELEMENTS = _SUB_GROUP_ELEMENTS = 1_000_000_000
 _DTYPE_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
-# Bytes of the scorer's float32 logits of a part, with what log-probs of them take.
-_SCORER_LOGITS = 3 * 256 * 2**20
+# Bytes of the scorer's float32 logits of a part; it makes log-probs of them part by part.
+SCORER_LOGIT_BYTES = 256 * 2**20
 # Tokens of one step of an engine; vLLM's own on large GPUs, where it is highest.
 _STEP_TOKENS = 8192
 # GiB of CUDA graphs.
@@ -39,8 +38,6 @@ _GRAPHS_GIB = 0.5
 CPU_ENGINE_GB = 1.9
 # GiB of a Python process with torch on a CPU.
 _CPU_PROCESS_GIB = 0.6
-
-Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +71,14 @@ def num_trained(config: TrainerConfig, shape: ModelShape) -> int:
 def trainer_memory(config: TrainerConfig, shape: ModelShape, device: Device) -> Memory:
     """One rank's, in the worst moment of a training stage.
 
-    Backward of a step's last micro-batch: all states, the gradients so far, all activations, and
-    the logits or what the largest gradient takes on its way. Or the update, which has no
-    activations. Or the start under ZeRO-3, when the whole model is on the device.
+    Backward of a step's last micro-batch: all states, the gradients so far, what autograd keeps,
+    and the logits, or the work on a layer with gradients on their way. Or the update, which has
+    no activations. Or the start under ZeRO-3, when the whole model is on the device.
     """
     trained, tokens = num_trained(config, shape), row_tokens(config)
     frozen = shape.parameters - trained if config.lora is None else shape.parameters
     states = _states(config, trained, frozen)
-    activations = tokens * token_bytes(config, shape, device)
+    kept, worked = (tokens * per_token for per_token in token_bytes(config, shape, device))
     logits = 12.0 * tokens * shape.vocabulary  # float32: log-softmax and two gradients of it
     way, update = _on_the_way(config, shape, trained)
     e = _DTYPE_BYTES[config.dtype]
@@ -91,9 +88,9 @@ def trainer_memory(config: TrainerConfig, shape: ModelShape, device: Device) -> 
     start = 0.0
     if config.zero_stage == 3:
         start = e * shape.parameters * (1 + 1 / config.num_ranks) + process
-    needs = max(held + activations + max(logits, way), held + update, start)
+    needs = max(held + kept + max(logits, worked + way), held + update, start)
     buffers = bucket + max(way, update)
-    parts = states | {"activations": activations, "logits": logits, "buffers": buffers}
+    parts = states | {"activations": kept + worked, "logits": logits, "buffers": buffers}
     return Memory(parts | {"process": process}, needs)
 
 
@@ -139,8 +136,11 @@ def _on_the_way(config: TrainerConfig, shape: ModelShape, trained: int) -> tuple
     return float(way), 4.0 * min(trained / ranks, _SUB_GROUP_ELEMENTS)
 
 
-def token_bytes(config: TrainerConfig, shape: ModelShape, device: Device) -> float:
-    """Bytes of activations per token of a row at the beginning of its backward pass."""
+def token_bytes(config: TrainerConfig, shape: ModelShape, device: Device) -> tuple[float, float]:
+    """Bytes of activations per token of a row: kept until the backward pass, and worked on in it.
+
+    With activation checkpointing layers keep their input only, and each is computed again.
+    """
     half = config.dtype == "bfloat16"
     e = 2 if half else 4
     layer = layer_bytes(config, shape, device)
@@ -148,8 +148,8 @@ def token_bytes(config: TrainerConfig, shape: ModelShape, device: Device) -> flo
     backward = 3 * e * shape.mlps * shape.intermediate
     last_norm = (8 if half else 12) * shape.hidden
     if config.activation_checkpointing:
-        return shape.layers * e * shape.hidden + layer + backward
-    return shape.layers * layer + last_norm + backward
+        return shape.layers * e * shape.hidden + last_norm, layer + backward
+    return shape.layers * layer + last_norm, backward
 
 
 def layer_bytes(config: TrainerConfig, shape: ModelShape, device: Device) -> float:
@@ -194,9 +194,12 @@ def scorer_memory(config: ScorerConfig, shape: ModelShape, device: Device) -> Me
     mlp = 3 * e * shape.mlps * shape.intermediate
     attention = 3 * 4 * shape.heads * shape.head_dim
     per_token = max(mlp, attention) + (4 + 4 + e) * shape.hidden
-    activations = float(config.max_batch_tokens * per_token)
+    activations = float(config.batch_tokens(device) * per_token)
     process = (PROCESS_GIB if device == "cuda" else _CPU_PROCESS_GIB) * GIB
-    parts = {"weights": weights, "activations": activations, "logits": float(_SCORER_LOGITS)}
+    logits = float(min(SCORER_LOGIT_BYTES, 4 * config.batch_tokens(device) * shape.vocabulary))
+    # A GPU's log-probs take copies of a part; on a CPU a bfloat16 product is beside it.
+    logits *= 3.0 if device == "cuda" else 1.5 if config.dtype == "bfloat16" else 1.0
+    parts = {"weights": weights, "activations": activations, "logits": logits}
     parts["process"] = process
     return Memory(parts, sum(parts.values()))
 

@@ -148,8 +148,7 @@ def _config(
     heads: tuple[int, int],
     intermediate: int,
     vocabulary: int,
-    tied: bool,
-    **more: int,
+    tied: bool = False,
 ) -> dict[str, Any]:
     return {
         "model_type": model_type,
@@ -160,38 +159,38 @@ def _config(
         "intermediate_size": intermediate,
         "vocab_size": vocabulary,
         "tie_word_embeddings": tied,
-        **more,
     }
 
 
+_WIDE = {"head_dim": 128}  # more than hidden / heads
 _QWEN2 = {
     "0.5B": _config("qwen2", 896, 24, (14, 2), 4864, 151936, True),
     "1.5B": _config("qwen2", 1536, 28, (12, 2), 8960, 151936, True),
     "3B": _config("qwen2", 2048, 36, (16, 2), 11008, 151936, True),
-    "7B": _config("qwen2", 3584, 28, (28, 4), 18944, 152064, False),
+    "7B": _config("qwen2", 3584, 28, (28, 4), 18944, 152064),
 }
 _QWEN3 = {
-    "0.6B": _config("qwen3", 1024, 28, (16, 8), 3072, 151936, True, head_dim=128),
-    "1.7B": _config("qwen3", 2048, 28, (16, 8), 6144, 151936, True, head_dim=128),
-    "4B": _config("qwen3", 2560, 36, (32, 8), 9728, 151936, True, head_dim=128),
-    "8B": _config("qwen3", 4096, 36, (32, 8), 12288, 151936, False, head_dim=128),
-    "14B": _config("qwen3", 5120, 40, (40, 8), 17408, 151936, False, head_dim=128),
-    "32B": _config("qwen3", 5120, 64, (64, 8), 25600, 151936, False, head_dim=128),
+    "0.6B": _config("qwen3", 1024, 28, (16, 8), 3072, 151936, True) | _WIDE,
+    "1.7B": _config("qwen3", 2048, 28, (16, 8), 6144, 151936, True) | _WIDE,
+    "4B": _config("qwen3", 2560, 36, (32, 8), 9728, 151936, True) | _WIDE,
+    "8B": _config("qwen3", 4096, 36, (32, 8), 12288, 151936) | _WIDE,
+    "14B": _config("qwen3", 5120, 40, (40, 8), 17408, 151936) | _WIDE,
+    "32B": _config("qwen3", 5120, 64, (64, 8), 25600, 151936) | _WIDE,
 }
 # What the published config.json of each model says, so that a run can be planned without network.
 KNOWN: Mapping[str, Mapping[str, Any]] = {
     EMBEDDED: _config("llama", 576, 30, (9, 3), 1536, 49152, True),
     **{f"Qwen/Qwen2.5-{size}{kind}": c for size, c in _QWEN2.items() for kind in ("", "-Instruct")},
     **{f"Qwen/Qwen3-{size}": config for size, config in _QWEN3.items()},
-    "Qwen/Qwen3-30B-A3B": _config(
-        *("qwen3_moe", 2048, 48, (32, 4), 6144, 151936, False),
-        **{"head_dim": 128, "moe_intermediate_size": 768},
-        **{"num_experts": 128, "num_experts_per_tok": 8},
-    ),
-    "mistralai/Mistral-7B-Instruct-v0.2": _config("mistral", 4096, 32, (32, 8), 14336, 32000, False),
-    "mistralai/Mixtral-8x7B-Instruct-v0.1": _config(
-        *("mixtral", 4096, 32, (32, 8), 14336, 32000, False),
+    "Qwen/Qwen3-30B-A3B": {
+        **_config("qwen3_moe", 2048, 48, (32, 4), 6144, 151936),
+        **{"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+        **_WIDE,
+    },
+    "mistralai/Mistral-7B-Instruct-v0.2": _config("mistral", 4096, 32, (32, 8), 14336, 32000),
+    "mistralai/Mixtral-8x7B-Instruct-v0.1": {
+        **_config("mixtral", 4096, 32, (32, 8), 14336, 32000),
         **{"num_local_experts": 8, "num_experts_per_tok": 2},
-    ),
-    "meta-llama/Llama-3.1-8B-Instruct": _config("llama", 4096, 32, (32, 8), 14336, 128256, False),
+    },
+    "meta-llama/Llama-3.1-8B-Instruct": _config("llama", 4096, 32, (32, 8), 14336, 128256),
 }

@@ -19,9 +19,9 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from stargate.config.run import RunConfig
+from stargate.config.run import Device, RunConfig
 from stargate.errors import MachineError
-from stargate.resources.cluster import ENGINES, Device, Need, Node, cluster_device, device_of, needs
+from stargate.resources.cluster import ENGINES, Need, Node, cluster_device, device_of, needs
 from stargate.resources.gpu_phases import check_engines, is_colocated
 
 

@@ -113,9 +113,9 @@ def score(folder: Path, config: ScorerConfig, texts: int) -> tuple[float, float]
     from stargate.actors.scoring.gold_model import GoldModel
     from stargate.types import ScoreRequest
 
-    length = config.max_batch_tokens // texts
-    golds = ((1,) * (length // 2),)
-    requests = [ScoreRequest(str(n), (n,) * (length - length // 2), golds) for n in range(texts)]
+    length = config.batch_tokens("cpu") // texts
+    golds = ((1,) * (length - 8),)
+    requests = [ScoreRequest(str(n), (n,) * 8, golds) for n in range(texts)]
     most = most_allocated(lambda: GoldModel(str(folder), config, "cpu", False).score(requests))
     computed = memory.scorer_memory(config, folder_shape(folder), "cpu")
     return float(most), computed.needs - computed.parts["process"]

@@ -9,10 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from stargate.actors.modeling.model import load_model
-from stargate.actors.scoring import gold_logprobs
 from stargate.actors.scoring.gold_logprobs import RoundedLinear
 from stargate.actors.scoring.gold_model import GoldModel
 from stargate.config.run import ScorerConfig
+from stargate.resources.memory import SCORER_LOGIT_BYTES
 from stargate.types import ScoreRequest
 from tests.integration.tiny_model import save_gemma3_model, save_qwen3_model, save_tiny_model
 
@@ -75,7 +75,7 @@ def test_a_large_vocabulary_neither_splits_a_pass_nor_fills_the_memory(
     with Largest() as largest:
         scored = model.score([asked[i] for i in batch])
     assert scored.num_tokens == 100 + 10 * (40 + 3 * 79)
-    assert 4 * largest.num_elements <= gold_logprobs._PART_BYTES
+    assert 4 * largest.num_elements <= SCORER_LOGIT_BYTES
     # Each as it is alone, one sequence at a time.
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for place, request in ((0, asked[batch[0]]), (-1, asked[batch[-1]])):

@@ -75,6 +75,7 @@ def run_context(root: Path, overlap: bool = False, **changes: object) -> RunCont
         counters=Counters(),
         progress=PlainProgress(),
         overlap=overlap,
+        num_concurrent=settings.num_concurrent_dialogues("cpu"),
     )
 
 

@@ -186,7 +186,7 @@ def test_all_actors_share_one_gpu_and_take_turns() -> None:
         "engines sleep while others use it"
     )
     # Where everybody has GPUs of their own, nothing changes.
-    own = place(RunConfig.model_validate({}), [0, 1], num_gpus=2)
+    own = place(RunConfig.model_validate({}), [0, 1], num_gpus=4)
     assert (own.gpu_share, own.overlap) == (0.0, True)
 
 

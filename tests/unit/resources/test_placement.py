@@ -63,7 +63,7 @@ def test_a_roleplayer_behind_an_api_takes_no_place() -> None:
     assert cores_of(placed, "questioner") == ["0,1"]
     assert "roleplayer-0" not in placed.seats
     assert place(config(roleplayer=api), [0], num_gpus=1).of("questioner")[0].num_gpus == 1
-    with pytest.raises(MachineError, match="needs 2 GPUs"):
+    with pytest.raises(MachineError, match="needs 4 GPUs"):
         place(config(), [0], num_gpus=1)
     shared = config(
         roleplayer=api,
@@ -80,11 +80,11 @@ def test_too_few_cores_names_the_key() -> None:
 
 
 def test_gpus_overlap_and_are_counted() -> None:
-    got = place(config(scorer={"num_gpus": 1}), cores=list(range(8)), num_gpus=3)
+    got = place(config(), cores=list(range(8)), num_gpus=4)
     assert got.overlap
     assert cores_of(got, "questioner") == [None]
-    with pytest.raises(MachineError, match="needs 3 GPUs, this machine has 2"):
-        place(config(scorer={"num_gpus": 1}), cores=[0, 1], num_gpus=2)
+    with pytest.raises(MachineError, match="needs 4 GPUs, this machine has 3"):
+        place(config(), cores=[0, 1], num_gpus=3)
 
 
 def test_cuda_without_a_gpu_is_refused() -> None:
@@ -94,7 +94,7 @@ def test_cuda_without_a_gpu_is_refused() -> None:
 
 def test_overlap_follows_the_config() -> None:
     assert place(config(schedule={"overlap": "always"}), [0, 1], 0).overlap
-    assert not place(config(schedule={"overlap": "never"}), [0, 1], 2).overlap
+    assert not place(config(schedule={"overlap": "never"}), [0, 1], 4).overlap
 
 
 def test_stages_that_would_share_cores_take_turns_and_the_run_says_so() -> None:

@@ -49,7 +49,7 @@ def test_gpu_arguments_leave_blocks_graphs_and_prefill_to_vllm() -> None:
         "dtype": "auto",
         "seed": 0,
         "max_model_len": 2048,
-        "max_num_seqs": 64,
+        "max_num_seqs": 256,
         "tensor_parallel_size": 2,
         "enable_prefix_caching": True,
         "disable_log_stats": True,

@@ -179,15 +179,16 @@ async def test_a_dead_engine_comes_back_when_the_trainer_has_left_the_gpu(tmp_pa
 
 @pytest.mark.parametrize(
     ("strategy", "num_gpus", "device", "share"),
-    [("colocated", 1, "cuda", 0.25), ("packed", 2, "cpu", 0.0)],
+    [("colocated", 1, "cuda", 0.25), ("packed", 4, "cuda", 1.0), ("packed", 2, "cpu", 0.0)],
 )
 def test_who_has_a_part_of_a_gpu_computes_on_it(
     monkeypatch: pytest.MonkeyPatch, strategy: str, num_gpus: int, device: str, share: float
 ) -> None:
-    """Scorer and trainer ask for no GPU of their own: colocated they get one, else the CPU."""
+    """Colocated, scorer and trainer get a share; else a GPU each, or the CPU if a config says 0."""
     engine = {"engine": {"gpu_memory_utilization": 0.4}}
     config = RunConfig.model_validate(
         {"cluster": {"strategy": strategy}, "questioner": engine, "roleplayer": engine}
+        | ({"scorer": {"num_gpus": 0}, "trainer": {"num_gpus_per_rank": 0}} if not share else {})
     )
     placement = place(config, [0, 1, 2, 3], num_gpus, gpu_gib=80.0)
     plan = ActorPlan(config, placement, Path("m0"), Path("m0"), Path("logs"))

@@ -164,7 +164,7 @@ def test_cores_of_those_that_leave_are_for_those_that_join(monkeypatch: pytest.M
 
 
 def test_gpus_are_counted_with_those_of_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(monkeypatch, 4, device="cuda", trainer={"num_gpus_per_rank": 1})
+    world = World(monkeypatch, 4, device="cuda", scorer={"num_gpus": 0})
     assert world.scale(questioner=2) == "now questioner=2 roleplayer=1"
     assert world.hired == {"questioner-1": None}
     with pytest.raises(MachineError, match="needs 5 GPUs, this machine has 4"):
