@@ -62,7 +62,7 @@ def test_a_roleplayer_behind_an_api_takes_no_place() -> None:
     placed = place(config(device="cpu", roleplayer=api), [0, 1], num_gpus=0)
     assert cores_of(placed, "questioner") == ["0,1"]
     assert "roleplayer-0" not in placed.seats
-    assert place(config(roleplayer=api), [0], num_gpus=1).of("questioner")[0].num_gpus == 1
+    assert place(config(roleplayer=api), [0], num_gpus=3).of("questioner")[0].num_gpus == 1
     with pytest.raises(MachineError, match="needs 4 GPUs"):
         place(config(), [0], num_gpus=1)
     shared = config(
