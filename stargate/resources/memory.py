@@ -73,7 +73,7 @@ def trainer_memory(config: TrainerConfig, shape: ModelShape, device: Device) -> 
 
     Backward of a step's last micro-batch: all states, the gradients so far, what autograd keeps,
     and the logits, or the work on a layer with gradients on their way. Or the update, which has
-    no activations. Or the start under ZeRO-3, when the whole model is on the device.
+    no activations. (Under ZeRO-3 the model is shared out as it is loaded.)
     """
     trained, tokens = num_trained(config, shape), row_tokens(config)
     frozen = shape.parameters - trained if config.lora is None else shape.parameters
@@ -85,10 +85,7 @@ def trainer_memory(config: TrainerConfig, shape: ModelShape, device: Device) -> 
     bucket = float(e * BUCKET_ELEMENTS) if config.zero_stage >= 2 else 0.0
     process = (PROCESS_GIB if device == "cuda" else _CPU_PROCESS_GIB) * GIB
     held = sum(states.values()) + bucket + process
-    start = 0.0
-    if config.zero_stage == 3:
-        start = e * shape.parameters * (1 + 1 / config.num_ranks) + process
-    needs = max(held + kept + max(logits, worked + way), held + update, start)
+    needs = max(held + kept + max(logits, worked + way), held + update)
     buffers = bucket + max(way, update)
     parts = states | {"activations": kept + worked, "logits": logits, "buffers": buffers}
     return Memory(parts | {"process": process}, needs)
