@@ -147,6 +147,7 @@ class _Local:
         from stargate.oracle.open import open_oracle
         from stargate.resources.machine import describe_machine
         from stargate.text.chat import load_chat_format
+        from stargate.text.formats import heard_from
 
         config, folder = self._config, str(self._folder)
         log = config.cache_path.with_name(f"{config.out.name}.engine.log")
@@ -167,7 +168,7 @@ class _Local:
             async with open_oracle(
                 self._oracle,
                 config.cache_path,
-                generate=engine.generate,
+                generate=heard_from(engine.generate, chat),
                 render=chat.prompt_ids,
                 model=self.name,
             ) as oracle:

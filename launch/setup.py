@@ -19,13 +19,14 @@ from stargate.monitoring.tracking import check_installed
 from stargate.oracle.api_key import read_api_key
 from stargate.resources.gpu_phases import check_phases
 from stargate.resources.gpus import gpu_problem
-from stargate.resources.machine import core_numbers, describe_machine
+from stargate.resources.machine import Machine, core_numbers, describe_machine
 from stargate.resources.models import resolve_embedder, resolve_model, resolve_roleplayer
 from stargate.resources.placement import Placement, place
 from stargate.resources.preflight import build_problem, shared_memory_problem
 from stargate.resources.submission import cluster_address
 from stargate.rollout.roleplayer import require_facts
-from stargate.text.chat import ChatFormat, load_chat_format
+from stargate.text.chat import ChatFormat
+from stargate.text.formats import check_formats, load_chat_formats
 from stargate.text.prompts import load_prompts
 from stargate.text.views import Views
 from stargate.types import Pair
@@ -95,41 +96,27 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
         say(f"dropped: {record.reason}: {record.where}")
     machine = describe_machine()
     discovery = _discovery(config, say, training)
-    if discovery is not None:
-        placement = discovery.placement
-    else:
-        gpu_gib = machine.gpus[0].memory_gb if machine.gpus else None
-        unusable = None if config.device == "cpu" else gpu_problem()
-        if unusable is not None:
-            say(f"note: {unusable}")
-        if (small := shared_memory_problem()) is not None and len(machine.gpus) > 1:
-            say(f"note: {small}")
-        num_gpus = len(machine.gpus)
-        placement = place(config, core_numbers(), num_gpus, gpu_gib=gpu_gib, training=training)
-        if (wrong := build_problem(placement.device)) is not None:
-            raise MachineError(wrong)
+    placement = discovery.placement if discovery else _place_here(config, machine, say, training)
     views = Views(load_prompts(config.prompts))
+    roleplayer_views = Views(load_prompts(config.roleplayer.prompts or config.prompts))
     # On a cluster each node sees to the weights that it needs; here texts are only rendered.
     weights, trust = discovery is None, config.trust_remote_code
     base = resolve_model(config.model, trust_remote_code=trust, weights=weights)
-    other, other_chat = resolve_roleplayer(config, weights=weights), None
-    if other is not None:
-        other_chat = load_chat_format(str(other), config.trust_remote_code)
-    data = config.data
+    other = resolve_roleplayer(config, weights=weights)
+    chat, roleplayer_chat = load_chat_formats(config, base, other)
+    check_formats(config, chat, views, roleplayer_chat, roleplayer_views)
+    data, test = config.data, (config.data.test_split, config.data.test)
     prepared = Prepared(
         config=config,
         dataset=dataset,
-        test_pairs=EvaluationPairs(
-            dataset.pairs(data.test_split, data.test),
-            dataset.plain_pairs(data.test_split, data.test),
-        ),
+        test_pairs=EvaluationPairs(dataset.pairs(*test), dataset.plain_pairs(*test)),
         base_model_dir=base,
         roleplayer_dir=other,
         embedder_dir=resolve_embedder() if grounded else None,
         views=views,
-        roleplayer_views=Views(load_prompts(config.roleplayer.prompts or config.prompts)),
-        chat=load_chat_format(str(base), config.trust_remote_code),
-        roleplayer_chat=other_chat,
+        roleplayer_views=roleplayer_views,
+        chat=chat,
+        roleplayer_chat=roleplayer_chat,
         placement=placement,
         # Of several GPUs Ray would give out the others, too, where all actors must share one.
         num_gpus=1 if placement.gpu_share else len(machine.gpus),
@@ -154,6 +141,23 @@ def _check_keys(config: RunConfig) -> None:
     for api in (config.roleplayer, judge and judge.backend):
         if isinstance(api, ApiRoleplayerConfig | ApiBackend):
             read_api_key(api.oracle.api_key_env)
+
+
+def _place_here(
+    config: RunConfig, machine: Machine, say: Callable[[str], None], training: bool
+) -> Placement:
+    """Who gets what of this machine. Raises MachineError where torch is built for another one."""
+    gpu_gib = machine.gpus[0].memory_gb if machine.gpus else None
+    unusable = None if config.device == "cpu" else gpu_problem()
+    if unusable is not None:
+        say(f"note: {unusable}")
+    if (small := shared_memory_problem()) is not None and len(machine.gpus) > 1:
+        say(f"note: {small}")
+    num_gpus = len(machine.gpus)
+    placement = place(config, core_numbers(), num_gpus, gpu_gib=gpu_gib, training=training)
+    if (wrong := build_problem(placement.device)) is not None:
+        raise MachineError(wrong)
+    return placement
 
 
 def _check_shared_gpu(prepared: Prepared, gpu_gib: float, training: bool) -> None:

@@ -19,6 +19,7 @@ from stargate.rollout.recorded import RecordedRollout
 from stargate.rollout.slow_start import SlowStart
 from stargate.seeds import derive_seed
 from stargate.text.chat import ChatFormat
+from stargate.text.formats import heard_from
 from stargate.text.views import Views
 from stargate.types import Dialogue, GenerateRequest, Generation, Pair
 
@@ -109,7 +110,7 @@ class RunContext:
 
         async def attempt_at(attempt: int) -> Generation:
             session = session_of(dialogue.id, attempt)
-            return await generate(
+            return await heard_from(generate, self.chat)(
                 GenerateRequest(
                     request_id=f"{session}/response",
                     session=session,

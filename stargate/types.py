@@ -76,6 +76,7 @@ class Sampling:
 
     `logprobs` asks for the log-prob of each sampled token under the distribution that it was drawn
     from: after temperature and top-p. Of a greedy text, under the model's own (temperature 1).
+    `stop_ids` end the text beside the end tokens that the model's own config names.
     """
 
     temperature: float
@@ -83,6 +84,7 @@ class Sampling:
     max_new_tokens: int
     seed: int
     logprobs: bool = False
+    stop_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

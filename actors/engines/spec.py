@@ -134,7 +134,7 @@ def engine_environment(spec: EngineSpec) -> dict[str, str]:
 def sampling_arguments(sampling: Sampling, device: Device) -> dict[str, Any]:
     """The keyword arguments of vLLM's SamplingParams.
 
-    Stop ids are not among them: vLLM takes those from the model's generation config.
+    vLLM adds the end tokens of the model's generation config to the stop ids.
     """
     arguments: dict[str, Any] = {
         "temperature": sampling.temperature,
@@ -144,6 +144,8 @@ def sampling_arguments(sampling: Sampling, device: Device) -> dict[str, Any]:
         # The text is decoded once, from the finished ids, not again at every token.
         "detokenize": False,
     }
+    if sampling.stop_ids:
+        arguments["stop_token_ids"] = list(sampling.stop_ids)
     if sampling.logprobs:
         # Of the sampled token alone, and in lists instead of a dictionary per token.
         arguments |= {"logprobs": 0, "flat_logprobs": True}

@@ -30,7 +30,7 @@ from stargate.rollout.grounding import EmbeddingMatcher, open_matcher
 from stargate.rollout.questioner import Questioner
 from stargate.rollout.roleplayer import EngineCall, build_roleplayer
 from stargate.rollout.slow_start import SlowStart
-from stargate.text.chat import load_chat_format
+from stargate.text.formats import load_chat_formats
 from stargate.text.prompts import PromptSet
 from stargate.text.views import Views
 from stargate.types import Dialogue, DialoguePlan
@@ -85,10 +85,7 @@ class DialogueWorker:
     async def start(self) -> int:
         """Loads tokenizers and prompts. Returns this process's id."""
         spec, config = self._spec, self._spec.config
-        chat = load_chat_format(spec.base_model_dir, config.trust_remote_code)
-        voice_chat = chat
-        if spec.roleplayer_dir != spec.base_model_dir:
-            voice_chat = load_chat_format(spec.roleplayer_dir, config.trust_remote_code)
+        chat, voice_chat = load_chat_formats(config, spec.base_model_dir, spec.roleplayer_dir)
         questioner = Questioner(
             self._pools["questioner"],
             _views(spec.prompts),
@@ -99,7 +96,8 @@ class DialogueWorker:
         embedder = None if spec.embedder_dir is None else Path(spec.embedder_dir)
         self._matcher = open_matcher(config.roleplayer.grounding, embedder)
         roleplayer = config.roleplayer
-        assert isinstance(roleplayer, EngineRoleplayerConfig)  # an API is the driver's to ask
+        # An API is the driver's to ask.
+        assert isinstance(roleplayer, EngineRoleplayerConfig) and voice_chat is not None
         call = EngineCall(self._pools["roleplayer"], voice_chat, roleplayer)
         views = _views(spec.roleplayer_prompts)
         roleplay = build_roleplayer(roleplayer, call, views, self._matcher)

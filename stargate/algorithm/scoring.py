@@ -20,11 +20,14 @@ from stargate.types import (
 
 
 class GoldScoring:
-    """Builds score requests for one model. `max_length` is the context of m_0 in tokens."""
+    """Builds score requests for one model. `max_length` is the context of m_0 in tokens.
+
+    Golds stand after what was said: thoughts are left out, and none is begun.
+    """
 
     def __init__(self, views: Views, chat: ChatFormat, max_length: int) -> None:
         self._views = views
-        self._chat = chat
+        self._chat = chat.without_thoughts()
         self._max_length = max_length
 
     def after_dialogue(

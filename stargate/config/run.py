@@ -86,9 +86,18 @@ class EngineConfig(Component):
         return self.max_num_seqs or _NUM_SEQS[device]
 
 
-class QuestionerConfig(Component):
-    """The policy m_t: the run's `model`, sampled at T = 0.9 and top_p = 0.9 (PAPER 1)."""
+# Switches of a chat template, by name. A template that knows `enable_thinking` gets false where it
+# is not given; one that a template does not know is refused.
+TemplateSwitches = dict[str, bool | int | float | str]
 
+
+class QuestionerConfig(Component):
+    """The policy m_t: the run's `model`, sampled at T = 0.9 and top_p = 0.9 (PAPER 1).
+
+    `chat_template_kwargs` hold for its questions and its responses.
+    """
+
+    chat_template_kwargs: TemplateSwitches = Field(default_factory=dict)
     sampling: SamplingConfig = SamplingConfig(temperature=0.9, top_p=0.9)
     engine: EngineConfig = EngineConfig()
 
@@ -132,6 +141,7 @@ class EngineRoleplayerConfig(_AnyRoleplayerConfig):
 
     type: Literal["engine"] = "engine"
     model: str = "embedded"
+    chat_template_kwargs: TemplateSwitches = Field(default_factory=dict)
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()
 

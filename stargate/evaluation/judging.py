@@ -39,6 +39,7 @@ from stargate.rollout.questioner import require_room
 from stargate.rollout.tasks import task_group
 from stargate.run_context import RunContext
 from stargate.text.chat import ChatFormat, Message
+from stargate.text.formats import heard_from
 from stargate.text.prompts import TemplateFile, load_template_file
 from stargate.types import Pair
 
@@ -169,7 +170,11 @@ async def open_judge(
 
         local = LocalOracleConfig(type="local", max_concurrency=backend.max_concurrency)
         opened = open_oracle(
-            local, cache_path, generate=engine.generate, render=render, model=model
+            local,
+            cache_path,
+            generate=heard_from(engine.generate, chat),
+            render=render,
+            model=model,
         )
     async with opened as oracle:
         yield Judge(oracle, config, load_judge_prompts(config.prompts), model)

@@ -8,6 +8,7 @@ from stargate.errors import RecordDropped
 from stargate.protocols import Generate
 from stargate.seeds import derive_seed
 from stargate.text.chat import ChatFormat
+from stargate.text.formats import heard_from
 from stargate.text.views import Views
 from stargate.types import DialoguePlan, GenerateRequest, Generation, Sampling, Turn
 
@@ -23,7 +24,7 @@ class Questioner:
         sampling: SamplingConfig,
         max_model_len: int,
     ) -> None:
-        self._generate = generate
+        self._generate = heard_from(generate, chat)
         self._views = views
         self._chat = chat
         self._sampling = sampling
@@ -51,7 +52,8 @@ class Questioner:
             )
         )
         if not generation.text.strip():
-            raise RecordDropped("empty_question", where, "the Questioner said nothing")
+            said = f"the Questioner said nothing in {len(generation.token_ids)} tokens"
+            raise RecordDropped("empty_question", where, said)
         return generation
 
 

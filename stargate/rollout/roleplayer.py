@@ -19,6 +19,7 @@ from stargate.protocols import Generate, MatchFacts, Roleplay
 from stargate.rollout.question_text import is_repeated, questions_in
 from stargate.rollout.questioner import require_room, sampling_of
 from stargate.text.chat import ChatFormat, Message
+from stargate.text.formats import heard_from
 from stargate.text.reasoning import spoken_part
 from stargate.text.views import Views
 from stargate.types import Answer, GenerateRequest, Pair, StopReason, Turn
@@ -75,7 +76,7 @@ class EngineCall:
     def __init__(
         self, generate: Generate, chat: ChatFormat, config: EngineRoleplayerConfig
     ) -> None:
-        self._generate = generate
+        self._generate = heard_from(generate, chat)
         self._chat = chat
         self._sampling = config.sampling
         self._max_model_len = config.engine.max_model_len

@@ -18,12 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal
 
 from stargate.errors import ModelError, one_line
 from stargate.text.hf_tokenizer import HfChatTokenizer
 from stargate.text.plain_text import HOLE_CLOSE, HOLE_OPEN, PlainText
 from stargate.text.reasoning import knows_thoughts, open_thought, speech_start
+from stargate.text.tokenizer import ChatTokenizer
 from stargate.types import Generation, StopReason
 
 Role = Literal["system", "user", "assistant"]
@@ -54,42 +55,6 @@ class Message:
     learned: bool = True
 
 
-class ChatTokenizer(Protocol):
-    """The part of a tokenizer that is needed here; HfChatTokenizer adapts a Hugging Face one.
-
-    `control_ids` are the added tokens that are no blanks, `control_texts` their spellings.
-    """
-
-    control_ids: frozenset[int]
-    control_texts: tuple[str, ...]
-
-    @property
-    def chat_template(self) -> str: ...
-
-    def render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
-        """The chat template's text.
-
-        May raise any exception for messages that the template refuses.
-        """
-        ...
-
-    def not_thinking(self) -> Self:
-        """The same, with the template's switch for thinking off, if it has one."""
-        ...
-
-    def encode_with_offsets(
-        self, text: str, goes_on: bool = False
-    ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of rendered text, and each id's (start, end) characters in it: added tokens are
-        parsed, none are put before or after. `goes_on`: other text stands before this one.
-        """
-        ...
-
-    def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        """Text of ids, with or without the special tokens."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class MaskedIds:
     """Ids and loss mask, both (T,); mask 1 where the token was sampled by the policy or is the
@@ -113,6 +78,8 @@ class ChatFormat:
         self._spoken_only = spoken_only
         self._plain = PlainText(tokenizer)
         self._segment_ids = lru_cache(_MAX_TEXTS)(self._segment_ids_now)
+        # The golds of a dialogue come one after the other.
+        self._segment = lru_cache(1)(self._segment_now)
         self._has_system_role = self._probe_system_role()
         self._thinks = any(map(knows_thoughts, (tokenizer.chat_template, *tokenizer.control_texts)))
 
@@ -237,7 +204,9 @@ class ChatFormat:
     def _segment_ids_now(self, messages: _Rendered, no_thought: bool) -> tuple[int, ...]:
         return self._plain.ids(self._segment(messages, no_thought))
 
-    def _segment(self, messages: _Rendered, no_thought: bool = False, prompt: bool = True) -> str:
+    def _segment_now(
+        self, messages: _Rendered, no_thought: bool = False, prompt: bool = True
+    ) -> str:
         """The template's text after the last placeholder.
 
         `no_thought`: up to where the assistant speaks, `prompt`: up to where it begins.
@@ -274,7 +243,13 @@ class ChatFormat:
         if finished.startswith(prompt):
             return finished[len(prompt) :]
         closing = open_thought(prompt)
-        return f"\n{closing}\n\n" if closing else ""
+        ending = f"\n{closing}\n\n" if closing else ""
+        if speech_start(prompt + ending) is None:
+            raise ModelError(
+                f"{self._name}: its chat template begins every answer with a thought, and how one "
+                f"ends is not known; got {prompt[-40:]!r}"
+            )
+        return ending
 
     @cached_property
     def _end_ids(self) -> tuple[int, ...]:

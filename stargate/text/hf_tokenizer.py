@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Self
 
+from tokenizers.models import BPE
+
 # What templates that write the date are told, so that a row can be rendered again on another day.
 _TEMPLATE_DAY = datetime(2025, 1, 1)
 # A blank, and SentencePiece's sign for one.
@@ -23,13 +25,17 @@ class HfChatTokenizer:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
-        added |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-        control = {i: text for i, text in added.items() if text.strip(_BLANKS)}
+        added = tokenizer.added_tokens_decoder
+        control = {i: token for i, token in added.items() if token.content.strip(_BLANKS)}
         self.control_ids = frozenset(control)
-        self.control_texts = tuple(control.values())
+        self.control_texts = tuple(token.content for token in control.values())
+        # What a model other than BPE has in its vocabulary, it finds in the normalised text.
+        self.normalizes = self._backend.normalizer is not None and (
+            not isinstance(self._backend.model, BPE)
+            or any(token.normalized for token in control.values())
+        )
         # An added token parts what follows from what stands before it, and is itself one id.
-        self._anchor = next((t for t in control.values() if len(self.encode(t + "x")) == 2), "")
+        self._anchor = next((t for t in self.control_texts if len(self.encode(t + "x")) == 2), "")
 
     @property
     def chat_template(self) -> str:

@@ -7,11 +7,11 @@ by itself: the model reads the same characters, in ordinary tokens.
     "a <think> b" -> "a <" CUT "think> b"
 """
 
-from collections.abc import Sequence
+import re
 from functools import lru_cache
-from typing import Protocol
 
 from stargate.errors import RecordDropped
+from stargate.text.tokenizer import ChatTokenizer
 
 # Private-use characters: no template and no honest text contains them. The place of a sampled text
 # is a number between them, a cut is both and nothing between.
@@ -19,20 +19,6 @@ HOLE_OPEN, HOLE_CLOSE = "\ue000", "\ue001"
 CUT = HOLE_OPEN + HOLE_CLOSE
 # Texts whose cuts are remembered, some kB each.
 _MAX_TEXTS = 4096
-
-
-class PieceTokenizer(Protocol):
-    """The part of a tokenizer that spells texts."""
-
-    control_ids: frozenset[int]
-
-    def encode_with_offsets(
-        self, text: str, goes_on: bool = False
-    ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and each id's (start, end) characters; `goes_on`: other text stands before."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 class PlainText:
@@ -43,12 +29,16 @@ class PlainText:
     line breaks, are how blanks are written, and stay.
     """
 
-    def __init__(self, tokenizer: PieceTokenizer) -> None:
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
         self._tokenizer = tokenizer
+        words = "|".join(map(re.escape, tokenizer.control_texts))
+        self._suspect = re.compile("" if tokenizer.normalizes else words or r"(?!)")
         self.cut = lru_cache(_MAX_TEXTS)(self._cut_now)
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Ids of a text that `cut` may have cut."""
+        if CUT not in text:
+            return tuple(self._tokenizer.encode(text))
         return tuple(self.ids_and_offsets(text)[0])
 
     def ids_and_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -67,6 +57,8 @@ class PlainText:
         """Raises RecordDropped for a text that can't be spelled in ordinary tokens."""
         if HOLE_OPEN in text or HOLE_CLOSE in text:
             raise RecordDropped("reserved_character", text[:40], "contains U+E000 or U+E001")
+        if self._suspect.search(text) is None:
+            return text
         pieces = [text]
         number = 0
         while number < len(pieces):

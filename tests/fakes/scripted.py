@@ -32,6 +32,7 @@ class ByteTokenizer:
     control_ids = frozenset(_SPECIAL.values())
     control_texts = tuple(_SPECIAL)
     chat_template = ""
+    normalizes = False
 
     def __init__(self, system_role: bool = True) -> None:
         self._system_role = system_role
@@ -46,6 +47,9 @@ class ByteTokenizer:
 
     def not_thinking(self) -> Self:
         return self
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_with_offsets(text)[0]
 
     def encode_with_offsets(
         self, text: str, goes_on: bool = False

@@ -23,14 +23,7 @@ from stargate.errors import EngineError, ModelError, RecordDropped
 from stargate.resources.machine import SHARED_MEMORY
 from stargate.resources.models import resolve_model
 from stargate.types import GenerateRequest, Generation, Sampling, StopReason
-from tests.integration.started_engine import (
-    Run,
-    Started,
-    all_texts,
-    request,
-    sampled,
-    started,
-)
+from tests.integration.started_engine import Run, Started, all_texts, request, sampled, started
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
@@ -138,6 +131,10 @@ def test_a_text_ends_by_length_or_with_its_end_token(
     assert whole.text == tokenizer.decode(whole.token_ids[:-1])
     assert "<|" not in whole.text
     assert whole.num_prompt_tokens == len(ids)
+    # What else a template ends turns with is a stop as well, and is kept.
+    other = request(ids, replace(long, stop_ids=(whole.token_ids[2],)))
+    stopped: Generation = run(engine.engine.generate(other))
+    assert (stopped.stop, stopped.token_ids) == (StopReason.STOP, whole.token_ids[:3])
     assert whole.policy_version == 0
 
 

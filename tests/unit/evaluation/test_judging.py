@@ -33,7 +33,7 @@ from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, JsonS
 from stargate.records.schemas import SCHEMAS, Row
 from stargate.records.store import RunStore
 from stargate.types import Sampling
-from tests.fakes.scripted import ScriptedGenerate, byte_chat, make_pair
+from tests.fakes.scripted import END, ScriptedGenerate, byte_chat, make_pair
 
 A, B, TIE, BAD = Verdict.A, Verdict.B, Verdict.TIE, Verdict.UNPARSABLE
 FIRST, SECOND = Order.CANDIDATE_FIRST, Order.CANDIDATE_SECOND
@@ -338,7 +338,7 @@ def test_the_runs_own_engine_judges_greedily_and_once(tmp_path: Path) -> None:
     assert [judgement.verdict for judgement in verdicts] == [B, B]
     assert {request.sampling.temperature for request in generate.requests} == {0.0}
     sampling = generate.requests[0].sampling
-    assert sampling == Sampling(0.0, 1.0, 30, seed=sampling.seed)
+    assert sampling == Sampling(0.0, 1.0, 30, seed=sampling.seed, stop_ids=(END,))
     prompt = "".join(map(chr, generate.requests[1].prompt_ids))
     assert "Response A:\n| bad\n\nResponse B:\n| good\n" in prompt
     assert engine_verdicts(tmp_path, generate, 9999) == verdicts

@@ -123,6 +123,11 @@ def test_sampling_on_gpu_is_vllms_own() -> None:
     }
 
 
+def test_the_end_of_a_templates_turn_is_a_stop() -> None:
+    sampling = Sampling(0.9, 0.8, max_new_tokens=32, seed=5, stop_ids=(7, 8))
+    assert sampling_arguments(sampling, "cuda")["stop_token_ids"] == [7, 8]
+
+
 def test_top_p_on_cpu_goes_to_our_logits_processor() -> None:
     sampling = Sampling(temperature=0.9, top_p=0.8, max_new_tokens=32, seed=5)
     assert sampling_arguments(sampling, "cpu") == {

@@ -74,7 +74,7 @@ def config(num_workers: int = 2, max_model_len: int = 2048, **rollout: object) -
 
 @pytest.fixture(autouse=True)
 def bytes_as_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dialogue_worker, "load_chat_format", lambda *_: byte_chat())
+    monkeypatch.setattr(dialogue_worker, "load_chat_formats", lambda *_: (byte_chat(),) * 2)
 
 
 async def make_workers(
