@@ -16,8 +16,10 @@ COPY . .
 RUN PIP_NO_CACHE_DIR=1 make install
 
 # Any user id works, as group 0 (OpenShift) or with the volume's own: see docs/clusters.md.
+# A login shell, which KubeRay may use, begins with a PATH of its own.
 RUN useradd --create-home --home-dir /home/stargate --uid 10001 --gid 0 stargate \
-    && chmod 0770 /home/stargate
+    && chmod 0770 /home/stargate \
+    && echo "export PATH=/opt/stargate/.venv/bin:\$PATH" > /etc/profile.d/stargate.sh
 ENV PATH=/opt/stargate/.venv/bin:$PATH \
     HOME=/home/stargate
 WORKDIR /home/stargate

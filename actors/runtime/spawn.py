@@ -37,7 +37,7 @@ from stargate.config.run import RunConfig
 from stargate.monitoring.waiting import await_aloud
 from stargate.resources.cluster import ENGINES
 from stargate.resources.gpu_phases import STARTS, GpuPhases
-from stargate.resources.machine import free_port
+from stargate.resources.machine import free_port, usable_cores
 from stargate.resources.placement import Placement, Seat
 from stargate.resources.submission import JOB_VARIABLES
 from stargate.seeds import derive_seed
@@ -87,6 +87,7 @@ def start_ray(num_gpus: int) -> None:
         os.environ.pop(variable, None)
     ray.init(
         address="local",
+        num_cpus=usable_cores(),  # Ray starts a process for each of the machine's, allowed or not
         num_gpus=num_gpus,
         include_dashboard=False,
         log_to_driver=False,

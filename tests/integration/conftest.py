@@ -16,8 +16,11 @@ from tests.integration.tiny_model import save_tiny_model
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
-    """The run and its output. One request at a time, so that it is repeatable."""
-    run = Run(tmp_path_factory.mktemp("runs"), "rollout.max_concurrent_dialogues=1")
+    """The run and its output. One request at a time, so that it is repeatable.
+
+    In a folder with a long name, in letters that are not ASCII.
+    """
+    run = Run(tmp_path_factory.mktemp("runs") / ("ä" * 100), "rollout.max_concurrent_dialogues=1")
     output = run.finish()
     assert run.process.returncode == 0, output
     return run, output

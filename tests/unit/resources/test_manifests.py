@@ -45,6 +45,8 @@ def test_the_manifest_has_what_a_rayjob_must_have(job: Any) -> None:
     assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
     for group in (head, workers):
         pod = group["template"]["spec"]
+        # The image's user can write the claim, and is not root.
+        assert pod["securityContext"] == {"runAsNonRoot": True, "fsGroup": 0}
         [container] = pod["containers"]
         assert container["name"] and container["image"]
         mounted = {mount["name"] for mount in container["volumeMounts"]}
