@@ -26,6 +26,8 @@ from stargate.resources.gpus import Gpu, command_output, gpus
 GIB = 2**30
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
+# What version 1 of cgroups writes where there is no limit, is near it.
+_UNLIMITED = 2**63
 SHARED_MEMORY = Path("/dev/shm")
 # Ports that processes meet on: from here to those that the system gives out; how many are tried.
 _FIRST_PORT, _MAX_TRIES = 20_000, 64
@@ -137,10 +139,13 @@ def memory() -> tuple[float, float]:
     total = fields["MemTotal"]
     available = fields.get("MemAvailable", fields.get("MemFree", 0))
     for folder in _cgroup_folders("memory"):
-        limit = _read_number(folder, "memory.max", "memory.limit_in_bytes")
+        hard = _read_number(folder, "memory.max", "memory.limit_in_bytes")
+        # Above it the kernel slows a process down until it stands still.
+        soft = _read_number(folder, "memory.high")
         used = _read_number(folder, "memory.current", "memory.usage_in_bytes")
-        if limit is None or used is None or limit >= fields["MemTotal"]:
-            continue  # no limit: version 1 says so with a number near 2**63
+        limit = min(number for number in (hard, soft, _UNLIMITED) if number is not None)
+        if used is None or limit >= fields["MemTotal"]:
+            continue
         total = min(total, limit)
         available = min(available, max(0, limit - used + _reclaimable(folder)))
     return total / GIB, available / GIB

@@ -46,6 +46,16 @@ GIB = 2**30
             (3.0, 1.5),
             id="the tightest cgroup v2 on the way up",
         ),
+        pytest.param(
+            "0::/\n",
+            {
+                "memory.max": str(3 * GIB),
+                "memory.high": str(2 * GIB),
+                "memory.current": str(GIB),
+            },
+            (2.0, 1.0),
+            id="where the kernel begins to slow down",
+        ),
         # The path is the host's and does not exist inside; the container's limits are at the root.
         pytest.param(
             "4:memory:/docker/1\n",
