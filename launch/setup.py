@@ -82,15 +82,8 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
     """
     if config.trust_remote_code:
         say(REMOTE_CODE)
+    _check_config(config, training)
     grounded = isinstance(config.roleplayer.grounding, FactsGrounding)
-    if training:
-        check_installed(config.tracking)
-        if config.algorithm.questions == "answered" and not grounded:
-            raise ConfigError(
-                "algorithm.questions=answered needs roleplayer.grounding.type=facts: otherwise it "
-                "is not known which questions were answered"
-            )
-    _check_keys(config)
     dataset = load_dataset(config.data)
     for record in dataset.dropped:
         say(f"dropped: {record.reason}: {record.where}")
@@ -135,8 +128,18 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
     return prepared
 
 
-def _check_keys(config: RunConfig) -> None:
-    """Raises ConfigError for an API whose key is not there: not after hours, when it is asked."""
+def _check_config(config: RunConfig, training: bool) -> None:
+    """Raises ConfigError for what would fail after hours: a tracker that is not installed, an API
+    whose key is not there.
+    """
+    if training:
+        check_installed(config.tracking)
+        grounded = isinstance(config.roleplayer.grounding, FactsGrounding)
+        if config.algorithm.questions == "answered" and not grounded:
+            raise ConfigError(
+                "algorithm.questions=answered needs roleplayer.grounding.type=facts: otherwise it "
+                "is not known which questions were answered"
+            )
     judge = config.evaluation.judge
     for api in (config.roleplayer, judge and judge.backend):
         if isinstance(api, ApiRoleplayerConfig | ApiBackend):
