@@ -117,20 +117,6 @@ def test_a_build_is_a_dataset(server: MisbehavingServer, config: BuildConfig) ->
     assert len(golds) == 14
 
 
-def test_a_reasoning_model_can_write_a_data_set(
-    server: MisbehavingServer, config: BuildConfig
-) -> None:
-    tree = config.model_dump()
-    tree["oracle"]["max_tokens_parameter"] = "max_completion_tokens"
-    tree["personas"] |= {"temperature": None, "top_p": None}
-    tree["personas"]["facts"]["temperature"] = tree["golds"]["temperature"] = None
-    make(BuildConfig.model_validate(tree))
-    assert {kind_of(seen.body) for seen in server.seen} == {"persona", "facts", "gold"}
-    for seen in server.seen:
-        assert not seen.body.keys() & {"temperature", "top_p", "max_tokens"}
-        assert seen.body["max_completion_tokens"] in (300, 400, 500)
-
-
 def test_unusable_personas_are_made_anew(tmp_path: Path) -> None:
     """Cut off, without a name, a copy of an example, refused: each is counted, each tried again."""
     example = load_build_prompts("paper").examples[0]
