@@ -117,15 +117,22 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
     )
     if placement.gpu_share and machine.gpus and discovery is None:
         _check_shared_gpu(prepared, machine.gpus[0].memory_gb, training)
-    if grounded:
-        require_facts(prepared.test_pairs.all)
     if training:
         say(placement.schedule)
-        for iteration in range(min(config.schedule.num_iterations, len(data.train_splits))):
-            pairs = prepared.train_pairs(iteration)
-            if grounded:
-                require_facts(pairs)
+    _check_pairs(prepared, training, grounded)
     return prepared
+
+
+def _check_pairs(prepared: Prepared, training: bool, grounded: bool) -> None:
+    """Raises DataError for a train split without pairs, and for a persona without facts where
+    answers are grounded in them.
+    """
+    config, splits = prepared.config, [prepared.test_pairs.all]
+    if training:
+        num_splits = min(config.schedule.num_iterations, len(config.data.train_splits))
+        splits += map(prepared.train_pairs, range(num_splits))
+    for pairs in splits if grounded else ():
+        require_facts(pairs)
 
 
 def _check_config(config: RunConfig, training: bool) -> None:
