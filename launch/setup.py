@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from stargate.config.judge import ApiBackend
-from stargate.config.run import ApiRoleplayerConfig, FactsGrounding, RunConfig
+from stargate.config.roleplayer import ApiRoleplayerConfig, FactsGrounding
+from stargate.config.run import RunConfig
 from stargate.data.dataset import Dataset, load_dataset
 from stargate.errors import ConfigError, MachineError
 from stargate.evaluation.evaluator import Evaluator
@@ -98,7 +99,7 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
     other = resolve_roleplayer(config, weights=weights)
     chat, roleplayer_chat = load_chat_formats(config, base, other)
     check_formats(config, chat, views, roleplayer_chat, roleplayer_views)
-    data, test = config.data, (config.data.test_split, config.data.test)
+    test = config.data.test_split, config.data.test
     prepared = Prepared(
         config=config,
         dataset=dataset,

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from stargate.algorithm.base import build_algorithm
 from stargate.algorithm.scoring import GoldScoring
-from stargate.config.run import ApiRoleplayerConfig, RunConfig
+from stargate.config.roleplayer import ApiRoleplayerConfig
+from stargate.config.run import RunConfig
 from stargate.launch.setup import Prepared
 from stargate.monitoring.progress import Progress
 from stargate.oracle.roleplayer_call import ApiCall, open_roleplayer_oracle

@@ -8,14 +8,14 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from stargate.config.algorithm import AnyAlgorithm, StarGateConfig
 from stargate.config.cluster import ClusterConfig, ScheduleConfig
 from stargate.config.component import TAG, Component, Fraction, NonNegativeInt, PositiveInt
 from stargate.config.judge import EngineBackend, JudgeConfig
-from stargate.config.oracle import AzureOracleConfig, OpenAIOracleConfig, Temperature, TopP
 from stargate.config.outputs import RecordsConfig, TrackingConfig
+from stargate.config.roleplayer import AnyRoleplayerConfig, ApiRoleplayerConfig
 
 _CORE_LIST = r"^\d+(-\d+)?([,|]\d+(-\d+)?)*$"
 
@@ -103,41 +103,7 @@ class QuestionerConfig(Component):
     engine: EngineConfig = EngineConfig()
 
 
-class PersonaGrounding(Component):
-    """The Roleplayer sees the whole persona and answers freely (the paper)."""
-
-    type: Literal["persona"] = "persona"
-
-
-class FactsGrounding(Component):
-    """The Roleplayer is given only the facts that answer the question, each told once.
-
-    `min_similarity` is the cosine between question and fact below which a fact does not answer;
-    `voice: fact` says the fact as it is, `voice: model` lets the model word it and falls back to
-    the fact when its words no longer state it.
-    """
-
-    type: Literal["facts"] = "facts"
-    min_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.25
-    max_facts_per_turn: PositiveInt = 1
-    voice: Literal["model", "fact"] = "model"
-    keep_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.6
-
-
-class _AnyRoleplayerConfig(Component):
-    """The simulated user. Its model may differ from the run's, and so may `prompts`:
-
-    of that set only what the Roleplayer sees is used. An evaluation can thus meet a user that the
-    training never met.
-    """
-
-    prompts: str | None = None  # None: the run's own prompt set
-    grounding: Annotated[PersonaGrounding | FactsGrounding, Field(discriminator="type")] = (
-        PersonaGrounding()
-    )
-
-
-class EngineRoleplayerConfig(_AnyRoleplayerConfig):
+class EngineRoleplayerConfig(AnyRoleplayerConfig):
     """A Roleplayer on engines of the run."""
 
     type: Literal["engine"] = "engine"
@@ -145,40 +111,6 @@ class EngineRoleplayerConfig(_AnyRoleplayerConfig):
     chat_template_kwargs: TemplateSwitches = Field(default_factory=dict)
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()
-
-
-class ApiSamplingConfig(Component):
-    """How a Roleplayer behind an API samples; null leaves a value to the server."""
-
-    temperature: Temperature = 0.0
-    top_p: TopP = None
-    max_new_tokens: PositiveInt = 700
-
-
-class ApiRoleplayerConfig(_AnyRoleplayerConfig):
-    """A Roleplayer behind any OpenAI-compatible endpoint, asked through the Oracle's client, with
-    its limits, retries and budget. No engine of the run is started for it.
-
-    Each question is asked anew; with `cache` an answer is kept in RUN/roleplayer.sqlite, and given
-    again to the same request. `seeded` sends a seed with each request; not all servers take one.
-    """
-
-    type: Literal["api"]
-    oracle: Annotated[OpenAIOracleConfig | AzureOracleConfig, Field(discriminator="type")]
-    sampling: ApiSamplingConfig = ApiSamplingConfig()
-    seeded: bool = True
-    cache: bool = False
-
-    @field_validator("oracle", mode="before")
-    @classmethod
-    def _user_may_be_sorry(cls, oracle: object) -> object:
-        """A user who says "sorry, I can't eat nuts" has not declined: no patterns by default."""
-        return {"refusal_patterns": (), **oracle} if isinstance(oracle, dict) else oracle
-
-    @property
-    def model(self) -> str:
-        """Who answers."""
-        return self.oracle.model
 
 
 def _roleplayer_tag(value: object) -> str:

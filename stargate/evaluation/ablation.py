@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stargate.config.files import validated
-from stargate.config.run import FactsGrounding, RunConfig
+from stargate.config.roleplayer import FactsGrounding
+from stargate.config.run import RunConfig
 from stargate.errors import ConfigError
 from stargate.evaluation.elicitation import CountTokens
 from stargate.evaluation.measures import Observations, changes, observe, read_checkpoint

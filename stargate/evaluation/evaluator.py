@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stargate.config.run import FactsGrounding, RunConfig
+from stargate.config.roleplayer import FactsGrounding
+from stargate.config.run import RunConfig
 from stargate.evaluation.controls import score_all
 from stargate.evaluation.judging import JudgeEngine, judge_checkpoints, judge_name
 from stargate.evaluation.measures import About, RoleplayerAbout, write_evaluation

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stargate.config.oracle import CostConfig
-from stargate.config.run import ApiRoleplayerConfig
+from stargate.config.roleplayer import ApiRoleplayerConfig
 from stargate.errors import RecordDropped
 from stargate.oracle.client import Oracle
 from stargate.oracle.cost import Ledger

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from stargate.config.files import load_config
-from stargate.config.run import FactsGrounding, RunConfig
+from stargate.config.roleplayer import FactsGrounding
+from stargate.config.run import RunConfig
 from stargate.data.dataset import Dataset, open_dataset
 from stargate.errors import DataError
 from stargate.evaluation.measures import EVALUATION_FILE, About

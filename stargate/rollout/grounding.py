@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from stargate.config.run import FactsGrounding, PersonaGrounding
+from stargate.config.roleplayer import FactsGrounding, PersonaGrounding
 
 # Word pieces; the model was trained with 256, and a question or fact has a tenth of that.
 _MAX_TOKENS = 128

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from stargate.config.run import EngineRoleplayerConfig, FactsGrounding, RoleplayerConfig
+from stargate.config.roleplayer import FactsGrounding
+from stargate.config.run import EngineRoleplayerConfig, RoleplayerConfig
 from stargate.errors import DataError, RecordDropped
 from stargate.protocols import Generate, MatchFacts, Roleplay
 from stargate.rollout.question_text import is_repeated, questions_in

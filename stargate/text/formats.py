@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stargate.config.run import EngineRoleplayerConfig, FactsGrounding, RunConfig
+from stargate.config.roleplayer import FactsGrounding
+from stargate.config.run import EngineRoleplayerConfig, RunConfig
 from stargate.errors import ModelError
 from stargate.protocols import Generate
 from stargate.text.chat import ChatFormat, Message, load_chat_format

@@ -11,14 +11,8 @@ from typing import Any
 import pytest
 
 from stargate.config.files import load_config
-from stargate.config.run import (
-    ApiRoleplayerConfig,
-    ApiSamplingConfig,
-    DegenerationConfig,
-    EngineRoleplayerConfig,
-    FactsGrounding,
-    RunConfig,
-)
+from stargate.config.roleplayer import ApiRoleplayerConfig, ApiSamplingConfig, FactsGrounding
+from stargate.config.run import DegenerationConfig, EngineRoleplayerConfig, RunConfig
 from stargate.errors import BudgetError, ConfigError, DivergenceError, RecordDropped
 from stargate.launch.summary import cost_lines
 from stargate.oracle.roleplayer_call import ApiCall, open_roleplayer_oracle, roleplayer_cost

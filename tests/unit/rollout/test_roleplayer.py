@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from stargate.config.run import EngineRoleplayerConfig, FactsGrounding, PersonaGrounding
+from stargate.config.roleplayer import FactsGrounding, PersonaGrounding
+from stargate.config.run import EngineRoleplayerConfig
 from stargate.errors import DataError, RecordDropped
 from stargate.rollout.question_text import questions_in
 from stargate.rollout.roleplayer import (
