@@ -14,6 +14,7 @@ from stargate.evaluation.catalog import MeasureInfo, in_order, measure_info
 from stargate.evaluation.statistics import Measure
 from stargate.monitoring.progress import safe_text
 from stargate.records.store import parse
+from stargate.report.page import render_sections
 from stargate.report.parts import (
     Cell,
     Column,
@@ -25,7 +26,6 @@ from stargate.report.parts import (
     measured_cell,
     observed,
 )
-from stargate.report.templating import render_sections
 from stargate.report.wording import DASH, Numbers, Sentence
 
 Json = Mapping[str, Any]

@@ -21,7 +21,6 @@ from stargate.config.run import RunConfig
 from stargate.data.dataset import Dataset, open_dataset
 from stargate.errors import DataError
 from stargate.evaluation.measures import EVALUATION_FILE, About
-from stargate.evaluation.qualification import Criterion
 from stargate.evaluation.statistics import Measure, PairedMeasure
 from stargate.records.files import read_json
 from stargate.records.schemas import Row
@@ -243,43 +242,27 @@ def _read_evaluation(root: Path, source: str, name: str) -> Evaluation:
     names = (name for name in tree if re.fullmatch(r"m\d+", name))
     checkpoints = tuple(sorted(names, key=lambda name: int(name[1:])))
     with reading(file):
-        about = tree.get("about") or {}
+        judge = tree.get("judge")
+        if judge is not None:
+            criteria = [{**entry, "name": name} for name, entry in judge["criteria"].items()]
+            judge = parse(Judge, {**judge, "criteria": criteria})
         return Evaluation(
             source,
             name,
             checkpoints,
-            about=parse(About, about) if about else None,
-            confidence=parse(float, about.get("confidence") or 0.95),
-            measures={m: _measures(tree[m]) for m in checkpoints},
-            changes={
-                m: {name: parse(PairedMeasure, value) for name, value in values.items()}
-                for m, values in (tree.get("changes") or {}).items()
+            about=parse(About, tree["about"]),
+            confidence=parse(float, tree["about"]["confidence"]),
+            measures={
+                checkpoint: {
+                    name: parse(Measure, value)
+                    for name, value in tree[checkpoint].items()
+                    if not name.endswith("_details")
+                }
+                for checkpoint in checkpoints
             },
+            changes=parse(dict[str, dict[str, PairedMeasure]], tree["changes"]),
             win_rates={
-                m: {k: v for k, v in tree[m].items() if _is_win_rate(k, v)} for m in checkpoints
+                m: {k: v for k, v in tree[m].items() if k.endswith("_details")} for m in checkpoints
             },
-            judge=_judge(tree["judge"]) if tree.get("judge") else None,
+            judge=judge,
         )
-
-
-def _measures(values: Mapping[str, Any]) -> dict[str, Measure]:
-    return {
-        name: parse(Measure, value)
-        for name, value in values.items()
-        if isinstance(value, dict) and "mean" in value and not name.endswith("_details")
-    }
-
-
-def _is_win_rate(name: str, value: object) -> bool:
-    return name.startswith("win_rate") and name.endswith("_details") and isinstance(value, dict)
-
-
-def _judge(value: Mapping[str, Any]) -> Judge:
-    fit = bool(value["fit"])
-    criteria = (value.get("criteria") or {}).items()
-    return Judge(
-        fit,
-        parse(str, value["model"]) if value.get("model") else None,
-        str(value.get("verdict") or ("the judge is fit" if fit else "the judge is UNFIT")),
-        tuple(parse(Criterion, {**entry, "name": name}) for name, entry in criteria),
-    )

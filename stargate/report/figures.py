@@ -194,7 +194,9 @@ def _in_words(evaluation: Evaluation, lines: Mapping[str, str], *, percent: bool
 
 def selection_plot(iteration: int, selections: Sequence[SelectionView], rule: str) -> Plot:
     """The scores of each pair's N dialogues around their mean, the chosen one marked."""
-    shown = _evenly(sorted(selections, key=_lead), _MAX_PAIRS)
+    shown = sorted(selections, key=lambda s: (s.chosen_score - s.mean_score, s.pair_id))
+    if len(shown) > _MAX_PAIRS:  # evenly from all over the list
+        shown = [shown[i * (len(shown) - 1) // (_MAX_PAIRS - 1)] for i in range(_MAX_PAIRS)]
     others: list[tuple[int, float]] = []
     chosen: list[tuple[int, float]] = []
     for column, selection in enumerate(shown):
@@ -230,17 +232,6 @@ def selection_plot(iteration: int, selections: Sequence[SelectionView], rule: st
         "dialogue marked.",
         figure,
     )
-
-
-def _lead(selection: SelectionView) -> tuple[float, str]:
-    return selection.chosen_score - selection.mean_score, selection.pair_id
-
-
-def _evenly(selections: Sequence[SelectionView], count: int) -> list[SelectionView]:
-    """At most `count` of them, from all over the list."""
-    if len(selections) <= count:
-        return list(selections)
-    return [selections[i * (len(selections) - 1) // (count - 1)] for i in range(count)]
 
 
 def _training_plots(iterations: Sequence[Iteration]) -> list[Plot]:

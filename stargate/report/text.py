@@ -27,7 +27,7 @@ def render_text(data: ReportData) -> str:
 def _part(part: Part) -> Iterator[str]:
     """Nothing of what is for the page alone."""
     if part.heading:
-        yield from _heading(part.heading)
+        yield from ("", part.heading, "-" * min(len(part.heading), WIDTH))
     if part.kind == "lines":
         yield from _lines(part.value)
     elif part.kind == "table":
@@ -74,10 +74,6 @@ def _ends(rows: Sequence[Row], count: int | None) -> Sequence[Row]:
         return rows
     half = count // 2
     return [*rows[:half], Row(f"  ... {len(rows) - 2 * half} between ..."), *rows[-half:]]
-
-
-def _heading(text: str) -> Iterable[str]:
-    return "", text, "-" * min(len(text), WIDTH)
 
 
 def _wrapped(text: str, mark: str = "") -> list[str]:
