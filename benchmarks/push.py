@@ -54,7 +54,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="embedded", help="model to push")
     add("--pushes", type=positive, default=9, help="pushes to measure")
-    add("--cores", help="CPU cores of the engine, e.g. 0 (default: the first)")
     add("--max-model-len", type=int, default=2048, help="context of the engine")
 
 
@@ -69,7 +68,7 @@ def measure(args: argparse.Namespace, say: Say) -> Measurement:
             model_dir=str(copies[1]),
             config=EngineConfig(max_model_len=args.max_model_len, cpu_kv_cache_gb=0.6),
             device="cuda" if num_gpus else "cpu",
-            cpu_cores=None if num_gpus else args.cores or str(min(os.sched_getaffinity(0))),
+            cpu_cores=None if num_gpus else str(min(os.sched_getaffinity(0))),
             log_file=str(Path(folder) / "engine.log"),
         )
         return asyncio.run(_measure(spec, copies, saves, args.pushes, num_gpus, say))

@@ -19,13 +19,13 @@ from stargate.types import Pair, StopReason, Turn
 class RecordedDialogues:
     """The rows of a file, with the starter set's golds, in the tokens of one model."""
 
-    def __init__(self, file: Path, model_dir: Path, trust_remote_code: bool) -> None:
+    def __init__(self, file: Path, model_dir: Path) -> None:
         from transformers import AutoTokenizer
 
         self._rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self._encode, self._end = HfChatTokenizer(tokenizer).encode, tokenizer.eos_token_id
-        self.chat = load_chat_format(str(model_dir), trust_remote_code)
+        self.chat = load_chat_format(str(model_dir))
         self.views = Views(load_prompts("small"))
         self.data = open_dataset("starter")
 

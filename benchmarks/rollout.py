@@ -70,12 +70,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="CONFIG",
         help="model, prompts, sampling and engines",
     )
-    add(
-        "--grounding",
-        choices=("persona", "preset"),
-        default="persona",
-        help="persona: the Roleplayer's engine writes every answer (default); preset: as it says",
-    )
     add("--max-new-tokens", type=positive, metavar="N", help="of each text (default: the preset's)")
     add("--skip-reload", action="store_true", help="leave vs_lockstep_reload out: it takes minutes")
     add("overrides", nargs="*", metavar="key=value", help="of the preset, as for stargate run")
@@ -83,18 +77,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace, say: Say) -> Measurement:
     """Measures everything in this run."""
-    own = workload_overrides(args.grounding, args.turns, args.max_new_tokens)
+    own = workload_overrides(args.turns, args.max_new_tokens)
     prepared = prepare(load_config(args.preset, [*own, *args.overrides]), say, training=False)
     plans = _plans(prepared, args.preset, args.dialogues)
     return asyncio.run(_measure(prepared, plans, args.rounds, not args.skip_reload, say))
 
 
-def workload_overrides(grounding: str, num_turns: int, max_new_tokens: int | None) -> list[str]:
-    """A benchmark's options as overrides of its preset. `grounding`: "persona", "preset"."""
-    overrides = [f"rollout.turns=[{num_turns}]"]
-    if grounding == "persona":
-        # Both roles' engines write in every turn; with facts, a turn may need no call at all.
-        overrides.append("roleplayer.grounding={type: persona}")
+def workload_overrides(num_turns: int, max_new_tokens: int | None) -> list[str]:
+    """A benchmark's options as overrides of its preset."""
+    # Both roles' engines write in every turn; with facts, a turn may need no call at all.
+    overrides = [f"rollout.turns=[{num_turns}]", "roleplayer.grounding={type: persona}"]
     if max_new_tokens is not None:
         for role in ("questioner", "roleplayer"):
             overrides.append(f"{role}.sampling.max_new_tokens={max_new_tokens}")

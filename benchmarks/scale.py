@@ -3,8 +3,8 @@
 Everything is what `stargate run` uses: the iteration's loop, dialogue workers, engine pools,
 callers, prompts, tokenizer, scoring requests, selection, examples, run directory. Only what would
 compute is simulated: engines take as long as a measured curve says (--curve) and answer with texts
-cut from the starter set, scorer and trainer likewise. No model runs. Several simulated engines live
-in one process; each is called for itself, as if it stood on a machine of its own.
+cut from the starter set, scorer and trainer likewise. No model runs. The simulated engines live in
+one process; each is called for itself, as if it stood on a machine of its own.
 
 The curve is played with 1 to 64 engine pairs (a Questioner's and a Roleplayer's engine), each pair
 with the same number of dialogues. Then engines that are faster than any show what the orchestrator
@@ -62,7 +62,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--limit-pairs", 16, "engine pairs there")
     add("--workers", 2, "dialogue workers; 0: the driver plays", not_negative)
-    add("--hosts", 1, "processes that the simulated engines share")
     add(
         "--max-new-tokens",
         48,
@@ -81,7 +80,6 @@ def measure(args: argparse.Namespace, say: Say) -> Measurement:
             num_dialogues=num_dialogues,
             curve=curve,
             num_workers=args.workers,
-            num_hosts=args.hosts,
             max_new_tokens=args.max_new_tokens,
         )
 

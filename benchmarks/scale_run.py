@@ -1,6 +1,6 @@
 """Runs `run_iteration` as a run does, on simulated engines, and says what it took.
 
-Setting -> Ray, hosts of simulated engines, dialogue workers -> run_iteration -> Played
+Setting -> Ray, a host of simulated engines, dialogue workers -> run_iteration -> Played
 """
 
 import asyncio
@@ -65,7 +65,6 @@ class Setting:
     num_dialogues: int
     curve: str
     num_workers: int
-    num_hosts: int
     max_new_tokens: int
 
     @property
@@ -166,7 +165,7 @@ class _Simulation:
     async def play(self, setting: Setting) -> Played:
         pairs = self._pairs[: -(-setting.num_dialogues // _DIALOGUES_PER_PAIR)]
         prepared, counters = replace(self._prepared, config=setting.config), Counters()
-        async with self._actors(prepared, setting) as (group, hosts, pids):
+        async with self._actors(prepared, setting) as (group, host, pids):
             with tempfile.TemporaryDirectory(prefix="stargate-scale-") as folder:
                 store = _CountingStore(Path(folder))
                 running = RunningSystem(prepared, group, None, self._progress)
@@ -177,11 +176,9 @@ class _Simulation:
                 iteration_seconds = time.perf_counter() - started
                 after = _cpu_seconds(pids)
                 turns = _check(store, pairs, counters)
-            loads = [load for host in hosts for load in await remote(host.loads.remote())]
-            calls = (
-                remote(actor.num_calls.remote()) for actor in (*hosts, *group.places["scorer"])
-            )
-            num_calls = sum([await call for call in calls])
+            loads = await remote(host.loads.remote())
+            counting = (host, *group.places["scorer"])
+            num_calls = sum([await remote(actor.num_calls.remote()) for actor in counting])
             stats = [await remote(worker.stats.remote()) for worker in group.places[WORKER]]
         busy, requests = zip(*loads, strict=True)
         num_calls += roles.play.num_calls if isinstance(roles.play, GuardedWorkers) else 0
@@ -203,28 +200,20 @@ class _Simulation:
     @asynccontextmanager
     async def _actors(
         self, prepared: Prepared, setting: Setting
-    ) -> AsyncIterator[tuple[ActorGroup, list[Any], Mapping[str, Sequence[int]]]]:
-        """The actors of one setting, the hosts of its engines, and all process ids by kind."""
+    ) -> AsyncIterator[tuple[ActorGroup, Any, Mapping[str, Sequence[int]]]]:
+        """The actors of one setting, the host of its engines, and all process ids by kind."""
 
         def spawn(cls: type, *arguments: Any) -> Any:
             return actor_class(cls, 0, {"OMP_NUM_THREADS": "1"}).remote(*arguments)
 
-        num_pairs, num_hosts, curve = (
-            setting.num_engine_pairs,
-            setting.num_hosts,
-            CURVES[setting.curve],
-        )
+        num_pairs, curve = setting.num_engine_pairs, CURVES[setting.curve]
         actors: dict[str, list[Any]] = {}
         try:
-            shares = [range(n, 2 * num_pairs, num_hosts) for n in range(num_hosts)]
-            actors["simulated_engines"] = hosts = [
-                spawn(SimulatedEngines, curve, self._texts, len(share)) for share in shares if share
-            ]
+            host = spawn(SimulatedEngines, curve, self._texts, 2 * num_pairs)
+            actors["simulated_engines"] = [host]
             actors["simulated_scorer"] = [spawn(SimulatedScorer, _SCORER_TOKENS_PER_S * num_pairs)]
             actors["simulated_trainer"] = [spawn(SimulatedTrainer)]
-            handles = [
-                EngineHandle(hosts[n % len(hosts)], n // len(hosts)) for n in range(2 * num_pairs)
-            ]
+            handles = [EngineHandle(host, number) for number in range(2 * num_pairs)]
             places = {
                 "questioner": handles[:num_pairs],
                 "roleplayer": handles[num_pairs:],
@@ -242,7 +231,7 @@ class _Simulation:
                 kind: await asyncio.gather(*(remote(actor.start.remote()) for actor in of_kind))
                 for kind, of_kind in actors.items()
             }
-            yield ActorGroup(places, supervisor), hosts, pids
+            yield ActorGroup(places, supervisor), host, pids
         finally:
             for actor in chain.from_iterable(actors.values()):
                 ray.kill(actor)

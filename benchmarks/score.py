@@ -85,7 +85,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--golds", type=positive, default=8, metavar="N", help="per dialogue")
     add("--rounds", type=positive, default=2, metavar="R", help="how often each side works")
     add("--model", default="embedded", help="as in a config")
-    add("--trust-remote-code", action="store_true", help="of the model")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the weights")
     add("--max-batch-tokens", type=positive, default=1024, metavar="N", help="of our scorer")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where all sides compute")
@@ -94,7 +93,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def measure(args: argparse.Namespace, say: Say) -> Measurement:
     """Measures everything in this run. Raises DivergenceError where log-probs differ."""
     model_dir = resolve_model(args.model)
-    work = load_work(model_dir, args.pairs, args.golds, args.trust_remote_code)
+    work = load_work(model_dir, args.pairs, args.golds)
     few = work.played[:_MAX_GOLDS_PAIRS]
     passes: Passes = {
         "single": with_golds(work.played, 1),
@@ -115,7 +114,7 @@ def measure(args: argparse.Namespace, say: Say) -> Measurement:
             for core in cores:
                 log_file = str(Path(logs) / f"{side}-{core}.log")
                 common = (args.dtype, args.max_batch_tokens, core, log_file)
-                job = Job(side, str(model_dir), *common, args.trust_remote_code)
+                job = Job(side, str(model_dir), *common)
                 started.append(start_side(job))
                 stack.callback(started[-1].close)
             return started

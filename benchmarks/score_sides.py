@@ -37,7 +37,6 @@ class Job:
     max_batch_tokens: int
     core: int | None
     log_file: str
-    trust_remote_code: bool = False
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
@@ -87,8 +86,7 @@ def _scorer(job: Job) -> Iterator[Score]:
 
     _pin(job)
     config = ScorerConfig(dtype=job.dtype, max_batch_tokens=job.max_batch_tokens)
-    trusted = job.trust_remote_code
-    scorer = Scorer(ScorerSpec(job.model_dir, config, 1, job.device, trust_remote_code=trusted))
+    scorer = Scorer(ScorerSpec(job.model_dir, config, 1, job.device))
     scorer.start()
 
     async def all_at_once(work: list[PairRequests]) -> Logprobs:
@@ -121,7 +119,6 @@ def _prompt_logprobs(job: Job) -> Iterator[Score]:
         config,
         device=job.device,
         cpu_cores=None if job.core is None else str(job.core),
-        trust_remote_code=job.trust_remote_code,
     )
     os.environ.update(engine_environment(spec))
     arguments = engine_arguments(spec)
@@ -165,7 +162,7 @@ def _load(job: Job, dtype: Dtype) -> Any:
     from stargate.actors.modeling.model import load_model
 
     _pin(job)
-    model = load_model(job.model_dir, getattr(torch, dtype), job.device, job.trust_remote_code)
+    model = load_model(job.model_dir, getattr(torch, dtype), job.device, False)
     if job.core is not None:
         torch.set_num_threads(1)
     return model

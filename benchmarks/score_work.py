@@ -49,9 +49,9 @@ class Stretch:
     num_places: int
 
 
-def load_work(model_dir: Path, num_pairs: int, num_golds: int, trust_remote_code: bool) -> Work:
+def load_work(model_dir: Path, num_pairs: int, num_golds: int) -> Work:
     """The first `num_pairs` pairs. Raises DataError if there are not so many pairs or golds."""
-    recorded = RecordedDialogues(DIALOGUES, model_dir, trust_remote_code)
+    recorded = RecordedDialogues(DIALOGUES, model_dir)
     scoring = GoldScoring(recorded.views, recorded.chat, context_length(model_dir))
     played, long, turns = [], [], []
     for row in recorded.rows(num_pairs, "--pairs"):

@@ -58,17 +58,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the benchmark's options."""
     add = parser.add_argument
     add("--model", default="embedded", help="name or folder")
-    add(
-        "--target",
-        choices=("gold_response", "questions_only"),
-        default="gold_response",
-        help="what the examples end with: the gold (long and short ones, as in the paper; the "
-        "default) or the last question",
-    )
     add("--dialogues", type=int, default=64, help="recorded dialogues to use")
     add("--batch-size", type=int, default=8, help="examples per optimizer step")
     add("--micro-batch-size", type=int, default=4, help="as trainer.micro_batch_size")
-    add("--row-tokens", type=int, help="as trainer.row_tokens; default: its default")
     add("--no-packing", action="store_true", help="trainer.packing=false for ours")
     add("--steps", type=positive, default=6, help="measured optimizer steps")
     add("--warmup-steps", type=positive, default=2, help="steps before those: they are slower")
@@ -78,7 +70,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--activation-checkpointing", action="store_true", help="on all sides; see peak memory")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where all sides compute")
     add("--threads", type=int, help="CPU threads of each side; default: all cores")
-    add("--trust-remote-code", action="store_true")
 
 
 def measure(args: argparse.Namespace, say: Say) -> Measurement:
@@ -116,8 +107,8 @@ def measure(args: argparse.Namespace, say: Say) -> Measurement:
 
 def _make_job(args: argparse.Namespace, folder: str) -> Job:
     config = _trainer_config(args)
-    model_dir = resolve_model(args.model, trust_remote_code=args.trust_remote_code)
-    examples = load_examples(model_dir, args.target, args.dialogues, args.trust_remote_code)
+    model_dir = resolve_model(args.model)
+    examples = load_examples(model_dir, args.dialogues)
     lengths = [len(example.input_ids) for example in examples]
     layout = make_layout(TrainerSpec(str(model_dir), config), packed=config.packing)
     # Full batches only: the Trainer would put the rest of an epoch together with the next one's.
@@ -133,7 +124,6 @@ def _make_job(args: argparse.Namespace, folder: str) -> Job:
         examples=examples,
         steps=plan_steps(range(whole), lengths, layout, epochs, seed=0)[:wanted],
         work_dir=folder,
-        trust_remote_code=args.trust_remote_code,
     )
 
 
@@ -144,7 +134,6 @@ def _trainer_config(args: argparse.Namespace) -> TrainerConfig:
         return TrainerConfig(
             batch_size=args.batch_size,
             micro_batch_size=args.micro_batch_size,
-            row_tokens=args.row_tokens,
             packing=not args.no_packing,
             zero_stage=args.zero_stage,
             dtype=args.dtype,

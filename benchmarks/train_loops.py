@@ -31,7 +31,6 @@ def play_ours(job: Job, pipe: Connection) -> None:
         master_port=free_port(),
         num_threads=job.num_threads,
         device=job.device,
-        trust_remote_code=job.trust_remote_code,
         seed=job.seed,
     )
     rank = TrainerRank(spec)
@@ -64,7 +63,7 @@ def play_bare(job: Job, pipe: Connection) -> None:
     torch.set_num_threads(job.num_threads)
     torch.manual_seed(job.seed)
     config, device = job.config, torch.device(job.device)
-    model = load_model(job.model_dir, None, "cpu", job.trust_remote_code)
+    model = load_model(job.model_dir, None, "cpu", False)
     if config.lora is not None:
         adapters.add_adapters(model, config.lora)
     if config.activation_checkpointing:

@@ -29,9 +29,7 @@ def play(job: Job, pipe: Connection) -> None:
     torch.set_num_threads(job.num_threads)
     torch.manual_seed(job.seed)
     config = job.config
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        job.model_dir, dtype=torch.float32, trust_remote_code=job.trust_remote_code
-    )
+    model: Any = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=torch.float32)
     if config.lora is not None:
         import peft
 
@@ -42,9 +40,7 @@ def play(job: Job, pipe: Connection) -> None:
             task_type="CAUSAL_LM",
         )
         model = peft.get_peft_model(model, lora)
-    tokenizer = AutoTokenizer.from_pretrained(
-        job.model_dir, trust_remote_code=job.trust_remote_code
-    )
+    tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     trainer = _InOrder(

@@ -22,7 +22,6 @@ from stargate.config.run import TrainerConfig
 from stargate.types import Dialogue, TrainingExample
 
 DIALOGUES = Path(__file__).parent / "dialogues.jsonl"
-Target = Literal["gold_response", "questions_only"]
 _MAX_TURNS = 3
 
 
@@ -37,7 +36,6 @@ class Job:
     examples: Sequence[TrainingExample]
     steps: Sequence[Step]
     work_dir: str
-    trust_remote_code: bool = False
     seed: int = 0
 
     def num_loss_tokens(self, step: Step) -> int:
@@ -68,12 +66,11 @@ class StepTime:
     loss: float
 
 
-def load_examples(
-    model_dir: Path, target: Target, count: int, trust_remote_code: bool
-) -> list[TrainingExample]:
+def load_examples(model_dir: Path, count: int) -> list[TrainingExample]:
     """The first `count` dialogues as examples; raises DataError if there are not so many."""
-    recorded = RecordedDialogues(DIALOGUES, model_dir, trust_remote_code)
-    config, max_length = StarGateConfig(target=target), TrainerConfig().max_length
+    recorded = RecordedDialogues(DIALOGUES, model_dir)
+    # Long and short ones, as in the paper: they end with the gold.
+    config, max_length = StarGateConfig(target="gold_response"), TrainerConfig().max_length
     algorithm = StarGate(config, recorded.views, recorded.chat, max_length)
     examples = []
     for number, row in enumerate(recorded.rows(count, "--dialogues")):

@@ -60,7 +60,7 @@ def test_rollout_every_pass_does_the_same_work(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def work() -> Work:
-    return load_work(resolve_model("embedded"), 2, 3, False)
+    return load_work(resolve_model("embedded"), 2, 3)
 
 
 def test_score_is_of_recorded_dialogues_with_real_golds(work: Work) -> None:
@@ -96,9 +96,9 @@ def test_turns_are_scored_before_any_and_after_each(work: Work) -> None:
 def test_score_refuses_more_than_there_is() -> None:
     folder = resolve_model("embedded")
     with pytest.raises(DataError, match=r"--pairs must be in 1\.\.24, got 25"):
-        load_work(folder, 25, 1, False)
+        load_work(folder, 25, 1)
     with pytest.raises(DataError, match=r"--golds must be in 1\.\.8, got 9"):
-        load_work(folder, 1, 9, False)
+        load_work(folder, 1, 9)
 
 
 def test_score_checks_every_log_prob(tmp_path: Path) -> None:

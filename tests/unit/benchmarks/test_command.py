@@ -21,7 +21,7 @@ def parse(*arguments: str) -> argparse.Namespace:
 
 def test_defaults() -> None:
     push = parse("push")
-    assert (push.model, push.pushes, push.cores, push.json) == ("embedded", 9, None, None)
+    assert (push.model, push.pushes, push.json) == ("embedded", 9, None)
     assert parse("score").pairs == 8
     assert parse("scale").pairs == [1, 4, 16, 64]
 

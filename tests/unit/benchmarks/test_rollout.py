@@ -122,19 +122,18 @@ def test_used_cpu_counts_processes_that_came_later() -> None:
 
 
 def test_the_workload_calls_both_roles_in_every_turn() -> None:
-    config = load_config("cpu_learn", workload_overrides("persona", 3, 32))
+    config = load_config("cpu_learn", workload_overrides(3, 32))
     assert config.rollout.turns == (3,)
     assert config.roleplayer.grounding.type == "persona"
     limits = (config.questioner.sampling, config.roleplayer.sampling)
     assert [sampling.max_new_tokens for sampling in limits] == [32, 32]
-    as_preset = load_config("cpu_learn", workload_overrides("preset", 2, None))
-    assert as_preset.roleplayer.grounding.type == "facts"
+    as_preset = load_config("cpu_learn", workload_overrides(2, None))
     assert as_preset.questioner.sampling.max_new_tokens == 40
 
 
 def test_only_a_training_asks_for_answers_that_are_known() -> None:
     """cpu_learn learns from answered questions; an evaluation does not."""
-    config = load_config("cpu_learn", [*workload_overrides("persona", 3, 32), "data.source=/none"])
+    config = load_config("cpu_learn", [*workload_overrides(3, 32), "data.source=/none"])
     assert config.algorithm.questions == "answered"
     with pytest.raises(ConfigError, match="needs roleplayer"):
         prepare(config, print)
