@@ -81,7 +81,12 @@ async def examine(prepared: Prepared, store: RunStore, num_dropped: int) -> Find
         for dialogue in map(dialogue_from_row, store.read(scope, "dialogues")):
             dialogues[dialogue.id] = dialogue
     missing = len(due.keys() - dialogues.keys())
-    altered = [name for name, dialogue in dialogues.items() if not _as_due(dialogue, due.get(name))]
+    altered = [
+        name
+        for name, one in dialogues.items()
+        if (one.num_turns, one.seed, one.policy_version) != due.get(name)
+        or len(one.turns) != one.num_turns
+    ]
     misselected: list[str] = []
     misscored: list[str] = []
     largest = 0.0
@@ -108,11 +113,6 @@ async def examine(prepared: Prepared, store: RunStore, num_dropped: int) -> Find
         misscored=tuple(sorted(misscored)),
         largest_difference=largest,
     )
-
-
-def _as_due(dialogue: Dialogue, due: Due | None) -> bool:
-    drawn = (len(dialogue.turns), dialogue.seed, dialogue.policy_version)
-    return due == drawn and len(dialogue.turns) == dialogue.num_turns
 
 
 def _num_duplicates(store: RunStore, scope: str) -> int:
@@ -166,13 +166,10 @@ def _check_selections(
         scores = [DialogueScore(**recorded[name]) for name in selection.candidates]
         expected = select(pair_id, scores, config.algorithm.selection, seed)
         as_trained = examples.get(pair_id, selection.dialogue_id) == selection.dialogue_id
-        if selection != expected or not as_trained or not _is_best(selection, again):
+        # No other dialogue of the pair scores better, by more than scores are exact.
+        best = max(again[name] for name in selection.candidates)
+        is_best = again[selection.dialogue_id] >= best - 2 * SCORE_NOISE
+        if selection != expected or not as_trained or not is_best:
             bad.append(pair_id)
     pairs = {row["pair_id"] for row in recorded.values()}
     return bad, len(pairs - selections.keys()) + len(selections.keys() - examples.keys())
-
-
-def _is_best(selection: Selection, again: dict[str, float]) -> bool:
-    """Whether no other dialogue of the pair scores better, by more than scores are exact."""
-    best = max(again[name] for name in selection.candidates)
-    return again[selection.dialogue_id] >= best - 2 * SCORE_NOISE

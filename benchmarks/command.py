@@ -83,8 +83,11 @@ def run(args: argparse.Namespace) -> int:
     from stargate.monitoring.progress import safe_text
 
     module = _load(args.benchmark)
-    if args.json is not None:
-        _check_writable(args.json)
+    if args.json is not None and not args.json.parent.is_dir():
+        # Said before minutes are spent on a result that nobody could keep.
+        raise ConfigError(
+            f"--json {args.json}: the folder {args.json.parent} does not exist; make it first"
+        )
     measured = module.measure(
         args, lambda text: print(safe_text(text), file=sys.stderr, flush=True)
     )
@@ -103,12 +106,6 @@ def _explain(module: Benchmark) -> str:
     for name, ratio in module.RATIOS.items():
         lines.append(f"  {name} (goal {ratio.aim})\n    {ratio.meaning}")
     return "\n".join(lines)
-
-
-def _check_writable(file: Path) -> None:
-    """Before minutes are spent on a result that nobody could keep."""
-    if not file.parent.is_dir():
-        raise ConfigError(f"--json {file}: the folder {file.parent} does not exist; make it first")
 
 
 def _compare(new: Path, against: Path | None) -> int:

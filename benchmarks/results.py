@@ -149,10 +149,9 @@ def read_result(file: Path) -> dict[str, Any]:
     if not isinstance(result, dict) or not isinstance(result.get("benchmark"), str):
         raise DataError(f"{file}: not a benchmark's result: it names no benchmark")
     values = result.get("ratios")
-    if not isinstance(values, dict) or not all(map(_is_positive, values.values())):
+    if not isinstance(values, dict) or not all(
+        isinstance(value, int | float) and math.isfinite(value) and value > 0
+        for value in values.values()
+    ):
         raise DataError(f"{file}: ratios must be positive numbers by name, got {values!r}")
     return result
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value > 0

@@ -13,7 +13,7 @@ cancels out. The last two are costlier and made for the first `num_detailed_dial
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -103,6 +103,15 @@ async def score_all(
 def read_controls(store: RunStore, scope: str) -> list[ControlScore]:
     """The table of one scope; empty if there is none."""
     return [ControlScore(**row) for row in store.read(scope, "controls")]
+
+
+def gains(ladder: Mapping[int, float | None], num_turns: int) -> list[float | None]:
+    """What each turn added, from gold log-probs after 0, 1, ... turns; None where one lacks."""
+    steps: list[float | None] = []
+    for turn in range(1, num_turns + 1):
+        before, after = ladder.get(turn - 1), ladder.get(turn)
+        steps.append(None if before is None or after is None else after - before)
+    return steps
 
 
 def shuffled_partner(

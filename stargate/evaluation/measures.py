@@ -32,7 +32,7 @@ from typing import Any, Literal
 from stargate.config.judge import JudgeThresholds
 from stargate.errors import DataError
 from stargate.evaluation.comparisons import Order
-from stargate.evaluation.controls import FIXED, ControlScore, read_controls
+from stargate.evaluation.controls import FIXED, ControlScore, gains, read_controls
 from stargate.evaluation.elicitation import CountTokens, observe_elicitation
 from stargate.evaluation.qualification import TRIALS, Qualification, qualify
 from stargate.evaluation.statistics import (
@@ -358,14 +358,13 @@ def _gains(
                 raise DataError(f"pair {entry.pair_id}: after_turn needs a dialogue and num_turns")
             after[entry.dialogue_id][entry.num_turns] = entry.gold_logprob
     for dialogue in records.dialogues:
-        series = dict(after.get(dialogue.id, {}))
+        ladder: dict[int, float | None] = {**after.get(dialogue.id, {})}
         if opening := without.get((dialogue.pair_id, None)):
-            series[0] = opening.gold_logprob
+            ladder[0] = opening.gold_logprob
         if whole := matched.get((dialogue.pair_id, dialogue.id)):
-            series[len(dialogue.turns)] = whole.gold_logprob
-        for turn in sorted(series):
-            if turn - 1 in series:
-                gain = series[turn] - series[turn - 1]
+            ladder[len(dialogue.turns)] = whole.gold_logprob
+        for turn, gain in enumerate(gains(ladder, len(dialogue.turns)), start=1):
+            if gain is not None:
                 yield f"gain_at_turn_{turn}", dialogue.pair_id, gain
 
 

@@ -188,8 +188,10 @@ def is_done(store: RunStore, number: int, *, known: bool) -> bool:
     If nothing was made with it yet, it must also be `known` what its training did: else training is
     repeated, from the same examples, so that the record is complete. Raises ModelError.
     """
-    folder = store.root / "models" / f"m{number + 1}"
-    used = is_used(store, number + 1)
+    version = number + 1
+    folder = store.root / "models" / f"m{version}"
+    made_with_it = (f"t{version}", f"eval-m{version}", f"models/m{version + 1}")
+    used = any((store.root / name).is_dir() for name in made_with_it)
     if not folder.is_dir():
         if used:
             raise ModelError(f"{folder}: is missing, but later parts of the run were made with it")
@@ -201,12 +203,6 @@ def is_done(store: RunStore, number: int, *, known: bool) -> bool:
             raise
         return False
     return known or used
-
-
-def is_used(store: RunStore, version: int) -> bool:
-    """Whether anything was made with m_`version`: records, or a model after it."""
-    after = (f"t{version}", f"eval-m{version}", f"models/m{version + 1}")
-    return any((store.root / name).is_dir() for name in after)
 
 
 def read_trained(store: RunStore, models: Path) -> dict[int, TrainResult]:

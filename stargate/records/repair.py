@@ -146,7 +146,11 @@ def _remove_outdated(store: RunStore, scopes: list[str]) -> int:
     A dialogue that is played again need not be the same to the last token, so a score of the lost
     one must not stand beside it. What depends on nothing that was lost stays.
     """
-    lost = {scope: _damaged_tables(store, scope) for scope in scopes}
+    # The tables of which files were set aside, now or earlier.
+    lost = {
+        scope: {Path(name).parts[1].partition(".")[0] for name in store.damaged(scope)}
+        for scope in scopes
+    }
     count = 0
     for scope in scopes:
         if lost[scope] and not scope.startswith(_EVALUATION):
@@ -159,12 +163,6 @@ def _remove_outdated(store: RunStore, scopes: list[str]) -> int:
     if _BASE_EVALUATION in unjudged:
         unjudged = scopes
     return count + sum(store.keep(scope, "verdicts", lambda row: False) for scope in unjudged)
-
-
-def _damaged_tables(store: RunStore, scope: str) -> set[str]:
-    """The tables of which files were set aside, now or earlier."""
-    names = [Path(name).parts[1] for name in store.damaged(scope)]
-    return {name.partition(".")[0] for name in names}
 
 
 def _remove_outdated_iteration(store: RunStore, scope: str) -> int:

@@ -34,7 +34,6 @@ from stargate.records.store import METRICS
 from stargate.remote.manifest import (
     Content,
     Manifest,
-    States,
     new_identity,
     newest_manifest,
     read_identity,
@@ -136,7 +135,8 @@ class _Fetch:
                 "without its models"
             )
         for name, states in self._manifest.files.items():
-            if (self._models or not is_model_file(name)) and not self._has(name, states):
+            wanted = self._models or not is_model_file(name)
+            if wanted and (name not in self._got or self._got[name] not in states):
                 self._got[name] = self._fetch_file(name)
         newer = newest_manifest(self._storage)
         if newer is None or newer.number == self._manifest.number:
@@ -145,9 +145,6 @@ class _Fetch:
         # What may have changed is compared again, with what is there now.
         self._got = {n: c for n, c in self._got.items() if newer.files.get(n) == (c,)}
         return False
-
-    def _has(self, name: str, states: States) -> bool:
-        return name in self._got and self._got[name] in states
 
     def _is_still(self) -> bool:
         """Whether all files that may be changing are what they were when they were read.

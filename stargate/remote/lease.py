@@ -84,8 +84,10 @@ class Lease:
     def require_free(self) -> None:
         """Raises LeaseHeld if another driver has it, and was seen lately."""
         holder = self.holder()
-        if holder is not None and not self._is_free(holder):
-            age = self._age(holder)
+        # A dead process on this machine left no other: whoever has the pid now is not ours.
+        if holder is None or holder.is_dead or holder.is_this_process:
+            return
+        if (age := self._age(holder)) <= _STALE_SECONDS:
             raise LeaseHeld(
                 f"{self._storage}: another driver works on this run ({holder}, seen "
                 f"{age:.0f} s ago); end it, or wait until it has not been seen for "
@@ -133,10 +135,6 @@ class Lease:
         if holder is None or holder.owner != self._owner or holder.is_this_process:
             return False
         return holder.host == socket.gethostname() and not holder.is_dead
-
-    def _is_free(self, holder: Holder) -> bool:
-        # A dead process on this machine left no other: whoever has the pid now is not ours.
-        return holder.is_dead or holder.is_this_process or self._age(holder) > _STALE_SECONDS
 
     def _age(self, holder: Holder) -> float:
         """Seconds since the last heartbeat."""

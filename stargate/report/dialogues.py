@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from stargate.errors import DataError
+from stargate.evaluation.controls import gains
 from stargate.evaluation.elicitation import turn_facts
 from stargate.records.parquet import file_problem, read_rows
 from stargate.records.schemas import Row
@@ -148,15 +149,6 @@ def read_evaluated(
                 )
             )
     return dialogues
-
-
-def gains(ladder: Mapping[int, float | None], num_turns: int) -> list[float | None]:
-    """What each turn added, from gold log-probs after 0, 1, ... turns; None where one lacks."""
-    steps: list[float | None] = []
-    for turn in range(1, num_turns + 1):
-        before, after = ladder.get(turn - 1), ladder.get(turn)
-        steps.append(None if before is None or after is None else after - before)
-    return steps
 
 
 def told_facts(row: Row, pair: Pair) -> list[list[int]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stargate.evaluation.controls import shuffled_partner
+from stargate.evaluation.controls import gains, shuffled_partner
 from stargate.evaluation.evaluator import evaluate, plain_means
 from stargate.evaluation.measures import write_evaluation
 from stargate.evaluation.playing import EvaluationPairs
@@ -186,3 +186,9 @@ def test_checkpoints_meet_the_same_seeds(tmp_path: Path) -> None:
         return sorted(request.sampling.seed for request in parts.generate.requests)  # type: ignore[attr-defined]
 
     assert seeds(0) == seeds(1)
+
+
+def test_gains_need_both_ends() -> None:
+    assert gains({0: -10.0, 1: -8.0, 3: -4.0}, 3) == [2.0, None, None]
+    assert gains({0: -10.0, 1: -8.0, 2: -9.0}, 2) == [2.0, -1.0]
+    assert gains({}, 1) == [None]

@@ -8,7 +8,7 @@ import pytest
 from stargate.errors import DataError
 from stargate.evaluation.statistics import Measure
 from stargate.report.data import load_report
-from stargate.report.dialogues import gains, keep_whole_pairs
+from stargate.report.dialogues import keep_whole_pairs
 from stargate.report.findings import answer
 from stargate.report.records import DialogueView, ReportData
 from tests.fakes.report_run import FACTS, MARKUP, PERSONAS, build_halted_run
@@ -193,12 +193,6 @@ def test_too_many_training_dialogues_are_left_out_in_whole_pairs(run_dir: Path) 
 def test_nothing_is_left_out_when_there_is_room() -> None:
     rows = {0: [{"pair_id": "a"}, {"pair_id": "b"}], 1: [{"pair_id": "c"}]}
     assert keep_whole_pairs(rows, 3) == (rows, 0)
-
-
-def test_gains_need_both_ends() -> None:
-    assert gains({0: -10.0, 1: -8.0, 3: -4.0}, 3) == [2.0, None, None]
-    assert gains({0: -10.0, 1: -8.0, 2: -9.0}, 2) == [2.0, -1.0]
-    assert gains({}, 1) == [None]
 
 
 def test_what_an_evaluation_dropped_is_in_the_report(copy: Path) -> None:
