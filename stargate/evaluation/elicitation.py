@@ -17,13 +17,13 @@ needless_tokens_per_dialogue
 All but the needless_ measures are over tasks that need a question.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from stargate.errors import DataError
 from stargate.evaluation.statistics import Observation
 from stargate.rollout.question_text import content_words, is_repeated, questions_in, words_of
-from stargate.types import Dialogue, Pair, Persona, Turn
+from stargate.types import Dialogue, Pair, Persona
 
 CountTokens = Callable[[str], int]
 
@@ -130,59 +130,37 @@ _MEASURES = (
 
 def _observe_needed(
     pair: Pair, dialogue: Dialogue, count_tokens: CountTokens, grounded: bool
-) -> list[tuple[str, float]]:
+) -> Iterator[tuple[str, float]]:
     facts = turn_facts(pair, dialogue, grounded=grounded)
     elicited = {index for turn in facts for index in turn.elicited}
     read, written = _tokens(dialogue, count_tokens)
-    values: list[tuple[str, float]] = [
-        ("facts_per_dialogue", len(elicited)),
-        ("tokens_to_read", read),
-        ("tokens_to_write", written),
-        ("tokens_per_dialogue", read + written),
-        ("recited_facts_per_dialogue", sum(len(turn.recited) for turn in facts)),
-        ("unasked_facts_per_dialogue", sum(turn.num_unasked for turn in facts)),
-    ]
+    yield "facts_per_dialogue", len(elicited)
+    yield "tokens_to_read", read
+    yield "tokens_to_write", written
+    yield "tokens_per_dialogue", read + written
+    yield "recited_facts_per_dialogue", sum(len(turn.recited) for turn in facts)
+    yield "unasked_facts_per_dialogue", sum(turn.num_unasked for turn in facts)
     if pair.gold_facts:
-        share = len(elicited & set(pair.gold_facts)) / len(set(pair.gold_facts))
-        values.append(("fact_coverage", share))
-    for number, (turn, given) in enumerate(zip(dialogue.turns, facts, strict=True), start=1):
-        values.append(("facts_per_turn", len(given.elicited)))
-        values.append((f"facts_at_turn_{number}", len(given.elicited)))
-        values.append(("question_rate", turn.is_question))
-    values += [("repeated_question_rate", value) for value in _repeats(dialogue.turns)]
-    values += [("recital_rate", value) for value in _recitals(pair.persona, dialogue, facts)]
-    return values
-
-
-def _observe_needless(dialogue: Dialogue, count_tokens: CountTokens) -> list[tuple[str, float]]:
-    values: list[tuple[str, float]] = [
-        ("needless_question_rate", turn.is_question) for turn in dialogue.turns
-    ]
-    return [*values, ("needless_tokens_per_dialogue", sum(_tokens(dialogue, count_tokens)))]
-
-
-def _repeats(turns: Sequence[Turn]) -> list[bool]:
-    """For each turn that asks something and has asking turns before it: whether all of its
-    questions were asked before.
-    """
+        gold_facts = set(pair.gold_facts)
+        yield "fact_coverage", len(elicited & gold_facts) / len(gold_facts)
     asked: list[str] = []
-    repeats: list[bool] = []
-    for turn in turns:
+    told: list[int] = []  # what questions brought out is no copy of the profile
+    for number, (turn, given) in enumerate(zip(dialogue.turns, facts, strict=True), start=1):
+        yield "facts_per_turn", len(given.elicited)
+        yield f"facts_at_turn_{number}", len(given.elicited)
+        yield "question_rate", turn.is_question
         questions = questions_in(turn.question)
         if questions and asked:
-            repeats.append(all(is_repeated(question, asked) for question in questions))
+            yield "repeated_question_rate", all(is_repeated(one, asked) for one in questions)
         asked += questions
-    return repeats
+        told += given.elicited
+        yield "recital_rate", recites_profile(turn.answer, pair.persona, told)
 
 
-def _recitals(persona: Persona, dialogue: Dialogue, facts: Sequence[TurnFacts]) -> list[bool]:
-    """For each answer: whether it copies from the profile what no question brought out."""
-    allowed: list[int] = []
-    recitals: list[bool] = []
-    for turn, given in zip(dialogue.turns, facts, strict=True):
-        allowed += given.elicited
-        recitals.append(recites_profile(turn.answer, persona, allowed))
-    return recitals
+def _observe_needless(dialogue: Dialogue, count_tokens: CountTokens) -> Iterator[tuple[str, float]]:
+    for turn in dialogue.turns:
+        yield "needless_question_rate", turn.is_question
+    yield "needless_tokens_per_dialogue", sum(_tokens(dialogue, count_tokens))
 
 
 def _tokens(dialogue: Dialogue, count_tokens: CountTokens) -> tuple[int, int]:
