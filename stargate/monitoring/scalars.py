@@ -50,13 +50,29 @@ class RunScalars:
 
     def iteration(self, number: int, trained: TrainResult, pushed: PushResult) -> Iterator[Point]:
         """The points of iteration t = `number`, which made m_{t+1}."""
-        yield from optimizer_points(trained, self._num_optimizer_steps)
-        self._num_optimizer_steps += len(trained.losses)
+        last = len(trained.losses)
+        per_step = zip(trained.losses, trained.grad_norms, trained.learning_rates, strict=True)
+        for step, (loss, grad_norm, learning_rate) in enumerate(per_step, start=1):
+            scalars = {
+                "train/loss": loss,
+                "train/grad_norm": grad_norm,
+                "train/learning_rate": learning_rate,
+            }
+            if step == last and trained.validation_loss is not None:
+                scalars["train/validation_loss"] = trained.validation_loss
+            yield Point(scalars, step=self._num_optimizer_steps + step)
+        self._num_optimizer_steps += last
         seconds = self._new_seconds()
+        scalars = {
+            "push/seconds": pushed.seconds,
+            **_named("seconds", seconds),
+            **_named("dropped", self._counters.dropped),  # of the run so far
+        }
+        # No tokens: the rollouts were on disk already, so their seconds say nothing about speed.
         tokens = self._counters.generated_tokens[f"t{number}"]
-        yield Point(
-            iteration_scalars(pushed, seconds, tokens, self._counters.dropped), step=number + 1
-        )
+        if tokens and (rollout_seconds := seconds.get("rollout")):
+            scalars["rollout/tokens_per_s"] = tokens / rollout_seconds
+        yield Point(scalars, step=number + 1)
 
     def evaluation(self, version: int, measures: Mapping[str, Any]) -> Iterator[Point]:
         """The point of checkpoint m_`version`."""
@@ -71,38 +87,6 @@ class RunScalars:
         new = {name: value - self._seconds_logged.get(name, 0.0) for name, value in total.items()}
         self._seconds_logged = dict(total)
         return {name: value for name, value in new.items() if value > 0.0}
-
-
-def optimizer_points(trained: TrainResult, num_earlier_steps: int) -> Iterator[Point]:
-    """One point per optimizer step; the last one has the validation loss, if there is one."""
-    last = len(trained.losses)
-    per_step = zip(trained.losses, trained.grad_norms, trained.learning_rates, strict=True)
-    for n, (loss, grad_norm, learning_rate) in enumerate(per_step, start=1):
-        scalars = {
-            "train/loss": loss,
-            "train/grad_norm": grad_norm,
-            "train/learning_rate": learning_rate,
-        }
-        if n == last and trained.validation_loss is not None:
-            scalars["train/validation_loss"] = trained.validation_loss
-        yield Point(scalars, step=num_earlier_steps + n)
-
-
-def iteration_scalars(
-    pushed: PushResult,
-    seconds: Mapping[str, float],
-    rollout_tokens: int,
-    dropped: Mapping[str, int],
-) -> dict[str, float]:
-    """The scalars of one iteration:
-
-    `seconds` by stage and `rollout_tokens` are of this iteration, `dropped` is of the run so far.
-    """
-    scalars = {"push/seconds": pushed.seconds}
-    # No tokens: the rollouts were on disk already, so their seconds say nothing about speed.
-    if rollout_tokens and (rollout_seconds := seconds.get("rollout")):
-        scalars["rollout/tokens_per_s"] = rollout_tokens / rollout_seconds
-    return {**scalars, **_named("seconds", seconds), **_named("dropped", dropped)}
 
 
 def evaluation_scalars(measures: Mapping[str, Any]) -> dict[str, float]:
