@@ -1,6 +1,6 @@
 """What a run came to, on the screen: dialogues to read, then the figures of summary.json."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stargate.evaluation.measures import EVALUATION_FILE
@@ -19,51 +19,55 @@ def print_summary(
         last = list(evaluations)[-1]
         _print_dialogues(store, f"eval-{last}", last, num_dialogues, progress)
     measured = store.read_json(EVALUATION_FILE)
-    lines = summary_lines(summary)
-    if measured is not None:
-        lines = evaluation_lines(measured) + lines
-    for line in lines:
+    lines = [] if measured is None else evaluation_lines(measured)
+    for line in (*lines, *summary_lines(summary)):
         progress.say(line)
     progress.say(f"\nrun directory: {store.root}")
     if measured is not None:
         progress.say(f"all of it, with dialogues to read: stargate report {store.root}")
 
 
-def summary_lines(summary: Mapping[str, Any]) -> list[str]:
+def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     """The figures as lines of text."""
-    stages = {name: stage["seconds"] for name, stage in summary["stages"].items()}
-    stages["whole run"] = summary["seconds"]
-    return [
-        *("", "wall time by stage"),
-        *(f"  {name:24}{seconds:8.1f} s" for name, seconds in stages.items()),
-        *_throughput_lines(summary),
-        f"peak memory of all processes: {summary['peak_rss_gb']:.1f} GiB",
-        *cost_lines(summary.get("roleplayer_cost")),
-        *_restart_lines(summary),
-        *_dropped_lines(summary),
-    ]
-
-
-def _throughput_lines(summary: Mapping[str, Any]) -> list[str]:
-    lines = []
+    yield from ("", "wall time by stage")
+    for name, stage in summary["stages"].items():
+        yield f"  {name:24}{stage['seconds']:8.1f} s"
+    yield f"  {'whole run':24}{summary['seconds']:8.1f} s"
     if rollout := summary.get("rollout"):
-        lines.append(
+        yield (
             f"\nrollouts: {rollout['num_dialogues']} dialogues, "
             f"{rollout['generated_tokens']} tokens, "
             f"{rollout['generated_tokens_per_s']:.0f} tokens/s"
         )
     if train := summary.get("train"):
-        lines.append(
+        yield (
             f"training: {train['num_examples']} examples, {train['num_steps']} steps, "
             f"loss {train['loss_first']:.3f} -> {train['loss_last']:.3f}, "
             f"{train['tokens_per_s']:.0f} tokens/s"
         )
     if push := summary.get("push"):
-        lines.append(
+        yield (
             f"weight push: version {push['version']} into {push['num_engines']} engine(s) "
             f"in {push['seconds']:.2f} s"
         )
-    return lines
+    yield f"peak memory of all processes: {summary['peak_rss_gb']:.1f} GiB"
+    yield from cost_lines(summary.get("roleplayer_cost"))
+    if restarts := summary.get("restarts"):
+        counts = (
+            f"{r['count']} {role} (at most {r['longest_s']:.0f} s)" for role, r in restarts.items()
+        )
+        yield "died and started again: " + ", ".join(counts)
+    if resent := summary.get("resent"):
+        yield f"requests sent again: {_counted(resent)}"
+    if steps := summary.get("repeated_steps"):
+        yield f"optimizer steps done again: {steps}"
+    for what in ("joined", "left"):
+        if counted := summary.get(what):
+            yield f"engines that {what} meanwhile: {_counted(counted)}"
+    dropped = {**summary["data_dropped"], **summary["dropped"]}
+    yield f"dropped records: {_counted(dropped) or 'none'}"
+    for texts in summary["dropped_examples"].values():
+        yield from (f"  {safe_text(text)}" for text in texts)
 
 
 def cost_lines(cost: Mapping[str, Any] | None) -> list[str]:
@@ -81,33 +85,8 @@ def cost_lines(cost: Mapping[str, Any] | None) -> list[str]:
     return [line]
 
 
-def _restart_lines(summary: Mapping[str, Any]) -> list[str]:
-    lines = []
-    if restarts := summary.get("restarts"):
-        counts = (
-            f"{r['count']} {role} (at most {r['longest_s']:.0f} s)" for role, r in restarts.items()
-        )
-        lines.append("died and started again: " + ", ".join(counts))
-    if resent := summary.get("resent"):
-        lines.append(f"requests sent again: {_counted(resent)}")
-    if steps := summary.get("repeated_steps"):
-        lines.append(f"optimizer steps done again: {steps}")
-    for what in ("joined", "left"):
-        if counted := summary.get(what):
-            lines.append(f"engines that {what} meanwhile: {_counted(counted)}")
-    return lines
-
-
 def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
-
-
-def _dropped_lines(summary: Mapping[str, Any]) -> list[str]:
-    counts = {**summary["data_dropped"], **summary["dropped"]}
-    if not counts:
-        return ["dropped records: none"]
-    examples = (text for texts in summary["dropped_examples"].values() for text in texts)
-    return [f"dropped records: {_counted(counts)}", *(f"  {safe_text(text)}" for text in examples)]
 
 
 def _print_dialogues(

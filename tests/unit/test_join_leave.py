@@ -346,7 +346,7 @@ def test_who_joined_and_left_is_counted_over_all_sittings(tmp_path: Any) -> None
     total.write(store)
     summary = summarise_run(read_totals(store), {}, [], "finished", {})
     assert (summary["joined"], summary["left"]) == ({"questioner": 3}, {"roleplayer": 2})
-    lines = summary_lines(summary)
+    lines = list(summary_lines(summary))
     assert "engines that joined meanwhile: 3 questioner" in lines
     assert "engines that left meanwhile: 2 roleplayer" in lines
     quiet = summarise_run(RunTotals(), {}, [], "finished", {})

@@ -125,8 +125,8 @@ def left_over(checkout: Path) -> list[str]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if str(checkout / "diary") in (process / "environ").read_text():
-                found.append((process / "cmdline").read_text())
+            if bytes(checkout / "diary") in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text(errors="replace"))
         except OSError:
             continue
     return found

@@ -208,7 +208,7 @@ def test_restarts_are_counted_over_all_sittings_and_shown(tmp_path: Path) -> Non
     summary = summarise_run(read_totals(store), {}, [], "finished", {})
     assert summary["restarts"] == {"questioner": {"count": 2, "longest_s": 31.0}}
     assert summary["resent"] == {"questioner": 8}
-    lines = summary_lines({**summary, "repeated_steps": 7})
+    lines = list(summary_lines({**summary, "repeated_steps": 7}))
     assert "optimizer steps done again: 7" in lines
     assert "died and started again: 2 questioner (at most 31 s)" in lines
     assert "requests sent again: 8 questioner" in lines
