@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from stargate.config.oracle import LocalOracleConfig
     from stargate.data.build.builder import Build, Rehearsal
     from stargate.data.build.config import BuildConfig
-    from stargate.data.build.report import GoldReport
     from stargate.monitoring.progress import Progress
     from stargate.oracle.base import CachedOracle
     from stargate.types import GenerateRequest, Generation
@@ -80,7 +79,15 @@ async def _build(config: "BuildConfig", progress: "Progress", accept_failed: boo
         opened = local.open(progress) if local else open_oracle(config.oracle, config.cache_path)
         async with opened as oracle:
             report = await build.run(oracle, accept_failed=accept_failed)
-            _say_result(config, report, oracle, progress)
+            meter = oracle.meter()
+    progress.say(
+        f"{config.out}: {report.num_golds} golds; {meter.calls} calls, "
+        f"{meter.prompt_tokens:,} + {meter.completion_tokens:,} tokens, {meter.money:.4f} paid"
+        + (f" (+ {meter.lost_money:.4f} perhaps)" if meter.lost_calls else "")
+    )
+    for reason, count in report.missing.counts.most_common():
+        progress.say(f"without a gold: {count} x {reason} (missing-golds.jsonl)")
+    progress.say(f"all of it: {config.out / 'build-report.json'}")
 
 
 async def _rehearse(config: "BuildConfig", progress: "Progress") -> None:
@@ -205,17 +212,3 @@ def _say_rehearsal(
     cost = getattr(config.oracle, "cost", None)
     if cost is not None and cost.max_cost is not None:
         progress.say(f"max_cost: {cost.max_cost:g}; the build stops before it is exceeded")
-
-
-def _say_result(
-    config: "BuildConfig", report: "GoldReport", oracle: "CachedOracle", progress: "Progress"
-) -> None:
-    meter = oracle.meter()
-    progress.say(
-        f"{config.out}: {report.num_golds} golds; {meter.calls} calls, "
-        f"{meter.prompt_tokens:,} + {meter.completion_tokens:,} tokens, {meter.money:.4f} paid"
-        + (f" (+ {meter.lost_money:.4f} perhaps)" if meter.lost_calls else "")
-    )
-    for reason, count in report.missing.counts.most_common():
-        progress.say(f"without a gold: {count} x {reason} (missing-golds.jsonl)")
-    progress.say(f"all of it: {config.out / 'build-report.json'}")

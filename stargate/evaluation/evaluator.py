@@ -77,19 +77,8 @@ class Evaluator:
 
     def write(self, store: RunStore) -> dict[str, Any]:
         """Makes eval.json from the tables that there are, and returns it."""
-        judge = self.config.evaluation.judge
-        return write_evaluation(
-            store,
-            self.pairs.all,
-            self.chat.count,
-            self._about(),
-            judge_model=judge_name(self.config),
-            thresholds=None if judge is None else judge.thresholds,
-        )
-
-    def _about(self) -> About:
-        config = self.config
-        return About(
+        config, judge = self.config, self.config.evaluation.judge
+        about = About(
             split=config.data.test_split,
             data=config.data.source,
             roleplayer=_about_roleplayer(config),
@@ -97,6 +86,14 @@ class Evaluator:
             num_dialogues=config.evaluation.num_dialogues,
             num_turns=config.evaluation.num_turns,
             seed=config.seed,
+        )
+        return write_evaluation(
+            store,
+            self.pairs.all,
+            self.chat.count,
+            about,
+            judge_model=judge_name(self.config),
+            thresholds=None if judge is None else judge.thresholds,
         )
 
 

@@ -169,7 +169,13 @@ def read_history(store: RunStore) -> RunHistory:
             elif event["event"] == "evaluation":
                 measures = {k: v for k, v in event.items() if k not in ("event", "version")}
                 evaluations[int(event["version"])] = measures
-    trained = read_trained(store, models)
+    trained = {}
+    for scope in (folder.name for folder in scopes_of(store.root)):
+        values = store.read_json(train_file(scope))
+        if values is not None:
+            number = int(scope.removeprefix("t"))
+            with reading(store.root / train_file(scope)):
+                trained[number] = _train_result(values, models / f"m{number + 1}")
     num_done = 0
     while is_done(store, num_done, known=num_done in results or num_done in trained):
         num_done += 1
@@ -203,18 +209,6 @@ def is_done(store: RunStore, number: int, *, known: bool) -> bool:
             raise
         return False
     return known or used
-
-
-def read_trained(store: RunStore, models: Path) -> dict[int, TrainResult]:
-    """The training results of t*/train.json, by iteration."""
-    found = {}
-    for scope in (folder.name for folder in scopes_of(store.root)):
-        values = store.read_json(train_file(scope))
-        if values is not None:
-            number = int(scope.removeprefix("t"))
-            with reading(store.root / train_file(scope)):
-                found[number] = _train_result(values, models / f"m{number + 1}")
-    return found
 
 
 def train_file(scope: str) -> str:

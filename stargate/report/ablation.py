@@ -182,9 +182,24 @@ def _sections(values: Json) -> Iterator[Section]:
             "the test pairs; those that leave no doubt about their direction are coloured.",
             link="Measures",
         )
-    conditions = values["conditions"]
-    copied = Part("amounts", [(name, _shared(found)) for name, found in conditions.items()])
-    parts = [Part("table", _conditions(values)), Part("fold", ("What was copied", [copied]))]
+    rows, copied = [], []
+    for name, found in values["conditions"].items():
+        state = found["status"].replace("_", " ")
+        state += f", {found['checkpoint']}" if found["checkpoint"] else ""
+        seconds = found["seconds"]
+        time = DASH if seconds is None else f"{seconds / 60:.0f} min"
+        texts = (found["what"], " ".join(found["overrides"]), state, time, found["folder"])
+        rows.append(Row(name, [Cell(text, is_number=text is time) for text in texts]))
+        given = [  # what it was given, and by whom
+            f"{table} from {entry['from']} ({entry['rows']:,} rows)"
+            for table, entry in found["shared"].items()
+        ]
+        copied.append((name, "; ".join(given) or DASH))
+    heads = [Column(h) for h in ("what it is", "settings", "state", "time", "folder")]
+    parts = [
+        Part("table", Table("condition", heads, rows)),
+        Part("fold", ("What was copied", [Part("amounts", copied)])),
+    ]
     lede = (
         "All start from the same m\u2080 with the same pairs and seeds. What m\u2080 does was made "
         "once and copied."
@@ -201,25 +216,3 @@ def _parts(info: MeasureInfo, table: Table, *, info_too: bool = False) -> Iterat
         yield Part("table", table)
     else:
         yield Part("table", table, title=info.label, note=info.group)
-
-
-def _conditions(values: Json) -> Table:
-    rows = []
-    for name, found in values["conditions"].items():
-        state = found["status"].replace("_", " ")
-        state += f", {found['checkpoint']}" if found["checkpoint"] else ""
-        seconds = found["seconds"]
-        time = DASH if seconds is None else f"{seconds / 60:.0f} min"
-        texts = (found["what"], " ".join(found["overrides"]), state, time, found["folder"])
-        rows.append(Row(name, [Cell(text, is_number=text is time) for text in texts]))
-    heads = ("what it is", "settings", "state", "time", "folder")
-    return Table("condition", [Column(head) for head in heads], rows)
-
-
-def _shared(found: Json) -> str:
-    """What a condition was given, and by whom."""
-    tables = [
-        f"{table} from {entry['from']} ({entry['rows']:,} rows)"
-        for table, entry in found["shared"].items()
-    ]
-    return "; ".join(tables) or DASH

@@ -34,9 +34,7 @@ def caveats(data: ReportData, evaluation: Evaluation | None) -> tuple[Sentence, 
             *_clusters(evaluation),
             *_leaks(evaluation),
             *_rises(evaluation),
-            *_overlaps(data, evaluation),
-            *_roleplayer(evaluation),
-            *_one_seed(data, evaluation),
+            *_of_design(data, evaluation),
         ]
     found += [Sentence("plain", note) for note in data.notes]
     order: dict[Level, int] = {"bad": 0, "warn": 1}
@@ -122,35 +120,34 @@ def _rises(evaluation: Evaluation) -> Iterator[Sentence]:
         yield Sentence("warn", f"{subject} by {numbers.shift(change.mean or 0)} ({interval}).")
 
 
-def _roleplayer(evaluation: Evaluation) -> Iterator[Sentence]:
-    if evaluation.about is None:
-        return
-    now, then = evaluation.about.roleplayer, evaluation.about.trained_with_roleplayer
-    if now == then:
+def _of_design(data: ReportData, evaluation: Evaluation) -> Iterator[Sentence]:
+    """What was tested, on whom, and how often."""
+    if found := overlaps(data, evaluation):
         yield Sentence(
             "warn",
-            f"The simulated user of the test is the one of the training ({now.model}): what was "
-            "learned may be its habits. `stargate eval` can test with another one.",
+            f"{len(found)} of the test's tasks or personas are nearly the same as ones that were "
+            f"trained on, for example {found[0].test_id!r} and {found[0].train_id!r}.",
         )
-    else:
-        yield Sentence(
-            "plain",
-            f"The simulated user of the test ({_named(now)}) is not the one of the training "
-            f"({_named(then)}).",
-        )
-    if now.grounding == "persona":
-        yield Sentence(
-            "plain",
-            "The Roleplayer answers freely, so facts are recognised by their words: what it "
-            "paraphrases is not counted, and facts elicited are a lower bound.",
-        )
-
-
-def _named(user: RoleplayerAbout) -> str:
-    return f"{user.model}, prompts {user.prompts}, grounding {user.grounding}"
-
-
-def _one_seed(data: ReportData, evaluation: Evaluation) -> Iterator[Sentence]:
+    if (about := evaluation.about) is not None:
+        now, then = about.roleplayer, about.trained_with_roleplayer
+        if now == then:
+            yield Sentence(
+                "warn",
+                f"The simulated user of the test is the one of the training ({now.model}): what "
+                "was learned may be its habits. `stargate eval` can test with another one.",
+            )
+        else:
+            yield Sentence(
+                "plain",
+                f"The simulated user of the test ({_named(now)}) is not the one of the training "
+                f"({_named(then)}).",
+            )
+        if now.grounding == "persona":
+            yield Sentence(
+                "plain",
+                "The Roleplayer answers freely, so facts are recognised by their words: what it "
+                "paraphrases is not counted, and facts elicited are a lower bound.",
+            )
     if evaluation.first != evaluation.last:
         yield Sentence(
             "plain",
@@ -159,13 +156,8 @@ def _one_seed(data: ReportData, evaluation: Evaluation) -> Iterator[Sentence]:
         )
 
 
-def _overlaps(data: ReportData, evaluation: Evaluation) -> Iterator[Sentence]:
-    if found := overlaps(data, evaluation):
-        yield Sentence(
-            "warn",
-            f"{len(found)} of the test's tasks or personas are nearly the same as ones that were "
-            f"trained on, for example {found[0].test_id!r} and {found[0].train_id!r}.",
-        )
+def _named(user: RoleplayerAbout) -> str:
+    return f"{user.model}, prompts {user.prompts}, grounding {user.grounding}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,7 +188,16 @@ def _run_section(data: ReportData) -> Section:
     title = "Time and throughput"
     times = [Part("amounts", _amounts(data.throughput), title="" if data.stages else title)]
     if data.stages:
-        table = Part("table", _stages_table(data), title=title, heading="Wall time by stage")
+        longest = max(data.stages.values()) or 1.0
+        rows = [
+            Row(name, [_seconds_cell(seconds)], meter=100 * seconds / longest)
+            for name, seconds in data.stages.items()
+        ]
+        if data.throughput.seconds is not None:
+            rows.append(Row("whole run", [_seconds_cell(data.throughput.seconds)], tone="total"))
+        label = "stage (stages that run side by side overlap)"
+        stages = Table(label, [Column("wall time", 11)], rows, style="stages", bare=True)
+        table = Part("table", stages, title=title, heading="Wall time by stage")
         times = [table, Part("lines", [*_speed_lines(data.throughput)]), *times]
     machine = Part("amounts", [*_flat(data.environment)], title="Machine and versions")
     config = Part("pre", dump_config(data.config))
@@ -197,18 +206,6 @@ def _run_section(data: ReportData) -> Section:
         Part("fold", ("Settings (config.yaml, every key)", [config])),
     ]
     return Section("run", "The run", parts, link="Run")
-
-
-def _stages_table(data: ReportData) -> Table:
-    longest = max(data.stages.values()) or 1.0
-    rows = [
-        Row(name, [_seconds_cell(seconds)], meter=100 * seconds / longest)
-        for name, seconds in data.stages.items()
-    ]
-    if data.throughput.seconds is not None:
-        rows.append(Row("whole run", [_seconds_cell(data.throughput.seconds)], tone="total"))
-    label = "stage (stages that run side by side overlap)"
-    return Table(label, [Column("wall time", 11)], rows, style="stages", bare=True)
 
 
 def _seconds_cell(seconds: float) -> Cell:
