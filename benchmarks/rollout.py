@@ -145,6 +145,8 @@ def _measurement(
     reloaded: "Replayed | None",
 ) -> Measurement:
     last = played[-1]
+    latencies = turn_seconds(chain.from_iterable(last.recorded.values()))
+    num_calls = sum(record.num_calls for record in last.records.values())
     passes: dict[str, Played | Replayed] = {
         "pipeline": last,
         "ceiling": ceilings[-1],
@@ -163,29 +165,21 @@ def _measurement(
         ratios["vs_lockstep_reload"] = reloaded.seconds / last.seconds
         seconds["lock_step_reload"] = reloaded.seconds
         seconds["of_which_restarts"] = reloaded.restart_seconds
-    of_passes = {
+    figures = {
+        "dialogues": len(last.dialogues),
+        "dropped": last.num_dropped,
+        "turns": last.num_turns,
+        "turns_per_s": last.num_turns / last.seconds,
+        "turn_p50_s": percentile(latencies, 0.50),
+        "turn_p99_s": percentile(latencies, 0.99),
+        "remote_calls_per_turn": num_calls / max(1, last.num_turns),
+        "driver_cpu_s": last.cpu["driver"],
+        **{
+            role: role_figures(last.of_role(role), last.seconds)
+            for role in (QUESTIONER, ROLEPLAYER)
+        },
         "seconds": seconds,
         "work": {name: asdict(one.work) for name, one in passes.items()},
         "cpu_seconds": {name: dict(one.cpu) for name, one in passes.items()},
     }
-    return Measurement(ratios, _figures(last) | of_passes)
-
-
-def _figures(played: "Played") -> dict[str, Any]:
-    """Figures of one pipeline pass."""
-    latencies = turn_seconds(chain.from_iterable(played.recorded.values()))
-    num_calls = sum(record.num_calls for record in played.records.values())
-    return {
-        "dialogues": len(played.dialogues),
-        "dropped": played.num_dropped,
-        "turns": played.num_turns,
-        "turns_per_s": played.num_turns / played.seconds,
-        "turn_p50_s": percentile(latencies, 0.50),
-        "turn_p99_s": percentile(latencies, 0.99),
-        "remote_calls_per_turn": num_calls / max(1, played.num_turns),
-        "driver_cpu_s": played.cpu["driver"],
-        **{
-            role: role_figures(played.of_role(role), played.seconds)
-            for role in (QUESTIONER, ROLEPLAYER)
-        },
-    }
+    return Measurement(ratios, figures)

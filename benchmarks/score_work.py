@@ -17,10 +17,9 @@ from pathlib import Path
 from stargate.actors.scoring.prefix_tree import Text, common_length, num_unique_tokens
 from stargate.algorithm.scoring import GoldScoring
 from stargate.benchmarks.recorded import RecordedDialogues
-from stargate.data.dataset import Dataset
 from stargate.errors import DataError
 from stargate.resources.models import context_length
-from stargate.types import Pair, ScoreRequest
+from stargate.types import ScoreRequest
 
 DIALOGUES = Path(__file__).parent / "score_dialogues.jsonl"
 _NUM_LONG_TURNS = 3
@@ -56,7 +55,14 @@ def load_work(model_dir: Path, num_pairs: int, num_golds: int) -> Work:
     played, long, turns = [], [], []
     for row in recorded.rows(num_pairs, "--pairs"):
         pair = recorded.pair(row)
-        others = _other_golds(pair, recorded.data, num_golds - 1)
+        others = tuple(
+            text
+            for (task, persona), (text, _) in sorted(recorded.data.golds.items())
+            if task == pair.task.id and persona != pair.persona.id
+        )
+        if not 1 <= num_golds <= len(others) + 1:
+            raise DataError(f"--golds must be in 1..{len(others) + 1}, got {num_golds}")
+        others = others[: num_golds - 1]
         dialogues = [
             tuple(recorded.turn(one, ended=False) for one in said) for said in row["dialogues"]
         ]
@@ -124,15 +130,3 @@ def stretches(pairs: Sequence[PairRequests]) -> list[Stretch]:
                 found.append(Stretch(ids, min(len(text.gold), len(ids))))
             before = text.context
     return found
-
-
-def _other_golds(pair: Pair, data: Dataset, count: int) -> tuple[str, ...]:
-    """The golds of `count` other personas for the pair's task."""
-    others = [
-        text
-        for (task, persona), (text, _) in sorted(data.golds.items())
-        if task == pair.task.id and persona != pair.persona.id
-    ]
-    if len(others) < count:
-        raise DataError(f"--golds must be in 1..{len(others) + 1}, got {count + 1}")
-    return tuple(others[:count])

@@ -224,7 +224,27 @@ class Ablation:
     def write(self) -> dict[str, Any]:
         """Makes ablation.json and the report from what is on disk, and returns the former."""
         config = self._plan.config
-        outcomes = [self._outcome(condition) for condition in self._plan.conditions]
+        pairs = {pair.id: pair for pair in self._prepared.test_pairs.all}
+        outcomes = []
+        for condition in self._plan.conditions:
+            folder = self._folder(condition.name)
+            status, problem = self._status(condition.name)
+            evaluation, observed = read_json(folder / EVALUATION_FILE) or None, None
+            if evaluation is not None:
+                count = self._prepared.chat.count
+                observed = observe_last(RunStore(folder), evaluation, pairs, count)
+            outcomes.append(
+                Outcome(
+                    condition,
+                    folder=str(folder.relative_to(self._root)),
+                    status=status,
+                    problem=problem,
+                    seconds=(read_json(folder / "summary.json") or {}).get("seconds"),
+                    shared=read_json(folder / _SHARED_FILE) or {},
+                    evaluation=evaluation,
+                    observed=observed,
+                )
+            )
         about = {
             "name": self._root.name,
             "data": config.data.source,
@@ -240,26 +260,6 @@ class Ablation:
         store.write_json(ABLATION_FILE, values)
         store.write_text(REPORT_FILE, render_ablation(values))
         return values
-
-    def _outcome(self, condition: Condition) -> Outcome:
-        folder = self._folder(condition.name)
-        status, problem = self._status(condition.name)
-        evaluation = read_json(folder / EVALUATION_FILE) or None
-        observed = None
-        if evaluation is not None:
-            pairs = {pair.id: pair for pair in self._prepared.test_pairs.all}
-            count = self._prepared.chat.count
-            observed = observe_last(RunStore(folder), evaluation, pairs, count)
-        return Outcome(
-            condition,
-            folder=str(folder.relative_to(self._root)),
-            status=status,
-            problem=problem,
-            seconds=(read_json(folder / "summary.json") or {}).get("seconds"),
-            shared=read_json(folder / _SHARED_FILE) or {},
-            evaluation=evaluation,
-            observed=observed,
-        )
 
     def _folder(self, name: str) -> Path:
         if name == WEAKER:

@@ -17,7 +17,7 @@ from stargate.errors import EngineError
 
 if TYPE_CHECKING:
     from stargate.config.oracle import LocalOracleConfig
-    from stargate.data.build.builder import Build, Rehearsal
+    from stargate.data.build.builder import Build
     from stargate.data.build.config import BuildConfig
     from stargate.monitoring.progress import Progress
     from stargate.oracle.base import CachedOracle
@@ -110,7 +110,32 @@ async def _rehearse(config: "BuildConfig", progress: "Progress") -> None:
             render=lambda messages: (),
             model=build.model,
         ) as oracle:
-            _say_rehearsal(config, await build.rehearse(oracle), oracle, progress)
+            rehearsal, meter = await build.rehearse(oracle), oracle.meter()
+    estimate = rehearsal.estimate
+    for split, tasks in rehearsal.num_tasks.items():
+        people = rehearsal.num_personas.get(split, 0)
+        progress.say(f"split {split}: {tasks} tasks, {people} personas")
+    progress.say(f"pairs: {rehearsal.num_pairs}")
+    progress.say(f"calls to pay: {estimate.calls} ({estimate.cached} answered already)")
+    progress.say(
+        f"tokens: about {estimate.prompt_tokens:,} in prompts, at most "
+        f"{estimate.completion_tokens:,} in answers"
+    )
+    if estimate.money is None:
+        progress.say(f"money: unknown; give oracle.cost.prices.{config.model} a price")
+    else:
+        progress.say(
+            f"money: at most about {estimate.money:.2f} in the price table's currency, "
+            f"{meter.money + meter.lost_money:.2f} paid before"
+        )
+    if rehearsal.num_standins:
+        progress.say(
+            f"{rehearsal.num_standins} personas are not written yet: each that has to be written "
+            "again takes two more calls"
+        )
+    cost = getattr(config.oracle, "cost", None)
+    if cost is not None and cost.max_cost is not None:
+        progress.say(f"max_cost: {cost.max_cost:g}; the build stops before it is exceeded")
 
 
 def _is_finished(build: "Build", config: "BuildConfig", progress: "Progress") -> bool:
@@ -182,33 +207,3 @@ class _Local:
                 yield oracle
         finally:
             await engine.shutdown()
-
-
-def _say_rehearsal(
-    config: "BuildConfig", rehearsal: "Rehearsal", oracle: "CachedOracle", progress: "Progress"
-) -> None:
-    estimate, meter = rehearsal.estimate, oracle.meter()
-    for split, tasks in rehearsal.num_tasks.items():
-        people = rehearsal.num_personas.get(split, 0)
-        progress.say(f"split {split}: {tasks} tasks, {people} personas")
-    progress.say(f"pairs: {rehearsal.num_pairs}")
-    progress.say(f"calls to pay: {estimate.calls} ({estimate.cached} answered already)")
-    progress.say(
-        f"tokens: about {estimate.prompt_tokens:,} in prompts, at most "
-        f"{estimate.completion_tokens:,} in answers"
-    )
-    if estimate.money is None:
-        progress.say(f"money: unknown; give oracle.cost.prices.{config.model} a price")
-    else:
-        progress.say(
-            f"money: at most about {estimate.money:.2f} in the price table's currency, "
-            f"{meter.money + meter.lost_money:.2f} paid before"
-        )
-    if rehearsal.num_standins:
-        progress.say(
-            f"{rehearsal.num_standins} personas are not written yet: each that has to be written "
-            "again takes two more calls"
-        )
-    cost = getattr(config.oracle, "cost", None)
-    if cost is not None and cost.max_cost is not None:
-        progress.say(f"max_cost: {cost.max_cost:g}; the build stops before it is exceeded")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from stargate.launch.shared import add_run_argument, local_run
 
 if TYPE_CHECKING:
-    from stargate.report.records import ReportData
+    pass
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,30 +45,28 @@ def run(args: argparse.Namespace) -> int:
 
         print(render_text(data), end="")
     if args.out is not None or not args.text:
-        _write_page(data, args.out or root / "report.html", say_answer=not args.text)
+        from stargate.errors import DataError
+        from stargate.monitoring.progress import safe_text
+        from stargate.records.files import write_text
+        from stargate.report.findings import answer
+        from stargate.report.page import render_page
+
+        file, page = args.out or root / "report.html", render_page(data)
+        if file.is_dir():
+            raise DataError(
+                f"{file}: is a folder; --out takes a file name, e.g. {file}/report.html"
+            )
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(file, page)
+        except OSError as error:
+            raise DataError(f"{file}: can't write the report: {error.strerror or error}") from error
+        if not args.text:
+            print(safe_text(answer(data, data.main).headline))
+        print(f"report: {file}")
     if args.figures is not None:
         from stargate.report.figures import save_figures
 
         files = save_figures(data, args.figures)
         print(f"figures: {len(files)} files in {args.figures}")
     return 0
-
-
-def _write_page(data: "ReportData", file: Path, *, say_answer: bool) -> None:
-    from stargate.errors import DataError
-    from stargate.monitoring.progress import safe_text
-    from stargate.records.files import write_text
-    from stargate.report.findings import answer
-    from stargate.report.page import render_page
-
-    page = render_page(data)
-    if file.is_dir():
-        raise DataError(f"{file}: is a folder; --out takes a file name, e.g. {file}/report.html")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, page)
-    except OSError as error:
-        raise DataError(f"{file}: can't write the report: {error.strerror or error}") from error
-    if say_answer:
-        print(safe_text(answer(data, data.main).headline))
-    print(f"report: {file}")

@@ -45,26 +45,24 @@ def answer(data: ReportData, evaluation: Evaluation | None) -> Answer:
     if evaluation is None or not evaluation.measures:
         text = "Nothing was measured, so nobody can say whether it got better."
         return Answer(text, (), (), doubts)
-    if evaluation.first == evaluation.last:
-        text = f"Only {evaluation.last} was measured: there is nothing to compare it with."
+    first, last = evaluation.first, evaluation.last
+    if first == last:
+        text = f"Only {last} was measured: there is nothing to compare it with."
         return Answer(text, (), (), doubts)
+    change = evaluation.change(last, HEADLINE)
+    headline = f"Matched minus shuffled of {last} was not compared with {first}."
+    if change is not None:
+        verdict = {
+            None: "Not known",
+            0: "No clear change",
+            1: f"Yes, {last} beats {first}",
+            -1: f"No, {last} is worse than {first}",
+        }[direction(change)]
+        moved = _moved(evaluation, HEADLINE, change, " nats")
+        headline = f"{verdict}: matched minus shuffled {moved}."
     sentences = (*_moves(evaluation), *_better_before(evaluation), *_win_rate(evaluation))
     origins = (*_person_or_form(evaluation), *_by_turn(evaluation))
-    return Answer(_headline(evaluation), sentences, origins, doubts)
-
-
-def _headline(evaluation: Evaluation) -> str:
-    first, last = evaluation.first, evaluation.last
-    change = evaluation.change(last, HEADLINE)
-    if change is None:
-        return f"Matched minus shuffled of {last} was not compared with {first}."
-    verdict = {
-        None: "Not known",
-        0: "No clear change",
-        1: f"Yes, {last} beats {first}",
-        -1: f"No, {last} is worse than {first}",
-    }[direction(change)]
-    return f"{verdict}: matched minus shuffled {_moved(evaluation, HEADLINE, change, ' nats')}."
+    return Answer(headline, sentences, origins, doubts)
 
 
 def _moved(evaluation: Evaluation, name: str, change: PairedMeasure, words: str) -> str:
