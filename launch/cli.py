@@ -57,25 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        os.getcwd()
-    except FileNotFoundError:
-        _say_error(name, "the current folder was deleted; change to one that exists")
-        return MachineError.exit_code
-    try:
-        note = complete_account()
-    except StargateError as error:
-        _say_error(name, str(error))
-        return error.exit_code
-    if note is not None:
-        print(f"stargate {name}: {note}", file=sys.stderr)
-    module = importlib.import_module(COMMANDS[name][0])
-    parser = argparse.ArgumentParser(
-        prog=f"stargate {name}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.configure(parser)
-    try:
+        _require_folder()
+        if (note := complete_account()) is not None:
+            print(f"stargate {name}: {note}", file=sys.stderr)
+        module = importlib.import_module(COMMANDS[name][0])
+        parser = argparse.ArgumentParser(
+            prog=f"stargate {name}",
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.configure(parser)
         # Options may stand between overrides, but argparse can't mix them with subcommands.
         intermixed = not getattr(module, "HAS_SUBCOMMANDS", False)
         parse = parser.parse_intermixed_args if intermixed else parser.parse_args
@@ -110,6 +101,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError:
             _drop_output()
         return MachineError.exit_code
+
+
+def _require_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        problem = "the current folder was deleted; change to one that exists"
+        raise MachineError(problem) from None
 
 
 def _drop_output() -> None:
