@@ -1,19 +1,26 @@
 """(torch) Which of a persona's facts answers a question: nearest in a sentence-embedding space.
 
+    dialogues -> texts that wait -> worker thread: all of them, some at a time -> vectors
+
 Embeds with the packaged all-MiniLM-L6-v2 (mean pooling over tokens, unit length), so a dot product
 is the cosine. Facts repeat in every dialogue of a persona and are embedded once.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from stargate.config.roleplayer import FactsGrounding, PersonaGrounding
 
+# Texts that go through the model at once, shortest first, so that little of it is padding.
+_BATCH = 64
 # Word pieces; the model was trained with 256, and a question or fact has a tenth of that.
 _MAX_TOKENS = 128
 
@@ -21,7 +28,8 @@ _MAX_TOKENS = 128
 class EmbeddingMatcher:
     """Implements MatchFacts.
 
-    One worker thread does the embedding, so the event loop never waits for it.
+    One worker thread does the embedding, so the event loop never waits for it. What came while it
+    worked, of however many dialogues, is embedded together.
     """
 
     def __init__(self, model_dir: Path, grounding: FactsGrounding, num_threads: int = 1) -> None:
@@ -29,7 +37,9 @@ class EmbeddingMatcher:
         self._grounding = grounding
         self._num_threads = num_threads
         self._vectors: dict[str, npt.NDArray[np.float32]] = {}
-        self._pool = ThreadPoolExecutor(1, "embed", initializer=self._load)
+        self._waiting: deque[_Wanted] = deque()
+        self._pool = ThreadPoolExecutor(1, "embed")
+        self._model: Any = None
 
     async def __call__(
         self, question: str, facts: Sequence[str], told: Sequence[int]
@@ -56,8 +66,10 @@ class EmbeddingMatcher:
         self._pool.shutdown(wait=True)
 
     async def _embed(self, texts: Sequence[str], keep: Sequence[str]) -> npt.NDArray[np.float32]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._embed_now, list(texts), set(keep))
+        wanted = _Wanted(list(texts), set(keep))
+        self._waiting.append(wanted)
+        self._pool.submit(self._embed_waiting)  # finds nothing to do where one before took it along
+        return await asyncio.wrap_future(wanted.vectors)
 
     def _load(self) -> None:
         import torch
@@ -69,24 +81,50 @@ class EmbeddingMatcher:
         self._tokenizer = AutoTokenizer.from_pretrained(self._model_dir)
         self._model = AutoModel.from_pretrained(self._model_dir, dtype=torch.float32).eval()
 
-    def _embed_now(self, texts: list[str], keep: set[str]) -> npt.NDArray[np.float32]:
+    def _embed_waiting(self) -> None:
+        waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        taken = [wanted for wanted in waiting if wanted.vectors.set_running_or_notify_cancel()]
+        try:
+            if self._model is None:
+                self._load()
+            new = {text for wanted in taken for text in wanted.texts} - self._vectors.keys()
+            fresh = self._embed_now(sorted(new, key=lambda text: (len(text), text)))
+        except Exception as error:  # whatever it is, those who wait must hear it, not this thread
+            for wanted in taken:
+                wanted.vectors.set_exception(error)
+            return
+        for wanted in taken:
+            found = [fresh[t] if t in fresh else self._vectors[t] for t in wanted.texts]
+            wanted.vectors.set_result(np.stack(found))
+            # Only what comes again is kept: questions are all different and would grow without
+            # bound.
+            self._vectors.update({text: fresh[text] for text in wanted.keep & fresh.keys()})
+
+    def _embed_now(self, texts: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
         import torch
 
-        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
-        fresh: dict[str, npt.NDArray[np.float32]] = {}
-        if new:
+        found: dict[str, npt.NDArray[np.float32]] = {}
+        for start in range(0, len(texts), _BATCH):
+            part = list(texts[start : start + _BATCH])
             batch = self._tokenizer(
-                new, padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt"
+                part, padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt"
             )
             with torch.inference_mode():
                 hidden = self._model(**batch).last_hidden_state  # (texts, tokens, features)
             mask = batch["attention_mask"].unsqueeze(-1)
             pooled = (hidden * mask).sum(1) / mask.sum(1)
             unit = torch.nn.functional.normalize(pooled, dim=-1).numpy()
-            fresh = dict(zip(new, unit, strict=True))
-        # Only what comes again is kept: questions are all different and would grow without bound.
-        self._vectors.update({text: fresh[text] for text in new if text in keep})
-        return np.stack([fresh[text] if text in fresh else self._vectors[text] for text in texts])
+            found |= zip(part, unit, strict=True)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Texts of one call, and their vectors (texts, features) once they are there."""
+
+    texts: list[str]
+    keep: set[str]
+    vectors: Future[npt.NDArray[np.float32]] = field(default_factory=Future)
 
 
 def open_matcher(
