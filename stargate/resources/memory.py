@@ -182,12 +182,16 @@ def _attention_bytes(config: TrainerConfig, shape: ModelShape, device: Device) -
 
 
 def scorer_memory(config: ScorerConfig, shape: ModelShape, device: Device) -> Memory:
-    """A scorer's: matrices in its dtype, embeddings, output layer and the residual in float32."""
+    """A scorer's: matrices in its dtype, embeddings, output layer and the residual in float32.
+
+    On a CPU embeddings in bfloat16 stay so: all of these weights are pages of the file, which the
+    scorers of a machine share.
+    """
     e = _DTYPE_BYTES[config.dtype]
     precise = (1 if shape.tied else 2) * shape.embedding
-    weights = float(e * (shape.parameters - precise) + 4 * precise)
-    if device == "cpu" and config.dtype == "bfloat16":
-        weights += 2.0 * shape.embedding  # the output layer once more, rounded
+    weights = float(e * shape.parameters)
+    if device == "cuda":
+        weights += (4 - e) * precise
     mlp = 3 * e * shape.mlps * shape.intermediate
     attention = 3 * 4 * shape.heads * shape.head_dim
     per_token = max(mlp, attention) + (4 + 4 + e) * shape.hidden

@@ -84,6 +84,8 @@ class EmbeddingMatcher:
     def _embed_waiting(self) -> None:
         waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
         taken = [wanted for wanted in waiting if wanted.vectors.set_running_or_notify_cancel()]
+        if not taken:
+            return
         try:
             if self._model is None:
                 self._load()

@@ -9,6 +9,7 @@ from typing import Any
 
 from stargate.actors.training.spec import TrainerSpec, rank_environment
 from stargate.config.run import ScorerConfig, TrainerConfig
+from stargate.records.model_folder import weight_files
 from stargate.resources import memory
 from stargate.resources.machine import free_port
 from stargate.resources.model_shape import folder_shape
@@ -109,7 +110,10 @@ def _most_in_training(backend_class: Any, spec: TrainerSpec, case: Case) -> floa
 
 
 def score(folder: Path, config: ScorerConfig, texts: int) -> tuple[float, float]:
-    """(measured, computed) bytes of a scorer that scores so many texts at once."""
+    """(measured, computed) bytes of a scorer that scores so many texts at once.
+
+    `folder` has weights of the scorer's dtype: these are pages of its file, not allocated by torch.
+    """
     from stargate.actors.scoring.gold_model import GoldModel
     from stargate.types import ScoreRequest
 
@@ -118,7 +122,8 @@ def score(folder: Path, config: ScorerConfig, texts: int) -> tuple[float, float]
     requests = [ScoreRequest(str(n), (n,) * 8, golds) for n in range(texts)]
     most = most_allocated(lambda: GoldModel(str(folder), config, "cpu", False).score(requests))
     computed = memory.scorer_memory(config, folder_shape(folder), "cpu")
-    return float(most), computed.needs - computed.parts["process"]
+    weights = sum(file.stat().st_size for file in weight_files(folder))
+    return float(most + weights), computed.needs - computed.parts["process"]
 
 
 def most_allocated(work: Callable[[], object]) -> int:

@@ -62,7 +62,7 @@ def test_trainer(measured: dict[str, tuple[float, float]], name: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_scorer(tmp_path: Path, dtype: Any) -> None:
-    save_model(tmp_path, "bfloat16", **sizes(256, 6, 4, 4, 704, 8000))
+    save_model(tmp_path, dtype, **sizes(256, 6, 4, 4, 704, 8000))
     config = ScorerConfig(dtype=dtype, max_batch_tokens=2000)
     got, computed = in_a_process(score, tmp_path, config, 4)
     print(f"{dtype}: {got / 2**20:.1f} MiB allocated, {computed / 2**20:.1f} computed")
