@@ -58,7 +58,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         prompts.append(chat.prompt_ids(messages))
     ranks = Ranks(1, m0, folder)
     config = TrainerConfig(
-        learning_rate=1e-2, num_epochs=30, batch_size=2, micro_batch_size=2, validation_fraction=0
+        learning_rate=1e-2, num_epochs=80, batch_size=2, micro_batch_size=2, validation_fraction=0
     )
     [result] = ranks.train(config, examples, m0, folder / "m1")
     ranks.close()

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from stargate.config.run import FactsGrounding
+from stargate.config.roleplayer import FactsGrounding
 from stargate.rollout.grounding import EmbeddingMatcher
 
 FACTS = ("cats", "dogs", "fish")
