@@ -79,6 +79,13 @@ def test_too_few_cores_names_the_key() -> None:
         place(config(), cores=[0], num_gpus=0)
 
 
+@pytest.mark.parametrize("name", ["cpu_demo", "cpu_learn"])
+def test_the_cpu_presets_are_on_cpus_wherever_they_run(name: str) -> None:
+    got = place(load_config(name), cores=[0, 1, 2, 3], num_gpus=8, gpu_gib=80.0)
+    assert got.device == "cpu"
+    assert {seat.device for seat in got.seats.values()} == {"cpu"}
+
+
 def test_gpus_overlap_and_are_counted() -> None:
     got = place(config(), cores=list(range(8)), num_gpus=4)
     assert got.overlap

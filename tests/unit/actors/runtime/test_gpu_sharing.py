@@ -198,6 +198,8 @@ def test_who_has_a_part_of_a_gpu_computes_on_it(
         return SimpleNamespace(remote=lambda spec: given.append((spec.device, seat.num_gpus)))
 
     monkeypatch.setattr(spawn, "seated_class", seated_class)
+    spawn.spawn_engine(plan, "questioner", 0)
+    assert given.pop() == ("cuda", share or 1.0)
     spawn._spawn_scorer(plan, 0)
     spawn._spawn_trainer(plan, 0, "127.0.0.1", 1)
     assert given == [(device, share)] * 2
