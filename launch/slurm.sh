@@ -53,14 +53,18 @@ case "${command[0]} ${command[*]:1} " in
     *) say "give the run's folder as an absolute path: resume /ABSOLUTE/FOLDER/NAME"; exit 2 ;;
 esac
 if [[ -n ${STARGATE_IMAGE:-} ]]; then
-    folder=$checkout
+    # What is read and written outside lies there under the same names: the runs, a config, downloaded models.
+    mounts=$checkout:$checkout${HF_HOME:+,$HF_HOME:$HF_HOME}
     for word in "${command[@]:1}"; do
-        case $word in runs_dir=* | /*) folder=${word#runs_dir=} ;; esac
+        case $word in
+            runs_dir=/*) folder=${word#runs_dir=} ;;
+            /*) folder=$(dirname "$word") ;;
+            *) continue ;;
+        esac
+        mkdir -p "$folder"
+        mounts+=,$folder:$folder
     done
-    mkdir -p "$folder"
-    container=(--container-image="$STARGATE_IMAGE" --container-workdir="$checkout")
-    # What is read and written outside lies there under the same names.
-    container+=(--container-mounts="$checkout:$checkout,$folder:$folder${HF_HOME:+,$HF_HOME:$HF_HOME}")
+    container=(--container-image="$STARGATE_IMAGE" --container-workdir="$checkout" --container-mounts="$mounts")
 fi
 cd "$checkout"
 ulimit -n "$(ulimit -H -n)"

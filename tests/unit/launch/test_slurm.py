@@ -153,16 +153,20 @@ def test_an_image_runs_on_one_node_with_the_runs_folder_in_it(checkout: Path) ->
     shutil.rmtree(checkout / ".venv")  # the image has its own
     runs = checkout / "shared/runs"
     image = {"STARGATE_IMAGE": "registry#stargate:0.1.0-gpu", "HF_HOME": "/shared/hf"}
-    code, errors = run(checkout, 1, f"runs_dir={runs}", **image)
+    config = checkout / "mine/config.yaml"
+    code, errors = run(checkout, 1, "run", f"runs_dir={runs}", str(config), **image)
     assert code == 127, errors  # the stand-in for srun has no container to find it in
     [step] = diary(checkout, "srun")
-    mounts = f"{checkout}:{checkout},{runs}:{runs},/shared/hf:/shared/hf"
+    shared = (checkout, "/shared/hf", runs, config.parent)
+    mounts = ",".join(f"{folder}:{folder}" for folder in shared)
     assert step == (
         "srun --kill-on-bad-exit=1 --container-image=registry#stargate:0.1.0-gpu "
         f"--container-workdir={checkout} --container-mounts={mounts} "
-        f"/opt/stargate/.venv/bin/stargate run paper runs_dir={runs}"
+        f"/opt/stargate/.venv/bin/stargate run runs_dir={runs} {config}"
     )
     assert runs.is_dir()
+    code, errors = run(checkout, 1, "resume", f"{runs}/one", **image)
+    assert f",{runs}:{runs} /opt/stargate" in diary(checkout, "srun")[-1]
     code, errors = run(checkout, 3, f"runs_dir={runs}", **image)
     assert code == 2
     assert "STARGATE_IMAGE is for one node" in errors
