@@ -48,7 +48,7 @@ case ${1:-} in
     *) command=(run paper "$@") ;;
 esac
 case "${command[0]} ${command[*]:1} " in
-    "run "*" runs_dir=/"* | "resume /"*) ;;
+    "run"*" runs_dir=/"* | "resume /"*) ;;
     run*) say "give runs_dir=/ABSOLUTE/FOLDER on shared storage"; exit 2 ;;
     *) say "give the run's folder as an absolute path: resume /ABSOLUTE/FOLDER/NAME"; exit 2 ;;
 esac
