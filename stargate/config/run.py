@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from stargate.config.algorithm import AnyAlgorithm, StarGateConfig
 from stargate.config.cluster import ClusterConfig, ScheduleConfig
@@ -181,6 +181,17 @@ class ScorerConfig(Component):
     num_gpus: Annotated[float, Field(ge=0.0)] | None = None
     timeout_s: Annotated[float, Field(gt=0.0, le=86_400.0)] = 600.0
     min_tokens_per_s: Annotated[float, Field(gt=0.0)] = 20.0
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _one_gpu(cls, num_gpus: float | None) -> float | None:
+        """The model is not divided: of more GPUs a scorer would use the first."""
+        if num_gpus is not None and num_gpus > 1.0:
+            raise ValueError(
+                f"a scorer computes on one GPU, which must hold m_0: at most 1, got {num_gpus:g}; "
+                "num_scorers uses more GPUs"
+            )
+        return num_gpus
 
     def batch_tokens(self, device: Device) -> int:
         """Tokens of a pass."""

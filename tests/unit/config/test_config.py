@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from stargate.config.files import dump_config, load_config, packaged_configs_dir
 from stargate.config.run import RunConfig
@@ -110,3 +111,10 @@ def test_a_template_with_an_unknown_value_is_a_config_error(tmp_path: Path) -> N
     prompts = load_prompts(str(file))
     with pytest.raises(ConfigError, match="'nmae' is undefined"):
         prompts.render(prompts.opening, name="Ann", task="t")
+
+
+def test_a_scorer_is_not_divided_over_gpus() -> None:
+    for share in (None, 0.0, 0.5, 1.0):
+        assert RunConfig.model_validate({"scorer": {"num_gpus": share}}).scorer.num_gpus == share
+    with pytest.raises(ValidationError, match=r"a scorer computes on one GPU, .* at most 1, got 2"):
+        RunConfig.model_validate({"scorer": {"num_gpus": 2}})
