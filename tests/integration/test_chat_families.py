@@ -175,3 +175,9 @@ def test_each_end_token_ends_a_turn_once_and_is_learned(family: str) -> None:
         assert sum(masked.mask) == 2 * len(question.token_ids or ())
         assert masked.ids[-1] == end
     assert chat.stop_ids == ids_of(family, END_TEXTS[family][0])
+
+
+def test_blanks_that_are_tokens_of_their_own_stay_whole() -> None:
+    """Gemma-3 writes three line breaks with one added token (109), as it was trained to."""
+    _, gold = family_chat("gemma3").continuation([Message("user", "Hi")], "a\n\n\nb <table>")
+    assert gold == (236746, 109, 236763, 655, 5127, 236813)
