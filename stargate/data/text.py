@@ -83,7 +83,7 @@ def _tidy_line(line: str) -> str:
 def without_controls(text: str) -> str:
     """The text without control characters (line breaks and tabs stay), byte order marks, lone
     surrogates (which can't be written as UTF-8) and private-use characters (no honest text has
-    them, and `stargate.text.chat` marks places with them).
+    them, and `stargate/text/plain_text.py` marks places with them).
     """
     if text.isascii() and text.isprintable():
         return text
