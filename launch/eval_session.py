@@ -31,6 +31,7 @@ from stargate.remote.landing import landing
 _SAME_MEASURE = (
     "evaluation.num_dialogues",
     "evaluation.num_detailed_dialogues",
+    "evaluation.num_other_golds",
     "evaluation.show_dialogues",
     "evaluation.judge",
     "evaluation.enabled",

@@ -277,6 +277,8 @@ class EvaluationConfig(Component):
     num_turns: PositiveInt = 3
     # Dialogues per pair that get the costlier controls: after each turn, and with the persona too.
     num_detailed_dialogues: NonNegativeInt = 1
+    # Other personas' golds scored after each dialogue; below 2 there is no contrast.
+    num_other_golds: NonNegativeInt = 4
     show_dialogues: NonNegativeInt = 3
     judge: JudgeConfig | None = None  # None: no responses are made and no win rates computed
 

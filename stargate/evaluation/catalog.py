@@ -40,6 +40,7 @@ _WINS = "Win rate against m\u2080, ties count half"
 _GROUPS = (_GOLD, _PER_TOKEN, _TURNS, _FACTS, _EFFORT, _LEAKS, _NEEDLESS, _WINS)
 
 CATALOG: tuple[MeasureInfo, ...] = (
+    MeasureInfo("contrast", "contrast with others' golds", "nats", _GOLD, True),
     MeasureInfo("matched_minus_shuffled", "matched minus shuffled", "nats", _GOLD, True),
     MeasureInfo("matched_minus_no_dialogue", "matched minus no dialogue", "nats", _GOLD, True),
     MeasureInfo("gold_logprob", "gold log-prob, own dialogue", "nats", _GOLD, True),
@@ -87,6 +88,10 @@ _AT_TURN = {
     "facts": MeasureInfo("facts_at_turn_", "facts elicited at turn", "count", _FACTS, True),
 }
 _SENTENCES = {
+    "contrast": (
+        "How much likelier the dialogue makes this person's gold than other persons' golds, after "
+        "what the dialogue does for any gold and what the gold has anywhere is taken out."
+    ),
     "matched_minus_shuffled": (
         "The headline: how much likelier the dialogue with this person makes this person's gold "
         "than another person's dialogue about the same task does. Format and fluency cancel out."

@@ -1,6 +1,7 @@
 """Gold log-prob under m_0 on the test pairs, always together with its controls.
 
     matched               the gold after the pair's own dialogue
+    other_gold            another persona's gold for the task after this dialogue: contrast.py
     shuffled              the same gold (and name) after a dialogue with another persona about the
                           same task
     no_dialogue           the gold after the opening alone
@@ -13,14 +14,16 @@ cancels out. The last two are costlier and made for the first `num_detailed_dial
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from stargate.errors import RecordDropped
+from stargate.evaluation.contrast import sampled_others
 from stargate.evaluation.playing import next_personas, scope_of
 from stargate.protocols import Score
 from stargate.records.store import RunStore
+from stargate.rollout.question_text import words_of
 from stargate.rollout.tasks import task_group
 from stargate.run_context import RunContext
 from stargate.types import Dialogue, Pair, ScoreRequest
@@ -32,6 +35,8 @@ FIXED = frozenset({"no_dialogue", "persona_given"})
 @dataclass(frozen=True, slots=True)
 class ControlScore:
     """One scored control: the gold of `pair_id` after some dialogue (its own, another's or none).
+
+    `dialogue_id` is the dialogue that the score is about, for other_gold one with another persona.
 
     `gold_logprob` is a sum over `num_gold_tokens`, in nats. `num_turns` is how many turns of the
     dialogue were in view, for after_turn only.
@@ -51,8 +56,16 @@ class ControlScore:
         return self.control, self.pair_id, self.dialogue_id, self.num_turns
 
 
-# A score to be made, with NaN for its value, and what makes its request.
-_Wanted = tuple[ControlScore, Callable[[], ScoreRequest]]
+@dataclass(frozen=True)
+class _Wanted:
+    """Scores to be made by one request: entries with NaN for their value, a gold each.
+
+    `apart`: the same by a request each, for when they can't be one.
+    """
+
+    entries: tuple[ControlScore, ...]
+    build: Callable[[], ScoreRequest]
+    apart: tuple["_Wanted", ...] = ()
 
 
 async def score_all(
@@ -77,27 +90,37 @@ async def score_all(
     known.sort(key=lambda entry: (entry.pair_id, entry.control))
     await context.store.append(scope, "controls", [asdict(entry) for entry in known])
     found |= {entry.key for entry in known}
-    wanted = [item for pair in pairs for item in _wanted(pair, pairs, played, context)]
-    missing = [(unscored, build) for unscored, build in wanted if unscored.key not in found]
+    others = sampled_others(pairs, context.config.evaluation.num_other_golds)
+    wanted = [item for pair in pairs for item in _wanted(pair, pairs, others, played, context)]
+    missing = [item for item in wanted if not found.issuperset(e.key for e in item.entries)]
     with context.progress.stage(f"{scope} score", len(missing), "sequences") as stage:
         stage.begin()
 
-        async def one(unscored: ControlScore, build: Callable[[], ScoreRequest]) -> None:
+        async def one(item: _Wanted) -> None:
+            stage.advance(tokens=await make(item))
+
+        async def make(item: _Wanted) -> int:
+            """Makes what is missing of an item; returns how many tokens were scored."""
             try:
-                request = build()
+                request = item.build()
             except RecordDropped as problem:
-                context.counters.drop(problem)
-                stage.advance()
-                return
+                if not item.apart:
+                    context.counters.drop(problem)
+                return sum([await make(part) for part in item.apart])
             [result] = await score([request])
-            [value], [tokens] = result.sums, result.token_logprobs
-            entry = replace(unscored, gold_logprob=value, num_gold_tokens=len(tokens))
-            await context.store.append(scope, "controls", [asdict(entry)])
-            stage.advance(tokens=len(request.context_ids) + len(request.golds[0]))
+            scored = [
+                replace(entry, gold_logprob=value, num_gold_tokens=len(tokens))
+                for entry, value, tokens in zip(
+                    item.entries, result.sums, result.token_logprobs, strict=True
+                )
+                if entry.key not in found
+            ]
+            await context.store.append(scope, "controls", [asdict(entry) for entry in scored])
+            return len(request.context_ids) + sum(map(len, request.golds))
 
         async with task_group() as group:
-            for unscored, build in missing:
-                group.create_task(one(unscored, build))
+            for item in missing:
+                group.create_task(one(item))
 
 
 def read_controls(store: RunStore, scope: str) -> list[ControlScore]:
@@ -129,31 +152,74 @@ def shuffled_partner(
 
 
 def _wanted(
-    pair: Pair, pairs: Sequence[Pair], played: dict[str, list[Dialogue]], context: RunContext
-) -> list[_Wanted]:
+    pair: Pair,
+    pairs: Sequence[Pair],
+    others: Mapping[str, Sequence[Pair]],
+    played: dict[str, list[Dialogue]],
+    context: RunContext,
+) -> Iterator[_Wanted]:
     """Every control of one pair."""
     after, with_persona = context.scoring.after_dialogue, context.scoring.with_persona
-    wanted: list[_Wanted] = [
-        (_unscored("no_dialogue", pair), partial(after, pair.id, pair, ())),
-        (_unscored("persona_given", pair), partial(with_persona, pair.id, pair)),
-    ]
+    yield _one("no_dialogue", partial(after, pair.id, pair, ()), pair)
+    yield _one("persona_given", partial(with_persona, pair.id, pair), pair)
     for own in played[pair.id]:
         build = partial(after, own.id, pair)
-        wanted.append((_unscored("matched", pair, own), partial(build, own.turns)))
+        yield from _with_others(pair, own, others[pair.id], context)
         other = shuffled_partner(pair, own.index, pairs, played)
         if other is None:
             problem = "no other persona for this task"
             context.counters.drop(RecordDropped("no_shuffle_partner", own.id, problem))
         else:
-            wanted.append((_unscored("shuffled", pair, own, other), partial(build, other.turns)))
+            yield _one("shuffled", partial(build, other.turns), pair, own, other)
         if own.index >= context.config.evaluation.num_detailed_dialogues:
             continue
         given = partial(with_persona, own.id, pair, own.turns)
-        wanted.append((_unscored("persona_and_dialogue", pair, own), given))
+        yield _one("persona_and_dialogue", given, pair, own)
         for number in range(1, len(own.turns)):  # after the last turn: that is `matched`
-            unscored = _unscored("after_turn", pair, own, num_turns=number)
-            wanted.append((unscored, partial(build, own.turns[:number])))
-    return wanted
+            yield _one("after_turn", partial(build, own.turns[:number]), pair, own, None, number)
+
+
+def _with_others(
+    pair: Pair, own: Dialogue, others: Sequence[Pair], context: RunContext
+) -> Iterator[_Wanted]:
+    """The own gold and other personas' golds after a dialogue, in one request.
+
+    A gold that calls its person by name would be unlikely under another name: it is scored under
+    its own pair's, by itself.
+    """
+    after = context.scoring.after_dialogue
+    named = [other for other in others if _names_its_person(other)]
+    golds = [pair, *(other for other in others if other not in named)]
+    apart = [
+        _one(
+            "matched" if of is pair else "other_gold",
+            partial(after, own.id, replace(pair, gold=of.gold), own.turns),
+            of,
+            own,
+        )
+        for of in golds
+    ]
+    entries = tuple(entry for part in apart for entry in part.entries)
+    texts = [str(of.gold) for of in golds[1:]]
+    yield _Wanted(entries, partial(after, own.id, pair, own.turns, texts), tuple(apart))
+    for of in named:
+        yield _one("other_gold", partial(after, own.id, of, own.turns), of, own)
+
+
+def _names_its_person(pair: Pair) -> bool:
+    """Whether the gold holds a word of the persona's name."""
+    return not set(words_of(str(pair.gold))).isdisjoint(words_of(pair.persona.name))
+
+
+def _one(
+    control: str,
+    build: Callable[[], ScoreRequest],
+    pair: Pair,
+    own: Dialogue | None = None,
+    other: Dialogue | None = None,
+    num_turns: int | None = None,
+) -> _Wanted:
+    return _Wanted((_unscored(control, pair, own, other, num_turns),), build)
 
 
 def _unscored(

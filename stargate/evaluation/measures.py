@@ -13,6 +13,8 @@ persona_and_dialogue        the persona given, and the own dialogue
 shuffled                    after a dialogue with another persona about the same task
 matched_minus_shuffled      of the dialogues that have both scores
 matched_minus_no_dialogue   likewise
+contrast                    the own gold's log-prob beyond what dialogue and gold have anyway, by
+                            other personas' golds after the dialogue (contrast.py)
 gain_at_turn_1, _2, ...     what a question added: after k turns minus after k - 1 (0: no dialogue)
 ..._per_token               divided by the number of the gold's tokens, dialogue by dialogue
 
@@ -32,6 +34,7 @@ from typing import Any, Literal
 from stargate.config.judge import JudgeThresholds
 from stargate.errors import DataError
 from stargate.evaluation.comparisons import Order
+from stargate.evaluation.contrast import GoldAfter, contrasts
 from stargate.evaluation.controls import FIXED, ControlScore, gains, read_controls
 from stargate.evaluation.elicitation import CountTokens, observe_elicitation
 from stargate.evaluation.qualification import TRIALS, Qualification, qualify
@@ -64,6 +67,7 @@ _GOLD_MEASURES = (
     "gold_logprob_per_token",
     "gold_logprob_best",
     *_AS_SCORED,
+    "contrast",
     "matched_minus_shuffled",
     "matched_minus_shuffled_per_token",
     "matched_minus_no_dialogue",
@@ -344,7 +348,26 @@ def _gold_values(records: CheckpointRecords) -> Iterator[tuple[str, str, float]]
         if without := scored["no_dialogue"].get((pair_id, None)):
             yield "matched_minus_no_dialogue", pair_id, value - without.gold_logprob
     yield from (("gold_logprob_best", pair_id, value) for pair_id, value in best.items())
+    yield from _contrasts(records)
     yield from _gains(records, scored["no_dialogue"], scored["matched"])
+
+
+def _contrasts(records: CheckpointRecords) -> Iterator[tuple[str, str, float]]:
+    """The contrast of every dialogue that has one."""
+    pair_of = {dialogue.id: records.pairs[dialogue.pair_id] for dialogue in records.dialogues}
+    scores = [
+        GoldAfter(
+            task=pair_of[entry.dialogue_id].task.id,
+            dialogue_id=entry.dialogue_id,
+            persona=pair_of[entry.dialogue_id].persona.id,
+            gold_persona=records.pairs[entry.pair_id].persona.id,
+            logprob=entry.gold_logprob,
+        )
+        for entry in records.controls
+        if entry.control in ("matched", "other_gold") and entry.dialogue_id is not None
+    ]
+    for dialogue_id, value in contrasts(scores).items():
+        yield "contrast", pair_of[dialogue_id].id, value
 
 
 def _gains(

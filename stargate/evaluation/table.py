@@ -13,7 +13,8 @@ _ONE_DECIMAL = (
 )
 _SHOWN = (
     *_ONE_DECIMAL[:-1],
-    *("matched_minus_shuffled", "question_rate", "repeated_question_rate", "facts_per_dialogue"),
+    *("contrast", "matched_minus_shuffled", "question_rate", "repeated_question_rate"),
+    "facts_per_dialogue",
     *("fact_coverage", "needless_question_rate", "tokens_per_dialogue"),
     *("win_rate", "win_rate_fixed_responder"),
 )

@@ -85,6 +85,7 @@ GOLD_MEASURES = [
     "persona_given",
     "persona_and_dialogue",
     "shuffled",
+    "contrast",
     "matched_minus_shuffled",
     "matched_minus_shuffled_per_token",
     "matched_minus_no_dialogue",

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from stargate.evaluation.evaluator import evaluate, plain_means
 from stargate.evaluation.measures import write_evaluation
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.run_context import Roles, RunContext
-from stargate.types import Dialogue, Pair, ScoreRequest
+from stargate.types import Dialogue, Pair, ScoreRequest, ScoreResult
 from tests.fakes.measured import ABOUT, QUICK
 from tests.fakes.scripted import ScriptedGenerate, ScriptedScore, make_pair
 from tests.unit.test_pair_steps import roles, run_context
@@ -83,6 +84,7 @@ def test_evaluate_scores_every_control_of_every_pair(tmp_path: Path) -> None:
     # The first dialogue of each pair is scored after turns 1 and 2, and with the persona given.
     assert Counter(row["control"] for row in context.store.read("eval-m0", "controls")) == {
         "matched": 12,
+        "other_gold": 24,  # the task has two other personas
         "shuffled": 12,
         "no_dialogue": 6,
         "persona_given": 6,
@@ -94,7 +96,7 @@ def test_evaluate_scores_every_control_of_every_pair(tmp_path: Path) -> None:
     num_requests = len(score.requests)
     assert evaluated(1, pairs, roles(score=score), context)["no_dialogue_n"] == 6
     assert len(score.requests) - num_requests == 12 + 12 + 6 + 12
-    assert len(list(context.store.read("eval-m1", "controls"))) == 54
+    assert len(list(context.store.read("eval-m1", "controls"))) == 78
 
 
 def test_after_turn_holds_the_first_turns_only(tmp_path: Path) -> None:
@@ -192,3 +194,93 @@ def test_gains_need_both_ends() -> None:
     assert gains({0: -10.0, 1: -8.0, 3: -4.0}, 3) == [2.0, None, None]
     assert gains({0: -10.0, 1: -8.0, 2: -9.0}, 2) == [2.0, -1.0]
     assert gains({}, 1) == [None]
+
+
+class GoldScore:
+    """Scores a gold by the persona that it was written for and the one whose dialogue it follows:
+    -10 nats, 3 more where they belong together, and a persona's own ease on either side.
+    """
+
+    def __init__(self, ease: dict[str, float]) -> None:
+        self.requests: list[ScoreRequest] = []
+        self._ease = ease
+
+    async def __call__(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        self.requests += requests
+        return [
+            ScoreResult(
+                request.key,
+                tuple(
+                    (self._value(request.key.split(":")[-1][0], chr(gold[0])), 0.0)
+                    for gold in request.golds
+                ),
+            )
+            for request in requests
+        ]
+
+    def _value(self, spoken: str, wanted: str) -> float:
+        return -10.0 + self._ease[spoken] + 5 * self._ease[wanted] + 3.0 * (spoken == wanted)
+
+
+def pairs_with_golds(**golds: str) -> list[Pair]:
+    """One pair for each persona, whose gold begins with the letter of the persona."""
+    return [make_pair(persona=p, gold=f"{p}gold{text}", facts=FACTS) for p, text in golds.items()]
+
+
+def test_the_contrast_takes_out_what_dialogue_and_gold_have_anyway(tmp_path: Path) -> None:
+    score = GoldScore({"a": -40.0, "b": 2.0, "c": 7.0})
+    pairs = pairs_with_golds(a=" one", b=" two", c=" three")
+    context = run_context(tmp_path, evaluation={"num_dialogues": 1, "num_detailed_dialogues": 0})
+    asyncio.run(evaluate(0, EvaluationPairs(pairs), roles(score=score), context))
+    measured = write_evaluation(context.store, pairs, len, ABOUT, QUICK)["m0"]
+    assert measured["contrast"]["mean"] == pytest.approx(3.0)
+    assert measured["contrast"]["n"] == 3
+    packed = [request for request in score.requests if len(request.golds) == 3]
+    assert len(packed) == 3  # own and others' golds of a dialogue in one request
+    assert measured["gold_logprob"]["n"] == 3
+
+
+def test_a_gold_that_names_its_person_is_scored_under_that_name(tmp_path: Path) -> None:
+    score = GoldScore({"a": 1.0, "b": 2.0, "c": 3.0})
+    pairs = pairs_with_golds(a=", dear A: tea", b=" two", c=" three")  # the names are A, B, C
+    context = run_context(tmp_path, evaluation={"num_dialogues": 1, "num_detailed_dialogues": 0})
+    asyncio.run(evaluate(0, EvaluationPairs(pairs), roles(score=score), context))
+    after_b = [request for request in score.requests if request.key.endswith("t:b/0")]
+    texts = {chr(request.golds[0][0]): text_of(request) for request in after_b}
+    assert "A: t?" in texts["a"]
+    assert "B: t?" in texts["b"]
+    assert [len(request.golds) for request in after_b] == [2, 1, 1]  # b and c; shuffled; a
+
+
+def text_of(request: ScoreRequest) -> str:
+    return "".join(map(chr, request.context_ids))
+
+
+def test_a_gold_that_is_too_long_takes_no_other_with_it(tmp_path: Path) -> None:
+    score = GoldScore({"a": 1.0, "b": 2.0, "c": 3.0})
+    pairs = pairs_with_golds(a=" one", b="x" * 10_000, c=" three")
+    context = run_context(tmp_path, evaluation={"num_dialogues": 1, "num_detailed_dialogues": 0})
+    asyncio.run(evaluate(0, EvaluationPairs(pairs), roles(score=score), context))
+    rows = list(context.store.read("eval-m0", "controls"))
+    assert {row["pair_id"] for row in rows if row["control"] == "matched"} == {"t:a", "t:c"}
+    others = [(r["pair_id"], r["dialogue_id"]) for r in rows if r["control"] == "other_gold"]
+    assert sorted(others) == [
+        ("t:a", "eval-m0/t:b/0"),
+        ("t:a", "eval-m0/t:c/0"),
+        ("t:c", "eval-m0/t:a/0"),
+        ("t:c", "eval-m0/t:b/0"),
+    ]
+    assert context.counters.dropped["score_too_long"] > 0
+
+
+def test_scores_that_an_older_evaluation_lacks_are_added(tmp_path: Path) -> None:
+    pairs = pairs_with_golds(a=" one", b=" two", c=" three")
+    settings: dict[str, Any] = {"num_dialogues": 1, "num_detailed_dialogues": 0}
+    score = GoldScore({"a": 1.0, "b": 2.0, "c": 3.0})
+    for num_others in (0, 4):
+        context = run_context(tmp_path, evaluation=settings | {"num_other_golds": num_others})
+        asyncio.run(evaluate(0, EvaluationPairs(pairs), roles(score=score), context))
+    counts = Counter(row["control"] for row in context.store.read("eval-m0", "controls"))
+    assert (counts["matched"], counts["other_gold"]) == (3, 6)
+    measured = write_evaluation(context.store, pairs, len, ABOUT, QUICK)["m0"]
+    assert measured["contrast"]["mean"] == pytest.approx(3.0)

@@ -138,6 +138,7 @@ def test_a_missing_partner_takes_only_what_needs_it() -> None:
         "no_dialogue": 3,
         "persona_given": 4,
         "persona_and_dialogue": 4,
+        "contrast": 0,  # no other golds were scored
         "shuffled": 7,
         "matched_minus_shuffled": 5,
         "matched_minus_shuffled_per_token": 5,
