@@ -33,9 +33,11 @@ Role = Literal["system", "user", "assistant"]
 # first sampled text is the same in all turns of a dialogue, and in all dialogues of a pair.
 _MAX_TEXTS = 4096
 _HOLE = re.compile(f"{HOLE_OPEN}(\\d+){HOLE_CLOSE}")
+_FIRST = f"{HOLE_OPEN}0{HOLE_CLOSE}"
 
 # (role, text or placeholder) of each message.
 _Rendered = tuple[tuple[str, str], ...]
+_HELLO: _Rendered = (("user", "hello"),)
 # Ids that stand together, and whether they have loss.
 _Part = tuple[Sequence[int], bool]
 
@@ -78,6 +80,7 @@ class ChatFormat:
         self._spoken_only = spoken_only
         self._plain = PlainText(tokenizer)
         self._segment_ids = lru_cache(_MAX_TEXTS)(self._segment_ids_now)
+        self._speech_start = lru_cache(_MAX_TEXTS)(self._speech_start_now)
         # The golds of a dialogue come one after the other.
         self._segment = lru_cache(1)(self._segment_now)
         self._has_system_role = self._probe_system_role()
@@ -204,21 +207,21 @@ class ChatFormat:
     def _segment_ids_now(self, messages: _Rendered, no_thought: bool) -> tuple[int, ...]:
         return self._plain.ids(self._segment(messages, no_thought))
 
-    def _segment_now(
-        self, messages: _Rendered, no_thought: bool = False, prompt: bool = True
-    ) -> str:
-        """The template's text after the last placeholder.
-
-        `no_thought`: up to where the assistant speaks, `prompt`: up to where it begins.
-        """
+    def _render(self, messages: _Rendered, add_generation_prompt: bool = True) -> str:
+        """The template's text. Raises ModelError."""
         try:
-            text = self._tokenizer.render(
-                [{"role": role, "content": content} for role, content in messages], prompt
+            return self._tokenizer.render(
+                [{"role": role, "content": text} for role, text in messages], add_generation_prompt
             )
         except Exception as error:  # a template is foreign code and may raise anything
             problem = one_line(error)
             raise ModelError(f"{self._name}: its chat template failed: {problem}") from error
-        parts = _HOLE.split(text)
+
+    def _segment_now(self, messages: _Rendered, no_thought: bool = False) -> str:
+        """The template's text after the last placeholder, up to where the assistant begins; with
+        `no_thought` up to where it speaks.
+        """
+        parts = _HOLE.split(self._render(messages))
         order = [int(index) for index in parts[1::2]]
         expected = sum(_HOLE.fullmatch(content) is not None for _, content in messages)
         if order != list(range(expected)):
@@ -237,9 +240,7 @@ class ChatFormat:
         """
         if not self._thinks:
             return ""
-        user, hole = ("user", "hello"), f"{HOLE_OPEN}0{HOLE_CLOSE}"
-        prompt = self._segment((user,))
-        finished, _, _ = self._rendered_turn(user, hole).partition(hole)
+        prompt, (finished, _) = self._render(_HELLO), self._around_reply
         if finished.startswith(prompt):
             return finished[len(prompt) :]
         closing = open_thought(prompt)
@@ -254,19 +255,20 @@ class ChatFormat:
     @cached_property
     def _end_ids(self) -> tuple[int, ...]:
         """The ids with which the template ends the last turn of an assistant."""
-        hole = f"{HOLE_OPEN}0{HOLE_CLOSE}"
-        ids = self._plain.ids(self._rendered_turn(("user", "hello"), hole).partition(hole)[2])
+        ids = self._plain.ids(self._around_reply[1])
         return ids[: self._num_to_control(ids)]
 
-    def _rendered_turn(self, user: tuple[str, str], hole: str) -> str:
-        messages = [{"role": user[0], "content": user[1]}, {"role": "assistant", "content": hole}]
-        return self._tokenizer.render(messages, False)
+    @cached_property
+    def _around_reply(self) -> tuple[str, str]:
+        """What the template writes before and after the assistant's reply to a greeting."""
+        before, _, after = self._render((*_HELLO, ("assistant", _FIRST)), False).partition(_FIRST)
+        return before, after
 
     @cached_property
     def _opens_thought(self) -> bool:
-        return open_thought(self._segment((("user", "hello"),))) is not None
+        return open_thought(self._render(_HELLO)) is not None
 
-    def _speech_start(self, ids: Sequence[int]) -> int | None:
+    def _speech_start_now(self, ids: tuple[int, ...]) -> int | None:
         """The index of the first sampled id that is said; None if the text ends in a thought."""
         if not self._thinks:
             return 0

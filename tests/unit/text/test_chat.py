@@ -103,3 +103,16 @@ def test_a_template_that_loses_turns_is_a_model_error() -> None:
 
 def _said() -> Message:
     return Message("assistant", "z", (900, END))
+
+
+def test_a_template_without_a_form_for_answers_is_a_model_error() -> None:
+    class Mute(ByteTokenizer):
+        def render(self, messages, add_generation_prompt):  # type: ignore[no-untyped-def]
+            if messages[-1]["role"] == "assistant":
+                raise ValueError("who speaks?")
+            return super().render(messages, add_generation_prompt)
+
+    from stargate.text.chat import ChatFormat
+
+    with pytest.raises(ModelError, match="mute: its chat template failed: who speaks"):
+        ChatFormat(Mute(), "mute").stop_ids  # noqa: B018  # it is computed when it is asked for
