@@ -25,6 +25,8 @@ from stargate.records.repair import set_aside_files
 from stargate.records.store import RunStore
 from stargate.types import IterationResult
 
+COST_FILE = "roleplayer_cost.json"
+
 
 class RunJournal:
     """Keeps the books of a run while it goes on; `summary` is what it has come to.
@@ -94,6 +96,13 @@ class RunJournal:
         """What was taken so far survives a kill."""
         self._settled = self._so_far()
         self._settled.write(self._store)
+        self._write_cost()
+
+    def _write_cost(self) -> Mapping[str, Any] | None:
+        """What an API has cost, as a record: its meter is a file of this machine alone."""
+        if (cost := self._roleplayer_cost()) is not None:
+            self._store.write_json(COST_FILE, dict(cost))
+        return cost
 
     def _so_far(self) -> RunTotals:
         seconds = time.perf_counter() - self._started
@@ -104,7 +113,7 @@ class RunJournal:
         summary = summarise_run(
             total, self._evaluations, self._iterations, status, self._data_dropped
         )
-        if (cost := self._roleplayer_cost()) is not None:
+        if (cost := self._write_cost()) is not None:
             summary["roleplayer_cost"] = dict(cost)
         summary["damaged_files"] = set_aside_files(self._store.root)
         if total.count > 1 and "rollout" in summary:

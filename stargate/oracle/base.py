@@ -124,6 +124,10 @@ class CachedOracle(ABC):
         """What these requests would take beyond what is stored. Calls nothing and needs no key."""
         return estimate(self._with_cached(requests), self._ledger.prices)
 
+    def carry_on(self, model: str, before: Meter) -> None:
+        """Begins a new meter where one on another machine stood."""
+        self._ledger.carry_on(model, before)
+
     def meter(self) -> Meter:
         """What this output has cost so far, in all its runs."""
         return self._ledger.read()

@@ -211,6 +211,22 @@ class Ledger:
         """Counts what died with other processes as paid."""
         self._database.run(self._sweep)
 
+    def carry_on(self, model: str, before: Meter) -> None:
+        """Begins a new meter where one on another machine stood."""
+
+        def operation(connection: sqlite3.Connection) -> None:
+            paid = (before.prompt_tokens, before.completion_tokens, before.money)
+            for confirmed, calls, (prompt, completion, money), unpriced in (
+                (1, before.calls, paid, before.unpriced_calls),
+                (0, before.lost_calls, (0, 0, before.lost_money), 0),
+            ):
+                connection.execute(
+                    "INSERT INTO meter VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (model, confirmed, calls, prompt, completion, round(money * NANOS), unpriced),
+                )
+
+        self._database.run(operation)
+
     def read(self) -> Meter:
         """The meter as it stands on the disk."""
         [(calls, prompt, completion, nanos, unpriced, lost_calls, lost_nanos)] = (

@@ -2,7 +2,8 @@
 
     messages -> ChatRequest -> Oracle (limits, retries, budget; no cache unless asked) -> Answer
 
-RUN/roleplayer.sqlite keeps the meter, so the money that a run may cost is that of all its sittings.
+RUN/roleplayer.sqlite keeps the meter, so the money that a run may cost is that of all its sittings;
+on another machine it begins where roleplayer_cost.json, one of the run's records, says.
 A dialogue that is on disk is never played again; one that was under way is, and is paid again.
 """
 
@@ -14,10 +15,13 @@ from typing import Any
 from stargate.config.oracle import CostConfig
 from stargate.config.roleplayer import ApiRoleplayerConfig
 from stargate.errors import RecordDropped
+from stargate.monitoring.journal import COST_FILE
 from stargate.oracle.client import Oracle
-from stargate.oracle.cost import Ledger
+from stargate.oracle.cost import Ledger, Meter
 from stargate.oracle.database import Database
 from stargate.oracle.records import AnswerStatus, ChatRequest, Complete
+from stargate.records.files import read_json
+from stargate.records.store import parse, reading
 from stargate.text.chat import Message
 from stargate.text.reasoning import spoken_part
 from stargate.types import Answer, StopReason
@@ -60,8 +64,17 @@ class ApiCall:
 
 
 def open_roleplayer_oracle(config: ApiRoleplayerConfig, run_dir: Path) -> Oracle:
-    """The client of a run's Roleplayer; close it (`aclose`) when the run has ended."""
-    return Oracle(config.oracle, run_dir / ROLEPLAYER_FILE, caches=config.cache)
+    """The client of a run's Roleplayer; close it (`aclose`) when the run has ended.
+
+    On another machine than before, its meter begins where the run's records say. Raises DataError.
+    """
+    file, record = run_dir / ROLEPLAYER_FILE, run_dir / COST_FILE
+    before = None if file.exists() else read_json(record)
+    oracle = Oracle(config.oracle, file, caches=config.cache)
+    if before is not None:
+        with reading(record):
+            oracle.carry_on(config.model, parse(Meter, before))
+    return oracle
 
 
 def roleplayer_cost(run_dir: Path) -> dict[str, Any] | None:

@@ -13,12 +13,22 @@ import pytest
 from stargate.config.files import load_config
 from stargate.config.roleplayer import ApiRoleplayerConfig, ApiSamplingConfig, FactsGrounding
 from stargate.config.run import DegenerationConfig, EngineRoleplayerConfig, RunConfig
-from stargate.errors import BudgetError, ConfigError, DivergenceError, RecordDropped
+from stargate.errors import (
+    BudgetError,
+    ConfigError,
+    DataError,
+    DivergenceError,
+    RecordDropped,
+)
 from stargate.launch.summary import cost_lines
+from stargate.monitoring.journal import COST_FILE, RunJournal
+from stargate.monitoring.tracking import Trackers
 from stargate.oracle.roleplayer_call import ApiCall, open_roleplayer_oracle, roleplayer_cost
 from stargate.records.counters import generated_tokens
+from stargate.records.history import RunHistory, RunTotals
 from stargate.records.schemas import dialogue_from_row, dialogue_row
 from stargate.records.store import RunStore
+from stargate.remote.scan import is_record
 from stargate.rollout.degeneration import DegenerationWatch
 from stargate.rollout.roleplayer import build_roleplayer
 from stargate.text.prompts import load_prompts
@@ -179,6 +189,34 @@ def test_the_money_of_a_run_is_that_of_all_its_sittings(tmp_path: Path) -> None:
         f"Roleplayer's API: {calls} calls, {100 * calls} + {20 * calls} tokens, "
         f"cost {0.00014 * calls:.6g}"
     ]
+
+
+def test_a_run_that_moves_takes_its_meter_along(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    with MisbehavingServer() as server:
+        config = api(server.url, oracle={"cost": PRICED.model_dump() | {"max_cost": 0.005}})
+        with pytest.raises(BudgetError):
+            ask(config, here, ["More?"] * 100)
+        before = roleplayer_cost(here)
+        there.mkdir()
+        (there / COST_FILE).write_text(json.dumps(before))
+        assert is_record(COST_FILE)
+        with pytest.raises(BudgetError, match=r"cost\.max_cost = 0\.005"):
+            ask(config, there)
+    assert before is not None and roleplayer_cost(there) == before
+    (tmp_path / COST_FILE).write_text('{"calls": "many"}')
+    with pytest.raises(DataError, match=r"roleplayer_cost\.json: not what a run writes: calls"):
+        ask(config, tmp_path)
+
+
+def test_the_journal_keeps_the_cost_as_a_record(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    store, trackers = RunStore(tmp_path), Trackers([])
+    cost = {"calls": 3, "money": 0.5}
+    journal = RunJournal(store, trackers, RunHistory(), RunTotals(), {}, lambda: cost)
+    with journal.kept():
+        pass
+    assert store.read_json(COST_FILE) == journal.summary["roleplayer_cost"] == cost
 
 
 def test_the_cost_names_what_is_not_in_it(tmp_path: Path) -> None:
