@@ -22,10 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stargate.actors.modeling.weight_sums import tensor_sum
+from stargate.actors.modeling.weight_sums import NUM_COLUMNS, tensor_sum
 
-# Columns that are looked at per push; the next push looks at the next ones.
-_NUM_COLUMNS = 8
 # A sampled value is exact in bfloat16 and float16; a float32 product may round by less than this,
 # and the next bfloat16 value is 0.4 % away. Hardware may flush values below the second to zero.
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-30
@@ -51,17 +49,21 @@ class Watch:
         self,
         number: int,
         sums: Mapping[str, int] | None = None,
+        changed: Mapping[int, Tensor] | None = None,
         *,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         """`number` counts pushes, so that each looks at other columns.
 
+        `changed`, by a matrix's number of columns: how many matrices are known to have changed in
+        each of them. Then it is looked there: elsewhere old weights may look like new ones.
         `rank` of `world_size` is the worker's place in its tensor-parallel group.
         """
         self._number = number
         self._rank, self._world_size = rank, world_size
         self._sums = sums or {}
+        self._changed = changed or {}
         self._samples: dict[str, Sample] = {}
 
     def over(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -107,8 +109,12 @@ class Watch:
         stretch = num_columns
         if num_columns % self._world_size == 0:
             stretch //= self._world_size
-        width = min(_NUM_COLUMNS, stretch)
-        first = self._rank * stretch % num_columns + self._number * width % (stretch - width + 1)
+        low, width = self._rank * stretch % num_columns, min(NUM_COLUMNS, stretch)
+        counts = self._changed.get(num_columns)
+        if counts is None:
+            first = low + self._number * width % (stretch - width + 1)
+        else:
+            first = low + int(counts[low : low + stretch].unfold(0, width, 1).sum(1).argmax())
         return Sample(first, num_columns, tensor[:, first : first + width].T.contiguous())
 
     def _expected(

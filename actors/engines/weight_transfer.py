@@ -37,7 +37,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from stargate.actors.engines.weight_check import Watch, file_names
-from stargate.actors.modeling.weight_sums import read_sums
+from stargate.actors.modeling.weight_sums import read_columns, read_sums
 
 _LOG = logging.getLogger(__name__)
 
@@ -88,9 +88,11 @@ class FileWeightTransfer(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):  #
 
         WeightMismatch, which is one, when a file does not hold what was saved.
         """
+        folder = Path(update_info.files[0]).parent
         watch = Watch(
             self._num_pushes,
-            read_sums(Path(update_info.files[0]).parent),
+            read_sums(folder),
+            read_columns(folder),
             rank=get_tensor_model_parallel_rank(),
             world_size=get_tensor_model_parallel_world_size(),
         )

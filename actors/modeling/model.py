@@ -7,7 +7,7 @@ B sequences, T tokens, P chosen positions, V vocabulary.
 """
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +155,15 @@ def round_unbiased(values: Tensor, dtype: torch.dtype, generator: torch.Generato
 
 
 def save_model(
-    model: Any, weights: Mapping[str, Tensor], companions_dir: str, output_dir: str
+    model: Any,
+    weights: Mapping[str, Tensor],
+    companions_dir: str,
+    output_dir: str,
+    add: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Writes `weights` with the config, tokenizer and chat template of `companions_dir`.
+
+    `add` writes into the folder what else belongs to it.
 
     The folder is never seen half-written, not even after a power cut; an older one of that name is
     replaced. Raises MachineError if it can't be written.
@@ -176,6 +182,7 @@ def save_model(
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, copy)
             write_sums(partial, weights)
+            add(partial)
     except (OSError, SafetensorError) as error:
         problem = disk_problem(error, target) if isinstance(error, OSError) else None
         raise MachineError(problem or f"{output_dir}: can't save the model: {error}") from error

@@ -1,6 +1,7 @@
-"""(torch) Sums of tensors, by which who reads a saved model sees that nothing was torn or swapped.
+"""(torch) What a trainer leaves beside the weights that it saved, for who checks a push of them.
 
-the trainer's tensors --write_sums--> weight-sums.json beside the saved weights --read_sums-->
+weight-sums.json      sums of tensors: was anything torn or swapped on the way?
+changed-columns.json  where few weights were trained: columns that are not what they were before
 """
 
 import json
@@ -13,6 +14,9 @@ from torch import Tensor
 
 # What the trainer says of the tensors that it saved; not every folder has it.
 SUMS = "weight-sums.json"
+COLUMNS = "changed-columns.json"
+# Columns that are looked at per push.
+NUM_COLUMNS = 8
 
 
 def tensor_sum(tensor: Tensor) -> int:
@@ -37,3 +41,34 @@ def read_sums(folder: Path) -> dict[str, int] | None:
         return None
     sums = json.loads(file.read_text(encoding="utf-8"))
     return {str(name): int(value) for name, value in sums.items()}
+
+
+class ChangedColumns:
+    """Where to look, to tell the new weights from the old ones, where an adapter was trained.
+
+    Rounded, it leaves many a column as it was. Counted for all matrices of as many columns together,
+    since engines fuse some of them.
+    """
+
+    def __init__(self) -> None:
+        self._num_changed: dict[int, Tensor] = {}  # by a matrix's columns, (K,): matrices
+
+    def note(self, before: Tensor, after: Tensor) -> None:
+        """Two matrices (N, K) in the dtype in which they are saved."""
+        changed = (before != after).any(0).int().cpu()
+        self._num_changed[len(changed)] = self._num_changed.get(len(changed), 0) + changed
+
+    def write(self, folder: Path) -> None:
+        """Writes the counts; nothing if nothing was noted."""
+        if self._num_changed:
+            counts = {size: counts.tolist() for size, counts in self._num_changed.items()}
+            (folder / COLUMNS).write_text(json.dumps(counts), encoding="utf-8")
+
+
+def read_columns(folder: Path) -> dict[int, Tensor]:
+    """In how many matrices of K columns each column has changed, (K,) by K; empty: nobody says."""
+    file = folder / COLUMNS
+    if not file.is_file():
+        return {}
+    counts = json.loads(file.read_text(encoding="utf-8"))
+    return {int(size): torch.tensor(of_size) for size, of_size in counts.items()}

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -31,6 +32,7 @@ from stargate.actors.modeling.model import (
     save_model,
     token_losses,
 )
+from stargate.actors.modeling.weight_sums import ChangedColumns
 from stargate.actors.training import lora as adapters
 from stargate.actors.training.batches import Batch, make_batch
 from stargate.actors.training.loading import load, share_out
@@ -121,7 +123,10 @@ class DeepSpeedBackend:
         self._device = torch.device(spec.device)
         self._model = load(spec, start_model_dir, self.exchange)
         self.max_positions = max_positions(self._model)
+        self._start_model_dir = start_model_dir
         self._weights: dict[str, Tensor] = {}
+        self._adapters: dict[str, tuple[Tensor, Tensor]] = {}  # A and B, by what they change
+        self._changed = ChangedColumns()
         named = dict(self._model.named_parameters())
         # What the saved weights are rounded to: the start folder has its dtypes from the base.
         self._dtypes = {adapters.plain_name(name): p.dtype for name, p in named.items()}
@@ -252,9 +257,11 @@ class DeepSpeedBackend:
                 [parameter], modifier_rank=0, enabled=self._stage == 3
             ):
                 if first:
+                    learned = adapters.merge(adapted[name], exact, *factors) if factors else exact
+                    value = round_unbiased(learned, self._dtypes[plain], generator)
                     if factors:
-                        exact = adapters.merge(adapted[name], exact, *factors)
-                    value = round_unbiased(exact, self._dtypes[plain], generator)
+                        self._adapters[name] = (factors[0].cpu(), factors[1].cpu())
+                        self._changed.note(exact.to(value.dtype), value)
                     parameter.data.copy_(value)
                     self._weights[plain] = value.cpu()
             if self._stage < 3:
@@ -287,12 +294,21 @@ class DeepSpeedBackend:
         problem: str | None = None
         if self._spec.rank == 0:
             try:
-                save_model(self._model, self._weights, self._spec.base_model_dir, output_dir)
+                base_dir = self._spec.base_model_dir
+                save_model(self._model, self._weights, base_dir, output_dir, self._add)
             except MachineError as error:
                 problem = str(error)
         problem = self.exchange({"problem": problem})[0]["problem"]
         if problem is not None:
             raise MachineError(problem)
+
+    def _add(self, folder: Path) -> None:
+        """Writes what else belongs to the saved model."""
+        self._changed.write(folder)
+        lora = self._spec.config.lora
+        if lora is not None and lora.save == "adapter":
+            place = folder / adapters.FOLDER
+            adapters.save_adapter(place, lora, self._adapters, self._start_model_dir)
 
     def get(self, kind: str, name: str) -> Tensor:
         if kind == "random":

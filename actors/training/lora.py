@@ -2,10 +2,13 @@
 
     add_adapters(model) -> every chosen linear layer W gets A (r, in) and B (out, r), which train
     merged: W + (alpha / r) B A, under W's own name;  switch_off: the model computes with W alone
+    save_adapter -> A and B in a folder of their own, as peft and vLLM read it
 
 So a saved model is a plain one: engines, scorer and the next iteration need to know nothing of it.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +19,8 @@ from stargate.errors import ConfigError
 # How peft names what it puts around a layer: the only adapter, and the layer itself inside.
 _ADAPTER = "default"
 _INNER = ".base_layer"
+# Where a model's adapter is saved, within the model's folder.
+FOLDER = "adapter"
 
 
 def add_adapters(model: Any, config: LoraConfig) -> None:
@@ -70,6 +75,34 @@ def merge(layer: Any, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """W + (alpha / r) B A in float32, in the shape of `weight` (some layers keep it transposed)."""
     change: Tensor = (b @ a) * layer.scaling[_ADAPTER]
     return weight + (change.T if layer.fan_in_fan_out else change)
+
+
+def save_adapter(
+    folder: Path, config: LoraConfig, tensors: Mapping[str, tuple[Tensor, Tensor]], base: str
+) -> None:
+    """Writes A and B by the name of the weight that they change, and the config for peft and vLLM.
+
+    `base` is the folder of the model that they change. Raises OSError or SafetensorError.
+    """
+    import peft
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    named: dict[str, Tensor] = {}
+    for weight, pair in tensors.items():
+        layer = plain_name(weight).removesuffix(".weight")
+        for kind, tensor in zip("AB", pair, strict=True):
+            named[f"base_model.model.{layer}.lora_{kind}.weight"] = tensor.contiguous()
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    layers = {plain_name(name).removesuffix(".weight").rsplit(".", 1)[-1] for name in tensors}
+    peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=sorted(layers),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        inference_mode=True,
+    ).save_pretrained(str(folder))
 
 
 def switch_off(model: Any) -> None:

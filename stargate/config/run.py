@@ -205,14 +205,18 @@ class ResponseConfig(Component):
 
 
 class LoraConfig(Component):
-    """Train low-rank adapters (peft) in place of all weights; what is saved is merged, and whole.
+    """Train low-rank adapters (peft) in place of all weights; they are merged into the saved model.
 
-    They want about ten times the learning rate of a full training.
+    Engines, scorer and the next iteration read the merged one. `save: adapter` also keeps what was
+    trained, in the model folder's `adapter`, for peft's PeftModel and vLLM's LoRARequest: it
+    belongs to the model that the iteration started from. Adapters want about ten times the learning
+    rate of a full training.
     """
 
     rank: PositiveInt = 16
     alpha: PositiveInt = 32  # the adapters' effect is scaled by alpha / rank
     target_modules: tuple[str, ...] = ()  # e.g. [q_proj, v_proj]; none: every linear layer
+    save: Literal["merged", "adapter"] = "merged"
 
 
 class TrainerConfig(Component):

@@ -12,7 +12,13 @@ from torch.nn import functional
 
 from stargate.actors.engines.weight_check import Watch, WeightMismatch
 from stargate.actors.engines.weight_transfer import load_directly
-from stargate.actors.modeling.weight_sums import read_sums, tensor_sum, write_sums
+from stargate.actors.modeling.weight_sums import (
+    ChangedColumns,
+    read_columns,
+    read_sums,
+    tensor_sum,
+    write_sums,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -96,6 +102,29 @@ def test_a_model_that_holds_what_was_sent_passes_as_a_whole() -> None:
     sent = weights()
     for number in range(20):
         assert watched(sent, number).check(Model(sent)) == []
+
+
+def test_old_weights_are_found_in_a_column_that_the_adapter_touched(tmp_path: Path) -> None:
+    """An adapter that left most columns as they were: elsewhere old weights look like new ones."""
+    old, new = weights(), weights()
+    changed = ChangedColumns()
+    for name, column in (("q", 12), ("k", 12), ("v", 2)):
+        new[f"{name}.weight"][:, column] += 1.0
+        changed.note(old[f"{name}.weight"], new[f"{name}.weight"])
+    changed.write(tmp_path)
+    firsts = read_columns(tmp_path)
+    assert list(firsts) == [K] and firsts[K] <= 12 < firsts[K] + 8
+    engine = Model(old)  # never got the push
+    first_columns = watched(new, 0)
+    first_columns._samples.pop("v.weight")  # column 2 happens to be among them
+    assert first_columns.check(engine) == ["qkv.weight"]
+    watch = Watch(0, {}, firsts)
+    list(watch.over(new.items()))
+    with pytest.raises(
+        WeightMismatch, match=r"qkv\.weight: the engine holds other values"
+    ):
+        watch.check(engine)
+    assert read_columns(tmp_path / "elsewhere") == {}
 
 
 def test_bytes_that_are_not_the_trainers_are_refused_before_they_are_loaded() -> None:
