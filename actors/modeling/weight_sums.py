@@ -46,8 +46,8 @@ def read_sums(folder: Path) -> dict[str, int] | None:
 class ChangedColumns:
     """Where to look, to tell the new weights from the old ones, where an adapter was trained.
 
-    Rounded, it leaves many a column as it was. Counted for all matrices of as many columns together,
-    since engines fuse some of them.
+    Rounded, it leaves many a column as it was. Counted for all matrices of as many columns
+    together, since engines fuse some of them.
     """
 
     def __init__(self) -> None:

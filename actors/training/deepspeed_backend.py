@@ -132,16 +132,9 @@ class DeepSpeedBackend:
         self._dtypes = {adapters.plain_name(name): p.dtype for name, p in named.items()}
         settings = _engine_config(spec.config)
         masters = "bf16" in settings
-        # Frozen weights have no masters: those that bfloat16 can't hold are kept for the merge, on
-        # the rank that merges.
-        frozen = {n: p for n, p in named.items() if not p.requires_grad} if masters else {}
-        precise = [name for name, p in frozen.items() if p.dtype == torch.float32]
-        self._precise = {
-            name: named[name].detach().clone() if spec.rank == 0 else torch.empty(0)
-            for name in self.exchange({"precise": precise})[0]["precise"]
-        }
+        self._precise = self._keep_precise(named) if masters else {}
         shapes = {name: p.shape for name, p in named.items() if p.requires_grad}
-        del named, frozen
+        del named
         # DeepSpeed casts a bfloat16 model itself: parameters only, rotary frequencies must not be.
         if not masters:
             self._model.float()
@@ -150,14 +143,6 @@ class DeepSpeedBackend:
             share_out(self._model, settings, computing, self._device)
         policy = _Policy(self._model, spec.config.dtype == "bfloat16" and not masters)
         learning = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
-        devices = ("cpu", "cuda") if spec.device == "cuda" else ("cpu",)
-        self.shapes = {
-            "master": shapes,
-            "exp_avg": shapes,
-            "exp_avg_sq": shapes,
-            "step": dict.fromkeys(shapes, torch.Size()),
-            "random": {name: self.get("random", name).shape for name in devices},
-        }
         # torch's fused AdamW. DeepSpeed's own compiles for minutes, its "torch_adam" is not fused
         # (1.3 s a step instead of 0.3 s for SmolLM2-135M on two cores). The rate is set before each
         # step; it is 0 here because some of DeepSpeed's wrappers make a first step on empty
@@ -173,9 +158,19 @@ class DeepSpeedBackend:
         # Forget that first step on empty gradients: Adam's bias correction counts steps.
         self._optimizer.state.clear()
         self._state = OptimizerState(self._optimizer, learning, shapes, spec)
+        self.shapes = self._state.shapes
         self._check: Callable[[float], None] | None = None
         self._optimizer.register_step_pre_hook(self._before_step)
         self.packed = spec.config.packing and self._try_packing()
+
+    def _keep_precise(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies for the merge, on the rank that merges: frozen weights have no masters, and some
+        are not what bfloat16 can hold. The other ranks only know which.
+        """
+        own = [n for n, p in named.items() if not p.requires_grad and p.dtype == torch.float32]
+        names = self.exchange({"names": own})[0]["names"]
+        first = self._spec.rank == 0
+        return {n: named[n].detach().clone() if first else torch.empty(0) for n in names}
 
     def _try_packing(self) -> bool:
         """Whether the model takes packed rows, here, in the precision in which it computes."""
@@ -311,17 +306,12 @@ class DeepSpeedBackend:
             adapters.save_adapter(place, lora, self._adapters, self._start_model_dir)
 
     def get(self, kind: str, name: str) -> Tensor:
-        if kind == "random":
-            return torch.get_rng_state() if name == "cpu" else torch.cuda.get_rng_state()
         return self._state.get(kind, name)
 
     def set(self, kind: str, name: str, value: Tensor) -> None:
-        if kind == "random":
-            (torch if name == "cpu" else torch.cuda).set_rng_state(value)
-            return
         if self._stage > 0 and not self._optimizer.state:
             self._step_on_nothing()
-        self._state.set(kind, name, value.to(self._device, copy=True))
+        self._state.set(kind, name, value)
 
     @torch.enable_grad()
     def _step_on_nothing(self) -> None:

@@ -25,7 +25,9 @@ from stargate.actors.training.spec import TrainerSpec
 
 
 class OptimizerState:
-    """Kinds are "master" (float32), "exp_avg", "exp_avg_sq" and "step". All ranks ask at once."""
+    """Kinds are "master" (float32), "exp_avg", "exp_avg_sq" and "step"; and this process's "random"
+    generators. All ranks ask at once. `shapes` are those of all, by kind and name.
+    """
 
     def __init__(
         self,
@@ -37,18 +39,27 @@ class OptimizerState:
         """`learning` are the weights as the model has them, `shapes` theirs when they are whole."""
         self._optimizer = optimizer
         self._learning = learning
-        self._shapes = shapes
         self._spec = spec
         self._stage = spec.config.zero_stage
+        devices = ("cpu", "cuda") if spec.device == "cuda" else ("cpu",)
+        self.shapes = {
+            "master": shapes,
+            "exp_avg": shapes,
+            "exp_avg_sq": shapes,
+            "step": dict.fromkeys(shapes, torch.Size()),
+            "random": {name: self.get("random", name).shape for name in devices},
+        }
 
     def get(self, kind: str, name: str) -> Tensor:
         """One of them; maybe the optimizer's own memory."""
+        if kind == "random":
+            return torch.get_rng_state() if name == "cpu" else torch.cuda.get_rng_state()
         parameter = self._learning[name]
         tensor: Tensor
         if self._stage == 0:
             # There are no moments where there was no gradient so far.
             moments = self._optimizer.state.get(parameter) or {}
-            like = torch.zeros(torch.Size() if kind == "step" else self._shapes[name])
+            like = torch.zeros(self.shapes[kind][name])
             tensor = parameter.detach() if kind == "master" else moments.get(kind, like)
         elif kind == "master":
             tensor = safe_get_full_fp32_param(parameter)
@@ -60,8 +71,12 @@ class OptimizerState:
 
     @torch.no_grad()
     def set(self, kind: str, name: str, value: Tensor) -> None:
-        """Takes one that `get` gave, on the weight's device. There must have been a step."""
+        """Takes one that `get` gave. There must have been a step."""
+        if kind == "random":
+            (torch if name == "cpu" else torch.cuda).set_rng_state(value)
+            return
         parameter = self._learning[name]
+        value = value.to(parameter.device, copy=True)
         if kind == "master":  # also in what computes, rounded where that is bfloat16
             with deepspeed.zero.GatheredParameters(
                 [parameter], modifier_rank=0, enabled=self._stage == 3

@@ -269,7 +269,10 @@ def test_what_is_written_is_no_pickle_and_says_what_was_done(
 
 
 def test_time_makes_a_checkpoint_due(one: Ranks, two: Ranks, tiny: Path, tmp_path: Path) -> None:
-    """Nothing is written within the default interval; with a tiny one, after every step."""
+    """Nothing is written within the default interval; with a tiny one, after the first step.
+
+    How soon the next may come is a matter of how long that took (test_checkpoint_ranks.py).
+    """
     for ranks, num_ranks in ((one, 1), (two, 2)):
         folder = tmp_path / f"t{num_ranks}" / "training"
         chosen = config(num_ranks=num_ranks)
@@ -277,7 +280,7 @@ def test_time_makes_a_checkpoint_due(one: Ranks, two: Ranks, tiny: Path, tmp_pat
         assert names(folder) == ["steps"]
         chosen = config(num_ranks=num_ranks, checkpoint_seconds=1e-6)
         ranks.train(chosen, EXAMPLES, tiny, tmp_path / "m1", checkpoint_dir=folder)
-        assert names(folder) == ["step-4", "step-5", "steps"]
+        assert len(names(folder)) > 1
 
 
 def test_training_goes_on_when_no_checkpoint_can_be_written(

@@ -18,6 +18,7 @@ from stargate.actors.training.spec import TrainerSpec
 from stargate.config.run import LoraConfig
 from stargate.errors import DivergenceError
 from stargate.resources.machine import free_port
+from tests.gpu.steps.common import alive_bytes
 from tests.integration.naive_trainer import config, make_examples
 from tests.integration.ranks import Ranks
 from tests.integration.tiny_model import damage, save_tiny_model
@@ -29,12 +30,7 @@ _PARAMETERS = 1_590_000
 
 def alive() -> float:
     """Bytes of all tensors of this process, per parameter of the tiny model."""
-    storages: dict[int, int] = {}
-    for found in gc.get_objects():
-        if issubclass(type(found), torch.Tensor) and found.device.type != "meta":
-            storage = found.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values()) / _PARAMETERS
+    return alive_bytes() / _PARAMETERS
 
 
 class OnAGpu(DeepSpeedBackend):

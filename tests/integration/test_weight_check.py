@@ -112,17 +112,22 @@ def test_old_weights_are_found_in_a_column_that_the_adapter_touched(tmp_path: Pa
         new[f"{name}.weight"][:, column] += 1.0
         changed.note(old[f"{name}.weight"], new[f"{name}.weight"])
     changed.write(tmp_path)
-    firsts = read_columns(tmp_path)
-    assert list(firsts) == [K] and firsts[K] <= 12 < firsts[K] + 8
+    counts = read_columns(tmp_path)
+    assert {size: found.tolist() for size, found in counts.items()} == {
+        K: [{2: 1, 12: 2}.get(column, 0) for column in range(K)]
+    }
     engine = Model(old)  # never got the push
     first_columns = watched(new, 0)
     first_columns._samples.pop("v.weight")  # column 2 happens to be among them
     assert first_columns.check(engine) == ["qkv.weight"]
-    watch = Watch(0, {}, firsts)
+    watch = Watch(0, {}, counts)
     list(watch.over(new.items()))
-    with pytest.raises(
-        WeightMismatch, match=r"qkv\.weight: the engine holds other values"
-    ):
+    # With tensor parallelism a rank looks among the columns that it may hold.
+    for rank, first in ((0, 0), (1, 8)):
+        shard = Watch(5, {}, counts, rank=rank, world_size=2)
+        list(shard.over(new.items()))
+        assert shard._samples["q.weight"].first == first
+    with pytest.raises(WeightMismatch, match=r"qkv\.weight: the engine holds other values"):
         watch.check(engine)
     assert read_columns(tmp_path / "elsewhere") == {}
 
