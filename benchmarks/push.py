@@ -104,7 +104,9 @@ async def _measure(
     num_gpus: int,
     say: Say,
 ) -> Measurement:
+    import numpy as np
     import ray
+    import torch
 
     from stargate.actors.runtime.actor_slots import HeldWeights
     from stargate.actors.runtime.clients import WeightPusher
@@ -118,7 +120,8 @@ async def _measure(
         engine, first_start = await _start(spec)
         held = HeldWeights(spec.model_dir)
         pusher = WeightPusher([engine], Supervisor([], held, 0, ray.kill, say))
-        source = _bytes_of(weight_files(copies[0]))
+        files = [np.fromfile(file, np.uint8) for file in weight_files(copies[0])]
+        source = torch.from_numpy(np.concatenate(files))
         copy_seconds(source)
         # The engine's first push goes vLLM's own way and shows where each tensor belongs.
         first = await pusher(str(copies[0]), 1)
@@ -193,14 +196,6 @@ def copy_seconds(source: Any) -> float:
     if copied.data_ptr() == source.data_ptr():
         raise RuntimeError("nothing was copied")
     return seconds
-
-
-def _bytes_of(files: list[Path]) -> Any:
-    """The files' bytes, in memory."""
-    import numpy as np
-    import torch
-
-    return torch.from_numpy(np.concatenate([np.fromfile(file, np.uint8) for file in files]))
 
 
 async def _start(spec: EngineSpec) -> tuple[Any, float]:

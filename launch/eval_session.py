@@ -77,20 +77,15 @@ def run_evaluation(
     evaluator = prepared.evaluator(config, trained)
     kept = f"interrupted: what was finished is in {root}; the same command goes on"
     with interruptible(progress, kept), hold(root):
-        _require_whole(root, run_dir)
+        for damage in discovery(root):  # what is made from a damaged file would be wrong
+            mend = f"stargate resume {run_dir} makes it again" if root == run_dir else "delete it"
+            raise DataError(f"{damage.file}: {damage.problem}: {mend}")
         with landing(config, run_dir, progress, take_over=take_over, beside=True):
             asyncio.run(_evaluate(prepared, store, evaluator, chosen, progress))
             values = evaluator.write(store)
     for line in evaluation_lines(values):
         progress.say(line)
     progress.say(f"\n{root / 'eval.json'}")
-
-
-def _require_whole(root: Path, run_dir: Path) -> None:
-    """Raises DataError for a damaged file: what is made from it would be wrong."""
-    for damage in discovery(root):
-        mend = f"stargate resume {run_dir} makes it again" if root == run_dir else "delete it"
-        raise DataError(f"{damage.file}: {damage.problem}: {mend}")
 
 
 async def _evaluate(

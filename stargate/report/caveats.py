@@ -32,8 +32,7 @@ def caveats(data: ReportData, evaluation: Evaluation | None) -> tuple[Sentence, 
         found += [
             *_judge(evaluation),
             *_clusters(evaluation),
-            *_leaks(evaluation),
-            *_rises(evaluation),
+            *_harm(evaluation),
             *_of_design(data, evaluation),
         ]
     found += [Sentence("plain", note) for note in data.notes]
@@ -95,7 +94,8 @@ def _clusters(evaluation: Evaluation) -> Iterator[Sentence]:
         )
 
 
-def _leaks(evaluation: Evaluation) -> Iterator[Sentence]:
+def _harm(evaluation: Evaluation) -> Iterator[Sentence]:
+    """Leaks, and what has become worse beyond doubt."""
     recital = evaluation.measure(evaluation.last, "recital_rate")
     unasked = evaluation.measure(evaluation.last, "unasked_facts_per_dialogue")
     parts = []
@@ -107,9 +107,6 @@ def _leaks(evaluation: Evaluation) -> Iterator[Sentence]:
         parts.append(f"{number} facts per dialogue were given beyond what was asked")
     if parts:
         yield Sentence("warn", f"The Roleplayer leaks at {evaluation.last}: {' and '.join(parts)}.")
-
-
-def _rises(evaluation: Evaluation) -> Iterator[Sentence]:
     for name, subject in _MUST_NOT_RISE.items():
         change = evaluation.change(evaluation.last, name)
         if change is None or change.ci_low is None or change.ci_low <= 0:

@@ -209,15 +209,11 @@ def keep_whole_pairs(
         for row in found:
             by_pair[row["pair_id"]].append(row)
         kept[iteration] = []
-        for of_pair in _spread(list(by_pair.values())):
+        # Steps of the golden ratio visit every task and persona early, whatever the list's order.
+        spread = sorted(range(len(by_pair)), key=lambda place: (0.6180339887 * place) % 1.0)
+        pairs = list(by_pair.values())
+        for of_pair in (pairs[place] for place in spread):
             if len(kept[iteration]) + len(of_pair) > share:
                 break
             kept[iteration] += of_pair
     return kept, total - sum(map(len, kept.values()))
-
-
-def _spread(groups: Sequence[list[Row]]) -> Iterable[list[Row]]:
-    """All groups in an order whose every beginning is spread over the whole list."""
-    # Steps of the golden ratio visit every task and persona early, whatever the list's order.
-    order = sorted(range(len(groups)), key=lambda place: (0.6180339887 * place) % 1.0)
-    return (groups[place] for place in order)

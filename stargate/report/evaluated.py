@@ -43,7 +43,7 @@ def opening_section(data: ReportData, found: Answer) -> Section:
         "Did it get better at learning about the person?",
         f"{verdict}." if colon else verdict,
         figures[:1].upper() + figures[1:],
-        tiles(data.main) if data.main else (),
+        [*tiles(data.main)] if data.main else (),
     )
     lines = [f"{data.name}: {data.status}", "", Wrapped(found.headline)]
     lines += ["", *found.sentences] if found.sentences else []
@@ -60,9 +60,9 @@ def opening_section(data: ReportData, found: Answer) -> Section:
     return Section("answer", "", parts, link="Answer")
 
 
-def tiles(evaluation: Evaluation) -> tuple[Tile, ...]:
+def tiles(evaluation: Evaluation) -> Iterator[Tile]:
     """How far the last checkpoint is from m_0; the first checkpoint's values where it is alone."""
-    first, last, made = evaluation.first, evaluation.last, []
+    first, last = evaluation.first, evaluation.last
     for name in _TILES:
         info, before = measure_info(name), evaluation.measure(first, name)
         if info is None or before is None:
@@ -73,7 +73,7 @@ def tiles(evaluation: Evaluation) -> tuple[Tile, ...]:
         numbers = Numbers.of(change or before, info.unit)
         if change is None:
             cell = measured_cell(before, numbers)
-            made.append(Tile(label, cell.text, unit_words, cell.interval, f"at {first}", ""))
+            yield Tile(label, cell.text, unit_words, cell.interval, f"at {first}", "")
             continue
         cell = _change_cell(evaluation, name, numbers)
         note = f"{first}: {numbers.value(before.mean)}"
@@ -82,8 +82,7 @@ def tiles(evaluation: Evaluation) -> tuple[Tile, ...]:
         interval = cell.interval or f"no interval: {change.why_no_interval}"
         value, _, suffix = cell.text.partition(" ")
         note = note.replace(" %", "\u00a0%")  # never alone on the next line
-        made.append(Tile(label, value, unit_words or suffix, interval, note, cell.tone))
-    return tuple(made)
+        yield Tile(label, value, unit_words or suffix, interval, note, cell.tone)
 
 
 def measures_section(evaluation: Evaluation) -> Section:

@@ -166,13 +166,17 @@ def measured_cell(
     low, high = measure.ci_low, measure.ci_high
     usual = Numbers.usual(numbers.unit)
     way = direction(measure) if signed and not void and more_is_better is not None else None
+    error, why = measure.standard_error, measure.why_no_interval
+    spread = "no plain standard error"
+    if error is not None:
+        spread = f"plain standard error {numbers.bare(error)}"
     return Cell(
         numbers.value(measure.mean, signed=signed),
         numbers.interval(low, high, signed=signed),
         measure.mean,
         tone=("up" if (way > 0) == more_is_better else "down") if way else "",
         void=void,
-        hint=observed(measure) + _error(measure, numbers),
+        hint=f"{observed(measure)}, {spread}" + (f"; no interval: {why}" if why else ""),
         brief=(
             usual.value(measure.mean, signed=signed),
             usual.interval(low, high, signed=True) if signed else "",
@@ -184,11 +188,3 @@ def observed(measure: Measure) -> str:
     """What stands behind a mean."""
     clusters = f"{measure.task_clusters} tasks \u00d7 {measure.persona_clusters} personas"
     return f"n = {measure.n:,}, {clusters}"
-
-
-def _error(measure: Measure, numbers: Numbers) -> str:
-    error = measure.standard_error
-    text = ", no plain standard error"
-    if error is not None:
-        text = f", plain standard error {numbers.bare(error)}"
-    return f"{text}; no interval: {measure.why_no_interval}" if measure.why_no_interval else text
