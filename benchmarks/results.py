@@ -10,7 +10,7 @@ A ratio travels between machines, an absolute time does not: goals and compariso
 import argparse
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -114,16 +114,14 @@ def card(result: Mapping[str, Any], ratios: Mapping[str, Ratio]) -> str:
     return "\n".join(lines)
 
 
-def _figure_lines(figures: Mapping[str, Any], indent: str) -> list[str]:
-    lines = []
+def _figure_lines(figures: Mapping[str, Any], indent: str) -> Iterator[str]:
     for name, value in figures.items():
         if isinstance(value, Mapping):
-            lines.append(f"{indent}{name}")
-            lines += _figure_lines(value, indent + "  ")
+            yield f"{indent}{name}"
+            yield from _figure_lines(value, indent + "  ")
         else:
             shown = f"{value:,.4g}" if isinstance(value, float) else str(value)
-            lines.append(f"{indent}{name:<32} {shown}")
-    return lines
+            yield f"{indent}{name:<32} {shown}"
 
 
 def _rounded(value: Any) -> Any:

@@ -5,6 +5,7 @@ our float32 masters do.
 """
 
 import random
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -46,7 +47,7 @@ def play(job: Job, pipe: Connection) -> None:
     trainer = _InOrder(
         model=model,
         args=_arguments(job),
-        train_dataset=_rows(job),
+        train_dataset=[*_rows(job)],
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=_IGNORED),
         callbacks=[_Gate(job, pipe)],
     )
@@ -55,10 +56,9 @@ def play(job: Job, pipe: Connection) -> None:
     pipe.send({"peak_memory_gb": job.peak_memory_gb()})
 
 
-def _rows(job: Job) -> list[dict[str, list[int]]]:
+def _rows(job: Job) -> Iterator[dict[str, list[int]]]:
     """All steps' examples one after the other, shuffled within a step."""
     draw = random.Random(job.seed)
-    rows = []
     for step in job.steps:
         chosen = list(step.examples)
         draw.shuffle(chosen)
@@ -66,8 +66,7 @@ def _rows(job: Job) -> list[dict[str, list[int]]]:
             learned = zip(example.input_ids, example.weights, strict=True)
             labels = [token if weight else _IGNORED for token, weight in learned]
             ids = list(example.input_ids)
-            rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
-    return rows
+            yield {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
 
 def _arguments(job: Job) -> TrainingArguments:

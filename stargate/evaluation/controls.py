@@ -130,11 +130,8 @@ def read_controls(store: RunStore, scope: str) -> list[ControlScore]:
 
 def gains(ladder: Mapping[int, float | None], num_turns: int) -> list[float | None]:
     """What each turn added, from gold log-probs after 0, 1, ... turns; None where one lacks."""
-    steps: list[float | None] = []
-    for turn in range(1, num_turns + 1):
-        before, after = ladder.get(turn - 1), ladder.get(turn)
-        steps.append(None if before is None or after is None else after - before)
-    return steps
+    steps = ((ladder.get(turn - 1), ladder.get(turn)) for turn in range(1, num_turns + 1))
+    return [None if b is None or a is None else a - b for b, a in steps]
 
 
 def shuffled_partner(
