@@ -8,7 +8,6 @@ import asyncio
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from stargate.config.files import dump_config, load_config
 from stargate.config.run import RunConfig
@@ -20,6 +19,7 @@ from stargate.launch.shared import interruptible
 from stargate.launch.summary import cost_lines
 from stargate.launch.system import running_system
 from stargate.monitoring.progress import Progress, make_progress
+from stargate.monitoring.tracking import leaves
 from stargate.oracle.roleplayer_call import roleplayer_cost
 from stargate.records.counters import Counters
 from stargate.records.files import hold
@@ -121,10 +121,12 @@ def evaluation_root(run_dir: Path, name: str | None, trained: RunConfig, config:
         if not _NAME.fullmatch(name):
             raise ConfigError(f"--name must be letters, digits, . _ or -, got {name!r}")
         return run_dir / "evaluations" / name
+    old, new = (dict(leaves(one.model_dump(mode="json"))) for one in (trained, config))
     changed = [
         key
-        for key in _differences(trained.model_dump(mode="json"), config.model_dump(mode="json"))
-        if not any(key == same or key.startswith(f"{same}.") for same in _SAME_MEASURE)
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+        and not any(key == same or key.startswith(f"{same}.") for same in _SAME_MEASURE)
     ]
     if changed:
         raise ConfigError(
@@ -149,16 +151,3 @@ def chosen_checkpoints(text: str | None, dirs: dict[int, Path]) -> dict[int, Pat
             raise ConfigError(f"--checkpoints: {part.strip()!r} is not one of {known}")
         versions.add(int(number))
     return {version: dirs[version] for version in sorted(versions)}
-
-
-def _differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """Dotted keys whose values differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            found
-            for name in sorted({*old, *new})
-            for found in _differences(
-                old.get(name), new.get(name), f"{key}.{name}" if key else name
-            )
-        ]
-    return [] if old == new else [key]

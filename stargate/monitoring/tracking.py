@@ -306,7 +306,7 @@ class MlflowTracker:
         mlflow.set_experiment(config.experiment)
         mlflow.start_run(run_name=run_name)
         try:
-            mlflow.log_params(dict(_parameters("", resolved_config)))
+            mlflow.log_params(dict(leaves(resolved_config)))
         except Exception:
             mlflow.end_run("FAILED")  # else it would be shown as running for ever
             raise
@@ -318,10 +318,10 @@ class MlflowTracker:
         self._mlflow.end_run("FINISHED" if succeeded else "FAILED")
 
 
-def _parameters(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """A config's leaves by their dotted keys, as overrides name them."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _parameters(f"{prefix}{key}.", value)
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

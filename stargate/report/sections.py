@@ -1,9 +1,9 @@
 """The report as one list of sections; page.py and text.py show it, each in its way."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from stargate.config.files import dump_config
+from stargate.monitoring.tracking import leaves
 from stargate.report.breakdown import Choice, SelectionGain, compare_selections, selection_gains
 from stargate.report.drawing import Plot
 from stargate.report.evaluated import (
@@ -199,7 +199,7 @@ def _run_section(data: ReportData) -> Section:
         stages = Table(label, [Column("wall time", 11)], rows, style="stages", bare=True)
         table = Part("table", stages, title=title, heading="Wall time by stage")
         times = [table, Part("lines", [*_speed_lines(data.throughput)]), *times]
-    machine = Part("amounts", [*_flat(data.environment)], title="Machine and versions")
+    machine = Part("amounts", [*_environment(data)], title="Machine and versions")
     config = Part("pre", dump_config(data.config))
     parts = [
         Part("beside", (times, [*_drops(data), machine])),
@@ -270,16 +270,12 @@ def _drops(data: ReportData) -> Iterator[Part]:
     yield Part("lines", lines, heading=title)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _environment(data: ReportData) -> Iterator[tuple[str, str]]:
     """Nested values as "machine cpu: ..." lines."""
-    for key, value in tree.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{name} ")
-        elif isinstance(value, list):
-            yield name, ", ".join(map(str, value)) or DASH
-        else:
-            yield name, DASH if value is None else str(value)
+    for key, value in leaves(data.environment):
+        name = key.replace("_", " ").replace(".", " ")
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        yield name, DASH if value is None else text or DASH
 
 
 def duration(seconds: float | None) -> str:
