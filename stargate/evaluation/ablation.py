@@ -19,6 +19,7 @@ from stargate.config.files import validated
 from stargate.config.roleplayer import FactsGrounding
 from stargate.config.run import RunConfig
 from stargate.errors import ConfigError
+from stargate.evaluation.catalog import checkpoints_of
 from stargate.evaluation.elicitation import CountTokens
 from stargate.evaluation.measures import Observations, changes, observe, read_checkpoint
 from stargate.evaluation.playing import scope_of
@@ -201,7 +202,7 @@ class Outcome:
     @property
     def checkpoint(self) -> str | None:
         """The last checkpoint that was evaluated."""
-        return None if self.evaluation is None else last_checkpoint(self.evaluation)
+        return None if self.evaluation is None else checkpoints_of(self.evaluation)[-1]
 
     def to_json(self) -> dict[str, Any]:
         """Its part of ablation.json, without the differences."""
@@ -221,12 +222,6 @@ class Outcome:
         } | ({"judge": judge} if judge else {})
 
 
-def last_checkpoint(evaluation: Mapping[str, Any]) -> str:
-    """The name ("m3") of the last checkpoint in an eval.json."""
-    names = [name for name in evaluation if name.startswith("m") and name[1:].isdigit()]
-    return max(names, key=lambda name: int(name[1:]))
-
-
 def observe_last(
     store: RunStore,
     evaluation: Mapping[str, Any],
@@ -237,7 +232,7 @@ def observe_last(
 
     Raises DataError.
     """
-    version = int(last_checkpoint(evaluation)[1:])
+    version = int(checkpoints_of(evaluation)[-1][1:])
     records = read_checkpoint(store, scope_of(version), pairs)
     grounded = evaluation["about"]["roleplayer"]["grounding"] == "facts"
     return observe(records, count_tokens, grounded=grounded)

@@ -174,3 +174,9 @@ def in_order(names: Iterable[str]) -> list[MeasureInfo]:
         return (_GROUPS.index(info.group), known, int(number[0]) if number else 0, info.name)
 
     return sorted((info for info in map(measure_info, set(names)) if info is not None), key=place)
+
+
+def checkpoints_of(evaluation: Iterable[str]) -> list[str]:
+    """The names ("m0", "m3") among the keys of an eval.json, by version."""
+    names = (name for name in evaluation if re.fullmatch(r"m\d+", name))
+    return sorted(names, key=lambda name: int(name[1:]))

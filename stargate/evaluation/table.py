@@ -5,7 +5,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stargate.evaluation.catalog import measure_info
+from stargate.evaluation.catalog import checkpoints_of, measure_info
 
 _ONE_DECIMAL = (
     *("gold_logprob", "no_dialogue", "shuffled", "persona_given", "persona_and_dialogue"),
@@ -19,13 +19,12 @@ _SHOWN = (
     *("win_rate", "win_rate_fixed_responder"),
 )
 _HEADLINE = "matched_minus_shuffled"
-_NO_CHECKPOINT = ("changes", "judge", "about")
 _LABEL_WIDTH, _CELL_WIDTH = 28, 24
 
 
 def evaluation_lines(values: Mapping[str, Any]) -> list[str]:
     """Lines of text; measures that no checkpoint has are left out."""
-    names = [name for name in values if name not in _NO_CHECKPOINT]
+    names = checkpoints_of(values)
     first, last = names[0], names[-1]
     shown = list(dict.fromkeys((first, last)))
     changes = values["changes"].get(last, {})

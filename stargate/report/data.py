@@ -10,7 +10,6 @@ A run that stopped early or was never evaluated is a run: what is missing is sai
 what is no run directory, or a broken file in it, is a DataError.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from stargate.config.roleplayer import FactsGrounding
 from stargate.config.run import RunConfig
 from stargate.data.dataset import Dataset, open_dataset
 from stargate.errors import DataError
+from stargate.evaluation.catalog import checkpoints_of
 from stargate.evaluation.measures import EVALUATION_FILE, About
 from stargate.evaluation.statistics import Measure, PairedMeasure
 from stargate.records.files import read_json
@@ -239,8 +239,7 @@ def _read_evaluation(root: Path, source: str, name: str) -> Evaluation:
     if tree is None:
         checkpoints = tuple(f"m{version}" for version in versions_of(root, "eval-m"))
         return Evaluation(source, name, checkpoints)
-    names = (name for name in tree if re.fullmatch(r"m\d+", name))
-    checkpoints = tuple(sorted(names, key=lambda name: int(name[1:])))
+    checkpoints = tuple(checkpoints_of(tree))
     with reading(file):
         judge = tree.get("judge")
         if judge is not None:

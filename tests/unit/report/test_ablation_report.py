@@ -6,8 +6,8 @@ from stargate.evaluation.ablation import (
     Outcome,
     ablation_json,
     conditions_of,
-    last_checkpoint,
 )
+from stargate.evaluation.catalog import checkpoints_of
 from stargate.evaluation.statistics import Observation
 from stargate.report.ablation import ablation_lines, render_ablation
 
@@ -86,7 +86,7 @@ def test_without_own_response_the_first_condition_is_the_reference() -> None:
 
 
 def test_checkpoints_are_ordered_by_number() -> None:
-    assert last_checkpoint({"m9": {}, "m10": {}, "changes": {}, "matched": {}}) == "m10"
+    assert checkpoints_of({"m10": {}, "m9": {}, "changes": {}, "matched": {}}) == ["m9", "m10"]
 
 
 # ---------------------------------------------------------------------------------------------
