@@ -104,7 +104,9 @@ def measure(args: argparse.Namespace, say: Say) -> Measurement:
         "turns_all": work.turns[:_MAX_TURNS_PAIRS],
         "turns_final": final_only(work.turns[:_MAX_TURNS_PAIRS]),
     }
-    cores = _cores(args.device)[: args.pairs]
+    on_gpu = args.device == "cuda" or (args.device == "auto" and bool(gpus()))
+    # Up to two CPU cores that this process may use; None: the GPU.
+    cores = [None] if on_gpu else [*sorted(os.sched_getaffinity(0))[: min(2, args.pairs)]]
     results = Results()
     with tempfile.TemporaryDirectory(prefix="stargate-score-") as logs, ExitStack() as stack:
 
@@ -259,10 +261,3 @@ def _measurement(args: argparse.Namespace, passes: Passes, results: Results) -> 
         "seconds_per_round": {name: seconds / args.rounds for name, seconds in took.items()},
     }
     return Measurement(ratios, figures)
-
-
-def _cores(device: str) -> list[int | None]:
-    """Up to two CPU cores that this process may use; [None] for the GPU."""
-    if device == "cuda" or (device == "auto" and gpus()):
-        return [None]
-    return [*sorted(os.sched_getaffinity(0))[:2]]

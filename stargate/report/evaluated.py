@@ -244,7 +244,17 @@ def other_sections(data: ReportData, main: Evaluation) -> tuple[list[Section], l
         for entry in measured
     ]
     heads = ("data", "checkpoints", "Roleplayer in the test", "Roleplayer in training")
-    made = [Row(entry.name, _about_cells(entry)) for entry in [main, *others]]
+    made = []
+    for entry in (main, *others):
+        texts = [(DASH, ""), (", ".join(entry.checkpoints), ""), (DASH, ""), (DASH, "")]
+        if (about := entry.about) is not None:
+            texts[0] = (f"{about.data} ({about.split})", "")
+            texts[2:] = [
+                (user.model, f"prompts {user.prompts}, grounding {user.grounding}")
+                for user in (about.roleplayer, about.trained_with_roleplayer)
+            ]
+        cells = [Cell(text, below, is_number=False) for text, below in texts]
+        made.append(Row(entry.name, cells))
     parts = [
         Part("table", Table("evaluation", titles, rows, over=names)),
         Part("table", Table("evaluation", [Column(head) for head in heads], made)),
@@ -266,18 +276,6 @@ def _said(data: ReportData, evaluation: Evaluation) -> Part:
         lines.append(Wrapped(f"data {about.data}; {details}"))
     lines += [Wrapped(found.headline), *found.sentences]
     return Part("lines", lines, heading=f"Evaluation {evaluation.name}")
-
-
-def _about_cells(evaluation: Evaluation) -> list[Cell]:
-    about = evaluation.about
-    texts = [(DASH, ""), (", ".join(evaluation.checkpoints), ""), (DASH, ""), (DASH, "")]
-    if about is not None:
-        users = (about.roleplayer, about.trained_with_roleplayer)
-        texts[0] = (f"{about.data} ({about.split})", "")
-        texts[2:] = [
-            (user.model, f"prompts {user.prompts}, grounding {user.grounding}") for user in users
-        ]
-    return [Cell(text, below, is_number=False) for text, below in texts]
 
 
 def example_section(data: ReportData, evaluation: Evaluation) -> Section:

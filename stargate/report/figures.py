@@ -175,21 +175,15 @@ def curve_plot(evaluation: Evaluation, curves: Curves) -> Plot | None:
         axes.set_xlabel("turn" if curves.by_turn else "checkpoint")
     caption = f"{curves.caption} Bars are {confidence(evaluation)} intervals.".strip()
     section = "origin" if curves.by_turn else "curves"
-    words = _in_words(evaluation, shown, percent=curves.percent)
-    return Plot(curves.name, section, curves.title, caption, words, figure)
-
-
-def _in_words(evaluation: Evaluation, lines: Mapping[str, str], *, percent: bool) -> str:
-    """Each line's means by checkpoint, for a screen reader."""
-    parts = []
-    for name, label in lines.items():
+    words = []  # each line's means by checkpoint, for a screen reader
+    for name, label in shown.items():
         means = [
-            f"{checkpoint} {value.mean:{'.0%' if percent else '.2f'}}"
-            for checkpoint in evaluation.checkpoints
+            f"{checkpoint} {value.mean:{'.0%' if curves.percent else '.2f'}}"
+            for checkpoint in checkpoints
             if (value := evaluation.measure(checkpoint, name))
         ]
-        parts.append(f"{label}: {', '.join(means)}")
-    return "; ".join(parts) + "."
+        words.append(f"{label}: {', '.join(means)}")
+    return Plot(curves.name, section, curves.title, caption, f"{'; '.join(words)}.", figure)
 
 
 def selection_plot(iteration: int, selections: Sequence[SelectionView], rule: str) -> Plot:

@@ -4,7 +4,7 @@ Every line goes through `safe_text`: what a model wrote can't move the cursor or
 """
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from stargate.monitoring.progress import safe_text
@@ -56,7 +56,10 @@ def _table(table: Table) -> Iterator[str]:
     if not table.bare:
         heads = (f"{column.brief or column.title:>{column.width}}" for column in columns)
         yield " " * table.label_width + "".join(heads)
-    for row in _ends(table.rows, table.max_rows):
+    rows, half = table.rows, (table.max_rows or 0) // 2
+    if table.max_rows is not None and len(rows) > table.max_rows:
+        rows = [*rows[:half], Row(f"  ... {len(rows) - 2 * half} between ..."), *rows[-half:]]
+    for row in rows:
         if not row.cells:
             yield row.label
             continue
@@ -67,13 +70,6 @@ def _table(table: Table) -> Iterator[str]:
             text, interval = cell.brief or (cell.text, "")
             line += f"{text:>{column.width}}"
         yield f"{line}  {interval}"
-
-
-def _ends(rows: Sequence[Row], count: int | None) -> Sequence[Row]:
-    if count is None or len(rows) <= count:
-        return rows
-    half = count // 2
-    return [*rows[:half], Row(f"  ... {len(rows) - 2 * half} between ..."), *rows[-half:]]
 
 
 def _wrapped(text: str, mark: str = "") -> list[str]:
