@@ -155,7 +155,19 @@ class LiveProgress:
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator["_LiveStage"]:
         if self._bars is None:
-            self._bars = self._make_bars()
+            from rich import progress as rich
+
+            self._bars = rich.Progress(
+                rich.TextColumn("{task.description:<16}", markup=False),
+                rich.BarColumn(bar_width=20),
+                rich.MofNCompleteColumn(),
+                rich.TextColumn("{task.fields[unit]} {task.fields[rate]}", markup=False),
+                rich.TimeElapsedColumn(),
+                rich.TextColumn("left"),
+                rich.TimeRemainingColumn(),
+                rich.TextColumn("{task.fields[note]}", markup=False),
+                console=self._console,
+            )
             self._bars.start()
         self._num_open += 1
         bars = self._bars
@@ -168,21 +180,6 @@ class LiveProgress:
             if self._num_open == 0:
                 bars.stop()  # the finished bars stay on the screen, the next stages get new ones
                 self._bars = None
-
-    def _make_bars(self) -> "RichProgress":
-        from rich import progress as rich
-
-        return rich.Progress(
-            rich.TextColumn("{task.description:<16}", markup=False),
-            rich.BarColumn(bar_width=20),
-            rich.MofNCompleteColumn(),
-            rich.TextColumn("{task.fields[unit]} {task.fields[rate]}", markup=False),
-            rich.TimeElapsedColumn(),
-            rich.TextColumn("left"),
-            rich.TimeRemainingColumn(),
-            rich.TextColumn("{task.fields[note]}", markup=False),
-            console=self._console,
-        )
 
 
 class _LiveStage:

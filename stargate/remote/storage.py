@@ -220,14 +220,9 @@ def open_storage(uri: StorageUri) -> Storage:
 
 
 def _open_fsspec(uri: StorageUri) -> tuple[Any, str]:
+    import fsspec  # type: ignore[import-untyped]  # it ships no types
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    try:
-        import fsspec  # type: ignore[import-untyped]  # it ships no types
-    except ImportError:
-        raise ConfigError(
-            f"{uri.scheme}:// addresses need the package fsspec; pip install fsspec"
-        ) from None
     try:
         filesystem, root = fsspec.core.url_to_fs(str(uri), use_listings_cache=False)
     except (ValueError, ImportError) as error:  # an unknown scheme; its package is not there
