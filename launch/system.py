@@ -160,18 +160,20 @@ async def running_system(
     """
     import ray
 
+    from stargate.actors.runtime import spawn
     from stargate.actors.runtime.cluster import Cluster
     from stargate.actors.runtime.discovery import attach
     from stargate.actors.runtime.scaler import Scaler
-    from stargate.actors.runtime.spawn import ActorPlan, start_actors, start_ray, stop_actors
 
     discovery, cluster = prepared.discovery, None
     async with AsyncExitStack() as ends:
+        device = prepared.placement.device if discovery is None else None
+        python = ends.enter_context(spawn.shared_imports(device))
         ends.callback(ray.shutdown)
         with counters.stage("setup"), progress.stage("setup", 1, "group of actors") as stage:
             stage.begin()
             if discovery is None:
-                start_ray(prepared.num_gpus)
+                spawn.start_ray(prepared.num_gpus)
             else:
                 attach(discovery.address)
             _cancel_on_sigterm()  # after Ray, which sets a handler of its own
@@ -182,7 +184,7 @@ async def running_system(
                 cluster = Cluster(discovery, prepared.base_model_dir, log_dir, progress.say)
                 ends.push_async_callback(_shielded, cluster.close)
                 await cluster.open()
-            plan = ActorPlan(
+            plan = spawn.ActorPlan(
                 config=prepared.config,
                 placement=prepared.placement,
                 base_model_dir=prepared.base_model_dir,
@@ -191,10 +193,11 @@ async def running_system(
                 training=training,
                 worker=worker_spec(prepared),
                 cluster=cluster,
+                python=python,
                 **changes,
             )
-            actor_group = await start_actors(plan, progress.say)
-            ends.push_async_callback(_shielded, stop_actors, actor_group)
+            actor_group = await spawn.start_actors(plan, progress.say)
+            ends.push_async_callback(_shielded, spawn.stop_actors, actor_group)
             scaler = Scaler(plan, actor_group, core_numbers(), prepared.num_gpus, progress.say)
             stage.advance()
         yield RunningSystem(prepared, actor_group, matcher, progress, scaler, plan, ends)

@@ -5,10 +5,11 @@ Everything that goes wrong on the way is one line, with the cause that vLLM only
 
 import asyncio
 import contextlib
+import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from stargate.actors.engines.spec import (
     engine_arguments,
     engine_environment,
 )
+from stargate.actors.process.fork_server import FORKING_PYTHON
 from stargate.actors.process.log_escaping import escape_output
 from stargate.actors.process.paths import path_with_venv, socket_folder
 from stargate.errors import EngineError, MachineError, ModelError, StargateError, one_line
@@ -160,7 +162,18 @@ def _executor(spec: EngineSpec, config: Any) -> tuple[Any, contextlib.AbstractCo
         return Executor.get_class(config), contextlib.nullcontext()
     from vllm.utils.ompmultiprocessing import OMPProcessManager
 
-    return UniProcExecutor, OMPProcessManager(config).configure_omp_envs(0, 0)
+    return UniProcExecutor, _core_environment(OMPProcessManager(config).configure_omp_envs(0, 0))
+
+
+@contextlib.contextmanager
+def _core_environment(openmp: contextlib.AbstractContextManager[None]) -> Iterator[None]:
+    """With OpenMP's variables; the core is forked, if this process has a fork server."""
+    try:
+        with openmp:
+            multiprocessing.set_executable(os.environ.get(FORKING_PYTHON, sys.executable))
+            yield
+    finally:
+        multiprocessing.set_executable(sys.executable)
 
 
 async def answered(llm: Any, call: Awaitable[T]) -> T:

@@ -29,6 +29,12 @@ def heap_environment(tunables: str, device: str) -> dict[str, str]:
     return {} if device != "cpu" or _TUNABLES in os.environ else {_TUNABLES: tunables}
 
 
+def follow_tunables() -> None:
+    """What this process's variables say, in one that was forked: glibc reads them at a start."""
+    if os.environ.get(_TUNABLES) == KEEP_FREED_MEMORY:
+        keep_freed_memory()
+
+
 def keep_freed_memory() -> None:
     """Lets this process keep the memory that tensors on the CPU free, for the next ones.
 

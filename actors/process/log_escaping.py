@@ -25,7 +25,9 @@ def escape_output() -> Callable[[], None]:
 
     The streams stay the same objects: loggers that were set up before hold them.
     """
-    undo = [(stream, _escape(stream)) for stream in (sys.stdout, sys.stderr)]
+    # Loggers that were set up before Ray replaced the streams hold the interpreter's own.
+    streams = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    undo = [(stream, _escape(stream)) for stream in streams if stream is not None]
 
     def restore() -> None:
         for stream, (plain, escaped) in undo:

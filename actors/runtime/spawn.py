@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from typing import Any
 import ray
 
 from stargate.actors.engines.engine import Engine
-from stargate.actors.engines.spec import EngineSpec, engine_environment
+from stargate.actors.engines.spec import NOISE, EngineSpec, engine_environment
+from stargate.actors.process.fork_server import FORKING_PYTHON, forking_python
 from stargate.actors.process.heap import ONE_HEAP, heap_environment
 from stargate.actors.process.paths import socket_folder
 from stargate.actors.rpc.remote import ActorDied, remote
@@ -50,6 +51,12 @@ _SHUTDOWN_SECONDS = 40.0
 # Bytes of Ray's object store on one machine: it carries training examples, nothing large.
 _OBJECT_STORE_BYTES = 300_000_000
 _LOOPBACK = "127.0.0.1"
+# What takes actors long to import. Not Ray: it reads its settings while it is imported.
+_IMPORTS = (
+    *("vllm.v1.engine.async_llm", "vllm.v1.engine.core", "vllm.v1.worker.cpu_worker"),
+    *("vllm.model_executor.models.llama", "transformers.models.llama.modeling_llama", "deepspeed"),
+    *("stargate.actors.scoring.gold_model", "stargate.actors.training.deepspeed_backend"),
+)
 Places = dict[str, list[Any]]
 # How an actor of each role is asked whether it lives.
 _CHECKS: Mapping[str, Callable[[Any], Awaitable[object]]] = {
@@ -74,6 +81,18 @@ class ActorGroup:
         """Those first that call others."""
         actors = [actor for role in reversed(self.places) for actor in self.places[role]]
         return [*actors, *self.leaving]
+
+
+@contextlib.contextmanager
+def shared_imports(device: Device | None) -> Iterator[Mapping[str, str]]:
+    """Imports once for all actors, if all are on this machine's CPUs. Yields ActorPlan.python."""
+    if device != "cpu":
+        yield {}
+        return
+    # What is read while vLLM and DeepSpeed are imported.
+    environment = {**NOISE, "DS_ACCELERATOR": device}
+    with forking_python(_IMPORTS, environment) as script:
+        yield {FORKING_PYTHON: script} if script else {}
 
 
 def start_ray(num_gpus: int) -> None:
@@ -115,6 +134,7 @@ class ActorPlan:
     engine_class: type[Engine] = Engine  # a benchmark's engine also keeps records
     worker: WorkerSpec | None = None  # None: no dialogue worker is started
     cluster: Cluster | None = None  # None: everybody is on this machine
+    python: Mapping[str, str] = field(default_factory=dict)  # FORKING_PYTHON, if there is a server
     seats: dict[str, Seat] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -287,7 +307,8 @@ def spawn_engine(plan: ActorPlan, role: str, number: int) -> Any:
         log_file=log_file,
         sleeps=plan.placement.gpu_share > 0,
     )
-    return seated_class(plan.engine_class, seat, engine_environment(spec)).remote(spec)
+    environment = {**engine_environment(spec), **plan.python}
+    return seated_class(plan.engine_class, seat, environment).remote(spec)
 
 
 def spawn_worker(
@@ -311,7 +332,7 @@ def _spawn_scorer(plan: ActorPlan, number: int) -> Any:
         log_file=log_file,
         trust_remote_code=config.trust_remote_code,
     )
-    return seated_class(Scorer, seat, _computing(spec)).remote(spec)
+    return seated_class(Scorer, seat, {**_computing(spec), **plan.python}).remote(spec)
 
 
 def _spawn_trainer(plan: ActorPlan, rank: int, address: str, port: int) -> Any:
@@ -331,7 +352,7 @@ def _spawn_trainer(plan: ActorPlan, rank: int, address: str, port: int) -> Any:
         seed=derive_seed(config.seed, "trainer"),
         objective=config.algorithm.objective,
     )
-    return seated_class(TrainerRank, seat, _computing(spec)).remote(spec)
+    return seated_class(TrainerRank, seat, {**_computing(spec), **plan.python}).remote(spec)
 
 
 def _computing(spec: ScorerSpec | TrainerSpec) -> dict[str, str]:
@@ -358,8 +379,11 @@ def actor_class(
     On a cluster it does, as others may be there too: `options` say how many.
     """
     on_cluster = WORKER_ENVIRONMENT if options else {}
+    runtime_env: dict[str, Any] = {"env_vars": {**on_cluster, **environment}}
+    if FORKING_PYTHON in environment:
+        runtime_env["py_executable"] = environment[FORKING_PYTHON]
     return ray.remote(cls).options(
         max_concurrency=_MAX_CONCURRENCY,
-        runtime_env={"env_vars": {**on_cluster, **environment}},
+        runtime_env=runtime_env,
         **{"num_cpus": 0, "num_gpus": num_gpus, **(options or {})},
     )

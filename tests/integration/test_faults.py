@@ -9,9 +9,11 @@ import asyncio
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 
 from stargate.benchmarks.chaos_records import examine
+from stargate.benchmarks.processes import KINDS, WORKERS, processes_of
 from stargate.config.files import load_config
 from stargate.launch.setup import prepare
 from stargate.records.store import RunStore
@@ -31,6 +33,11 @@ def test_a_run_outlives_the_death_of_every_kind_of_process(tmp_path: Path) -> No
     )
     # Both at once, in the middle of dialogues: an actor, and vLLM's core behind a living one.
     run.wait(lambda: list(tmp_path.glob("*/t0/dialogues/part-*.parquet")))
+    # All that import vLLM or torch were forked, with that done: actors, and vLLM's cores.
+    found = processes_of(run.dir)
+    assert {one.kind for one in found} == set(KINDS) - set(WORKERS)
+    [server] = {psutil.Process(one.pid).ppid() for one in found}
+    assert "fork_server" in " ".join(psutil.Process(server).cmdline())
     run.kill("questioner")
     run.kill("roleplayer-core")
     run.wait_for_line("roleplayer-0 is back")

@@ -1,8 +1,10 @@
 """The noise log, the cause of a failed start, and the end of processes."""
 
+import contextlib
 import os
 import subprocess
 import sys
+from multiprocessing import spawn
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ from stargate.actors.engines.startup import (
     first_exception,
     is_about_memory,
 )
+from stargate.actors.process.fork_server import FORKING_PYTHON
 from stargate.config.run import EngineConfig
 from stargate.errors import MachineError
 
@@ -112,3 +115,12 @@ def test_a_process_that_ignores_everything_is_killed(monkeypatch: pytest.MonkeyP
     assert not process.is_running()
     child.wait()
     child.stdout.close()
+
+
+def test_the_core_is_forked_where_there_is_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = spawn.get_executable()
+    for variables, expected in (({}, plain), ({FORKING_PYTHON: "/here/python"}, b"/here/python")):
+        monkeypatch.setattr(os, "environ", variables)
+        with startup._core_environment(contextlib.nullcontext()):
+            assert spawn.get_executable() == expected
+        assert spawn.get_executable() == plain
