@@ -192,6 +192,8 @@ def become(request: Request, files: Sequence[int]) -> None:
     for fd, number in zip(moved, request.files, strict=True):
         os.dup2(fd, number)
         os.close(fd)
+    if request.arguments[0] == "-c":
+        _find_title()
     os.environ.clear()
     os.environ.update(request.environment)
     os.chdir(request.folder)
@@ -200,6 +202,15 @@ def become(request: Request, files: Sequence[int]) -> None:
     follow_tunables()
     _follow_openmp()
     _run(request.arguments)
+
+
+def _find_title() -> None:
+    """For vLLM, which names its processes; where the name is can't be found in another environment.
+
+    Not for Ray, which finds it in its own way, and does not once this has been done.
+    """
+    with contextlib.suppress(ImportError):  # vLLM does without it
+        importlib.import_module("setproctitle").getproctitle()
 
 
 def _follow_openmp() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+import setproctitle
 
 from stargate.actors.process.fork_server import forking_python
 
@@ -156,6 +157,7 @@ def test_spawned_processes_are_forked(python: str) -> None:
     theirs.close()
     has_decimal, parent, name = ours.recv()
     assert has_decimal and (parent, name) == (os.getpid(), "core")
+    assert psutil.Process(ours.recv()).cmdline() == ["VLLM::EngineCore"]
     ours.send(5)
     process.join(60)
     assert process.exitcode == 5
@@ -165,6 +167,8 @@ def _serve(pipe: Any) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     pipe.send(("decimal" in sys.modules, parent.pid, multiprocessing.current_process().name))
+    setproctitle.setproctitle("VLLM::EngineCore")  # by which `stargate bench` finds it
+    pipe.send(os.getpid())
     sys.exit(pipe.recv())
 
 
