@@ -100,6 +100,8 @@ def start_ray(num_gpus: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray runs workers at nice 15: anything else on the machine would starve the engines.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Nobody takes the workers that Ray starts beforehand: each actor's has an environment of its own.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # Short of memory, Ray would end all actors at once; one at a time can be replaced.
     os.environ.setdefault("RAY_worker_killing_policy_by_group", "true")
     for variable in JOB_VARIABLES:

@@ -166,7 +166,8 @@ def _open_each(folder: Path, ready: Barrier, problems: "Queue[list[str]]") -> No
 
 def test_processes_that_open_a_new_file_at_the_same_moment_all_get_it(tmp_path: Path) -> None:
     # Without the lock, one of four was refused ("database is locked") in a third of the attempts.
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # or each would import it for itself
     ready, problems = context.Barrier(4), context.Queue()
     openers = [
         context.Process(target=_open_each, args=(tmp_path, ready, problems)) for _ in range(4)
