@@ -31,6 +31,7 @@ from types import ModuleType
 from stargate.actors.process import fork_client
 from stargate.actors.process.fork_client import NUMBER_BYTES
 from stargate.actors.process.heap import ONE_HEAP, follow_tunables, heap_environment
+from stargate.actors.process.paths import socket_folder
 
 # The variable in which a forked process finds the script, to start processes of its own.
 FORKING_PYTHON = "STARGATE_FORKING_PYTHON"
@@ -47,13 +48,16 @@ def forking_python(modules: Sequence[str], environment: Mapping[str, str]) -> It
     """A script that stands for `python`, and starts actors' processes with these modules imported.
 
     The server behind it ends with the block, or with this process. None where processes must start
-    anew: OpenMP reads its variables when it is loaded (the number of threads can be set later), and
-    a preloaded library may be another OpenMP.
+    anew: OpenMP reads its variables when it is loaded (the number of threads can be set later), a
+    preloaded library may be another OpenMP, and no script can be run from a folder mounted so.
     """
     if sys.platform != "linux" or any(map(_needs_a_start, os.environ)):
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="stargate-") as folder:
+    with tempfile.TemporaryDirectory(prefix="stargate-", dir=socket_folder()) as folder:
+        if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+            yield None
+            return
         address, script = Path(folder, "socket"), Path(folder, "python")
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(address))

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shlex
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,7 +35,7 @@ from stargate.actors.runtime.supervisor import Supervisor
 from stargate.actors.scoring.scorer import Scorer, ScorerSpec
 from stargate.actors.training.rank import TrainerRank
 from stargate.actors.training.spec import TrainerSpec
-from stargate.config.run import RunConfig
+from stargate.config.run import Device, RunConfig
 from stargate.monitoring.waiting import await_aloud
 from stargate.resources.cluster import ENGINES
 from stargate.resources.gpu_phases import STARTS, GpuPhases
@@ -100,7 +101,7 @@ def start_ray(num_gpus: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray runs workers at nice 15: anything else on the machine would starve the engines.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Nobody takes the workers that Ray starts beforehand: each actor's has an environment of its own.
+    # Nobody takes workers that Ray starts beforehand: each actor has an environment of its own.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # Short of memory, Ray would end all actors at once; one at a time can be replaced.
     os.environ.setdefault("RAY_worker_killing_policy_by_group", "true")
@@ -383,7 +384,7 @@ def actor_class(
     on_cluster = WORKER_ENVIRONMENT if options else {}
     runtime_env: dict[str, Any] = {"env_vars": {**on_cluster, **environment}}
     if FORKING_PYTHON in environment:
-        runtime_env["py_executable"] = environment[FORKING_PYTHON]
+        runtime_env["py_executable"] = shlex.quote(environment[FORKING_PYTHON])
     return ray.remote(cls).options(
         max_concurrency=_MAX_CONCURRENCY,
         runtime_env=runtime_env,
