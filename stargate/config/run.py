@@ -6,7 +6,7 @@ comment says otherwise. Files are read and written by files.py.
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -89,7 +89,7 @@ class EngineConfig(Component):
 
 # Switches of a chat template, by name. A template that knows `enable_thinking` gets false where it
 # is not given; one that a template does not know is refused.
-TemplateSwitches = dict[str, bool | int | float | str]
+TemplateSwitches = dict[str, Any]
 
 
 class QuestionerConfig(Component):

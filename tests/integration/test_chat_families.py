@@ -5,9 +5,13 @@ from typing import Any
 
 import pytest
 
-from stargate.text.chat import Message
+from stargate.config.run import RunConfig
+from stargate.errors import ModelError
+from stargate.text.chat import Message, load_chat_format
+from stargate.text.formats import load_chat_formats
 from stargate.types import Generation, StopReason
 from tests.chat_families import END_TEXTS, family_chat, ids_of, seen_and_sampled
+from tests.public_tokenizers import public_tokenizer
 
 pytestmark = pytest.mark.integration
 
@@ -181,3 +185,23 @@ def test_blanks_that_are_tokens_of_their_own_stay_whole() -> None:
     """Gemma-3 writes three line breaks with one added token (109), as it was trained to."""
     _, gold = family_chat("gemma3").continuation([Message("user", "Hi")], "a\n\n\nb <table>")
     assert gold == (236746, 109, 236763, 655, 5127, 236813)
+
+
+def test_a_templates_switches_per_role() -> None:
+    """Thinking is off unless a role asks for it; a switch that the template lacks is refused."""
+    folder = str(public_tokenizer("qwen3"))
+    hello = [Message("user", "Hi")]
+    config = RunConfig.model_validate(
+        {"model": folder, "roleplayer": {"chat_template_kwargs": {"enable_thinking": True}}}
+    )
+    chat, roleplayer_chat = load_chat_formats(config, folder, folder)
+    assert roleplayer_chat is not None
+    assert chat.prompt_ids(hello)[-6:] == (77091, 198, 151667, 271, 151668, 271)
+    assert roleplayer_chat.prompt_ids(hello)[-2:] == (77091, 198)
+    one, other = load_chat_formats(RunConfig(), folder, folder)
+    assert one is other
+    with pytest.raises(ModelError) as refused:
+        load_chat_format(folder, template_kwargs={"enable_thinkin": True})
+    assert str(refused.value) == (
+        f"{folder}: chat_template_kwargs: its chat template knows no 'enable_thinkin'; leave it out"
+    )
