@@ -1,6 +1,8 @@
 """Says what this machine has, and what would not work on it, with what to do about it.
 
-Exit code 0 if `make demo` would work here, with a GPU build of vLLM a run on GPUs; else 1.
+With a config also where its processes would be, what memory each takes and roughly how long it
+would run. Exit code 0 if `make demo` would work here, with a GPU build of vLLM a run on GPUs, and
+the config fits; else 1.
 """
 
 import argparse
@@ -17,7 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from stargate.errors import ModelError
+from stargate.errors import ConfigError, ModelError
+from stargate.launch.shared import add_gpus_argument
 from stargate.records.files import file_sha256
 from stargate.records.model_folder import WEIGHTS
 from stargate.resources import embedded, models, preflight
@@ -60,6 +63,11 @@ def _judged(topic: str, value: str, bad: bool, level: Level, advice: str) -> Fin
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "config", nargs="?", help="also plan the run of this config, as `stargate run --dry-run`"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of that config")
+    add_gpus_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument(
         "--imports", action="store_true", help="also import the engines, which takes about 20 s"
@@ -69,12 +77,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     findings = list(examine(imports=args.imports))
     failures = [finding for finding in findings if finding.level == "fail"]
+    lines, fits = _plan(args)
     if args.json:
         content = {"ok": not failures, "findings": [asdict(finding) for finding in findings]}
-        print(json.dumps(content, indent=2))
+        print(json.dumps(content | ({"plan": lines, "fits": fits} if lines else {}), indent=2))
     else:
         _print_report(findings, len(failures))
-    return 1 if failures else 0
+        for line in ["", *lines] if lines else []:
+            print(line)
+    return 1 if failures or not fits else 0
+
+
+def _plan(args: argparse.Namespace) -> tuple[list[str], bool]:
+    """The plan of the config that was named, if one was, and whether it fits."""
+    if args.config is None:
+        if args.assume_gpus is not None:
+            raise ConfigError("--assume-gpus is for the plan of a config: stargate doctor CONFIG")
+        return [], True
+    from stargate.config.files import load_config
+    from stargate.launch.dry_run import plan_lines
+
+    return plan_lines(load_config(args.config, args.overrides), args.assume_gpus)
 
 
 def examine(*, imports: bool = False) -> Iterator[Finding]:

@@ -13,17 +13,18 @@ from stargate.config.judge import ApiBackend
 from stargate.config.roleplayer import ApiRoleplayerConfig, FactsGrounding
 from stargate.config.run import RunConfig
 from stargate.data.dataset import Dataset, load_dataset
-from stargate.errors import ConfigError, MachineError
+from stargate.errors import ConfigError, MachineError, ModelError
 from stargate.evaluation.evaluator import Evaluator
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.monitoring.tracking import check_installed
 from stargate.oracle.api_key import read_api_key
-from stargate.resources.gpu_phases import check_phases
 from stargate.resources.gpus import gpu_problem
 from stargate.resources.machine import Machine, core_numbers, describe_machine
+from stargate.resources.model_shape import folder_shape
 from stargate.resources.models import resolve_embedder, resolve_model, resolve_roleplayer
 from stargate.resources.placement import Placement, place
 from stargate.resources.preflight import build_problem, shared_memory_problem
+from stargate.resources.run_plan import check_plan, on_cpus, plan_processes
 from stargate.resources.submission import cluster_address
 from stargate.rollout.roleplayer import require_facts
 from stargate.text.chat import ChatFormat
@@ -116,8 +117,10 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
         num_gpus=1 if placement.gpu_share else len(machine.gpus),
         discovery=discovery,
     )
-    if placement.gpu_share and machine.gpus and discovery is None:
-        _check_shared_gpu(prepared, machine.gpus[0].memory_gb, training)
+    for part in on_cpus(placement):
+        say(part)
+    if discovery is None:
+        _check_memory(prepared, machine, say)
     if training:
         say(placement.schedule)
     _check_pairs(prepared, training, grounded)
@@ -171,12 +174,21 @@ def _place_here(
     return placement
 
 
-def _check_shared_gpu(prepared: Prepared, gpu_gib: float, training: bool) -> None:
-    """Raises MachineError when m_0 is too large for the one GPU that all share."""
-    from stargate.actors.engines.weight_files import num_parameters, read_headers
-
-    parameters = num_parameters(read_headers(str(prepared.base_model_dir)))
-    check_phases(prepared.config, gpu_gib, parameters, training=training)
+def _check_memory(prepared: Prepared, machine: Machine, say: Callable[[str], None]) -> None:
+    """Raises MachineError naming the first process that can't fit, and what to change."""
+    config, placement = prepared.config, prepared.placement
+    try:
+        base = folder_shape(prepared.base_model_dir)
+        shapes = {"questioner": base, "scorer": base, "trainer": base}
+        if prepared.roleplayer_dir is not None:
+            shapes["roleplayer"] = folder_shape(prepared.roleplayer_dir)
+    except ModelError as error:  # a kind of model that nobody has computed yet; it may well fit
+        say(f"note: memory is not checked: {error}")
+        return
+    gpu_gib = min((gpu.memory_gb for gpu in machine.gpus), default=0.0)
+    sizes = {"gpu_gib": gpu_gib, "memory_gib": machine.memory_total_gb}
+    processes = plan_processes(config, placement, shapes, **sizes)
+    check_plan(config, processes, shapes)
 
 
 def _discovery(config: RunConfig, say: Callable[[str], None], training: bool) -> Any:

@@ -29,6 +29,14 @@ def add_run_argument(parser: argparse.ArgumentParser, *, writes: bool) -> None:
         )
 
 
+def add_gpus_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--assume-gpus",
+        metavar="COUNTxGIB",
+        help="pretend a machine, e.g. 8x80 or 1x24; several nodes: 8x80,8x80",
+    )
+
+
 def local_run(args: argparse.Namespace, *, models: bool) -> Path:
     """The folder of args.run; of an address, the folder that it was fetched into just now.
 

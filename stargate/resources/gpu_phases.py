@@ -22,18 +22,10 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from stargate.config.run import RunConfig
 from stargate.errors import MachineError
-from stargate.resources.machine import GIB
+from stargate.resources.memory import PROCESS_GIB
 
-# GiB that a process holds on a GPU as long as it lives, asleep or not: CUDA's context, libraries.
-PROCESS_GIB = 0.75
-# GiB that scoring and training take at least besides weights: activations, logits.
-WORK_GIB = 1.0
 # The share of a GPU that engines may have where the size of the GPU is not known.
 MAX_SHARE = 0.95
-# Bytes per parameter in training, in bfloat16 and in float32: weights, gradients, master weights
-# and two moments of AdamW.
-_TRAINING_BYTES = 16
-_SCORING_BYTES = {"bfloat16": 2, "float32": 4}
 # Ray counts shares of a GPU in these parts: sums of 0.1 come out even.
 GPU_PARTS = 10_000
 
@@ -217,42 +209,6 @@ def check_engines(config: RunConfig, gpu_gib: float | None, *, training: bool = 
             f"when they are awake, {max(0.0, most):.0%} can be had: lower "
             "questioner.engine.gpu_memory_utilization or roleplayer.engine.gpu_memory_utilization"
         )
-
-
-def phase_memory(
-    config: RunConfig, gpu_gib: float, num_parameters: int, *, training: bool = True
-) -> dict[GpuPhase, float]:
-    """GiB of the GPU that each phase takes at least, for an m_0 of so many parameters."""
-    asleep = _num_actors(config, training) * PROCESS_GIB + WORK_GIB
-    m0_gib = num_parameters * _SCORING_BYTES[config.scorer.dtype] / GIB
-    others_gib = _num_others(config, training) * PROCESS_GIB
-    found = {
-        GpuPhase.PLAY: engine_share(config) * gpu_gib + others_gib,
-        GpuPhase.SCORE: config.scorer.num_scorers * m0_gib + asleep,
-    }
-    if training:
-        # Adapters train few weights; those of the model stay as they are, in two bytes or four.
-        per = _SCORING_BYTES[config.trainer.dtype] if config.trainer.lora else _TRAINING_BYTES
-        found[GpuPhase.TRAIN] = num_parameters * per / GIB + asleep
-    return found
-
-
-def check_phases(
-    config: RunConfig, gpu_gib: float, num_parameters: int, *, training: bool = True
-) -> None:
-    """Raises MachineError naming the first phase that can't fit on the GPU, and what to lower."""
-    keys = {
-        GpuPhase.PLAY: "questioner.engine.gpu_memory_utilization",
-        GpuPhase.SCORE: "scorer.num_scorers",
-        GpuPhase.TRAIN: "the model, or set trainer.lora",
-    }
-    needed = phase_memory(config, gpu_gib, num_parameters, training=training)
-    for phase, gib in needed.items():
-        if gib > gpu_gib + 1e-6:
-            raise MachineError(
-                f"cluster.strategy is 'colocated': the {phase} phase needs at least {gib:.1f} GiB "
-                f"of the GPU, it has {gpu_gib:.1f}: lower {keys[phase]}"
-            )
 
 
 def _num_actors(config: RunConfig, training: bool) -> int:

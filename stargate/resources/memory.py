@@ -30,8 +30,8 @@ _LIVE_ELEMENTS = _SUB_GROUP_ELEMENTS = 1_000_000_000
 _DTYPE_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 # Bytes of the scorer's float32 logits of a part; it makes log-probs of them part by part.
 SCORER_LOGIT_BYTES = 256 * 2**20
-# Tokens of one step of an engine; vLLM's own on large GPUs, where it is highest.
-_STEP_TOKENS = 8192
+# Tokens of one step of an engine: vLLM's own on GPUs of so many GiB, and on smaller ones.
+_LARGE_GPU_GIB, _STEP_TOKENS = 70, (16_384, 8_192)
 # GiB of CUDA graphs.
 _GRAPHS_GIB = 0.5
 # GB that an engine on CPU takes besides weights and KV cache; measured, rounded up.
@@ -231,7 +231,9 @@ def engine_memory(
         parts = {"weights": weights, "KV cache": cache, "process": other}
         return Memory(parts, sum(parts.values()))
     per_token = 2 * e * shape.mlps * shape.intermediate / size + 4 * e * shape.hidden
-    work = max(_STEP_TOKENS, config.max_model_len) * per_token + 12.0 * num_seqs * shape.vocabulary
+    own = _STEP_TOKENS[0] if gpu_gib >= _LARGE_GPU_GIB else _STEP_TOKENS[1]
+    step = config.max_num_batched_tokens or own
+    work = step * per_token + 12.0 * num_seqs * shape.vocabulary
     graphs = 0.0 if config.enforce_eager else _GRAPHS_GIB * GIB
     held = weights + work + graphs + PROCESS_GIB * GIB
     cache = config.gpu_memory_utilization * gpu_gib * GIB - held

@@ -60,8 +60,8 @@ def test_the_paper_config_fills_one_node_of_eight() -> None:
     paper, nodes = load_config("paper"), [node("a", 8)]
     assert [(need.name, need.num_gpus) for need in needed(paper, nodes)] == [
         ("questioner-0", 1.0),
-        ("questioner-1", 1.0),
         ("roleplayer-0", 2.0),
+        ("roleplayer-1", 2.0),
         ("scorer-0", 1.0),
         ("trainer-0", 1.0),
         ("trainer-1", 1.0),

@@ -12,11 +12,8 @@ from stargate.resources.cluster import Node, assign, needs, nodes_for
 from stargate.resources.gpu_phases import (
     GpuPhase,
     GpuPhases,
-    check_phases,
-    engine_share,
     gpu_share,
     orders,
-    phase_memory,
 )
 from stargate.resources.placement import place, seat
 
@@ -238,20 +235,6 @@ def test_engines_that_leave_no_room_are_refused() -> None:
     place(config(questioner=greedy), [0], num_gpus=1, gpu_gib=80.0)
     with pytest.raises(MachineError, match="170%"):
         place(config(questioner={}, roleplayer={}), [0], num_gpus=1)
-
-
-def test_every_phase_has_a_budget() -> None:
-    settings = config()
-    assert engine_share(settings) == pytest.approx(0.8)
-    params = 2**30  # so that bytes per parameter are GiB
-    # play: 0.8 x 24 + 2 x 0.75; score: 2 + 4 x 0.75 + 1; train: 16 + 4 x 0.75 + 1
-    found = phase_memory(settings, 24.0, params)
-    assert found == pytest.approx({"play": 20.7, "score": 6.0, "train": 20.0})
-    check_phases(settings, 24.0, params)
-    with pytest.raises(MachineError, match=r"the train phase needs at least 36\.0 GiB.*has 24\.0"):
-        check_phases(settings, 24.0, 2 * params)
-    adapters = config(trainer={"lora": {}})
-    check_phases(adapters, 24.0, 2 * params)
 
 
 def test_on_a_cluster_all_go_to_one_node() -> None:

@@ -231,9 +231,9 @@ def test_the_paper_config_over_two_nodes_of_four_gpus() -> None:
     got = seated(load_config("paper"), head, node("a", 16, 4), node("b", 16, 4))
     assert got.device == "cuda"
     assert got.overlap
-    assert sum(s.num_gpus for s in got.seats.values()) == 7
+    assert sum(s.num_gpus for s in got.seats.values()) == 8
     assert "head" not in got.by_node()
-    assert {len(actors) for actors in got.by_node().values()} == {3}
+    assert sorted(len(actors) for actors in got.by_node().values()) == [2, 4]
     assert all(s.cores is None for s in got.seats.values())
 
 
