@@ -98,8 +98,6 @@ def needs(config: RunConfig, *, device: Device, training: bool = True) -> list[N
         roles.append(("trainer", trainer.num_ranks, keys[0], gpus, keys[1], cpus))
     found = []
     for role, count, count_key, gpus, size_key, cpus in roles:
-        if gpus > 1 and gpus != int(gpus):
-            raise ConfigError(f"{role}.{size_key} must be whole above 1, got {gpus:g}")
         gpus = 0.0 if device == "cpu" else float(gpus) if share is None else share
         sizes = f"{role}.{size_key}", f"{role}.{count_key}"
         found += [Need(role, number, gpus, cpus, *sizes) for number in range(count)]
