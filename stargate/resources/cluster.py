@@ -22,7 +22,7 @@ from functools import partial
 from typing import Literal
 
 from stargate.config.run import Device, RunConfig
-from stargate.errors import ConfigError, MachineError
+from stargate.errors import MachineError
 from stargate.resources.gpu_phases import (
     GPU_PARTS,
     check_engines,
@@ -75,7 +75,7 @@ def needs(config: RunConfig, *, device: Device, training: bool = True) -> list[N
     """What every actor takes: Questioners, Roleplayers, scorers, trainer ranks, in this order.
 
     On "cpu" without overlap the scorers and trainers take turns with the engines on the same cores
-    (placement.py), so that only engines count cores. Raises ConfigError, MachineError.
+    (placement.py), so that only engines count cores. Raises MachineError.
     """
     require_gpu(config, device)
     scorer, trainer = config.scorer, config.trainer

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stargate.config.files import load_config
 from stargate.config.run import RunConfig
-from stargate.errors import ConfigError, MachineError
+from stargate.errors import MachineError
 from stargate.resources.cluster import Need, Node, Strategy, assign, cluster_device, needs
 
 
