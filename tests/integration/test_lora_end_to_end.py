@@ -83,6 +83,25 @@ def test_the_columns_to_be_looked_at_are_those_that_have_changed(
         assert int(found.max()) == len(changed)  # a column in which all have changed
 
 
+def test_vllm_reads_the_adapter(trained: Path) -> None:
+    """Its own reader, without an engine: every tensor belongs to a layer that it adapts."""
+    from vllm.lora.lora_model import LoRAModel
+    from vllm.lora.peft_helper import PEFTHelper
+
+    folder = trained / "adapter"
+    helper = PEFTHelper.from_local_dir(str(folder), max_position_embeddings=512)
+    assert (helper.r, helper.vllm_lora_scaling_factor) == (4, 2.0)
+    read = LoRAModel.from_local_checkpoint(
+        str(folder), set(helper.target_modules), helper, device="cpu", dtype=torch.float32
+    )
+    saved = load_file(folder / "adapter_model.safetensors")
+    assert len(read.loras) == 2 * 7
+    for name, layer in read.loras.items():
+        assert layer.scaling == 2.0, name
+        for kind, tensor in (("A", layer.lora_a), ("B", layer.lora_b)):
+            assert torch.equal(tensor, saved[f"base_model.model.{name}.lora_{kind}.weight"]), name
+
+
 # Both as in a run, in a process of its own: vLLM leaves threads behind.
 _ENGINES = """
 import json, os, sys
