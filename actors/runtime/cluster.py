@@ -206,16 +206,14 @@ class Cluster:
             present = {seat.role for seat in self.seats.values() if seat.node == name}
             if name in self._sites and coming <= present:
                 continue
-            roles = {name: coming | present}
-            asked = await asyncio.to_thread(
-                ask_nodes, [living[name]], roles, self._discovery.config, self._tell
-            )
+            node, roles = living[name], {name: coming | present}
+            config = self._discovery.config
+            asked = await asyncio.to_thread(ask_nodes, [node], roles, config, self._tell)
             report = asked[name]
-            if name in self._sites:
-                site = self._sites[name]
+            if site := self._sites.get(name):
                 self._sites[name] = Site(report.base_model_dir, report.roleplayer_dir, site.log_dir)
             else:
-                await self._move_in(living[name], report)
+                await self._move_in(node, report)
 
     async def _find_room(
         self, actors: Sequence[str], limit: float, what: str, *, avoid_full: bool = False
