@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from stargate.actors.training import deepspeed_backend, loading
+from stargate.actors.training import deepspeed_backend, loading, packing
 from stargate.actors.training.deepspeed_backend import DeepSpeedBackend
 from stargate.actors.training.rank import TrainerRank
 from stargate.actors.training.spec import TrainerSpec
@@ -169,12 +169,44 @@ def test_rank_0_alone_rounds_and_the_others_wait_for_its_save(
     calls = [int((tmp_path / f"rank-{rank}.rounded").read_text()) for rank in range(2)]
     assert calls[0] > 10 and calls[1] == 0
     loaded = [json.loads((tmp_path / f"rank-{rank}.loaded").read_text()) for rank in range(2)]
-    print(f"ZeRO-{stage}: {loaded} (2 bytes per weight; embeddings and head are half of it each)")
+    print(f"ZeRO-{stage}: {loaded} (the whole is 4; embeddings and head are half of it each)")
     assert [note["read"] for note in loaded] == ([1, 1] if stage == 2 else [1, 0])
     # The largest parameter and the own half of what came before. Whole it would be 4.
     assert stage == 2 or loaded[1]["held"] < 3.2
     # Both computed with what rank 0 rounded.
     assert first.validation_loss == second.validation_loss
+
+
+class Trying(DeepSpeedBackend):
+    """Writes down in which precision packed attention was computed when it was tried."""
+
+    def __init__(self, spec: TrainerSpec, start_model_dir: str) -> None:
+        attention, seen = packing._attention, set()
+
+        def watched(module: Any, query: torch.Tensor, *others: Any, **named: Any) -> Any:
+            seen.add(str(query.dtype))
+            return attention(module, query, *others, **named)
+
+        packing._attention = watched
+        try:
+            super().__init__(spec, start_model_dir)
+        finally:
+            packing._attention = attention
+        assert self.packed
+        Path(spec.log_file or "").with_suffix(".tried").write_text(" ".join(seen))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_packing_is_tried_as_the_model_trains(
+    one: Ranks, tiny: Path, tmp_path: Path, stage: Any
+) -> None:
+    """After DeepSpeed has put it where it computes: in bfloat16, though its files are float32."""
+    settings = config(zero_stage=stage, dtype="bfloat16", num_epochs=1)
+    settings = settings.model_copy(update={"backend": f"{__name__}:{Trying.__name__}"})
+    one.train(settings, make_examples(4), tiny, tmp_path / "m1")
+    tried = Path(one._specs[0].log_file or "").with_suffix(".tried")
+    assert tried.read_text() == "torch.bfloat16"
+    tried.unlink()
 
 
 def test_rounding_a_part_at_a_time_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
