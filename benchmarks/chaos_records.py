@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stargate.algorithm.scoring import GoldScoring
+from stargate.algorithm.score_requests import GoldScoring
 from stargate.algorithm.selection import select
 from stargate.evaluation.playing import plan_evaluation
 from stargate.launch.setup import Prepared

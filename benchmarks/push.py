@@ -109,9 +109,9 @@ async def _measure(
     import torch
 
     from stargate.actors.runtime.actor_slots import HeldWeights
-    from stargate.actors.runtime.clients import WeightPusher
     from stargate.actors.runtime.spawn import start_ray
     from stargate.actors.runtime.supervisor import Supervisor
+    from stargate.actors.runtime.weight_pusher import WeightPusher
     from stargate.records.model_folder import weight_files
 
     start_ray(num_gpus)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stargate.actors.scoring.prefix_tree import Text, common_length, num_unique_tokens
-from stargate.algorithm.scoring import GoldScoring
+from stargate.algorithm.score_requests import GoldScoring
 from stargate.benchmarks.recorded import RecordedDialogues
 from stargate.errors import DataError
 from stargate.resources.models import context_length

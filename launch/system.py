@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stargate.algorithm.base import build_algorithm
-from stargate.algorithm.scoring import GoldScoring
+from stargate.algorithm.score_requests import GoldScoring
 from stargate.config.roleplayer import ApiRoleplayerConfig
 from stargate.config.run import RunConfig
 from stargate.launch.setup import Prepared
@@ -104,9 +104,9 @@ class RunningSystem:
             GuardedPool,
             GuardedWorkers,
             TrainerGroup,
-            WeightPusher,
         )
         from stargate.actors.runtime.scorer_clients import GatheredScore, ScoreDeadline, ScorerPool
+        from stargate.actors.runtime.weight_pusher import WeightPusher
 
         prepared, actors = self.prepared, self.actor_group
         supervisor, turns = actors.supervisor, actors.turns

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from stargate.algorithm.base import ScoredGroup
-from stargate.algorithm.scoring import to_dialogue_score, to_turn_scores
+from stargate.algorithm.score_requests import to_dialogue_score, to_turn_scores
 from stargate.algorithm.selection import other_golds
 from stargate.errors import RecordDropped
 from stargate.monitoring.progress import Stage

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 from stargate.algorithm.base import Algorithm
-from stargate.algorithm.scoring import GoldScoring
+from stargate.algorithm.score_requests import GoldScoring
 from stargate.config.run import RunConfig, SamplingConfig
 from stargate.monitoring.progress import Progress, Stage
 from stargate.protocols import Generate, Play, PushWeights, Roleplay, Score, Train

@@ -5,7 +5,7 @@ GuardedPool     Generate     the engines of a role (replica_pool.py); texts by w
 GuardedWorkers  Play         the dialogue workers, their dialogues checked as texts are
 ScorerPool      Score        in scorer_clients.py
 TrainerGroup    Train        one call on every rank, progress polled from rank 0
-WeightPusher    PushWeights  one file into every Questioner engine, then their versions compared
+WeightPusher    PushWeights  in weight_pusher.py
 
 Each takes the actors' own list of its actors and a supervisor. When an actor dies, its work is done
 again: by the others, or by the one that the supervisor puts in its place. Where somebody died too
@@ -13,7 +13,6 @@ often, nobody waits for ever but hears of that.
 """
 
 import asyncio
-import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
@@ -36,7 +35,6 @@ from stargate.types import (
     DialoguePlan,
     GenerateRequest,
     Generation,
-    PushResult,
     TrainingExample,
     TrainResult,
 )
@@ -235,66 +233,3 @@ class TrainerGroup:
                     return
                 await asyncio.sleep(_POLL_SECONDS)
                 state = await remote(rank.progress.remote())
-
-
-class WeightPusher:
-    """Pushes a saved model folder into every Questioner engine."""
-
-    def __init__(self, engines: Sequence[Any], supervisor: Supervisor) -> None:
-        self._engines = engines
-        self._supervisor = supervisor
-
-    async def __call__(self, model_dir: str, version: int) -> PushResult:
-        """Loads the weights everywhere; an engine that dies of it is replaced and tried once more.
-
-        Raises EngineError unless every engine reports `version`.
-        """
-        started = time.perf_counter()
-        holding: dict[int, Any] = {}  # by place: the engine that took the weights
-        phases: list[dict[str, float]] = []
-
-        async def push_into(number: int) -> None:
-            holding[number], took = await self._push_into(number, model_dir, version)
-            phases.append(took)
-
-        with self._supervisor.weights.pushing(model_dir, version):
-            # One that had taken them may be replaced while others still load theirs.
-            while missing := [n for n, e in enumerate(self._engines) if holding.get(n) is not e]:
-                await asyncio.gather(*(push_into(number) for number in missing))
-        slowest = {name: max(phase.get(name, 0.0) for phase in phases) for name in phases[0]}
-        return PushResult(
-            version=version,
-            num_engines=len(self._engines),
-            seconds=time.perf_counter() - started,
-            phases=slowest,
-        )
-
-    async def _push_into(
-        self, number: int, model_dir: str, version: int
-    ) -> tuple[Any, dict[str, float]]:
-        """The engine at this place that took the weights, and its seconds by phase."""
-        while True:
-            engine = self._engines[number]
-            try:
-                # An engine that sees the saved folder reads that: it was just written, so it is
-                # cached, and a copy into shared memory would take longer than the whole push.
-                started = time.perf_counter()
-                async with self._supervisor.file_access.bring(
-                    model_dir, f"questioner-{number}"
-                ) as folder:
-                    brought = time.perf_counter() - started
-                    took: dict[str, float] = await remote(
-                        engine.load_weights.remote(folder, version)
-                    )
-                took = {"bring": brought, **took}
-                reported = await remote(engine.reported_version.remote())
-            except EngineError as error:
-                if await self._supervisor.replace("questioner", number, error) is engine:
-                    raise  # it lives: it was no death
-                self._supervisor.counters.resent["push"] += 1
-                continue
-            if reported != version:
-                raise EngineError(
-                    f"weight push: sent version {version}, questioner-{number} reports {reported}"
-                )
-            return engine, took

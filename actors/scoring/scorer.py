@@ -103,7 +103,7 @@ class Scorer:
 
         Concurrent calls are merged into common passes. A call with a record that can't be scored is
         refused as a whole, before anything is computed, by a RecordDropped that names the record:
-        who wants to go on without it checks lengths first, as stargate/algorithm/scoring.py does.
+        who wants to go on without it checks lengths first, as algorithm/score_requests.py does.
         Raises DivergenceError if m_0 gives a log-prob that is not finite.
         """
         if self._model is None or self._worker is None:

@@ -35,8 +35,8 @@ from stargate.actors.modeling.model import (
 from stargate.actors.modeling.weight_sums import ChangedColumns
 from stargate.actors.training import lora as adapters
 from stargate.actors.training.batches import Batch, make_batch
+from stargate.actors.training.freed_memory import empty_tensors
 from stargate.actors.training.loading import load, share_out
-from stargate.actors.training.memory import empty_tensors
 from stargate.actors.training.optimizer_state import OptimizerState
 from stargate.actors.training.packing import make_packable
 from stargate.actors.training.spec import TrainerSpec

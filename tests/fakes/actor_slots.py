@@ -10,8 +10,8 @@ from typing import Any
 from stargate.actors.rpc.batched_calls import CallBatch, Delivery
 from stargate.actors.rpc.remote import ActorDied
 from stargate.actors.runtime.actor_slots import ActorSlot, HeldWeights
-from stargate.actors.runtime.clients import WeightPusher
 from stargate.actors.runtime.supervisor import Supervisor
+from stargate.actors.runtime.weight_pusher import WeightPusher
 from stargate.records.counters import Counters
 from stargate.types import (
     GenerateRequest,

@@ -5,7 +5,7 @@ The real tokenizers and templates of Qwen3 and gpt-oss; what the engines say is 
 
 import pytest
 
-from stargate.algorithm.scoring import GoldScoring
+from stargate.algorithm.score_requests import GoldScoring
 from stargate.algorithm.star_gate import StarGate
 from stargate.config.algorithm import StarGateConfig
 from stargate.config.run import EngineRoleplayerConfig, SamplingConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stargate.algorithm.base import build_algorithm
-from stargate.algorithm.scoring import GoldScoring
+from stargate.algorithm.score_requests import GoldScoring
 from stargate.config.run import RunConfig
 from stargate.errors import DataError, DivergenceError, EngineError
 from stargate.monitoring.progress import PlainProgress

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stargate.algorithm.scoring import GoldScoring, to_dialogue_score
+from stargate.algorithm.score_requests import GoldScoring, to_dialogue_score
 from stargate.algorithm.selection import select
 from stargate.algorithm.star_gate import StarGate
 from stargate.config.algorithm import StarGateConfig

@@ -13,8 +13,8 @@ from stargate.actors.runtime.clients import (
     GuardedPool,
     GuardedWorkers,
     TrainerGroup,
-    WeightPusher,
 )
+from stargate.actors.runtime.weight_pusher import WeightPusher
 from stargate.errors import DivergenceError, EngineError
 from stargate.monitoring.progress import PlainProgress
 from stargate.types import DialoguePlan, GenerateRequest, Generation, Sampling
