@@ -25,7 +25,7 @@ _LIGHT = {
     "text": "chat prompts views",
     "config": "run",
     "rollout": "dialogue grounding roleplayer",
-    "algorithm": "star_gate scoring selection",
+    "algorithm": "star_gate score_requests selection",
     "resources": "models placement",
     "monitoring": "progress tracking",
     "evaluation": "controls judging",
