@@ -1,7 +1,7 @@
 """Build, import, export, check and show the data of a run: tasks, personas and golds.
 
-A dataset is a folder with tasks, personas and golds as .jsonl or .parquet; `starter` names the
-packaged one. Each subcommand tells more with --help.
+A dataset is a folder with tasks, personas and golds as .jsonl or .parquet; `starter` and `asking`
+name packaged ones. Each subcommand tells more with --help.
 """
 
 import argparse
@@ -145,7 +145,7 @@ examples:
 
 
 def _configure_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", metavar="DATASET", help="a dataset folder, or starter")
+    parser.add_argument("dataset", metavar="DATASET", help="a dataset folder, starter or asking")
     parser.add_argument("out", type=Path, metavar="OUT", help="the new folder")
     parser.add_argument(
         "--format", choices=("jsonl", "parquet", "hf", "sft"), required=True, help="see above"
@@ -163,14 +163,14 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_export(args: argparse.Namespace) -> int:
-    from stargate.data.dataset import open_dataset
+    from stargate.data.dataset import PACKAGED, open_dataset
     from stargate.data.exporters import export_dataset, export_sft
     from stargate.data.showing import Screen
     from stargate.text.prompts import load_prompts
 
     screen = Screen()
     dataset = open_dataset(args.dataset)
-    source = None if args.dataset == "starter" else Path(args.dataset)
+    source = None if args.dataset in PACKAGED else Path(args.dataset)
     for reason, count in dataset.drop_counts.items():
         screen.line(f"not exported: {count} x {reason} (golds that no run uses)", "warning")
     if args.format == "sft":
@@ -210,7 +210,7 @@ examples:
 
 
 def _configure_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", metavar="DATASET", help="a dataset folder, or starter")
+    parser.add_argument("dataset", metavar="DATASET", help="a dataset folder, starter or asking")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
     parser.add_argument(
         "--strict", action="store_true", help=f"exit {ExitCode.FAULTY_DATA} when there are errors"
@@ -286,7 +286,7 @@ examples:
 
 
 def _configure_show(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", metavar="DATASET", help="a dataset folder, or starter")
+    parser.add_argument("dataset", metavar="DATASET", help="a dataset folder, starter or asking")
     parser.add_argument("--split", help="only pairs of this split")
     parser.add_argument("--task", metavar="ID", help="only pairs of this task")
     parser.add_argument("--persona", metavar="ID", help="only pairs of this persona")

@@ -38,7 +38,7 @@ class SplitLimit(Component):
 class DataConfig(Component):
     """Where tasks, personas and golds come from."""
 
-    source: str = "starter"  # "starter" (packaged) or a folder with tasks, personas and golds
+    source: str = "starter"  # "starter", "asking" (both packaged), or a folder of your own
     train_splits: tuple[str, ...] = ("A", "B")  # iteration t trains on train_splits[t % len]
     test_split: str = "test"
     train: SplitLimit = SplitLimit()

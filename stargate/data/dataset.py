@@ -33,6 +33,9 @@ from stargate.data.reading import jsonl_rows, parquet_rows
 from stargate.errors import DataError
 from stargate.types import Pair, Persona, Task
 
+# Data sets that are packaged, by name: folders beside this file.
+PACKAGED = ("starter", "asking")
+
 _Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 _Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
 _Strip = AfterValidator(str.strip)
@@ -190,8 +193,8 @@ class Dataset:
 
 
 def _folder(source: str | Path) -> Path:
-    """The folder that a source names; "starter" is packaged."""
-    return Path(__file__).parent / "starter" if str(source) == "starter" else Path(source)
+    """The folder that a source names; those of PACKAGED come with stargate."""
+    return Path(__file__).parent / source if str(source) in PACKAGED else Path(source)
 
 
 def load_dataset(config: DataConfig) -> Dataset:
@@ -202,7 +205,7 @@ def load_dataset(config: DataConfig) -> Dataset:
 
 
 def open_dataset(source: str | Path) -> Dataset:
-    """A dataset to look at: "starter" or a folder, in which parts may be missing.
+    """A dataset to look at: a packaged one or a folder, in which parts may be missing.
 
     Raises DataError.
     """

@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 CONTROLS = {
     "matched",
+    "other_gold",
     "shuffled",
     "no_dialogue",
     "persona_given",
@@ -29,7 +30,7 @@ CONTROLS = {
 
 
 def messages(pair: Pair, entry: ControlScore, dialogues: dict[str, Dialogue]) -> list[Any]:
-    """The conversation before the gold, written down without our code."""
+    """The conversation of `pair` before the gold, written down without our code."""
     opening = f"My name is {pair.persona.name}.\n\n{pair.task.text}"
     if entry.control.startswith("persona"):
         opening += f"\n\nHere is some background about me: {pair.persona.text}"
@@ -60,7 +61,12 @@ def test_controls_equal_a_naive_float32_pass(finished: tuple[Run, str]) -> None:
     compared = 0
     for entry in entries:
         pair = pairs[entry.pair_id]
-        said = messages(pair, entry, dialogues)
+        # Another's gold is scored where it would be said: after the dialogue, to its persona. None
+        # of the starter set's golds names its own.
+        assert pair.persona.name.split()[0] not in str(pair.gold)
+        other_gold = entry.control == "other_gold" and entry.dialogue_id
+        told = pairs[dialogues[other_gold].pair_id] if other_gold else pair
+        said = messages(told, entry, dialogues)
         context = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
         whole = tokenizer.apply_chat_template(
             [*said, {"role": "assistant", "content": pair.gold}], return_dict=False
