@@ -1,6 +1,7 @@
 """What an evaluation of a real run says, against naive arithmetic; `stargate eval` and `report`."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,11 @@ def test_controls_equal_a_naive_float32_pass(finished: tuple[Run, str]) -> None:
     compared = 0
     for entry in entries:
         pair = pairs[entry.pair_id]
-        # Another's gold is scored where it would be said: after the dialogue, to its persona. None
-        # of the starter set's golds names its own.
-        assert pair.persona.name.split()[0] not in str(pair.gold)
-        other_gold = entry.control == "other_gold" and entry.dialogue_id
-        told = pairs[dialogues[other_gold].pair_id] if other_gold else pair
+        other_gold = entry.dialogue_id if entry.control == "other_gold" else None
+        named = re.search(rf"\b({'|'.join(pair.persona.name.split())})\b", str(pair.gold), re.I)
+        # Another's gold is scored where it would be said: to the dialogue's persona, unless it
+        # calls its own by name.
+        told = pairs[dialogues[other_gold].pair_id] if other_gold and not named else pair
         said = messages(told, entry, dialogues)
         context = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
         whole = tokenizer.apply_chat_template(
