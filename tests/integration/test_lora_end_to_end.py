@@ -119,7 +119,8 @@ config = EngineConfig(max_model_len=256, cpu_kv_cache_gb=0.1)
 def arguments(model):
     found = engine_arguments(EngineSpec("questioner", model, config))
     found.pop("logits_processors")
-    return found
+    # Our own engines on CPUs ask for logits, of which nucleus.py makes log-probs.
+    return found | {"logprobs_mode": "raw_logprobs"}
 
 def answer(engine, **more):
     asked = SamplingParams(temperature=0.0, max_tokens=8, prompt_logprobs=0, logprobs=0)

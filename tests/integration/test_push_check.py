@@ -32,7 +32,8 @@ arguments = engine_arguments(EngineSpec("questioner", old, config))
 arguments.pop("logits_processors")
 from safetensors.torch import load_file
 from vllm import LLM
-engine = LLM(**arguments).llm_engine.engine_core.engine_core
+llm = LLM(**arguments)  # kept: what it has set up ends with it
+engine = llm.llm_engine.engine_core.engine_core
 worker = engine.model_executor.driver_worker.worker
 
 def push(folder):
