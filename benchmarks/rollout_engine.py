@@ -58,7 +58,7 @@ class MeasuredEngine(Engine):
 
     async def _again(self, llm: Any, one: Served) -> Work:
         output = await self._final_output(
-            llm, one.request, max_tokens=one.num_generated, ignore_eos=True
+            llm, one.request, max_tokens=one.num_generated, ignore_eos=True, stop_token_ids=[]
         )
         got = len(output.outputs[0].token_ids)
         if got != one.num_generated:
