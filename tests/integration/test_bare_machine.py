@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,12 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, list[dict[str, Any]], str
         [str(_SCRIPT), "--small", *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHON": "python", "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(tmp_path),
+            "PYTHON": sys.executable,
+            "OMP_NUM_THREADS": "1",
+        },
     )
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
