@@ -245,7 +245,8 @@ def test_a_node_whose_ray_ends_is_named_at_once(checkout: Path) -> None:
     assert code == 1
     assert "slurm.sh: node node-b: Ray ended with 9 before the run began" in errors
     assert diary(checkout, "stargate") == []
-    await_that(lambda: not left_over(checkout)) and list(checkout.glob(".slurm-*")) == []
+    await_that(lambda: not left_over(checkout))
+    assert list(checkout.glob(".slurm-*")) == []
 
 
 def test_nodes_that_do_not_join_in_time_end_it(checkout: Path) -> None:
