@@ -51,11 +51,11 @@ def gpu_problem() -> str | None:
                 "NVIDIA_DRIVER_CAPABILITIES=compute,utility"
             )
         return None
-    present = [gpu for gpu, *_ in _present()]
+    present = _present()
     if not present:
         return "nvidia-smi is installed but names no GPU; check the driver"
     mask = os.environ.get(MASK)
-    used = len(gpus())
+    used = len(visible(present, mask))
     if mask is None or used == len(mask.split(",")):
         return None
     return f"{MASK}={mask!r} names {used} usable of this machine's {len(present)} GPUs" + (
@@ -115,6 +115,7 @@ def visible(present: Sequence[tuple[Gpu, ...]], mask: str | None) -> tuple[Gpu, 
 def _present() -> list[tuple[Gpu, ...]]:
     """Every GPU of the machine with its MIG instances, whatever the mask says."""
     output = command_output("nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits")
+    listed = command_output("nvidia-smi", "-L") if "Enabled" in (output or "") else None
     found: list[tuple[Gpu, ...]] = []
     for line in (output or "").splitlines():
         cells = [cell.strip() for cell in line.split(",")]
@@ -123,14 +124,18 @@ def _present() -> list[tuple[Gpu, ...]]:
         _, uuid, mig, name, memory, driver, capability = cells
         major, _, minor = capability.partition(".")
         gpu = Gpu(name, _memory_gb(memory), driver, (int(major), int(minor)), uuid)
-        found.append((gpu, *(_instances(len(found), gpu) if mig == "Enabled" else ())))
+        instances = _instances(listed or "", len(found), gpu) if mig == "Enabled" else ()
+        found.append((gpu, *instances))
     return found
 
 
-def _instances(index: int, gpu: Gpu) -> list[Gpu]:
-    """The MIG instances of a GPU. Their profile tells the memory: 3g.20gb has 20."""
-    listed, current = [], -1
-    for line in (command_output("nvidia-smi", "-L") or "").splitlines():
+def _instances(listed: str, index: int, gpu: Gpu) -> list[Gpu]:
+    """The MIG instances of a GPU. Their profile tells the memory: 3g.20gb has 20.
+
+    `listed` is what `nvidia-smi -L` says of all GPUs.
+    """
+    found, current = [], -1
+    for line in listed.splitlines():
         instance = _MIG.match(line)
         if instance is None:
             current += line.startswith("GPU ")
@@ -138,8 +143,8 @@ def _instances(index: int, gpu: Gpu) -> list[Gpu]:
             memory = re.search(r"(\d+)gb", instance[1])
             gib = float(memory[1]) if memory else gpu.memory_gb
             name = f"{gpu.name} MIG {instance[1]}"
-            listed.append(replace(gpu, name=name, memory_gb=gib, uuid=instance[2]))
-    return listed
+            found.append(replace(gpu, name=name, memory_gb=gib, uuid=instance[2]))
+    return found
 
 
 def _memory_gb(mib: str) -> float:
