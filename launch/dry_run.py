@@ -6,18 +6,23 @@ RunConfig, this machine's GPUs or `--assume-gpus 8x80` -> lines for the screen, 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from stargate.config.roleplayer import ApiRoleplayerConfig
 from stargate.config.run import RunConfig
-from stargate.data.dataset import Dataset, load_dataset
+from stargate.data.dataset import load_dataset
 from stargate.errors import ConfigError, ModelError
 from stargate.resources.cluster import Node, nodes_for
-from stargate.resources.machine import GIB, core_numbers, describe_machine
+from stargate.resources.machine import GIB, core_numbers, describe_machine, memory
 from stargate.resources.memory import cache_token_bytes
 from stargate.resources.model_shape import ModelShape, find_shape
-from stargate.resources.placement import Placement, place, seat
-from stargate.resources.run_plan import PlannedProcess, on_cpus, plan_problems, plan_processes
+from stargate.resources.placement import Placement, own_machine, place, seat
+from stargate.resources.run_plan import (
+    PlannedProcess,
+    Shapes,
+    on_cpus,
+    plan_problems,
+    plan_processes,
+)
 from stargate.resources.time_estimate import TimeEstimate, estimate_time
 
 _GPUS = re.compile(r"(\d+)x(\d+(?:\.\d+)?)")
@@ -41,10 +46,10 @@ class Hardware:
 
 def hardware(assumed: str | None) -> Hardware:
     """This machine, or the one that is assumed. Raises ConfigError for what is no COUNTxGIB."""
-    machine = describe_machine()
     if assumed is None:
-        cores, sizes = core_numbers(), [gpu.memory_gb for gpu in machine.gpus]
-        node = Node("", len(sizes), len(cores), cores=cores)
+        machine, cores = describe_machine(), core_numbers()
+        sizes = [gpu.memory_gb for gpu in machine.gpus]
+        node = own_machine(cores, len(sizes))
         label = f"{len(sizes)} GPUs of {min(sizes):.0f} GiB" if sizes else f"{len(cores)} cores"
         gpu_gib = min(sizes, default=0.0)
         return Hardware((node,), gpu_gib, machine.memory_total_gb, f"this machine, {label}")
@@ -57,7 +62,8 @@ def hardware(assumed: str | None) -> Hardware:
         name = f"node {number}" if len(found) > 1 else ""
         nodes.append(Node(name, count, len(cores), name, machine=name, cores=cores))
         sizes.append(float(match[2]))
-    return Hardware(tuple(nodes), min(sizes), machine.memory_total_gb, f"{assumed} GiB, assumed")
+    total, _ = memory()
+    return Hardware(tuple(nodes), min(sizes), total, f"{assumed} GiB, assumed")
 
 
 def find_shapes(config: RunConfig, notes: list[str]) -> dict[str, ModelShape | None]:
@@ -95,12 +101,12 @@ def plan_lines(config: RunConfig, assumed: str | None) -> tuple[list[str], bool]
     placement = _place(config, has)
     sizes = {"gpu_gib": has.gpu_gib, "memory_gib": has.memory_gib}
     processes = plan_processes(config, placement, shapes, **sizes)
-    dataset = load_dataset(config.data)
+    pairs = _count_pairs(config)
     problems = list(plan_problems(config, processes, shapes))
     lines = [
         f"{config.name} on {has.label}: a plan, nothing is started",
         "",
-        *_stages(config, dataset, shapes),
+        *_stages(config, pairs, shapes),
         placement.schedule,
         *notes,
         *on_cpus(placement),
@@ -108,7 +114,7 @@ def plan_lines(config: RunConfig, assumed: str | None) -> tuple[list[str], bool]
         *_table(processes, len(has.nodes) > 1),
         *_caches(config, processes, shapes),
         "",
-        *_times(config, _estimate(config, placement, shapes, dataset, has)),
+        *_times(config, _estimate(config, placement, shapes, pairs, has)),
         "",
         *(f"does not fit: {problem}" for problem in problems),
         *([] if problems else ["every process fits" if not notes else "what is known fits"]),
@@ -126,32 +132,37 @@ def _place(config: RunConfig, has: Hardware) -> Placement:
     return seat(config, assigned, used)
 
 
-def _train_pairs(config: RunConfig, dataset: Dataset) -> list[int]:
-    """Of each split that iterations train on."""
-    data = config.data
-    return [len(dataset.pairs(split, data.train)) for split in data.train_splits]
+@dataclass(frozen=True)
+class PairCounts:
+    """Pairs of each split that iterations train on, and of the test split."""
+
+    train: list[int]
+    test: int
 
 
-def _stages(
-    config: RunConfig, dataset: Dataset, shapes: dict[str, ModelShape | None]
-) -> Iterator[str]:
-    data, rollout, pairs = config.data, config.rollout, _train_pairs(config, dataset)
+def _count_pairs(config: RunConfig) -> PairCounts:
+    data, dataset = config.data, load_dataset(config.data)
+    train = [len(dataset.pairs(split, data.train)) for split in data.train_splits]
+    return PairCounts(train, len(dataset.pairs(data.test_split, data.test)))
+
+
+def _stages(config: RunConfig, pairs: PairCounts, shapes: Shapes) -> Iterator[str]:
+    data, rollout = config.data, config.rollout
     for role, name in (("questioner", config.model), ("roleplayer", config.roleplayer.model)):
         shape = shapes.get(role)
         if shape is not None:
             active = f", {shape.active / 1e9:.1f} of them for a token" if shape.experts else ""
             yield f"{role}: {name}, {shape.parameters / 1e9:.2f} billion parameters{active}"
     turns = ", ".join(map(str, rollout.turns))
-    splits = ", ".join(f"{s} {n}" for s, n in zip(data.train_splits, pairs, strict=True))
+    splits = ", ".join(f"{s} {n}" for s, n in zip(data.train_splits, pairs.train, strict=True))
     yield (
         f"{config.schedule.num_iterations} iterations, each: {rollout.num_dialogues} dialogues of "
         f"{turns} turns for each pair (pairs of {splits}), score, respond, train, push"
     )
     if config.evaluation.enabled:
-        tests = len(dataset.pairs(data.test_split, data.test))
         yield (
             f"evaluation before the first and after each: {config.evaluation.num_dialogues} "
-            f"dialogues for each of {tests} test pairs"
+            f"dialogues for each of {pairs.test} test pairs"
         )
 
 
@@ -178,7 +189,7 @@ def _table(processes: Sequence[PlannedProcess], several: bool) -> Iterator[str]:
 
 
 def _caches(
-    config: RunConfig, processes: Sequence[PlannedProcess], shapes: dict[str, ModelShape | None]
+    config: RunConfig, processes: Sequence[PlannedProcess], shapes: Shapes
 ) -> Iterator[str]:
     """How many texts of full length an engine's cache holds."""
     for role, engine in config.engines.items():
@@ -193,16 +204,15 @@ def _caches(
 
 
 def _estimate(
-    config: RunConfig, placement: Placement, shapes: Any, dataset: Dataset, has: Hardware
+    config: RunConfig, placement: Placement, shapes: Shapes, pairs: PairCounts, has: Hardware
 ) -> TimeEstimate | None:
-    pairs = _train_pairs(config, dataset)
     return estimate_time(
         config,
         placement,
         shapes,
         gpu_gib=has.gpu_gib,
-        train_pairs=sum(pairs) / len(pairs),
-        test_pairs=len(dataset.pairs(config.data.test_split, config.data.test)),
+        train_pairs=sum(pairs.train) / len(pairs.train),
+        test_pairs=pairs.test,
     )
 
 
