@@ -6,19 +6,16 @@ from typing import Any
 from stargate.actors.engines.weight_files import BACKEND
 from stargate.actors.process.heap import KEEP_FREED_MEMORY, heap_environment
 from stargate.config.run import Device, EngineConfig
+from stargate.resources.memory import CPU_ENGINE_GB, DTYPE_BYTES
 from stargate.types import Sampling
 
 # vLLM's own KV block on CPU is 128 tokens: in short dialogues no prefix would ever be found again.
 CPU_BLOCK_SIZE = 32
 # Tokens of one step; vLLM's own number on CPU. Without chunked prefill the longest prompt must fit.
 CPU_BATCHED_TOKENS = 2048
-# Measured: an engine's two processes, besides weights and KV cache, rounded up (GB). With tensor
-# parallelism each rank has one more, about 0.6 GB.
-CPU_OVERHEAD_GB = 1.9
 # The names of nucleus.NucleusLogitsProcessor and its argument, which need vLLM to be imported.
 NUCLEUS = "stargate.actors.engines.nucleus:NucleusLogitsProcessor"
 NUCLEUS_ARGUMENT = "stargate_top_p"
-_DTYPE_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 
 # What vLLM reads while it is imported, of what it may say and to whom.
 NOISE = {
@@ -160,5 +157,5 @@ def sampling_arguments(sampling: Sampling, device: Device) -> dict[str, Any]:
 
 def needed_memory_gb(spec: EngineSpec, num_parameters: int) -> float:
     """Memory that an engine on CPU takes, in GB (1e9 bytes)."""
-    weights_gb = num_parameters * _DTYPE_BYTES[spec.config.dtype] / 1e9
-    return weights_gb + spec.config.cpu_kv_cache_gb + CPU_OVERHEAD_GB
+    weights_gb = num_parameters * DTYPE_BYTES[spec.config.dtype] / 1e9
+    return weights_gb + spec.config.cpu_kv_cache_gb + CPU_ENGINE_GB

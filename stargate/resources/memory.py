@@ -27,14 +27,16 @@ PROCESS_GIB = 0.75
 BUCKET_ELEMENTS = 50_000_000
 # DeepSpeed's own under ZeRO-3: elements that are kept gathered, and of one part of an update.
 _LIVE_ELEMENTS = _SUB_GROUP_ELEMENTS = 1_000_000_000
-_DTYPE_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
+# Bytes of a number in each dtype of a config.
+DTYPE_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 # Bytes of the scorer's float32 logits of a part; it makes log-probs of them part by part.
 SCORER_LOGIT_BYTES = 256 * 2**20
 # Tokens of one step of an engine: vLLM's own on GPUs of so many GiB, and on smaller ones.
 _LARGE_GPU_GIB, _STEP_TOKENS = 70, (16_384, 8_192)
 # GiB of CUDA graphs.
 _GRAPHS_GIB = 0.5
-# GB that an engine on CPU takes besides weights and KV cache; measured, rounded up.
+# GB that an engine on CPU takes besides weights and KV cache: its two processes, measured, rounded
+# up. With tensor parallelism each rank has one more, about 0.6 GB.
 CPU_ENGINE_GB = 1.9
 # GiB of a Python process with torch on a CPU.
 _CPU_PROCESS_GIB = 0.6
@@ -81,7 +83,7 @@ def trainer_memory(config: TrainerConfig, shape: ModelShape, device: Device) -> 
     kept, worked = (tokens * per_token for per_token in token_bytes(config, shape, device))
     logits = 12.0 * tokens * shape.vocabulary  # float32: log-softmax and two gradients of it
     way, update = _on_the_way(config, shape, trained)
-    e = _DTYPE_BYTES[config.dtype]
+    e = DTYPE_BYTES[config.dtype]
     bucket = float(e * BUCKET_ELEMENTS) if config.zero_stage >= 2 else 0.0
     process = (PROCESS_GIB if device == "cuda" else _CPU_PROCESS_GIB) * GIB
     held = sum(states.values()) + bucket + process
@@ -174,9 +176,7 @@ def _attention_bytes(config: TrainerConfig, shape: ModelShape, device: Device) -
     """
     e = 2 if config.dtype == "bfloat16" else 4
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    if device == "cuda":
-        return e * (2 * queries + 2 * keys) + 4 * shape.heads
-    if not config.packing:
+    if device == "cuda" or not config.packing:
         return e * (2 * queries + 2 * keys) + 4 * shape.heads
     return e * 5 * queries + 4 * shape.heads
 
@@ -187,7 +187,7 @@ def scorer_memory(config: ScorerConfig, shape: ModelShape, device: Device) -> Me
     On a CPU embeddings in bfloat16 stay so: all of these weights are pages of the file, which the
     scorers of a machine share.
     """
-    e = _DTYPE_BYTES[config.dtype]
+    e = DTYPE_BYTES[config.dtype]
     precise = (1 if shape.tied else 2) * shape.embedding
     weights = float(e * shape.parameters)
     if device == "cuda":
@@ -210,7 +210,7 @@ def cache_token_bytes(config: EngineConfig, shape: ModelShape) -> float:
 
     Tensor parallelism shares the heads out as far as there are any.
     """
-    e = _DTYPE_BYTES[config.dtype]
+    e = DTYPE_BYTES[config.dtype]
     heads = max(1, shape.kv_heads // config.tensor_parallel_size)
     return float(2 * shape.layers * heads * shape.head_dim * e)
 
@@ -223,7 +223,7 @@ def engine_memory(
     On a GPU the KV cache is what the engine's share of it leaves; below 0 the weights alone are
     too large.
     """
-    e, size = _DTYPE_BYTES[config.dtype], config.tensor_parallel_size
+    e, size = DTYPE_BYTES[config.dtype], config.tensor_parallel_size
     weights = e * shape.parameters / size
     least = config.max_model_len * cache_token_bytes(config, shape)
     if device == "cpu":

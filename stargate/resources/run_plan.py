@@ -124,7 +124,7 @@ def plan_problems(
     """One line per process that does not fit: what it needs, what there is, what to change."""
     for process in processes:
         if process.device == "cuda" and process.memory is not None and process.role in ENGINES:
-            yield from _engine_problem(config, process, shapes[process.role])
+            yield from _engine_problem(config, process)
     if config.cluster.strategy == "colocated":
         yield from _phase_problems(config, processes, shapes)
         return
@@ -157,11 +157,8 @@ def _takes_gib(config: RunConfig, process: PlannedProcess) -> float:
     return process.needs_gib
 
 
-def _engine_problem(
-    config: RunConfig, process: PlannedProcess, shape: ModelShape | None
-) -> Iterator[str]:
-    engine = config.engines[process.role]
-    share = engine.gpu_memory_utilization * process.has_gib
+def _engine_problem(config: RunConfig, process: PlannedProcess) -> Iterator[str]:
+    engine, share = config.engines[process.role], _takes_gib(config, process)
     if process.needs_gib <= share:
         return
     key = f"{process.role}.engine"
