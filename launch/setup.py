@@ -160,7 +160,9 @@ def _check_config(config: RunConfig, training: bool) -> None:
 def _place_here(
     config: RunConfig, machine: Machine, say: Callable[[str], None], training: bool
 ) -> Placement:
-    """Who gets what of this machine. Raises MachineError where torch is built for another one."""
+    """Who gets what of this machine. Raises MachineError where it is too small for
+    the run, or vLLM is built for another device.
+    """
     gpu_gib = machine.gpus[0].memory_gb if machine.gpus else None
     unusable = None if config.device == "cpu" else gpu_problem()
     if unusable is not None:

@@ -6,8 +6,8 @@
 #   sbatch --nodes=2 launch/slurm.sh resume /shared/runs/NAME
 #
 # Submit from the checkout, after `make install-gpu` there; it and runs_dir must be on storage that all nodes see.
-# HF_TOKEN and HF_HOME are taken from the environment that sbatch is called in. On several nodes:
-#   STARGATE_JOIN_SECONDS  how long nodes may take to join Ray (300)
+# HF_TOKEN and HF_HOME are taken from the environment that sbatch is called in, and so are
+#   STARGATE_JOIN_SECONDS  how long several nodes may take to join Ray (300)
 #   STARGATE_IMAGE         on one node: the image to run in, by Slurm's pyxis (needs no .venv in the checkout): a name as
 #                          pyxis takes it, of what launch/gpu.Dockerfile builds: STARGATE_IMAGE=registry#stargate:0.1.0-gpu
 #   STARGATE_HEAD_IP       the first node's address for the others, where `hostname --ip-address` names another one

@@ -18,9 +18,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from enum import StrEnum
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-from stargate.config.run import RunConfig
+from stargate.config.run import Device, RunConfig
 from stargate.errors import MachineError
 from stargate.resources.memory import PROCESS_GIB
 
@@ -172,7 +172,7 @@ def is_colocated(config: RunConfig) -> bool:
     return config.cluster.strategy == "colocated"
 
 
-def require_gpu(config: RunConfig, device: Literal["cpu", "cuda"]) -> None:
+def require_gpu(config: RunConfig, device: Device) -> None:
     """Raises MachineError for a colocated run on CPUs: vLLM can't sleep there."""
     if is_colocated(config) and device == "cpu":
         raise MachineError(

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,12 @@ from stargate.errors import MachineError
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> Path:
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A short folder in place of /tmp and the others."""
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         monkeypatch.setattr(paths, "_SHORT_FOLDERS", (f"{folder}/none", folder))
-        yield Path(folder)  # type: ignore[misc]
+        yield Path(folder)
 
 
 def test_a_temporary_folder_that_fits_is_used(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
