@@ -123,7 +123,7 @@ def find_shape(name: str) -> ModelShape | None:
         return None
     try:
         return shape_of(read_object(cached))
-    except KeyError:
+    except (KeyError, TypeError):  # as in folder_shape
         return None
 
 

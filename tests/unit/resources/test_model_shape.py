@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stargate.errors import ModelError
+from stargate.resources import model_shape
 from stargate.resources.model_shape import KNOWN, find_shape, shape_of
 
 # As their makers count them.
@@ -66,3 +67,11 @@ def test_a_folder_that_does_not_say_a_size(tmp_path: Path) -> None:
 def test_a_model_that_is_not_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert find_shape("nobody/knows-it") is None
+
+
+def test_a_downloaded_model_whose_sizes_are_not_understood_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = folder(tmp_path, num_attention_heads=None) / "config.json"
+    monkeypatch.setattr(model_shape, "_cached_config", lambda name: config)
+    assert find_shape("somebody/has-it") is None
