@@ -99,24 +99,33 @@ def qualify(
         for verdict in (entry.candidate_first, entry.candidate_second)
     ]
     unparsable = _share(verdicts.count(Verdict.UNPARSABLE), len(verdicts))
-    near_half = (0.5 - limits.max_self_deviation, 0.5 + limits.max_self_deviation)
-    least = limits.min_comparisons
+    most = limits.max_unparsable_rate
     criteria = (
-        _criterion("self_rate", rates["self"].average, *near_half, least),
-        _criterion("self_first_shown", rates["self"].first_shown, *near_half, least),
-        _criterion("gold_rate", rates["gold"].agreed, limits.min_gold_rate, 1.0, least),
-        _criterion("praise_rate", rates["praise"].agreed, limits.min_praise_rate, 1.0, least),
-        _criterion("shuffled_rate", rates["shuffled"].agreed, limits.min_shuffled_rate, 1.0, least),
-        _criterion("order_consistency", consistency, limits.min_order_consistency, 1.0, least),
-        _criterion("unparsable_rate", unparsable, 0.0, limits.max_unparsable_rate),
+        _near_half("self_rate", rates["self"].average, limits),
+        _near_half("self_first_shown", rates["self"].first_shown, limits),
+        _at_least("gold_rate", rates["gold"].agreed, limits.min_gold_rate, limits),
+        _at_least("praise_rate", rates["praise"].agreed, limits.min_praise_rate, limits),
+        _at_least("shuffled_rate", rates["shuffled"].agreed, limits.min_shuffled_rate, limits),
+        _at_least("order_consistency", consistency, limits.min_order_consistency, limits),
+        _criterion("unparsable_rate", unparsable, f"{most:g} or less", 0.0, most),
     )
     return Qualification(criteria, rates)
 
 
-def _criterion(name: str, found: Measure, low: float, high: float, min_n: int = 0) -> Criterion:
+def _near_half(name: str, found: Measure, limits: JudgeThresholds) -> Criterion:
+    low, high = 0.5 - limits.max_self_deviation, 0.5 + limits.max_self_deviation
+    return _criterion(name, found, f"{low:g} to {high:g}", low, high, limits.min_comparisons)
+
+
+def _at_least(name: str, found: Measure, minimum: float, limits: JudgeThresholds) -> Criterion:
+    requirement = f"{minimum:g} or more"
+    return _criterion(name, found, requirement, minimum, 1.0, limits.min_comparisons)
+
+
+def _criterion(
+    name: str, found: Measure, requirement: str, low: float, high: float, min_n: int = 0
+) -> Criterion:
     """What was reached with too few comparisons counts as not reached."""
-    between = f"{low:g} to {high:g}" if low else f"{high:g} or less"
-    requirement = f"{low:g} or more" if high == 1.0 else between
     # 0.5 - 0.1 is not quite 0.4, and a rate of exactly 0.4 is allowed.
     reached = found.mean is not None and low - 1e-9 <= found.mean <= high + 1e-9
     return Criterion(

@@ -160,3 +160,11 @@ def test_thresholds_are_checked() -> None:
         JudgeThresholds(min_gold=0.6)  # type: ignore[call-arg]
     strict = JudgeThresholds(min_order_consistency=1.0, max_self_deviation=0.0)
     assert qualify(trials(lambda b: (A, B) if b else (TIE, TIE)), strict).fit
+
+
+def test_limits_that_allow_everything_are_still_told_by_their_kind() -> None:
+    limits = JudgeThresholds(max_self_deviation=0.5, max_unparsable_rate=1.0)
+    found = qualify(trials(lambda better: (A, B)), limits, BootstrapConfig(num_resamples=200))
+    told = {criterion.name: criterion.requirement for criterion in found.criteria}
+    assert told["self_rate"] == "0 to 1 over at least 20 comparisons"
+    assert told["unparsable_rate"] == "1 or less"
