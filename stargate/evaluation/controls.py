@@ -37,7 +37,6 @@ class ControlScore:
     """One scored control: the gold of `pair_id` after some dialogue (its own, another's or none).
 
     `dialogue_id` is the dialogue that the score is about, for other_gold one with another persona.
-
     `gold_logprob` is a sum over `num_gold_tokens`, in nats. `num_turns` is how many turns of the
     dialogue were in view, for after_turn only.
     """
@@ -185,8 +184,10 @@ def _with_others(
     its own pair's, by itself.
     """
     after = context.scoring.after_dialogue
-    named = [other for other in others if _names_its_person(other)]
-    golds = [pair, *(other for other in others if other not in named)]
+    golds: list[Pair] = [pair]
+    named: list[Pair] = []
+    for other in others:
+        (named if _names_its_person(other) else golds).append(other)
     apart = [
         _one(
             "matched" if of is pair else "other_gold",

@@ -1,12 +1,15 @@
-"""Simulations of the intervals of stargate/evaluation/statistics.py: too long for a unit test."""
+"""Simulations of the intervals of stargate/evaluation/statistics.py, of plain means and of the
+contrast (contrast.py): too long for a unit test."""
 
 import math
 
 import numpy as np
 import pytest
 
+from stargate.evaluation.contrast import GoldAfter, contrasts, sampled_others
 from stargate.evaluation.statistics import BootstrapConfig, CellTable, two_way_interval
 from stargate.evaluation.two_way import Floats
+from stargate.types import Pair, Persona, Task
 from tests.unit.evaluation.test_statistics import as_table, clustered, two_way_variance
 
 pytestmark = pytest.mark.integration
@@ -61,4 +64,54 @@ def test_intervals_cover_93_to_97_percent(name: str) -> None:
         interval = two_way_interval(table, config)
         assert interval is not None
         hits += interval[0] <= 0.0 <= interval[1]
+    assert 0.93 <= hits / num_sets <= 0.97
+
+
+def contrast_table(effects: Floats, num_others: int, seed: int) -> CellTable:
+    """Contrasts (tasks, personas) from log-probs of golds after dialogues, where dialogues and
+    golds differ by 3 and by 14 nats anyway and belonging together adds 3 + `effects`.
+    """
+    generator = np.random.default_rng(seed)
+    num_tasks, num_personas = effects.shape
+    logprobs = (
+        3 * generator.standard_normal((num_tasks, num_personas, 1))
+        + 10 * generator.standard_normal((num_tasks, 1, num_personas))
+        + 10 * generator.standard_normal((1, 1, num_personas))
+        + generator.standard_normal((num_tasks, num_personas, num_personas))
+    )
+    people = range(num_personas)
+    pairs = [
+        Pair(Task(str(task), "?", "t"), Persona(str(person), "P", "p", "t"), "gold")
+        for task in range(num_tasks)
+        for person in people
+    ]
+    others = sampled_others(pairs, num_others)
+    scores = [
+        GoldAfter(
+            pair.task.id,
+            pair.id,
+            pair.persona.id,
+            of.persona.id,
+            float(logprobs[int(pair.task.id), int(pair.persona.id), int(of.persona.id)])
+            + (3 + float(effects[int(pair.task.id), int(pair.persona.id)])) * (of is pair),
+        )
+        for pair in pairs
+        for of in (pair, *others[pair.id])
+    ]
+    found = contrasts(scores)
+    return as_table(np.array([found[pair.id] for pair in pairs]).reshape(effects.shape))
+
+
+@pytest.mark.parametrize(("shape", "num_others"), [((12, 8), 7), ((12, 8), 3), ((25, 5), 4)])
+def test_intervals_of_the_contrast_cover_93_to_97_percent(
+    shape: tuple[int, int], num_others: int
+) -> None:
+    """Personas dominate, where plain doubly centred cells of few personas cover too little."""
+    num_sets, hits = 500, 0
+    for seed in range(num_sets):
+        effects = clustered(shape, (0.1, 1.0, 0.3), seed)
+        config = BootstrapConfig(num_resamples=300, seed=seed)
+        interval = two_way_interval(contrast_table(effects, num_others, 10_000 + seed), config)
+        assert interval is not None
+        hits += interval[0] <= 3.0 <= interval[1]
     assert 0.93 <= hits / num_sets <= 0.97
