@@ -20,8 +20,9 @@ from stargate.config.roleplayer import FactsGrounding
 from stargate.config.run import RunConfig
 from stargate.errors import ConfigError
 from stargate.evaluation.catalog import checkpoints_of
+from stargate.evaluation.checkpoint_records import read_checkpoint
 from stargate.evaluation.elicitation import CountTokens
-from stargate.evaluation.measures import Observations, changes, observe, read_checkpoint
+from stargate.evaluation.measures import Observations, changes, observe
 from stargate.evaluation.playing import scope_of
 from stargate.evaluation.statistics import BootstrapConfig
 from stargate.records.schemas import Row

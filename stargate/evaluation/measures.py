@@ -33,9 +33,9 @@ from typing import Any, Literal
 
 from stargate.config.judge import JudgeThresholds
 from stargate.errors import DataError
-from stargate.evaluation.comparisons import Order
+from stargate.evaluation.checkpoint_records import WIN_RATES, CheckpointRecords, read_checkpoint
 from stargate.evaluation.contrast import GoldAfter, contrasts
-from stargate.evaluation.controls import FIXED, ControlScore, gains, read_controls
+from stargate.evaluation.controls import FIXED, ControlScore, gains
 from stargate.evaluation.elicitation import CountTokens, observe_elicitation
 from stargate.evaluation.qualification import TRIALS, Qualification, qualify
 from stargate.evaluation.statistics import (
@@ -46,11 +46,9 @@ from stargate.evaluation.statistics import (
     measure,
     paired_difference,
 )
-from stargate.evaluation.verdicts import Verdict
 from stargate.evaluation.win_rate import JudgedComparison, WinRate, win_rate
-from stargate.records.schemas import Row, dialogue_from_row
 from stargate.records.store import RunStore, versions_of
-from stargate.types import Dialogue, Pair
+from stargate.types import Pair
 
 EVALUATION_FILE = "eval.json"
 
@@ -58,8 +56,6 @@ Observations = dict[str, list[Observation]]
 # What one control scored: (pair, dialogue) -> its score.
 _Scored = dict[tuple[str, str | None], ControlScore]
 
-# Win rates by the name of their comparison in the table of verdicts.
-_WIN_RATES = {"own": "win_rate", "fixed": "win_rate_fixed_responder"}
 # Controls that are measures as they are scored.
 _AS_SCORED = ("no_dialogue", "persona_given", "persona_and_dialogue", "shuffled")
 _GOLD_MEASURES = (
@@ -74,8 +70,6 @@ _GOLD_MEASURES = (
 )
 # Measures whose names end so lie between 0 and 1, and so does their interval.
 _SHARES = ("_rate", "_coverage")
-# The columns that name a comparison; its two rows differ in `order`.
-_COMPARED = ("comparison", "task_id", "persona_id", "candidate", "baseline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +92,6 @@ class About:
     num_dialogues: int
     num_turns: int
     seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointRecords:
-    """All that one checkpoint's scope holds. A table that is not there is empty.
-
-    `pairs` are by id; `comparisons` by name ("own", "fixed", and the judge's trials).
-    """
-
-    pairs: Mapping[str, Pair]
-    dialogues: Sequence[Dialogue]
-    controls: Sequence[ControlScore]
-    comparisons: Mapping[str, Sequence[JudgedComparison]]
 
 
 def write_evaluation(
@@ -140,64 +121,6 @@ def write_evaluation(
     )
     store.write_json(EVALUATION_FILE, values)
     return values
-
-
-def read_checkpoint(store: RunStore, scope: str, pairs: Mapping[str, Pair]) -> CheckpointRecords:
-    """The tables of one scope. Raises DataError for rows that are there twice, that name a pair
-    or a dialogue that isn't, and for comparisons that were not judged in both orders.
-    """
-    dialogues = [dialogue_from_row(row) for row in store.read(scope, "dialogues")]
-    controls = read_controls(store, scope)
-    _require_once((dialogue.id for dialogue in dialogues), f"{scope}/dialogues")
-    _require_once((entry.key for entry in controls), f"{scope}/controls")
-    named = {dialogue.pair_id for dialogue in dialogues} | {entry.pair_id for entry in controls}
-    if unknown := sorted(named - set(pairs)):
-        raise DataError(
-            f"{scope}: the data have no pair {unknown[0]!r} ({len(unknown)} such); was it "
-            "evaluated on other data?"
-        )
-    known = {None, *(dialogue.id for dialogue in dialogues)}
-    for entry in controls:
-        if entry.dialogue_id not in known:
-            raise DataError(f"{scope}/controls: no dialogue {entry.dialogue_id!r} in {scope}")
-    comparisons = comparisons_from_rows(store.read(scope, "verdicts"), scope)
-    return CheckpointRecords(pairs, dialogues, controls, comparisons)
-
-
-def comparisons_from_rows(rows: Iterable[Row], scope: str) -> dict[str, list[JudgedComparison]]:
-    """Rows of `verdicts`, the two orders of each comparison together, by name of the comparison.
-
-    Raises DataError naming a comparison with one order only: half of it would be a position's win.
-    """
-    orders: dict[tuple[str, ...], dict[str, Row]] = defaultdict(dict)
-    for row in rows:
-        key = tuple(row[column] for column in _COMPARED)
-        where = f"{scope}/verdicts: {' '.join(key)}"
-        if row["comparison"] not in (*_WIN_RATES, *TRIALS):
-            raise DataError(f"{where}: unknown comparison")
-        if row["order"] not in set(Order):
-            raise DataError(f"{where}: unknown order {row['order']!r}")
-        if row["order"] in orders[key]:
-            raise DataError(f"{where}: judged {row['order']} twice")
-        if row["verdict"] not in set(Verdict):
-            raise DataError(f"{where}: unknown verdict {row['verdict']!r}")
-        orders[key][row["order"]] = row
-    found: dict[str, list[JudgedComparison]] = defaultdict(list)
-    for key, judged in sorted(orders.items()):
-        if len(judged) < len(Order):
-            raise DataError(f"{scope}/verdicts: {' '.join(key)}: judged {next(iter(judged))} only")
-        first, second = (judged[order] for order in Order)
-        found[key[0]].append(
-            JudgedComparison(
-                task=first["task_id"],
-                persona=first["persona_id"],
-                candidate_first=Verdict(first["verdict"]),
-                candidate_second=Verdict(second["verdict"]),
-                candidate_length=first["candidate_length"],
-                baseline_length=first["baseline_length"],
-            )
-        )
-    return dict(found)
 
 
 def evaluation_json(
@@ -261,7 +184,7 @@ def win_rates(records: CheckpointRecords, config: BootstrapConfig | None) -> dic
     """Win rates against m_0 by name, of the comparisons that were made."""
     return {
         name: win_rate(records.comparisons[comparison], config)
-        for comparison, name in _WIN_RATES.items()
+        for comparison, name in WIN_RATES.items()
         if comparison in records.comparisons
     }
 
@@ -389,10 +312,3 @@ def _gains(
         for turn, gain in enumerate(gains(ladder, len(dialogue.turns)), start=1):
             if gain is not None:
                 yield f"gain_at_turn_{turn}", dialogue.pair_id, gain
-
-
-def _require_once(keys: Iterable[object], table: str) -> None:
-    """A row that is there twice would count twice."""
-    for key, count in Counter(keys).items():
-        if count > 1:
-            raise DataError(f"{table}: {key} is there {count} times")

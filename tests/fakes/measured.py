@@ -19,14 +19,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from stargate.evaluation.checkpoint_records import CheckpointRecords, comparisons_from_rows
 from stargate.evaluation.controls import ControlScore
-from stargate.evaluation.measures import (
-    About,
-    CheckpointRecords,
-    RoleplayerAbout,
-    comparisons_from_rows,
-    observe,
-)
+from stargate.evaluation.measures import About, RoleplayerAbout, observe
 from stargate.evaluation.statistics import BootstrapConfig, Observation
 from stargate.records.schemas import Row, dialogue_row
 from stargate.records.store import RunStore

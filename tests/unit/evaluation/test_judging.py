@@ -9,6 +9,7 @@ import pytest
 from stargate.config.judge import ApiBackend, JudgeConfig
 from stargate.config.oracle import OpenAIOracleConfig
 from stargate.errors import ConfigError, DataError, OracleError
+from stargate.evaluation.checkpoint_records import comparisons_from_rows
 from stargate.evaluation.comparisons import (
     ComparedResponse,
     Comparison,
@@ -24,7 +25,6 @@ from stargate.evaluation.judging import (
     open_judge,
     quoted,
 )
-from stargate.evaluation.measures import comparisons_from_rows
 from stargate.evaluation.qualification import qualify
 from stargate.evaluation.statistics import BootstrapConfig
 from stargate.evaluation.verdicts import VERDICT_SCHEMA, Verdict

@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 
 from stargate.errors import DataError
+from stargate.evaluation.checkpoint_records import (
+    CheckpointRecords,
+    comparisons_from_rows,
+    read_checkpoint,
+)
 from stargate.evaluation.elicitation import observe_elicitation
 from stargate.evaluation.measures import (
-    CheckpointRecords,
     changes,
-    comparisons_from_rows,
     evaluation_json,
     judge_qualification,
     measure_checkpoint,
-    read_checkpoint,
     win_rates,
     write_evaluation,
 )
