@@ -5,7 +5,7 @@
 A table that contradicts the data or itself is refused: what is measured from it would be wrong.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,8 +44,6 @@ def read_checkpoint(store: RunStore, scope: str, pairs: Mapping[str, Pair]) -> C
     """
     dialogues = [dialogue_from_row(row) for row in store.read(scope, "dialogues")]
     controls = read_controls(store, scope)
-    _require_once((dialogue.id for dialogue in dialogues), f"{scope}/dialogues")
-    _require_once((entry.key for entry in controls), f"{scope}/controls")
     named = {dialogue.pair_id for dialogue in dialogues} | {entry.pair_id for entry in controls}
     if unknown := sorted(named - set(pairs)):
         raise DataError(
@@ -94,10 +92,3 @@ def comparisons_from_rows(rows: Iterable[Row], scope: str) -> dict[str, list[Jud
             )
         )
     return dict(found)
-
-
-def _require_once(keys: Iterable[object], table: str) -> None:
-    """A row that is there twice would count twice."""
-    for key, count in Counter(keys).items():
-        if count > 1:
-            raise DataError(f"{table}: {key} is there {count} times")

@@ -41,6 +41,7 @@ _BROKEN_OFF = (
 # Before why, in place of a finish_reason: an answer in which nothing can be read.
 _UNREADABLE = "unreadable: "
 _MAX_WORD_CHARS = 40
+_MAX_TOKENS = 10**9  # of one answer
 # A refusal in words is short; a long text that happens to begin like one has gone on to help.
 MAX_REFUSAL_CHARS = 400
 _TEXT_PARTS = ("text", "output_text")
@@ -182,7 +183,8 @@ def _usage(usage: Any, text: str, estimate: Usage) -> Usage:
 
 
 def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    """Whether it is a number of tokens that an answer can have; the meter's sums hold those."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_TOKENS
 
 
 def _is_json(text: str) -> bool:

@@ -6,7 +6,6 @@ the same for all:       400, 401, 402, 403, 404, ..., redirects, an exhausted qu
 """
 
 import json
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from stargate.oracle.records import AnswerStatus
 # Besides 5xx: request time-out, conflict, too early, too many requests.
 _PASSING = frozenset((408, 409, 425, 429))
 _MAX_EXCERPT_CHARS = 240
+# Who asks to wait longer than a year does not mean it.
+_LONGEST_WAIT_S = 366 * 86_400.0
 _TOO_LONG_WORDS = ("context_length_exceeded", "maximum context length", "max_model_len")
 
 
@@ -104,15 +105,16 @@ def parse_retry_after(headers: Mapping[str, str], now: datetime) -> float | None
     for name, units_per_second in (("retry-after-ms", 1000), ("retry-after", 1)):
         with suppress(ValueError):
             units = float(headers.get(name, ""))
-            if 0 <= units < math.inf:
+            if 0 <= units <= _LONGEST_WAIT_S * units_per_second:
                 return units / units_per_second
     try:
         date = parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if date.tzinfo is None:  # "-0000" and dates without a zone are in UTC
         date = date.replace(tzinfo=UTC)
-    return max(0.0, (date - now).total_seconds())
+    seconds = (date - now).total_seconds()
+    return max(0.0, seconds) if seconds <= _LONGEST_WAIT_S else None
 
 
 def _error_object(body: bytes) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def is_alive(pid: int) -> bool:
     """Whether this machine has a process of that number."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no machine counts so far
         return False
     except PermissionError:  # somebody else's
         return True

@@ -9,6 +9,7 @@ from stargate.errors import ModelError
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 # Any one of these sets of files is a tokenizer.
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 
@@ -25,6 +26,12 @@ def check_model_folder(folder: Path, *, weights: bool = True) -> None:
     config = read_object(folder / "config.json")
     if not config.get("model_type"):
         raise ModelError(f"{folder / 'config.json'}: names no model_type; not a model's config")
+    if (folder / ADAPTER).exists():
+        # transformers would put it on top of the weights, vLLM would not: two different models.
+        raise ModelError(
+            f"model {folder}: holds an adapter ({ADAPTER}) beside the model; merge it into the "
+            "weights (peft: merge_and_unload), or move it to a folder of its own"
+        )
     for shard in weight_files(folder) if weights else ():
         read_header(shard)
     if not any(all((folder / file).is_file() for file in files) for files in TOKENIZERS):
@@ -89,6 +96,14 @@ def weight_files(location: str | Path) -> list[Path]:
             f"{index}: {len(missing)} of {len(names)} weight files are missing, first {missing[0]}"
         )
     return [folder / name for name in names]
+
+
+def folder_named(name: str) -> Path:
+    """The folder that a config calls `name`, "~" resolved; it may be none. Raises ModelError."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:  # no such user, no home
+        raise ModelError(f"model {name!r}: {error}") from None
 
 
 def read_object(file: Path) -> dict[str, object]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stargate.errors import DataError, one_line
@@ -55,11 +56,19 @@ def write_parquet(
         file.write(digest)
 
 
-def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+def read_rows(
+    path: Path, columns: Sequence[str] | None = None, *, finite: bool = False
+) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file, with these columns if it has them (of nested ones:
-    "turns.list.element.question"). Raises DataError, also for text that is no UTF-8.
+    "turns.list.element.question"). Raises DataError, also for text that is no UTF-8 and, if asked,
+    for a number that is not `finite`.
     """
     for batch in read_batches(path, columns):
+        for name, column in zip(batch.schema.names, batch.columns, strict=True) if finite else ():
+            with _reading(path):
+                all_finite = _all_finite(column)
+            if not all_finite:
+                raise DataError(f"{path}: {name} holds a number that is not finite")
         for start in range(0, len(batch), _READ_ROWS):
             with _reading(path):
                 rows = batch.slice(start, _READ_ROWS).to_pylist()
@@ -103,6 +112,15 @@ def file_problem(path: Path) -> str | None:
     except DataError as error:
         return str(error).removeprefix(f"{path}: ")
     return None
+
+
+def _all_finite(column: pa.Array) -> bool:
+    """Whether no number in a column is infinite or NaN, however deep it stands."""
+    if pa.types.is_floating(column.type):
+        return pc.all(pc.is_finite(column)).as_py() is not False  # None: there are no numbers
+    if pa.types.is_struct(column.type):
+        return all(map(_all_finite, column.flatten()))
+    return not pa.types.is_list(column.type) or _all_finite(column.flatten())
 
 
 def _digest_place(file: BinaryIO) -> int | None:

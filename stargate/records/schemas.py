@@ -122,6 +122,17 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
 }
 
+# The columns that name a row of a table; `examples` has none: a dialogue may give several.
+KEYS: dict[str, tuple[str, ...]] = {
+    "dialogues": ("id",),
+    "scores": ("dialogue_id",),
+    "turn_scores": ("dialogue_id", "turn"),
+    "selections": ("pair_id", "dialogue_id"),
+    "controls": ("control", "pair_id", "dialogue_id", "num_turns"),
+    "responses": ("dialogue_id", "responder_version"),
+    "verdicts": ("comparison", "task_id", "persona_id", "candidate", "baseline", "order"),
+}
+
 
 def dialogue_row(pair: Pair, dialogue: Dialogue) -> Row:
     """One row of `dialogues`: texts, token ids, stop reasons, what was elicited, policy version."""

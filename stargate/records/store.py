@@ -41,7 +41,7 @@ from stargate.records.files import (
     write_text,
 )
 from stargate.records.parquet import read_batches, read_metadata, read_rows, write_parquet
-from stargate.records.schemas import SCHEMAS, Row, record_from_row
+from stargate.records.schemas import KEYS, SCHEMAS, Row, record_from_row
 
 _T = TypeVar("_T")
 
@@ -85,10 +85,9 @@ class RunStore:
     def read(self, scope: str, table: str) -> Iterator[Row]:
         """All rows of a table, in the order in which they were finished.
 
-        Nothing if there are none. Raises DataError for a damaged file.
+        Nothing if there are none. Raises DataError, see `table_rows`.
         """
-        for file in table_files(self.root / scope / table):
-            yield from read_rows(file)
+        yield from table_rows(self.root / scope / table)
 
     def records(self, scope: str, table: str, kind: type[_T]) -> Iterator[_T]:
         """The rows of a table whose columns are a record's fields, as such records."""
@@ -286,6 +285,25 @@ def table_files(folder: Path) -> list[Path]:
         return list(parts.values())
     first = _first_unmerged(merged) if parts else 0
     return [merged, *(file for number, file in parts.items() if number >= first)]
+
+
+def table_rows(folder: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """All rows of a table, or these columns of them, which must hold those of its key.
+
+    Raises DataError for a damaged file, a number that is not finite, and a row that is there twice
+    (it would count twice).
+    """
+    key_columns = KEYS.get(folder.name, ())
+    seen: set[tuple[Any, ...]] = set()
+    for file in table_files(folder):
+        for row in read_rows(file, columns, finite=True):
+            key = tuple(row.get(column) for column in key_columns)
+            if key in seen:
+                named = " ".join(str(value) for value in key if value is not None)
+                raise DataError(f"{file}: {named} is there twice")
+            if key:
+                seen.add(key)
+            yield row
 
 
 def remove_merged_parts(folder: Path) -> int:

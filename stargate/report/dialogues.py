@@ -14,9 +14,9 @@ from pathlib import Path
 from stargate.errors import DataError
 from stargate.evaluation.controls import gains
 from stargate.evaluation.elicitation import turn_facts
-from stargate.records.parquet import file_problem, read_rows
+from stargate.records.parquet import file_problem
 from stargate.records.schemas import Row
-from stargate.records.store import table_files
+from stargate.records.store import table_files, table_rows
 from stargate.report.records import TRAIN, DialogueView, ResponseView, SelectionView, TurnView
 from stargate.types import Dialogue, Pair, StopReason, Turn
 
@@ -42,12 +42,10 @@ def _read(root: Path, scope: str, table: str, columns: Sequence[str]) -> list[Ro
     """Rows of one table with these columns only: token ids are most of a table's bytes, and the
     report needs none. Nothing if there is no table. Raises DataError.
     """
-    rows: list[Row] = []
     for file in table_files(root / scope / table):
         if (problem := file_problem(file)) is not None:
             raise DataError(f"{file}: {problem}")
-        rows += read_rows(file, columns)
-    return rows
+    return list(table_rows(root / scope / table, columns))
 
 
 def read_training(

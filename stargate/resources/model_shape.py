@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from stargate.errors import ModelError
-from stargate.records.model_folder import read_header, read_object, weight_files
+from stargate.records.model_folder import (
+    folder_named,
+    read_header,
+    read_object,
+    weight_files,
+)
 from stargate.resources.embedded import EMBEDDED
 
 
@@ -113,7 +118,7 @@ def find_shape(name: str) -> ModelShape | None:
 
     Raises ModelError for a folder that is damaged or of a kind that is not understood.
     """
-    folder = Path(name).expanduser()
+    folder = folder_named(name)
     if name != EMBEDDED and folder.is_dir():
         return folder_shape(folder)
     if name in KNOWN:

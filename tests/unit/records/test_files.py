@@ -60,7 +60,8 @@ def test_a_folder_that_cant_be_renamed_leaves_the_one_before(
 def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    for name in (f".m1.{child.pid}.tmp", ".m1.1.tmp", f".m2.{child.pid}.tmp"):
+    beyond = f".m1.{10**20}.tmp"  # a number that no process has
+    for name in (f".m1.{child.pid}.tmp", beyond, ".m1.1.tmp", f".m2.{child.pid}.tmp"):
         (tmp_path / name).mkdir()
     with whole_folder(tmp_path / "m1"):
         pass

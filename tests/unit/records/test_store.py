@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,6 +56,25 @@ def test_an_example_survives_the_round_trip(store: RunStore) -> None:
     example = TrainingExample("t:p", "d", (5, 6, 7), (0, 1, 1), "text")
     asyncio.run(store.append("t0", "examples", [record_row(example)]))
     assert list(store.records("t0", "examples", TrainingExample)) == [example]
+
+
+async def test_a_row_that_is_there_twice_is_refused(store: RunStore) -> None:
+    await store.append("t0", "scores", [score(0), score(1)])
+    await store.append("t0", "scores", [score(1)])
+    with pytest.raises(DataError, match=r"part-000001.parquet: d1 is there twice$"):
+        list(store.read("t0", "scores"))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+async def test_a_number_that_is_not_finite_is_refused_however_deep_it_stands(
+    store: RunStore, value: float
+) -> None:
+    await store.append("t0", "scores", [score(0), score(1) | {"gold_logprob": value}])
+    turns = (replace(DIALOGUE.turns[0], question_logprobs=(-0.5, value)),)
+    await store.append("t0", "dialogues", [dialogue_row(PAIR, replace(DIALOGUE, turns=turns))])
+    for table, column in (("scores", "gold_logprob"), ("dialogues", "turns")):
+        with pytest.raises(DataError, match=rf"{column} holds a number that is not finite$"):
+            list(store.read("t0", table))
 
 
 async def test_rows_are_on_disk_when_append_returns(tmp_path: Path, store: RunStore) -> None:

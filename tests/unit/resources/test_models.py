@@ -50,6 +50,17 @@ def test_what_a_folder_lacks_is_named(folder: Path, missing: str, message: str) 
         models.resolve_model(str(folder))
 
 
+def test_an_adapter_beside_the_weights_is_refused(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"holds an adapter .* beside the model; merge it"):
+        models.resolve_model(str(folder))
+
+
+def test_a_home_of_nobody_is_named() -> None:
+    with pytest.raises(ModelError, match=r"'~no-such-user/m': Could not determine home directory"):
+        models.resolve_model("~no-such-user/m")
+
+
 def test_pickled_weights_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match="only pickled weights"):
