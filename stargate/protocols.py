@@ -47,11 +47,9 @@ class Play(Protocol):
 
 
 class MatchFacts(Protocol):
-    """Indices of the facts that answer a question, best first, without those in `told`."""
+    """The index of the fact that answers a question: the nearest one, None if it is not near."""
 
-    async def __call__(
-        self, question: str, facts: Sequence[str], told: Sequence[int]
-    ) -> tuple[int, ...]: ...
+    async def __call__(self, question: str, facts: Sequence[str]) -> int | None: ...
 
     async def states(self, text: str, fact: str) -> bool:
         """Whether `text` still states `fact`."""

@@ -23,16 +23,17 @@ class PersonaGrounding(Component):
 
 
 class FactsGrounding(Component):
-    """The Roleplayer is given only the facts that answer the question, each told once.
+    """The Roleplayer is given only the fact nearest to the question, each told once.
 
-    `min_similarity` is the cosine between question and fact below which a fact does not answer;
-    `voice: fact` says the fact as it is, `voice: model` lets the model word it and falls back to
-    the fact when its words no longer state it.
+    `min_similarity` is the cosine between question and fact below which a fact does not answer
+    (docs/roleplayer.md says how it was chosen). Of several questions in one turn the
+    first `questions_per_turn` count. `voice: fact` says the fact as it is, `voice: model` lets the
+    model word it and falls back to the fact when its words no longer state it.
     """
 
     type: Literal["facts"] = "facts"
-    min_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.25
-    max_facts_per_turn: PositiveInt = 1
+    min_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.32
+    questions_per_turn: PositiveInt = 1
     voice: Literal["model", "fact"] = "model"
     keep_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.6
 

@@ -46,8 +46,7 @@ async def answer_table(
     """Which fact answers each question, persona by persona."""
     table: AnswerTable = {}
     for question in dict.fromkeys(questions):
-        found = {p.id: await match(question, p.facts, ()) for p in personas}
-        table[question] = {name: facts[0] if facts else None for name, facts in found.items()}
+        table[question] = {p.id: await match(question, p.facts) for p in personas}
     return table
 
 

@@ -41,19 +41,14 @@ class EmbeddingMatcher:
         self._pool = ThreadPoolExecutor(1, "embed")
         self._model: Any = None
 
-    async def __call__(
-        self, question: str, facts: Sequence[str], told: Sequence[int]
-    ) -> tuple[int, ...]:
-        """Indices of untold facts with cosine >= min_similarity to the question, best first."""
+    async def __call__(self, question: str, facts: Sequence[str]) -> int | None:
+        """The fact nearest to the question, if their cosine is min_similarity or more."""
+        if not facts:
+            return None
         vectors = await self._embed([question, *facts], keep=facts)
         cosines = vectors[1:] @ vectors[0]
-        order = np.argsort(-cosines, kind="stable")
-        taken = set(told)
-        return tuple(
-            int(index)
-            for index in order
-            if index not in taken and cosines[index] >= self._grounding.min_similarity
-        )
+        nearest = int(np.argmax(cosines))
+        return nearest if cosines[nearest] >= self._grounding.min_similarity else None
 
     async def states(self, text: str, fact: str) -> bool:
         """Whether a text is near enough to a fact to still state it, with all of its numbers."""

@@ -1,11 +1,11 @@
 """The simulated user: answers a question in the persona's voice, never solves the task.
 
 persona grounding  question -> the model sees the whole persona -> free answer, no facts known
-facts grounding    question -> facts that answer it, each told once -> the model words them
+facts grounding    question -> the fact nearest to it -> the model words it
                      -> kept if it still states the fact, else the fact as it is
-                     -> "I have no preference about that." when no fact answers, without a call
-                     -> "I told you that already." when all was asked before: were it answered
-                        with the next fact, repeating one question would be the best policy
+                     -> "I have no preference about that." when none is near, without a call
+                     -> "I told you that already." when it was told: were the next nearest fact
+                        told, a question that asks for nothing in particular would always pay
 """
 
 import re
@@ -17,7 +17,7 @@ from stargate.config.roleplayer import FactsGrounding
 from stargate.config.run import EngineRoleplayerConfig, RoleplayerConfig
 from stargate.errors import DataError, RecordDropped
 from stargate.protocols import Generate, MatchFacts, Roleplay
-from stargate.rollout.question_text import is_repeated, questions_in
+from stargate.rollout.question_text import questions_in
 from stargate.rollout.questioner import require_room, sampling_of
 from stargate.text.chat import ChatFormat, Message
 from stargate.text.formats import heard_from
@@ -131,14 +131,12 @@ class FactsRoleplayer:
     async def __call__(
         self, pair: Pair, turns: Sequence[Turn], question: str, *, session: str, seed: int
     ) -> Answer:
-        asked = [q for turn in turns for q in questions_in(turn.question)]
-        questions = questions_in(question)
-        new = [q for q in questions if not is_repeated(q, asked)]
-        if questions and not new:
-            return Answer(self._views.told_already(), (), StopReason.FIXED)
-        elicited = await self._elicit(pair, turns, new)
+        nearest = await self._nearest(pair, question)
+        told = {index for turn in turns for index in turn.elicited}
+        elicited = tuple(index for index in nearest if index not in told)
         if not elicited:
-            return Answer(self._views.no_preference(), (), StopReason.FIXED)
+            text = self._views.told_already() if nearest else self._views.no_preference()
+            return Answer(text, (), StopReason.FIXED)
         facts = [pair.persona.facts[index] for index in elicited]
         if self._grounding.voice == "model":
             messages = self._views.voice(pair, question, facts)
@@ -152,17 +150,11 @@ class FactsRoleplayer:
                 return replace(answer, elicited=elicited)
         return Answer(" ".join(facts), (), StopReason.FIXED, elicited)
 
-    async def _elicit(
-        self, pair: Pair, turns: Sequence[Turn], questions: Sequence[str]
-    ) -> tuple[int, ...]:
-        told = [index for turn in turns for index in turn.elicited]
-        elicited: list[int] = []
-        for question in questions:
-            if len(elicited) == self._grounding.max_facts_per_turn:
-                break
-            found = await self._match(question, pair.persona.facts, [*told, *elicited])
-            elicited += found[:1]
-        return tuple(elicited)
+    async def _nearest(self, pair: Pair, text: str) -> list[int]:
+        """The facts that answer the first questions of a turn, each once."""
+        questions = questions_in(text)[: self._grounding.questions_per_turn]
+        found = [await self._match(question, pair.persona.facts) for question in questions]
+        return list(dict.fromkeys(index for index in found if index is not None))
 
     async def _states_all(self, text: str, facts: Sequence[str]) -> bool:
         for fact in facts:

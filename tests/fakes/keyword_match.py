@@ -6,17 +6,14 @@ from tests.fakes.scripted import make_pair
 
 
 class KeywordMatch:
-    """A fact answers a question when they share a word."""
+    """The fact that shares most words with a question answers it, of equals the first."""
 
-    async def __call__(
-        self, question: str, facts: Sequence[str], told: Sequence[int]
-    ) -> tuple[int, ...]:
+    async def __call__(self, question: str, facts: Sequence[str]) -> int | None:
         words = {
-            w.strip("?.,").lower() for w in question.split() if len(w) > 4 or w.startswith("tea")
+            w.strip("?.,").lower() for w in question.split() if len(w) > 3 or w.startswith("tea")
         }
-        return tuple(
-            i for i, f in enumerate(facts) if i not in told and words & set(f.lower()[:-1].split())
-        )
+        shared = [len(words & set(fact.lower()[:-1].split())) for fact in facts]
+        return shared.index(max(shared)) if any(shared) else None
 
     async def states(self, text: str, fact: str) -> bool:
         return fact.split()[-1] in text

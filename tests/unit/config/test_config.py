@@ -65,6 +65,10 @@ def test_overrides_reach_nested_keys_and_are_yaml() -> None:
         ("name: ../up", "name: .*got '../up'"),
         ("selection: {type: gold}", "selection is algorithm.selection .* now"),
         ("trainer: {target: own_response}", "trainer.target is algorithm.target now"),
+        (
+            "roleplayer: {grounding: {type: facts, max_facts_per_turn: 2}}",
+            "max_facts_per_turn is roleplayer.grounding.questions_per_turn now",
+        ),
         ("algorithm: {type: magic}", "algorithm.type: .*'star_gate', got 'magic'"),
         ("- 1", "expected a mapping of keys, got list"),
         ("a: [", "not valid YAML"),

@@ -119,7 +119,7 @@ def test_without_the_dataset_facts_are_numbers_and_a_note_says_so(
 def test_facts_without_grounding_are_read_from_the_answers(copy: Path) -> None:
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("type: facts", "type: persona", 1))
-    of_facts = ("min_similarity", "max_facts_per_turn", "voice", "keep_similarity")
+    of_facts = ("min_similarity", "questions_per_turn", "voice", "keep_similarity")
     lines = config.read_text().splitlines()
     config.write_text("\n".join(n for n in lines if n.strip().split(":")[0] not in of_facts))
     data = load_report(copy)

@@ -18,9 +18,8 @@ FACTS = ("cats", "dogs", "fish")
 class Letters(EmbeddingMatcher):
     """Vectors of letter counts. The first batch waits until it is let go."""
 
-    def __init__(self) -> None:
-        grounding = FactsGrounding(min_similarity=0.0)
-        super().__init__(Path("/nowhere"), grounding)
+    def __init__(self, min_similarity: float = 0.0) -> None:
+        super().__init__(Path("/nowhere"), FactsGrounding(min_similarity=min_similarity))
         self.batches: list[list[str]] = []
         self.started, self.go_on = threading.Event(), threading.Event()
 
@@ -40,9 +39,9 @@ class Letters(EmbeddingMatcher):
         return found
 
 
-async def begun(matcher: Letters, question: str) -> "asyncio.Task[tuple[int, ...]]":
+async def begun(matcher: Letters, question: str) -> "asyncio.Task[int | None]":
     """A call whose texts are being embedded."""
-    first = asyncio.create_task(matcher(question, FACTS, ()))
+    first = asyncio.create_task(matcher(question, FACTS))
     await asyncio.to_thread(matcher.started.wait, 30)
     return first
 
@@ -51,12 +50,12 @@ def test_questions_that_came_meanwhile_are_one_batch() -> None:
     async def ask() -> None:
         matcher = Letters()
         first = await begun(matcher, "cat")
-        others = [asyncio.create_task(matcher(q, FACTS, (2,))) for q in ("dog", "cat", "d")]
+        others = [asyncio.create_task(matcher(q, FACTS)) for q in ("dog", "cat", "d")]
         others[2].cancel()
         await asyncio.sleep(0)
         matcher.go_on.set()
-        assert (await first)[0] == 0
-        assert [(await one)[0] for one in others[:2]] == [1, 0]
+        assert await first == 0
+        assert [await one for one in others[:2]] == [1, 0]
         # Facts are embedded once, a question that nobody waits for is not.
         assert matcher.batches == [["cat", "cats", "dogs", "fish"], ["cat", "dog"]]
         matcher.close()
@@ -68,14 +67,32 @@ def test_what_fails_is_heard_by_those_who_waited_for_it() -> None:
     async def ask() -> None:
         matcher = Letters()
         first = await begun(matcher, "cat")
-        both = [asyncio.create_task(matcher(q, FACTS, ())) for q in ("broken", "dog")]
+        both = [asyncio.create_task(matcher(q, FACTS)) for q in ("broken", "dog")]
         await asyncio.sleep(0)
         matcher.go_on.set()
-        assert (await first)[0] == 0
+        assert await first == 0
         for one in both:
             with pytest.raises(OSError, match="no model"):
                 await one
-        assert (await matcher("dog", FACTS, ()))[0] == 1
+        assert await matcher("dog", FACTS) == 1
         matcher.close()
 
     asyncio.run(ask())
+
+
+def test_the_nearest_fact_answers_if_it_is_near_enough() -> None:
+    """Cosines of letter counts: "god" is 3 / sqrt(3 x 4) = 0.866 from "dogs", 0 from the others."""
+
+    async def ask(question: str, *facts: str) -> int | None:
+        matcher = Letters(min_similarity=0.86)
+        matcher.go_on.set()
+        try:
+            return await matcher(question, facts)
+        finally:
+            matcher.close()
+
+    assert asyncio.run(ask("god", *FACTS)) == 1
+    assert asyncio.run(ask("go", *FACTS)) is None  # 2 / sqrt(2 x 4) = 0.707
+    assert asyncio.run(ask("god", "good", "dog")) == 1  # 0.943 and 1: the nearer one
+    assert asyncio.run(ask("god", "dog", "dog")) == 0
+    assert asyncio.run(ask("god")) is None

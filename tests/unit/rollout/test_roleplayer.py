@@ -59,10 +59,23 @@ def test_no_fitting_fact_means_no_preference_and_no_model_call() -> None:
     assert generate.requests == []
 
 
-def test_each_fact_is_told_once() -> None:
+def test_only_the_nearest_fact_answers_and_is_told_once() -> None:
+    """The next nearest in its place would reward questions that ask for nothing in particular."""
     turn = make_turn(elicited=(0,))
-    got, _ = answer("Some tea perhaps?", said="I hate tea with milk.", turns=[turn])
-    assert got.elicited == (2,)
+    got, generate = answer("Some tea perhaps?", turns=[turn])
+    assert got == Answer("I told you that already.", (), StopReason.FIXED)
+    assert generate.requests == []
+    got, _ = answer("Do you have milk in your tea?", voice="fact", turns=[turn])
+    assert got == Answer("I hate tea with milk.", (), StopReason.FIXED, (2,))
+
+
+def test_the_same_question_gets_what_it_got_before() -> None:
+    """What had no answer has none again: it was not told already."""
+    told = make_turn("Do you like tea?", "I love green tea.", elicited=(0,))
+    for question in ("Do you like tea?", "So do you like TEA?", "Tell me: do you like tea?"):
+        assert answer(question, turns=[told])[0].text == "I told you that already."
+    unknown = make_turn("Which colour?", "I have no preference about that.")
+    assert answer("Which colour?", turns=[unknown])[0].text == "I have no preference about that."
 
 
 def test_a_statement_elicits_nothing() -> None:
@@ -70,12 +83,17 @@ def test_a_statement_elicits_nothing() -> None:
     assert got.elicited == ()
 
 
-def test_several_questions_elicit_up_to_the_limit() -> None:
-    got, _ = answer("A brown one? And tea?", said="x", max_facts_per_turn=2)
-    assert got.elicited == (1, 0)
-    assert got.text == "I own a brown dog. I love green tea."
-    got, _ = answer("A brown one? And tea?", said="x", max_facts_per_turn=1)
-    assert got.elicited == (1,)
+def test_of_several_questions_the_first_count() -> None:
+    assert answer("A brown one? And tea?", voice="fact")[0].elicited == (1,)
+    assert answer("Which colour? And tea?", voice="fact")[0].elicited == ()
+    two = {"voice": "fact", "questions_per_turn": 2}
+    got, _ = answer("A brown one? And tea? Or milk?", **two)
+    assert (got.text, got.elicited) == ("I own a brown dog. I love green tea.", (1, 0))
+    assert answer("Tea? Green tea?", **two)[0].elicited == (0,)
+    assert answer("Which colour? And tea?", **two)[0].elicited == (0,)
+    told = make_turn(elicited=(0,))
+    assert answer("Tea? A brown dog?", turns=[told], **two)[0].elicited == (1,)
+    assert answer("Tea? Which colour?", turns=[told], **two)[0].text == "I told you that already."
 
 
 @pytest.mark.parametrize(
@@ -139,16 +157,3 @@ def test_a_persona_without_facts_is_named() -> None:
     pairs: list[Pair] = [PAIR, make_pair(persona="zoe", facts=())]
     with pytest.raises(DataError, match="'zoe' has no facts"):
         require_facts(pairs)
-
-
-def test_a_question_that_was_asked_before_elicits_nothing_more() -> None:
-    """Else repeating one question would be answered with one fact after the other."""
-    told = make_turn("Do you like tea?", "I love green tea.", elicited=(0,))
-    for question in ("Do you like tea?", "So do you like TEA?", "Tell me: do you like tea?"):
-        got, generate = answer(question, turns=[told])
-        assert got == Answer("I told you that already.", (), StopReason.FIXED)
-        assert generate.requests == []
-    got, _ = answer("Do you like tea? Any brown dog?", turns=[told])
-    assert got.elicited == (1,)  # only what is new is answered
-    got, _ = answer("Do you hate tea with milk?", said="I hate tea with milk.", turns=[told])
-    assert got.elicited == (2,)
