@@ -20,7 +20,7 @@ demo:  ## install if needed, then one real STaR-GATE iteration on the CPU
 	@$(BIN)/stargate run cpu_demo $(ARGS)
 
 test: install  ## install what is missing, then all tests: the fast ones first
-	$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/hostile -n 2 --dist loadfile $(ARGS)
 	$(BIN)/python -m pytest tests/integration -m "not engines" -n 2 --dist loadfile $(ARGS)
 	$(BIN)/python -m pytest tests/integration tests/gpu -m "engines or gpu" $(ARGS)
 

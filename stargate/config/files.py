@@ -25,6 +25,8 @@ _NOT_YAML = (
 )
 # Characters of a wrong value that a message shows: aliases make a short file an endless value.
 _SHOWN_CHARS = 200
+# Aliases written out, a config has some hundreds; a few lines of them can make billions.
+_MAX_VALUES = 100_000
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -42,12 +44,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def read_yaml(file: Path) -> Any:
     """The plain values of a YAML file. Raises ConfigError."""
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        return _parse(file.read_text(encoding="utf-8"))
     except _NOT_YAML as error:
         problem = one_line(error) or type(error).__name__
         raise ConfigError(f"{file}: not valid YAML: {problem}") from error
     except OSError as error:
         raise ConfigError(f"{file}: can't be read: {error.strerror}") from error
+
+
+def _parse(text: str) -> Any:
+    """The plain values of a YAML text. Raises one of `_NOT_YAML`."""
+    value = yaml.safe_load(text)
+    if (size := _expanded_size(value, {})) > _MAX_VALUES:
+        raise ValueError(
+            f"its aliases make {size:.3g} values of it, at most {_MAX_VALUES:,} may be"
+        )
+    return value
+
+
+def _expanded_size(value: Any, known: dict[int, int]) -> int:
+    """How many values there would be if every alias were written out."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = _MAX_VALUES + 1  # within itself it never ends
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_expanded_size(part, known) for part in parts)
+    return known[id(value)]
 
 
 def validated(
@@ -108,7 +131,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
             f"override {override!r}: expected key=value, e.g. rollout.num_dialogues=4"
         )
     try:
-        value = yaml.safe_load(text)
+        value = _parse(text)
     except _NOT_YAML as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
     *parents, leaf = key.split(".")

@@ -281,6 +281,8 @@ def _make_client(config: RemoteOracleConfig, key: ApiKey) -> "AsyncOpenAI":
     import httpx2
     import openai
 
+    from stargate.oracle.body_limit import UNCOMPRESSED, limit_body
+
     http = openai.DefaultAioHttpClient(
         # The whole attempt has its deadline (_call); within it the server may take its time.
         timeout=httpx2.Timeout(None, connect=min(10.0, config.retry.timeout_s)),
@@ -289,6 +291,8 @@ def _make_client(config: RemoteOracleConfig, key: ApiKey) -> "AsyncOpenAI":
         ),
         # A redirect would carry prompts, and perhaps the key, to an address that nobody configured.
         follow_redirects=False,
+        headers=UNCOMPRESSED,
+        event_hooks={"response": [limit_body]},
     )
     common: dict[str, Any] = {"api_key": key.reveal(), "max_retries": 0, "http_client": http}
     if isinstance(config, AzureOracleConfig):

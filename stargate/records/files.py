@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -223,6 +224,25 @@ def is_alive(pid: int) -> bool:
     except PermissionError:  # somebody else's
         return True
     return True
+
+
+def require_plain(root: Path, but: frozenset[str]) -> None:
+    """Raises DataError for a link, a pipe or a device anywhere in a folder that may be of others.
+
+    What is written under a link's name lands where it points to, and who opens a pipe waits for
+    ever. Folders of its own that are named in `but` are not looked at.
+    """
+    for folder, folders, names in os.walk(root):
+        if Path(folder) == root:
+            folders[:] = sorted(set(folders) - but)
+        for name in (*folders, *names):
+            mode = Path(folder, name).lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                kind = "a link" if stat.S_ISLNK(mode) else "neither a file nor a folder"
+                raise DataError(
+                    f"{Path(folder, name)}: {kind}; a run has none: put the file itself there, or "
+                    "remove it"
+                )
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from stargate.errors import ModelError
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+# safetensors itself reads no longer header.
+_MAX_HEADER_BYTES = 100_000_000
 # Any one of these sets of files is a tokenizer.
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 
@@ -50,6 +52,8 @@ def read_header(file: Path) -> dict[str, Any]:
         if head.startswith(b"version "):
             raise ModelError(f"{file}: a Git LFS pointer, not the weights; run: git lfs pull")
         header_size = int.from_bytes(head, "little")
+        if header_size > _MAX_HEADER_BYTES and len(head) == 8:
+            raise ModelError(f"{file}: its header would have {header_size:,} bytes; not read")
         if len(head) < 8 or header_size > size - 8:
             raise ModelError(f"{file}: cut off or not a safetensors file ({size} bytes)")
         try:

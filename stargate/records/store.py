@@ -36,6 +36,7 @@ from stargate.records.files import (
     disk_errors,
     make_folder,
     read_json,
+    require_plain,
     sync,
     write_atomically,
     write_text,
@@ -58,6 +59,8 @@ _MAX_GATHERING = 6
 _GROUP_ROWS = 4096
 # In a merged file's metadata: parts below this number are in it.
 _NEXT_PART = "stargate.next_part"
+# Folders of a run directory that others write: W&B keeps links in its own.
+_OF_OTHERS = frozenset({"wandb"})
 
 
 @dataclass
@@ -265,9 +268,12 @@ def versions_of(root: Path, prefix: str) -> list[int]:
 
 
 def load_run_config(run_dir: Path) -> RunConfig:
-    """The resolved config of a run. Raises DataError if the folder is no run directory."""
+    """The resolved config of a run. Raises DataError if the folder is no run directory, or holds
+    what no run writes (`require_plain`): it may come from others.
+    """
     if not run_dir.is_dir():
         raise DataError(f"{run_dir}: no such run directory")
+    require_plain(run_dir, _OF_OTHERS)
     file = run_dir / "config.yaml"
     if not file.is_file():
         raise DataError(
