@@ -9,6 +9,7 @@ variable that holds one.
 import json
 import re
 from functools import partial
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -147,12 +148,36 @@ def _check_url(url: str, example: str) -> str:
     return url
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 class OpenAIOracleConfig(_RemoteOracleConfig):
-    """OpenAI, a vLLM server, or any proxy that speaks the same API."""
+    """OpenAI, a vLLM server, or any proxy that speaks the same API.
+
+    A key goes over plain http to another host only with `plain_http`: everyone on the way reads it.
+    """
 
     type: Literal["openai"] = "openai"
     base_url: Annotated[str, _url("http://127.0.0.1:8000/v1")] = "https://api.openai.com/v1"
     api_key_env: str | None = "OPENAI_API_KEY"
+    plain_http: bool = False
+
+    @model_validator(mode="after")
+    def _key_is_not_shouted(self) -> Self:
+        parts = urlsplit(self.base_url)
+        if parts.scheme == "http" and self.api_key_env is not None and not self.plain_http:
+            host = parts.hostname or ""
+            if not _is_loopback(host):
+                raise ValueError(
+                    f"base_url is plain http to {host}, which would send the key of "
+                    f"{self.api_key_env} readable: use https, api_key_env: null, or plain_http: "
+                    "true on a network of your own"
+                )
+        return self
 
 
 class AzureOracleConfig(_RemoteOracleConfig):

@@ -299,7 +299,10 @@ def _make_client(config: RemoteOracleConfig, key: ApiKey) -> "AsyncOpenAI":
         return openai.AsyncAzureOpenAI(
             azure_endpoint=config.endpoint, api_version=config.api_version, **common
         )
-    return openai.AsyncOpenAI(base_url=config.base_url, **common)
+    client = openai.AsyncOpenAI(base_url=config.base_url, **common)
+    if client.base_url.host != "api.openai.com":
+        client.organization = client.project = None  # of the environment: nobody else's business
+    return client
 
 
 def _connection_failure(error: Exception, key: ApiKey) -> Failure:

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from stargate.config.uri import StorageUri
 from stargate.errors import ConfigError, ExitCode, MachineError, StargateError, one_line
 from stargate.records.files import make_folder, read_exactly, write_atomically
-from stargate.text.masking import MASK, Masker
+from stargate.text.masking import MASK, Masker, secret_values
 
 # Bytes moved at a time.
 _CHUNK = 1 << 20
@@ -33,15 +33,8 @@ _OBJECT_STORES = frozenset(
 )
 _NATIVE_OBJECT_STORES = frozenset({"s3", "gs", "gcs"})  # need no folders
 _NATIVE = _NATIVE_OBJECT_STORES | {"hdfs", "viewfs", "file"}
-# What the libraries of the storages read credentials from.
-_SECRETS = (
-    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
-    *("AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_CONNECTION_STRING"),
-    *("AZURE_STORAGE_SAS_TOKEN", "AZURE_CLIENT_SECRET", "GOOGLE_OAUTH_ACCESS_TOKEN"),
-    *("FSSPEC_S3_KEY", "FSSPEC_S3_SECRET", "FSSPEC_GCS_TOKEN"),
-)
 # Shorter values are placeholders, too likely to be a word of an honest message.
-_MIN_SECRET_CHARS = 4
+_MIN_SECRET_CHARS = 8
 
 
 class StorageError(StargateError):
@@ -232,6 +225,6 @@ def _open_fsspec(uri: StorageUri) -> tuple[Any, str]:
 
 def _problem(error: Exception) -> str:
     """An error's text without the values of variables that hold credentials."""
-    secrets = ((os.environ.get(name, ""), MASK) for name in _SECRETS)
+    secrets = ((value, MASK) for value in secret_values(os.environ))
     mask = Masker(secrets, min_chars=_MIN_SECRET_CHARS)
     return mask(one_line(error) or type(error).__name__)

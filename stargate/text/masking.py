@@ -3,10 +3,29 @@ passwords in addresses.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 MASK = "[key]"
 _USER_INFO = re.compile(r"://[^/@\s]*@")
+
+
+# Names under which programs keep what nobody else may see, and values that hold it whatever their
+# name (AccountKey=...;, postgres://user:password@host).
+_SECRET_NAME = re.compile(
+    r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL|CONNECTION_STRING|_SAS\b", re.IGNORECASE
+)
+_SECRET_VALUE = re.compile(
+    r"\w*(key|password|signature|sig)=[^;&\s]{8,}|://[^/@\s]+:[^/@\s]+@", re.IGNORECASE
+)
+
+
+def secret_values(variables: Mapping[str, str]) -> list[str]:
+    """The values of environment variables that hold secrets, by their names or by themselves."""
+    return [
+        value
+        for name, value in variables.items()
+        if _SECRET_NAME.search(name) or _SECRET_VALUE.search(value)
+    ]
 
 
 class Masker:

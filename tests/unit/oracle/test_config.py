@@ -32,6 +32,11 @@ def test_types() -> None:
         ({"base_url": "ftp://h/v1"}, r"expected an http\(s\) URL"),
         ({"base_url": "api.openai.com/v1"}, r"expected an http\(s\) URL"),
         ({"base_url": "http://h:99999/v1"}, "not a URL"),
+        (
+            {"base_url": "http://h:80/v1"},
+            "would send the key of OPENAI_API_KEY",
+        ),
+        ({"base_url": "http://127.evil.example/v1"}, "would send the key of OPENAI_API_KEY"),
         ({"cost": {"max_cost": 5}}, "needs a price for the model 'gpt' in cost.prices, got prices"),
         ({"cost": {"max_cost": 0}}, "greater than 0"),
         ({"cost": {"prices": {"gpt": {"input_per_million": -1}}}}, "greater than or equal to 0"),
@@ -49,6 +54,19 @@ def test_mistakes_are_named_without_what_was_given(fields: dict[str, object], me
     with pytest.raises(ValidationError, match=message) as caught:
         OpenAIOracleConfig.model_validate({**OPENAI, **fields})
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"base_url": "http://127.0.0.1:8000/v1"},
+        {"base_url": "http://[::1]:8000/v1"},
+        {"base_url": "http://h:80/v1", "api_key_env": None},
+        {"base_url": "http://h:80/v1", "plain_http": True},
+    ],
+)
+def test_plain_http_to_whoever_may_read_the_key(fields: dict[str, object]) -> None:
+    assert OpenAIOracleConfig.model_validate({**OPENAI, **fields})
 
 
 def test_max_cost_with_a_price_is_fine() -> None:

@@ -15,6 +15,8 @@ from stargate.oracle.api_key import ApiKey, read_api_key
 from stargate.oracle.client import Oracle
 from stargate.oracle.records import ChatRequest, chat
 from tests.fakes.misbehaving_server import Behaviour, MisbehavingServer, Raw, Seen, completion
+from tests.fakes.oracle_cases import ask, complete_all
+from tests.fakes.oracle_cases import config as plain_config
 
 KEY = 'sk-planted+key/"0123456789'
 ESCAPED = 'sk-planted+key/\\"0123456789'
@@ -125,3 +127,14 @@ def test_bad_keys_are_refused_without_showing_them(
 def test_a_key_file_with_a_newline_at_its_end_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", "planted-key\n")
     assert read_api_key("TEST_KEY").reveal() == "planted-key"
+
+
+def test_the_account_at_openai_is_told_to_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-planted")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-planted")
+    with MisbehavingServer() as server:
+        complete_all(plain_config(server.url), tmp_path, [ask("a")])
+        [seen] = server.seen
+    assert "planted" not in str(seen.headers)
