@@ -125,7 +125,7 @@ class RunningSystem:
         roles = Roles(
             generate=GuardedPool("questioner", actors.places["questioner"], supervisor),
             roleplay=build_roleplayer(
-                config.roleplayer, call, prepared.roleplayer_views, self.matcher
+                config.roleplayer, call, prepared.roleplayer_views, self.matcher, config.seed
             ),
             score=GatheredScore(
                 ScorerPool(actors.places["scorer"], supervisor, ScoreDeadline.of(config.scorer))

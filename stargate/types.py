@@ -8,6 +8,7 @@ tokens of a gold. All records are frozen and hold plain values only, so they pic
 write to Parquet.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -116,15 +117,19 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the Roleplayer said to one question. `elicited` are indices into the persona's facts.
+    """What the Roleplayer said to one question. `elicited` are indices into the persona's facts,
+    and so are `retracted`: told earlier, and taken back now.
 
-    `token_ids` is None where an API said it: nobody knows them.
+    `token_ids` is None where an API said it: nobody knows them. After a `final` answer the user
+    hears no more questions.
     """
 
     text: str
     token_ids: tuple[int, ...] | None
     stop: StopReason
     elicited: tuple[int, ...] = ()
+    retracted: tuple[int, ...] = ()
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +149,21 @@ class Turn:
     answer_stop: StopReason
     elicited: tuple[int, ...] = ()
     question_logprobs: tuple[float, ...] | None = None
+    retracted: tuple[int, ...] = ()
 
     @property
     def is_question(self) -> bool:
         return "?" in self.question
+
+
+def told_facts(turns: Iterable[Turn]) -> tuple[int, ...]:
+    """Indices of the facts that were told and not taken back since, in order, each once."""
+    told: dict[int, None] = {}
+    for turn in turns:
+        for index in turn.retracted:
+            told.pop(index, None)
+        told.update(dict.fromkeys(turn.elicited))
+    return tuple(told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +182,10 @@ class DialoguePlan:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """One finished rollout. `policy_version` is the version of the Questioner's weights."""
+    """One finished rollout. `policy_version` is the version of the Questioner's weights.
+
+    `num_turns` is K as it was drawn; there are fewer turns where the user ended the dialogue.
+    """
 
     id: str
     pair_id: str
@@ -179,8 +198,7 @@ class Dialogue:
 
     @property
     def elicited(self) -> tuple[int, ...]:
-        """Indices of all facts told in this dialogue, in order, each once."""
-        return tuple(dict.fromkeys(i for turn in self.turns for i in turn.elicited))
+        return told_facts(self.turns)
 
 
 @dataclass(frozen=True, slots=True)

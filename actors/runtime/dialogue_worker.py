@@ -100,7 +100,7 @@ class DialogueWorker:
         assert isinstance(roleplayer, EngineRoleplayerConfig) and voice_chat is not None
         call = EngineCall(self._pools["roleplayer"], voice_chat, roleplayer)
         views = _views(spec.roleplayer_prompts)
-        roleplay = build_roleplayer(roleplayer, call, views, self._matcher)
+        roleplay = build_roleplayer(roleplayer, call, views, self._matcher, config.seed)
         self._player = partial(
             play,
             questioner=questioner,

@@ -10,10 +10,17 @@ Imports nothing of stargate.config.run, which has EngineRoleplayerConfig and the
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from stargate.config.component import Component, PositiveInt
 from stargate.config.oracle import AzureOracleConfig, OpenAIOracleConfig, Temperature, TopP
+
+# How a user answers; what each does: docs/roleplayer.md.
+Style = Literal["plain", "terse", "evasive", "chatty", "contradicting"]
+
+
+def _listed(style: object) -> object:
+    return (style,) if isinstance(style, str) else style
 
 
 class PersonaGrounding(Component):
@@ -41,11 +48,14 @@ class FactsGrounding(Component):
 class AnyRoleplayerConfig(Component):
     """The simulated user. Its model may differ from the run's, and so may `prompts`:
 
-    of that set only what the Roleplayer sees is used. An evaluation can thus meet a user that the
-    training never met.
+    of that set only what the Roleplayer sees and says is used. An evaluation can thus meet a user
+    that the training never met. Of several styles one is drawn for each pair.
     """
 
     prompts: str | None = None  # None: the run's own prompt set
+    style: Annotated[tuple[Style, ...], Field(min_length=1), BeforeValidator(_listed)] = ("plain",)
+    # After so many turns the user says that it wants an answer, and the dialogue ends; None: never.
+    patience: PositiveInt | None = None
     grounding: Annotated[PersonaGrounding | FactsGrounding, Field(discriminator="type")] = (
         PersonaGrounding()
     )

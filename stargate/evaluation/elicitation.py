@@ -2,7 +2,7 @@
 
     (Pair, Dialogue) -> TurnFacts per turn -> observations by measure
 
-facts_per_dialogue          facts that questions brought out, each once
+facts_per_dialogue          facts that questions brought out, each once, if not taken back
 facts_per_turn              the same per turn; facts_at_turn_1, _2, ... by place in the dialogue
 fact_coverage               share of the gold's facts that were brought out
 question_rate               share of turns that are a question
@@ -39,7 +39,8 @@ _RECITAL_WORDS = 8
 
 @dataclass(frozen=True, slots=True)
 class TurnFacts:
-    """Facts by index into the persona's, new at this turn (not given at an earlier one).
+    """Facts by index into the persona's, new at this turn: not given at an earlier one, or taken
+    back since.
 
     `elicited` were brought out by the question; `recited` stand in the answer's words without
     that; `num_unasked` is how many of both are more than the questions that were asked.
@@ -64,6 +65,7 @@ def turn_facts(pair: Pair, dialogue: Dialogue, *, grounded: bool = True) -> tupl
     for turn in dialogue.turns:
         num_asked = len(questions_in(turn.question))
         stated = [i for i in stated_facts(turn.answer, pair.persona) if i not in given]
+        given.difference_update(turn.retracted)
         if grounded:
             elicited = [i for i in dict.fromkeys(turn.elicited) if i not in given]
             recited = [i for i in stated if i not in elicited]
@@ -132,7 +134,8 @@ def _observe_needed(
     pair: Pair, dialogue: Dialogue, count_tokens: CountTokens, grounded: bool
 ) -> Iterator[tuple[str, float]]:
     facts = turn_facts(pair, dialogue, grounded=grounded)
-    elicited = {index for turn in facts for index in turn.elicited}
+    # The records know what was taken back; without grounding nobody does.
+    elicited = set(dialogue.elicited) if grounded else {i for turn in facts for i in turn.elicited}
     read, written = _tokens(dialogue, count_tokens)
     yield "facts_per_dialogue", len(elicited)
     yield "tokens_to_read", read

@@ -151,4 +151,6 @@ def _about_roleplayer(config: RunConfig) -> RoleplayerAbout:
         model=config.roleplayer.model,
         prompts=config.roleplayer.prompts or config.prompts,
         grounding="facts" if grounded else "persona",
+        style=config.roleplayer.style,
+        patience=config.roleplayer.patience,
     )

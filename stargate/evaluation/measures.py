@@ -32,6 +32,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from stargate.config.judge import JudgeThresholds
+from stargate.config.roleplayer import Style
 from stargate.errors import DataError
 from stargate.evaluation.checkpoint_records import WIN_RATES, CheckpointRecords, read_checkpoint
 from stargate.evaluation.contrast import GoldAfter, contrasts
@@ -79,6 +80,18 @@ class RoleplayerAbout:
     model: str
     prompts: str
     grounding: Literal["facts", "persona"]
+    style: tuple[Style, ...] = ("plain",)
+    patience: int | None = None
+
+    @property
+    def ways(self) -> str:
+        """Its prompts, grounding and, where it differs from others, style and patience."""
+        parts = [f"prompts {self.prompts}", f"grounding {self.grounding}"]
+        if self.style != ("plain",):
+            parts.append(f"style {'/'.join(self.style)}")
+        if self.patience is not None:
+            parts.append(f"patience {self.patience}")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)

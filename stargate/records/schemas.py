@@ -28,6 +28,7 @@ _TURN = pa.struct(
         "answer_stop": _TEXT,
         "elicited": _IDS,
         "question_logprobs": _LOGPROBS,
+        "retracted": _IDS,
     }
 )
 SCHEMAS: dict[str, pa.Schema] = {

@@ -154,7 +154,7 @@ def _of_design(data: ReportData, evaluation: Evaluation) -> Iterator[Sentence]:
 
 
 def _named(user: RoleplayerAbout) -> str:
-    return f"{user.model}, prompts {user.prompts}, grounding {user.grounding}"
+    return f"{user.model}, {user.ways}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from stargate.types import Dialogue, Pair, StopReason, Turn
 
 _DIALOGUE_COLUMNS = (
     *("id", "pair_id", "task_id", "persona_id", "task", "persona_name", "index", "policy_version"),
+    "elicited",
     *(f"turns.list.element.{name}" for name in ("question", "answer", "elicited")),
 )
 _SCORE_COLUMNS = ("dialogue_id", "gold_logprob", "other_gold_logprob")
@@ -150,12 +151,14 @@ def read_evaluated(
 
 
 def told_facts(row: Row, pair: Pair) -> list[list[int]]:
-    """Facts by turn as the grounded Roleplayer recorded them, each at its first turn only."""
-    seen: set[int] = set()
+    """Facts by turn as the grounded Roleplayer recorded them, each at its first turn only, without
+    those that it took back.
+    """
+    left = set(row["elicited"])
     by_turn: list[list[int]] = []
     for turn in row["turns"]:
-        new = [index for index in dict.fromkeys(turn["elicited"] or ()) if index not in seen]
-        seen.update(new)
+        new = [index for index in dict.fromkeys(turn["elicited"] or ()) if index in left]
+        left.difference_update(new)
         by_turn.append(new)
     return by_turn
 

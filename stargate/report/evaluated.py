@@ -250,7 +250,7 @@ def other_sections(data: ReportData, main: Evaluation) -> tuple[list[Section], l
         if (about := entry.about) is not None:
             texts[0] = (f"{about.data} ({about.split})", "")
             texts[2:] = [
-                (user.model, f"prompts {user.prompts}, grounding {user.grounding}")
+                (user.model, user.ways)
                 for user in (about.roleplayer, about.trained_with_roleplayer)
             ]
         cells = [Cell(text, below, is_number=False) for text, below in texts]
@@ -272,7 +272,7 @@ def _said(data: ReportData, evaluation: Evaluation) -> Part:
     lines: list[Wrapped | Sentence] = []
     if about is not None:
         user = about.roleplayer
-        details = f"Roleplayer {user.model} ({user.prompts}, {user.grounding})"
+        details = f"Roleplayer {user.model} ({user.ways})"
         lines.append(Wrapped(f"data {about.data}; {details}"))
     lines += [Wrapped(found.headline), *found.sentences]
     return Part("lines", lines, heading=f"Evaluation {evaluation.name}")

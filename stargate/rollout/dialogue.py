@@ -58,8 +58,8 @@ async def play(
     watch: TurnWatch,
     start: SlowStart | None = None,
 ) -> Dialogue:
-    """Plays one dialogue of K turns, when `start` lets it begin. Raises RecordDropped when it can't
-    be finished.
+    """Plays one dialogue of K turns, or fewer if the user ends it, when `start` lets it begin.
+    Raises RecordDropped when it can't be finished.
 
     A turn that `watch` finds late is begun anew; the turns before it stand.
     """
@@ -79,9 +79,12 @@ async def _play(
     versions: set[int] = set()
     for number in range(plan.num_turns):
         one_turn = partial(_play_turn, plan, tuple(turns), questioner, roleplay, wrote_question)
-        turn, version = await watch.run(one_turn, f"{plan.dialogue_id} turn {number + 1}")
+        what = f"{plan.dialogue_id} turn {number + 1}"
+        turn, version, final = await watch.run(one_turn, what)
         versions.add(version)
         turns.append(turn)
+        if final:
+            break
     return Dialogue(
         id=plan.dialogue_id,
         pair_id=plan.pair.id,
@@ -103,8 +106,8 @@ async def _play_turn(
     roleplay: Roleplay,
     wrote_question: Callable[[], None],
     attempt: int,
-) -> tuple[Turn, int]:
-    """The turn after `turns`, and the policy version that asked."""
+) -> tuple[Turn, int, bool]:
+    """The turn after `turns`, the policy version that asked, and whether the user ended it so."""
     session = session_of(plan.dialogue_id, attempt)
     question = await questioner.ask(plan, turns, session)
     wrote_question()
@@ -124,5 +127,6 @@ async def _play_turn(
         answer_stop=answer.stop,
         elicited=answer.elicited,
         question_logprobs=question.logprobs,
+        retracted=answer.retracted,
     )
-    return turn, question.policy_version
+    return turn, question.policy_version, answer.final

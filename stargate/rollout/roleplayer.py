@@ -13,17 +13,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from stargate.config.roleplayer import FactsGrounding
+from stargate.config.roleplayer import FactsGrounding, Style
 from stargate.config.run import EngineRoleplayerConfig, RoleplayerConfig
 from stargate.errors import DataError, RecordDropped
 from stargate.protocols import Generate, MatchFacts, Roleplay
 from stargate.rollout.question_text import questions_in
 from stargate.rollout.questioner import require_room, sampling_of
+from stargate.rollout.users import LimitedPatience, StyledFacts, style_of
 from stargate.text.chat import ChatFormat, Message
 from stargate.text.formats import heard_from
 from stargate.text.reasoning import spoken_part
 from stargate.text.views import Views
-from stargate.types import Answer, GenerateRequest, Pair, StopReason, Turn
+from stargate.types import Answer, GenerateRequest, Pair, StopReason, Turn, told_facts
 
 # Words that carry no claim about a person: using one more of them invents nothing.
 _FUNCTION_WORDS_TEXT = """
@@ -101,16 +102,20 @@ class EngineCall:
 
 
 class PersonaRoleplayer:
-    """The paper's Roleplayer: the whole persona is in its prompt."""
+    """The paper's Roleplayer: the whole persona is in its prompt, and how its user answers."""
 
-    def __init__(self, call: RoleplayerCall, views: Views) -> None:
+    def __init__(
+        self, call: RoleplayerCall, views: Views, styles: Sequence[Style], seed: int
+    ) -> None:
         self._call = call
         self._views = views
+        self._styles, self._seed = styles, seed
 
     async def __call__(
         self, pair: Pair, turns: Sequence[Turn], question: str, *, session: str, seed: int
     ) -> Answer:
-        messages = self._views.roleplayer(pair, turns, question)
+        style = style_of(pair, self._styles, self._seed)
+        messages = self._views.roleplayer(pair, turns, question, style)
         answer = await self._call(messages, session, len(turns), seed)
         if not answer.text:
             raise RecordDropped("empty_answer", session, "the Roleplayer said nothing")
@@ -132,7 +137,7 @@ class FactsRoleplayer:
         self, pair: Pair, turns: Sequence[Turn], question: str, *, session: str, seed: int
     ) -> Answer:
         nearest = await self._nearest(pair, question)
-        told = {index for turn in turns for index in turn.elicited}
+        told = told_facts(turns)
         elicited = tuple(index for index in nearest if index not in told)
         if not elicited:
             text = self._views.told_already() if nearest else self._views.no_preference()
@@ -166,14 +171,27 @@ class FactsRoleplayer:
 
 
 def build_roleplayer(
-    config: RoleplayerConfig, call: RoleplayerCall, views: Views, match: MatchFacts | None
+    config: RoleplayerConfig,
+    call: RoleplayerCall,
+    views: Views,
+    match: MatchFacts | None,
+    seed: int,
 ) -> Roleplay:
-    """The Roleplayer that the config asks for; `match` is needed for facts grounding."""
+    """The Roleplayer that the config asks for; `match` is needed for facts grounding.
+
+    `seed` is the run's: it draws the pairs' styles.
+    """
+    roleplay: Roleplay = PersonaRoleplayer(call, views, config.style, seed)
     if isinstance(config.grounding, FactsGrounding):
         if match is None:
             raise ValueError("facts grounding needs a fact matcher")
-        return FactsRoleplayer(call, views, match, config.grounding)
-    return PersonaRoleplayer(call, views)
+        roleplay = FactsRoleplayer(call, views, match, config.grounding)
+        as_they_are = config.grounding.model_copy(update={"voice": "fact"})
+        as_facts = FactsRoleplayer(call, views, match, as_they_are)
+        roleplay = StyledFacts(roleplay, as_facts, views, config.style, seed)
+    if config.patience is not None:
+        roleplay = LimitedPatience(roleplay, config.patience, views)
+    return roleplay
 
 
 def require_facts(pairs: Sequence[Pair]) -> None:

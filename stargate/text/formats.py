@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from stargate.config.roleplayer import FactsGrounding
@@ -74,14 +75,20 @@ def check_formats(
     _check("the trainer", chat.masked_ids, [views.trained(_PAIR, turns, response)])
     contexts = [see(_PAIR, turns) for see in (views.without_instruction, views.with_persona)]
     _check("the scorer", lambda messages: scored.continuation(messages, "Read it."), contexts)
+    roleplayer = config.roleplayer
+    if roleplayer.style != ("plain",) or roleplayer.patience is not None:
+        users = roleplayer_views.users
+        for text in (*users.small_talk, users.dodge, users.impatient, users.takes_back):
+            roleplayer_views.of_user(text, _PAIR, fact="I like tea.")
     if roleplayer_chat is None:
         return
     heard = roleplayer_chat.prompt_ids
-    if isinstance(config.roleplayer.grounding, FactsGrounding):
+    if isinstance(roleplayer.grounding, FactsGrounding):
         _check("the Roleplayer", heard, [roleplayer_views.voice(_PAIR, "Why?", ["I like tea."])])
-    else:
-        seen = each_turn(lambda t: roleplayer_views.roleplayer(_PAIR, t, "Why?"))
-        _check("the Roleplayer", heard, seen)
+        return
+    for style in roleplayer.style:
+        see = partial(roleplayer_views.roleplayer, _PAIR, question="Why?", style=style)
+        _check("the Roleplayer", heard, each_turn(see))
 
 
 def _check(

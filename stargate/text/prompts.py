@@ -8,11 +8,11 @@ Values are plain text, never HTML.
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
-from pydantic import PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
 from stargate.config.component import Component
 from stargate.config.files import packaged_configs_dir, read_yaml
@@ -61,6 +61,26 @@ class TemplateFile(Component):
 _FileT = TypeVar("_FileT", bound=TemplateFile)
 
 
+class UserTexts(Component):
+    """Users who differ (roleplayer.style, roleplayer.patience).
+
+    terse, evasive, chatty, contradicting   what the Roleplayer's model is told, persona grounding
+    dodge        what an evasive user says in place of an answer
+    small_talk   what a chatty one adds, one of these
+    takes_back   what a contradicting one says first {fact}
+    impatient    what ends the dialogue
+    """
+
+    terse: str
+    evasive: str
+    chatty: str
+    contradicting: str
+    dodge: str
+    small_talk: Annotated[tuple[str, ...], Field(min_length=1)]
+    takes_back: str
+    impatient: str
+
+
 class PromptSet(TemplateFile):
     """All prompts of a run.
 
@@ -72,7 +92,8 @@ class PromptSet(TemplateFile):
     roleplayer     the Roleplayer's first turn, with its persona {name, persona, task, question}
     voice          the turn in which the Roleplayer words a fact {name, question, facts}
     no_preference  what the Roleplayer says when no fact answers
-    told_already   what it says when it was asked that before
+    told_already   what it says when the fact that answers was told
+    users          texts of users who differ; needed where a config asks for one
     """
 
     opening: str
@@ -84,6 +105,7 @@ class PromptSet(TemplateFile):
     voice: Conversation
     no_preference: str
     told_already: str = "I told you that already."
+    users: UserTexts | None = None
 
     @cached_property
     def no_preference_text(self) -> str:

@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+from stargate.config.roleplayer import Style
+from stargate.errors import ConfigError
 from stargate.text.chat import Message
-from stargate.text.prompts import Conversation, PromptSet
+from stargate.text.prompts import Conversation, PromptSet, UserTexts
 from stargate.types import Pair, StopReason, Turn
 
 _Closing = Callable[[Pair, str], str]
@@ -94,16 +96,21 @@ class Views:
                 messages.append(Message("user", turn.answer))
         return messages
 
-    def roleplayer(self, pair: Pair, turns: Sequence[Turn], question: str) -> list[Message]:
+    def roleplayer(
+        self, pair: Pair, turns: Sequence[Turn], question: str, style: Style = "plain"
+    ) -> list[Message]:
         """Role-swapped:
 
-        questions are user turns, the Roleplayer's own answers are assistant turns.
+        questions are user turns, the Roleplayer's own answers are assistant turns. How it is to
+        answer stands at the end of the first turn.
         """
         conversation = self._prompts.roleplayer
         questions = [turn.question for turn in turns] + [question]
         first = self._render(
             conversation.turn, pair, persona=pair.persona.text, question=questions[0]
         )
+        if style != "plain":
+            first += "\n\n" + self.of_user(getattr(self.users, style), pair)
         messages = [*self._before(conversation, pair), Message("user", first)]
         for turn, following in zip(turns, questions[1:], strict=True):
             messages += [_answer(turn), Message("user", following)]
@@ -123,6 +130,20 @@ class Views:
 
     def told_already(self) -> str:
         return self._prompts.told_already_text
+
+    @property
+    def users(self) -> UserTexts:
+        """The texts of users who differ. Raises ConfigError where the prompt set has none."""
+        if self._prompts.users is None:
+            raise ConfigError(
+                "the Roleplayer's prompt set has no texts for roleplayer.style and "
+                "roleplayer.patience: add `users`, as in configs/prompts/paper.yaml"
+            )
+        return self._prompts.users
+
+    def of_user(self, text: str, pair: Pair, **values: str) -> str:
+        """One of the texts of `users`."""
+        return self._render(text, pair, **values)
 
     def _plain(
         self, opening: str, pair: Pair, turns: Sequence[Turn], closing: _Closing

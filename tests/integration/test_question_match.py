@@ -1,8 +1,8 @@
 """How well the fact match agrees with a reader, on 200 questions and facts of the starter set.
 
-Half of the questions were asked by m_0 and m_1 of `cpu_demo` or stand in stock_questions.txt, with
-the nearest fact or one of the next two; the others were written for this file. Each was read: would
-the fact answer the question? A question that asks for nothing in particular has no answer.
+62 have questions of m_0 or m_1 of `cpu_demo`, 53 stock questions, with the nearest fact or one of
+the next two; 85 were written for this file. Each was read: would the fact answer the question? A
+question that asks for nothing in particular has no answer.
 `min_similarity` was chosen on the half "choose": the figures here are those of the other half.
 """
 

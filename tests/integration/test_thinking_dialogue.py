@@ -76,7 +76,7 @@ async def played(family: str, asks: Thinking, answers: Thinking, num_turns: int 
     questioner = Questioner(asks, VIEWS, chat, SamplingConfig(max_new_tokens=50), 4096)
     config = EngineRoleplayerConfig()
     call = EngineCall(answers, chat, config)
-    roleplay = build_roleplayer(config, call, VIEWS, None)
+    roleplay = build_roleplayer(config, call, VIEWS, None, 0)
     plan = DialoguePlan("t0/t:p/0", PAIR, 0, num_turns, seed=7)
     return await play(plan, questioner, roleplay, TurnWatch(60.0))
 

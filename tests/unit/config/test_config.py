@@ -62,6 +62,8 @@ def test_overrides_reach_nested_keys_and_are_yaml() -> None:
         ("trainer: {batch_size: 6}", "trainer: batch_size must be a multiple .* = 4, got 6"),
         ("data: {test_split: A}", "data: test_split must not be a train split, got 'A' in both"),
         ("roleplayer: {grounding: {type: magic}}", "roleplayer.grounding: .*'magic'"),
+        ("roleplayer: {style: rude}", "roleplayer.style.0: .*'terse'.*got 'rude'"),
+        ("roleplayer: {style: []}", "roleplayer.style: .*at least 1"),
         ("name: ../up", "name: .*got '../up'"),
         ("selection: {type: gold}", "selection is algorithm.selection .* now"),
         ("trainer: {target: own_response}", "trainer.target is algorithm.target now"),

@@ -259,11 +259,15 @@ def test_the_json_has_the_keys_of_the_issue() -> None:
     assert list(got["changes"]) == ["m1"]
     change = got["changes"]["m1"]["gold_logprob"]
     assert set(change) == MEASURE_KEYS | {"num_only_before", "num_only_after"}
+    user = {
+        **{"model": "embedded", "prompts": "paper", "grounding": "facts"},
+        **{"style": ["plain"], "patience": None},
+    }
     assert got["about"] == {
         "split": "test",
         "data": "starter",
-        "roleplayer": {"model": "embedded", "prompts": "paper", "grounding": "facts"},
-        "trained_with_roleplayer": {"model": "embedded", "prompts": "paper", "grounding": "facts"},
+        "roleplayer": user,
+        "trained_with_roleplayer": user,
         "num_dialogues": 2,
         "num_turns": 2,
         "seed": 7,

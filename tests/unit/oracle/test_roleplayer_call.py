@@ -64,7 +64,7 @@ def ask(
         try:
             match = KeywordMatch() if isinstance(config.grounding, FactsGrounding) else None
             views = Views(load_prompts("paper" if match is None else "small"))
-            roleplay = build_roleplayer(config, ApiCall(oracle, config), views, match)
+            roleplay = build_roleplayer(config, ApiCall(oracle, config), views, match, 0)
             one = partial(roleplay, PAIR, turns, session="d", seed=5)
             if at_once:
                 return list(await asyncio.gather(*map(one, questions)))

@@ -36,7 +36,7 @@ def answer(
     config = config or EngineRoleplayerConfig(grounding=FactsGrounding(**facts))  # type: ignore[arg-type]
     match = KeywordMatch() if isinstance(config.grounding, FactsGrounding) else None
     views = Views(load_prompts(prompts))
-    roleplay = build_roleplayer(config, EngineCall(generate, byte_chat(), config), views, match)
+    roleplay = build_roleplayer(config, EngineCall(generate, byte_chat(), config), views, match, 0)
     coroutine = roleplay(PAIR, list(turns), question, session="d", seed=5)  # type: ignore[arg-type]
     return asyncio.run(coroutine), generate
 

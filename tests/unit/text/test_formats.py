@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from stargate.config.run import RunConfig
-from stargate.errors import ModelError
+from stargate.errors import ConfigError, ModelError
 from stargate.text.chat import ChatFormat
 from stargate.text.formats import check_formats, heard_from
 from stargate.text.prompts import load_prompts
@@ -70,3 +70,21 @@ def test_a_text_ends_where_the_template_ends_a_turn() -> None:
     heard = asyncio.run(heard_from(generate, byte_chat())(request))
     assert heard.text == "hi"
     assert generate.requests[0].sampling.stop_ids == (END,)
+
+
+def test_texts_of_users_are_tried_before_anything_starts() -> None:
+    bare = Views(load_prompts("paper").model_copy(update={"users": None}))
+    wrong = load_prompts("paper")
+    assert wrong.users is not None
+    users = wrong.users.model_copy(update={"takes_back": "{{ facts }}"})
+    for user in ({"style": ["plain", "terse"]}, {"patience": 2}):
+        for grounding in ("persona", "facts"):
+            config = RunConfig.model_validate(
+                {"roleplayer": {"grounding": {"type": grounding}, **user}}
+            )
+            check_formats(config, byte_chat(), VIEWS, byte_chat(), VIEWS)
+            with pytest.raises(ConfigError, match="no texts for roleplayer"):
+                check_formats(config, byte_chat(), VIEWS, byte_chat(), bare)
+            with pytest.raises(ConfigError, match="'facts' is undefined"):
+                views = Views(wrong.model_copy(update={"users": users}))
+                check_formats(config, byte_chat(), VIEWS, None, views)
