@@ -23,6 +23,20 @@ SMALL = [
     *("evaluation.judge=null", "evaluation.num_detailed_dialogues=1"),
 ]
 
+# vLLM sets some of these in a process that it runs in, as tests' own engines do; a run that finds
+# them starts its actors without its fork server.
+_OPENMP = ("KMP_", "OMP_", "GOMP_", "LD_PRELOAD")
+_AT_FIRST = frozenset(os.environ)
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without what tests before have left of OpenMP's variables."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _AT_FIRST or not name.startswith(_OPENMP)
+    }
+
 
 class Command:
     """A `stargate` command in a session of its own, with a mark to find its processes by."""
@@ -35,7 +49,7 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, name: value},
+            env={**_environment(), name: value},
             start_new_session=True,
         )
 
