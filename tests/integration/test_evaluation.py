@@ -113,19 +113,27 @@ def test_another_roleplayer_and_a_judge_stand_beside_the_runs_own(
     shutil.copytree(run.dir, copy)
     command = Command(
         *("eval", str(copy), "--name", "held-out", "roleplayer.grounding={type: persona}"),
+        *("roleplayer.style=[evasive, chatty]", "roleplayer.patience=1", "evaluation.num_turns=3"),
         *("evaluation.judge={max_pairs: 2, max_reply_tokens: 8}", "evaluation.num_dialogues=2"),
     )
     output = command.finish()
     assert command.process.returncode == 0, output
     assert command.left_over() == []
     values = json.loads((copy / "evaluations" / "held-out" / "eval.json").read_text())
-    assert values["about"]["roleplayer"]["grounding"] == "persona"
-    assert values["about"]["trained_with_roleplayer"]["grounding"] == "facts"
+    user, trained_with = values["about"]["roleplayer"], values["about"]["trained_with_roleplayer"]
+    assert (user["grounding"], trained_with["grounding"]) == ("persona", "facts")
+    assert (user["style"], user["patience"]) == (["evasive", "chatty"], 1)
     assert values["judge"]["fit"] is False
     assert "UNFIT" in output
     assert values["m1"]["win_rate"]["n"] == values["m1"]["win_rate_fixed_responder"]["n"] == 2
     store = RunStore(copy / "evaluations" / "held-out")
-    assert {row["policy_version"] for row in store.read("eval-m1", "dialogues")} == {1}
+    played = [dialogue_from_row(row) for row in store.read("eval-m1", "dialogues")]
+    assert {dialogue.policy_version for dialogue in played} == {1}
+    # Its patience ended each dialogue before its K turns, and all of it was scored.
+    assert {(len(dialogue.turns), dialogue.num_turns) for dialogue in played} == {(2, 3)}
+    assert {dialogue.turns[1].answer for dialogue in played} == {"Just answer, please."}
+    assert values["m1"]["gain_at_turn_2"]["n"] == values["m1"]["gain_at_turn_1"]["n"] == 2
+    assert "gain_at_turn_3" not in values["m1"]
     responders = {row["responder_version"] for row in store.read("eval-m1", "responses")}
     assert responders == {0, 1}
     # The run's own evaluation is as it was.
