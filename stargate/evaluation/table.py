@@ -29,12 +29,15 @@ def evaluation_lines(values: Mapping[str, Any]) -> list[str]:
     shown = list(dict.fromkeys((first, last)))
     changes = values["changes"].get(last, {})
     clusters = values[first][_HEADLINE]
+    over = f"{clusters['task_clusters']} tasks"
+    if not clusters["nested"]:
+        over += f" and {clusters['persona_clusters']} personas"
     titles = [*shown, *([f"{last} minus {first}"] if changes else [])]
     lines = [
         "",
         f"test pairs, golds scored by m0 in nats: mean [{values['about']['confidence']:.0%} "
-        f"interval over {clusters['task_clusters']} tasks and {clusters['persona_clusters']} "
-        "personas]",
+        f"interval over {over}]",
+        *(["each person belongs to one task"] if clusters["nested"] else []),
         f"{'':{_LABEL_WIDTH}}" + "".join(f"{title:>{_CELL_WIDTH}}" for title in titles),
     ]
     judge = values.get("judge")

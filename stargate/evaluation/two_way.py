@@ -1,6 +1,7 @@
 """The variance of a mean over a table of (task, persona) cells, split by where it comes from.
 
     sums and counts by cell -> WeightedTable -- weights of tasks and personas --> TwoWayVariance
+                            -> NestedTable   -- weights of tasks, every persona is in one of them
 
 statistics.py asks for it once with all weights 1, and once with the weights of all resamples.
 
@@ -101,6 +102,30 @@ class WeightedTable:
             freedom = num_cells - by_row.num_drawn - by_column.num_drawn + 1
         corrected: Floats = np.maximum(rest, 0.0) * num_cells / np.maximum(freedom, 1.0)
         return corrected
+
+
+class NestedTable:
+    """The variance of a table's mean where every persona is in one task, as a function of weights.
+
+    Tasks are the only clusters, and with u_i = sum_i - mean x count_i over all of a task's cells
+    the variance is I/(I-1) x sum_i u_i^2 / n^2. `cells` is C/(C-1) x sum_ij u_ij^2 / n^2 over the C
+    cells observed: what it would be if they were independent.
+    """
+
+    def __init__(self, sums: Floats, counts: Floats) -> None:
+        self.sums, self.counts = sums.sum(axis=1), counts.sum(axis=1)
+        n, num_cells = float(counts.sum()), int((counts > 0).sum())
+        deviations = sums - float(sums.sum()) / n * counts
+        self.cells = num_cells / (num_cells - 1) * float((deviations**2).sum()) / n**2
+
+    def variance(self, task_weights: Floats) -> tuple[Floats, Floats]:
+        """Means and their variances, (R,) each, of R (re)samples: weights (R, I)."""
+        n = task_weights @ self.counts
+        mean = task_weights @ self.sums / n
+        deviations = self.sums - mean[:, None] * self.counts
+        num_tasks = len(self.counts)
+        squares = (task_weights * deviations**2).sum(axis=1)
+        return mean, squares * (num_tasks / (num_tasks - 1)) / n**2
 
 
 class _Margin:

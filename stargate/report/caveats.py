@@ -74,16 +74,17 @@ def _judge(evaluation: Evaluation) -> Iterator[Sentence]:
 def _clusters(evaluation: Evaluation) -> Iterator[Sentence]:
     """How much the headline's interval rests on, and what its change leaves out."""
     if value := evaluation.measure(evaluation.last, "matched_minus_shuffled"):
-        tasks, personas = value.task_clusters, value.persona_clusters
-        counted = f"{tasks} tasks x {personas} personas"
-        if min(tasks, personas) < _TOO_FEW_CLUSTERS:
+        tasks, ways = f"{value.task_clusters} tasks", "by task" if value.nested else "both ways"
+        rest = " (each person belongs to one task)"
+        counted = tasks + (rest if value.nested else f" x {value.persona_clusters} personas")
+        if value.fewest_clusters < _TOO_FEW_CLUSTERS:
             text = f"The intervals rest on {counted}: too few to be more than a rough guess."
             yield Sentence("warn", text)
-        elif min(tasks, personas) < _FEW_CLUSTERS:
+        elif value.fewest_clusters < _FEW_CLUSTERS:
             text = f"The intervals rest on only {counted}: they may be too narrow."
             yield Sentence("warn", text)
         else:
-            yield Sentence("plain", f"The intervals rest on {counted}, resampled both ways.")
+            yield Sentence("plain", f"The intervals rest on {counted}, resampled {ways}.")
     change = evaluation.change(evaluation.last, "matched_minus_shuffled")
     if change is not None and (change.num_only_before or change.num_only_after):
         yield Sentence(

@@ -97,10 +97,7 @@ def measures_section(evaluation: Evaluation) -> Section:
     )
     counts = ""
     if measure is not None:
-        counts = (
-            f"{measure.n:,} dialogues per checkpoint: {measure.task_clusters} tasks \u00d7 "
-            f"{measure.persona_clusters} personas."
-        )
+        counts = f"{measure.n:,} dialogues per checkpoint: {measure.clusters}."
     return Section(
         "measures",
         "All measures and controls",

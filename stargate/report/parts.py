@@ -186,5 +186,4 @@ def measured_cell(
 
 def observed(measure: Measure) -> str:
     """What stands behind a mean."""
-    clusters = f"{measure.task_clusters} tasks \u00d7 {measure.persona_clusters} personas"
-    return f"n = {measure.n:,}, {clusters}"
+    return f"n = {measure.n:,}, {measure.clusters}"

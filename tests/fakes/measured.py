@@ -95,6 +95,7 @@ MEASURE_KEYS = {
     "n",
     "task_clusters",
     "persona_clusters",
+    "nested",
 }
 
 

@@ -192,7 +192,7 @@ def _without_waiting(patch: pytest.MonkeyPatch) -> None:
     """Leaves out what takes long and is not what these tests look at."""
     patch.setattr(store_module, "_GATHER_SECONDS", 0.0)
     patch.setattr(journal_module, "PeakMemory", _NoMemory)
-    patch.setattr(statistics, "two_way_interval", lambda table, config: None)
+    patch.setattr(statistics, "clustered_interval", lambda table, config: None)
 
 
 def play(world: WorldT, **changes: object) -> WorldT:

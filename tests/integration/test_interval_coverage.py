@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stargate.evaluation.contrast import GoldAfter, contrasts, sampled_others
-from stargate.evaluation.statistics import BootstrapConfig, CellTable, two_way_interval
+from stargate.evaluation.statistics import BootstrapConfig, CellTable, clustered_interval
 from stargate.evaluation.two_way import Floats
 from stargate.types import Pair, Persona, Task
 from tests.unit.evaluation.test_statistics import as_table, clustered, two_way_variance
@@ -61,7 +61,38 @@ def test_intervals_cover_93_to_97_percent(name: str) -> None:
             np.ones_like(values),
             values.ravel(),
         )
-        interval = two_way_interval(table, config)
+        interval = clustered_interval(table, config)
+        assert interval is not None
+        hits += interval[0] <= 0.0 <= interval[1]
+    assert 0.93 <= hits / num_sets <= 0.97
+
+
+NESTED_CASES = {
+    "tasks dominate": (1.0, 0.0, 0.3),
+    "persons dominate": (0.0, 0.0, 1.0),
+    "equal effects": (1.0, 0.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("shape", [(12, 4), (50, 3)])
+@pytest.mark.parametrize("name", NESTED_CASES)
+def test_intervals_of_nested_personas_cover_93_to_97_percent(
+    name: str, shape: tuple[int, int]
+) -> None:
+    """Every persona is of one task, so each column of the table has one row's values."""
+    num_tasks, num_persons = shape
+    row, column = np.repeat(np.arange(num_tasks), num_persons), np.arange(math.prod(shape))
+    num_sets, hits = 2500, 0
+    for seed in range(num_sets):
+        values = clustered(shape, NESTED_CASES[name], seed).ravel()
+        sums = np.zeros((num_tasks, len(values)))
+        counts = np.zeros_like(sums)
+        sums[row, column], counts[row, column] = values, 1.0
+        table = CellTable(
+            tuple(map(str, range(num_tasks))), tuple(map(str, column)), sums, counts, values
+        )
+        assert table.nested
+        interval = clustered_interval(table, BootstrapConfig(num_resamples=300, seed=seed))
         assert interval is not None
         hits += interval[0] <= 0.0 <= interval[1]
     assert 0.93 <= hits / num_sets <= 0.97
@@ -111,7 +142,7 @@ def test_intervals_of_the_contrast_cover_93_to_97_percent(
     for seed in range(num_sets):
         effects = clustered(shape, (0.1, 1.0, 0.3), seed)
         config = BootstrapConfig(num_resamples=300, seed=seed)
-        interval = two_way_interval(contrast_table(effects, num_others, 10_000 + seed), config)
+        interval = clustered_interval(contrast_table(effects, num_others, 10_000 + seed), config)
         assert interval is not None
         hits += interval[0] <= 3.0 <= interval[1]
     assert 0.93 <= hits / num_sets <= 0.97

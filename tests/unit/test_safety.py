@@ -215,7 +215,7 @@ def test_remote_code_is_in_the_log_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The bootstrap is slow and not what is tested.
-    monkeypatch.setattr(statistics, "two_way_interval", lambda table, config: None)
+    monkeypatch.setattr(statistics, "clustered_interval", lambda table, config: None)
     names = ["own_response"]
     made = test_ablation.ablation(tmp_path, names, trust_remote_code=True)
     test_ablation.play(test_ablation.FakeSystem(), made, names)

@@ -8,7 +8,7 @@ import pytest
 
 from stargate.config.run import SplitLimit
 from stargate.data.dataset import Dataset, open_dataset, read_dataset
-from stargate.data.findings import ImportReport
+from stargate.data.findings import ACTIONS, IMPORT_KINDS, ImportReport
 from stargate.data.importers import TaskSource, import_dataset
 from stargate.data.in3 import In3Source
 from stargate.errors import DataError
@@ -177,3 +177,8 @@ def test_the_new_columns_survive_import_and_export(tmp_path: Path, ending: str) 
     assert copy.tasks == dataset.tasks
     import_dataset(tmp_path / "copy", tmp_path / "again")
     assert read_dataset(tmp_path / "again").personas == dataset.personas
+
+
+def test_what_is_left_out_is_listed_before_what_is_noted() -> None:
+    actions = [action for action, _ in IMPORT_KINDS.values()]
+    assert actions == sorted(actions, key=ACTIONS.index)

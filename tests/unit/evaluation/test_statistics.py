@@ -212,6 +212,50 @@ def test_sparse_and_nested_tables_have_intervals() -> None:
         assert got.ci_low < got.mean < got.ci_high
 
 
+def of_one_task(values: list[list[float]]) -> list[Observation]:
+    """A table of values by task (row) and the task's own persons."""
+    return [
+        Observation(f"t{i:02}", f"t{i:02}-p{j}", value)
+        for i, row in enumerate(values)
+        for j, value in enumerate(row)
+    ]
+
+
+def test_nested_personas_cluster_by_task_alone_by_hand() -> None:
+    from scipy.stats import t
+
+    got = measure(of_one_task([[1, 2], [3, 6], [4, 2]]))
+    # Mean 3; the tasks' sums of deviations -3, 3, 0; 3/2 x 18 / 36; t with 2 degrees of freedom.
+    reach = float(t.ppf(0.975, 2)) * math.sqrt(0.75)
+    assert (got.ci_low, got.ci_high) == (pytest.approx(3 - reach), pytest.approx(3 + reach))
+    assert (got.nested, got.task_clusters, got.persona_clusters) == (True, 3, 6)
+    assert got.clusters == "3 tasks; each person belongs to one task"
+    assert got.fewest_clusters == 3
+
+
+def test_nested_and_crossed_personas_are_told_apart_by_what_was_observed() -> None:
+    several = of_one_task([[1, 2], [3, 6], [4, 2]])
+    assert measure(several).nested
+    assert measure(of_one_task([[1], [3], [4]])).nested  # plain tasks: a person each
+    assert paired_difference(several, of_one_task([[2, 2], [9, 9], [1, 2]])).nested
+    shared = [*several, Observation("t01", "t00-p0", 1.0)]
+    assert not measure(shared).nested
+    one_task = measure(of_one_task([[1, 2, 3]]))
+    assert not one_task.nested and "1 task(s) and 3 persona(s)" in str(one_task.why_no_interval)
+
+
+def test_many_persons_of_few_tasks_do_not_narrow_an_interval() -> None:
+    """20 persons of each task say the same: 12 tasks are all there is, not 240 persons."""
+    effects = clustered((12, 1), (1.0, 0.0, 0.0), seed=7)
+    once, often = (measure(of_one_task(np.repeat(effects, n, axis=1).tolist())) for n in (1, 20))
+    assert (often.ci_low, often.ci_high) == pytest.approx((once.ci_low, once.ci_high))
+
+
+def test_tasks_that_balance_out_leave_the_spread_of_their_persons() -> None:
+    got = measure(of_one_task([[1.0, -1.0], [-1.0, 1.0], [2.0, -2.0]]))
+    assert got.ci_low is not None and got.ci_low < 0.0
+
+
 def test_checkerboard_has_spread_though_rows_and_columns_have_none() -> None:
     got = measure(observed([[1.0, -1.0], [-1.0, 1.0]]))
     assert got.ci_low is not None and got.ci_low < 0.0
@@ -266,6 +310,7 @@ def test_eval_json_has_the_names_of_the_issue() -> None:
         "n": 1,
         "task_clusters": 1,
         "persona_clusters": 1,
+        "nested": False,
     }
 
 

@@ -15,6 +15,7 @@ def measure(mean: float, low: float | None, high: float | None, n: int = 8) -> d
         "n": n,
         "task_clusters": 12,
         "persona_clusters": 8,
+        "nested": False,
     }
 
 
@@ -48,6 +49,14 @@ def test_first_last_and_change_stand_side_by_side() -> None:
     ]
     assert lines[-1].endswith("independent: 0.50")
     assert max(map(len, lines)) <= 100
+
+
+def test_the_screen_says_that_persons_belong_to_tasks() -> None:
+    found = values(fit=None)
+    found["m0"]["matched_minus_shuffled"]["nested"] = True
+    lines = evaluation_lines(found)
+    assert lines[1].endswith("[95% interval over 12 tasks]")
+    assert lines[2] == "each person belongs to one task"
 
 
 def test_every_label_is_that_of_the_report_and_leaves_room_for_its_numbers() -> None:

@@ -140,6 +140,16 @@ def test_caveats_that_do_not_apply_are_not_there(copy: Path) -> None:
     assert "50 tasks x 10 personas" in said
 
 
+def test_a_caveat_says_that_intervals_are_by_task_where_persons_belong_to_tasks(copy: Path) -> None:
+    def nest(tree: dict[str, Any]) -> None:
+        for entry in tree["m2"].values():
+            entry.update(task_clusters=50, persona_clusters=2, nested=True)
+
+    _, found = edited(copy, nest)
+    said = "The intervals rest on 50 tasks (each person belongs to one task), resampled by task."
+    assert said in [caveat.text for caveat in found.caveats]
+
+
 def test_overlaps_are_between_training_and_test_only(data: ReportData) -> None:
     assert data.main is not None
     found = overlaps(data, data.main)
