@@ -235,8 +235,13 @@ def observe_last(
     """
     version = int(checkpoints_of(evaluation)[-1][1:])
     records = read_checkpoint(store, scope_of(version), pairs)
-    grounded = evaluation["about"]["roleplayer"]["grounding"] == "facts"
-    return observe(records, count_tokens, grounded=grounded)
+    user = evaluation["about"]["roleplayer"]
+    return observe(
+        records,
+        count_tokens,
+        grounded=user["grounding"] == "facts",
+        told_already=user.get("told_already"),
+    )
 
 
 def ablation_json(

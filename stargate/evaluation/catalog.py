@@ -33,11 +33,12 @@ _GOLD = "Gold log-prob under the frozen m\u2080, in nats"
 _PER_TOKEN = "The same per gold token"
 _TURNS = "What each question added, in nats"
 _FACTS = "Facts and questions"
+_DIVERSITY = "Diversity and fit of questions"
 _EFFORT = "The user's effort, in tokens"
 _LEAKS = "Leaks: facts that nobody asked for"
 _NEEDLESS = "Tasks that need no question"
 _WINS = "Win rate against m\u2080, ties count half"
-_GROUPS = (_GOLD, _PER_TOKEN, _TURNS, _FACTS, _EFFORT, _LEAKS, _NEEDLESS, _WINS)
+_GROUPS = (_GOLD, _PER_TOKEN, _TURNS, _FACTS, _DIVERSITY, _EFFORT, _LEAKS, _NEEDLESS, _WINS)
 
 CATALOG: tuple[MeasureInfo, ...] = (
     MeasureInfo("contrast", "contrast with others' golds", "nats", _GOLD, True),
@@ -64,6 +65,10 @@ CATALOG: tuple[MeasureInfo, ...] = (
     MeasureInfo("fact_coverage", "gold's facts elicited", "share", _FACTS, True),
     MeasureInfo("question_rate", "turns that are a question", "share", _FACTS, True),
     MeasureInfo("repeated_question_rate", "repeated questions", "share", _FACTS, False),
+    MeasureInfo("task_gain", "coverage due to the task", "share", _DIVERSITY, True),
+    MeasureInfo("distinct_question_rate", "distinct questions", "share", _DIVERSITY, True),
+    MeasureInfo("generic_question_rate", "generic questions", "share", _DIVERSITY, False),
+    MeasureInfo("answered_already_rate", "questions answered before", "share", _DIVERSITY, False),
     MeasureInfo("tokens_per_dialogue", "tokens per dialogue", "count", _EFFORT),
     MeasureInfo("tokens_to_read", "to read", "count", _EFFORT),
     MeasureInfo("tokens_to_write", "to write", "count", _EFFORT),
@@ -124,6 +129,18 @@ _SENTENCES = {
     "question_rate": "Share of the Questioner's turns that ask something at all.",
     "repeated_question_rate": (
         "Share of later questions that were asked before in the same dialogue."
+    ),
+    "task_gain": (
+        "Gold's facts elicited, minus the share of the facts that other tasks' golds for this "
+        "person use: what asking for this very task brought."
+    ),
+    "distinct_question_rate": (
+        "Different questions among all of the checkpoint. It falls with their number, so compare "
+        "evaluations of the same size."
+    ),
+    "generic_question_rate": "Share of questions that stand in three or more other tasks as well.",
+    "answered_already_rate": (
+        "Share of later questions whose answer the person had told in the same dialogue."
     ),
     "tokens_per_dialogue": "All that the user reads and writes in one dialogue.",
     "tokens_to_read": "The questions.",

@@ -23,6 +23,7 @@ from stargate.records.schemas import dialogue_from_row
 from stargate.records.store import RunStore
 from stargate.run_context import Roles, RunContext
 from stargate.text.chat import ChatFormat
+from stargate.text.prompts import load_prompts
 from stargate.types import Dialogue
 
 # What a run logs of a checkpoint.
@@ -147,10 +148,12 @@ def checkpoint_dirs(run_dir: Path, base_model_dir: Path) -> dict[int, Path]:
 
 def _about_roleplayer(config: RunConfig) -> RoleplayerAbout:
     grounded = isinstance(config.roleplayer.grounding, FactsGrounding)
+    prompts = config.roleplayer.prompts or config.prompts
     return RoleplayerAbout(
         model=config.roleplayer.model,
-        prompts=config.roleplayer.prompts or config.prompts,
+        prompts=prompts,
         grounding="facts" if grounded else "persona",
         style=config.roleplayer.style,
         patience=config.roleplayer.patience,
+        told_already=load_prompts(prompts).told_already_text if grounded else None,
     )

@@ -18,8 +18,8 @@ contrast                    the own gold's log-prob beyond what dialogue and gol
 gain_at_turn_1, _2, ...     what a question added: after k turns minus after k - 1 (0: no dialogue)
 ..._per_token               divided by the number of the gold's tokens, dialogue by dialogue
 
-Beside them all of elicitation.py, and win_rate (each checkpoint with its own dialogues and its own
-responses against m_0) and win_rate_fixed_responder (m_0 writes both responses).
+Beside them all of elicitation.py and diversity.py, and win_rate (each checkpoint with its own
+dialogues and responses against m_0) and win_rate_fixed_responder (m_0 writes both responses).
 
 Shares of turns (question_rate) have one observation per turn: the mean is then the share itself,
 a dialogue weighs by its turns, and turns of one dialogue, which are no independent samples, lie
@@ -37,6 +37,7 @@ from stargate.errors import DataError
 from stargate.evaluation.checkpoint_records import WIN_RATES, CheckpointRecords, read_checkpoint
 from stargate.evaluation.contrast import GoldAfter, contrasts
 from stargate.evaluation.controls import FIXED, ControlScore, gains
+from stargate.evaluation.diversity import observe_diversity
 from stargate.evaluation.elicitation import CountTokens, observe_elicitation
 from stargate.evaluation.qualification import TRIALS, Qualification, qualify
 from stargate.evaluation.statistics import (
@@ -75,13 +76,16 @@ _SHARES = ("_rate", "_coverage")
 
 @dataclass(frozen=True, slots=True)
 class RoleplayerAbout:
-    """Which simulated user answered. `facts`: it was given the facts that the question asks for."""
+    """Which simulated user answered. `facts`: it was given the facts that the question asks for,
+    and says `told_already` where that fact was told.
+    """
 
     model: str
     prompts: str
     grounding: Literal["facts", "persona"]
     style: tuple[Style, ...] = ("plain",)
     patience: int | None = None
+    told_already: str | None = None
 
     @property
     def ways(self) -> str:
@@ -150,9 +154,9 @@ def evaluation_json(
     `checkpoints` are in the order of their versions; changes are from the first of them.
     """
     config = config or BootstrapConfig()
-    grounded = about.roleplayer.grounding == "facts"
+    grounded, told_already = about.roleplayer.grounding == "facts", about.roleplayer.told_already
     observed = {
-        name: observe(records, count_tokens, grounded=grounded)
+        name: observe(records, count_tokens, grounded=grounded, told_already=told_already)
         for name, records in checkpoints.items()
     }
     values: dict[str, Any] = {}
@@ -176,7 +180,11 @@ def evaluation_json(
 
 
 def observe(
-    records: CheckpointRecords, count_tokens: CountTokens, *, grounded: bool
+    records: CheckpointRecords,
+    count_tokens: CountTokens,
+    *,
+    grounded: bool,
+    told_already: str | None = None,
 ) -> Observations:
     """Observations by measure, win rates apart. Measures of a table that is not there are absent;
     a measure that found nothing in its table has an empty list.
@@ -190,6 +198,9 @@ def observe(
     if records.dialogues:
         played = [(records.pairs[entry.pair_id], entry) for entry in records.dialogues]
         found |= observe_elicitation(played, count_tokens, grounded=grounded)
+        found |= observe_diversity(
+            played, records.pairs.values(), grounded=grounded, told_already=told_already
+        )
     return found
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
 from stargate.protocols import MatchFacts
-from stargate.rollout.question_text import content_words, questions_in
+from stargate.rollout.question_text import question_key, questions_in
 from stargate.types import Dialogue, Pair, Persona
 
 # question -> persona id -> index of the fact that answers it, None if none does.
@@ -34,8 +34,7 @@ def most_asked(dialogues: Iterable[Dialogue], limit: int) -> list[str]:
     for dialogue in dialogues:
         for turn in dialogue.turns:
             for question in questions_in(turn.question)[:1]:
-                key = frozenset(content_words(question)) or frozenset({question})
-                wordings.setdefault(key, Counter())[question] += 1
+                wordings.setdefault(question_key(question), Counter())[question] += 1
     ordered = sorted(wordings.values(), key=lambda counts: -counts.total())
     return [counts.most_common(1)[0][0] for counts in ordered[:limit]]
 

@@ -87,6 +87,19 @@ _CURVES = (
         percent=True,
     ),
     Curves(
+        "diversity",
+        "Diversity and fit of questions",
+        "A questionnaire that is the same for every task has no coverage due to the task, few "
+        "distinct questions and many generic ones.",
+        "share",
+        (
+            *("task_gain", "distinct_question_rate", "generic_question_rate"),
+            "answered_already_rate",
+        ),
+        percent=True,
+        zero=True,
+    ),
+    Curves(
         "tokens",
         "The user's effort",
         "Tokens that the user reads and writes.",

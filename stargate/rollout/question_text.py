@@ -12,8 +12,8 @@ _REQUEST = re.compile(
     r"^\s*(please\s+)?(tell|describe|share|let me know|explain|give me)\b", re.IGNORECASE
 )
 _SENTENCE = re.compile(r"[^.!?]*[.!?]+|[^.!?]+$")
-# Share of content words (intersection over union) above which two questions ask the same.
-_SAME_QUESTION = 0.75
+# Share of content words (intersection over union) from which two questions ask the same.
+SAME_QUESTION = 0.75
 # Letters by which two forms of one word are taken as the same ("walks" and "walking").
 _STEM_LETTERS = 5
 # Words that carry no claim about a person and no topic of a question.
@@ -37,16 +37,18 @@ def questions_in(text: str) -> list[str]:
 
 def is_repeated(question: str, earlier: Sequence[str]) -> bool:
     """Whether a question was asked before: the same content words, or nearly."""
-    words = set(content_words(question))
-    for other in earlier:
-        others = set(content_words(other))
-        union = words | others
-        if not union:
-            if words_of(question) == words_of(other):
-                return True
-        elif len(words & others) / len(union) >= _SAME_QUESTION:
-            return True
-    return False
+    key = question_key(question)
+    return any(is_near(key, question_key(other)) for other in earlier)
+
+
+def question_key(question: str) -> frozenset[str]:
+    """What a question asks: its content words. One without any ("Why?") is all of its words."""
+    return frozenset(content_words(question)) or frozenset({f"? {' '.join(words_of(question))}"})
+
+
+def is_near(key: frozenset[str], other: frozenset[str]) -> bool:
+    """Whether two keys ask the same, or nearly."""
+    return len(key & other) / len(key | other) >= SAME_QUESTION
 
 
 def words_of(text: str) -> list[str]:

@@ -71,6 +71,9 @@ DIALOGUE_MEASURES = [
     "needless_tokens_per_dialogue",
     "facts_at_turn_1",
     "facts_at_turn_2",
+    "distinct_question_rate",
+    "generic_question_rate",
+    "task_gain",
 ]
 GOLD_MEASURES = [
     "gold_logprob",

@@ -261,7 +261,7 @@ def test_the_json_has_the_keys_of_the_issue() -> None:
     assert set(change) == MEASURE_KEYS | {"num_only_before", "num_only_after"}
     user = {
         **{"model": "embedded", "prompts": "paper", "grounding": "facts"},
-        **{"style": ["plain"], "patience": None},
+        **{"style": ["plain"], "patience": None, "told_already": None},
     }
     assert got["about"] == {
         "split": "test",
