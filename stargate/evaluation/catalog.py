@@ -1,8 +1,8 @@
 """What the measures of eval.json are called, what they mean in a sentence, how they are written.
 
 Whoever shows a measure, on the screen, in a table or in a figure, calls it by its label here. The
-order is that of the report's tables. `gain_at_turn_K` and `facts_at_turn_K` have one
-entry per K of the evaluation and are made by `measure_info`.
+order is that of the report's tables. `gain_at_turn_K`, `facts_at_turn_K` and
+`coverage_of_importance_K` have one entry per K of the evaluation and are made by `measure_info`.
 """
 
 import re
@@ -36,9 +36,12 @@ _FACTS = "Facts and questions"
 _DIVERSITY = "Diversity and fit of questions"
 _EFFORT = "The user's effort, in tokens"
 _LEAKS = "Leaks: facts that nobody asked for"
+_FIRST = "Whether to ask at all: the first turn"
 _NEEDLESS = "Tasks that need no question"
 _WINS = "Win rate against m\u2080, ties count half"
-_GROUPS = (_GOLD, _PER_TOKEN, _TURNS, _FACTS, _DIVERSITY, _EFFORT, _LEAKS, _NEEDLESS, _WINS)
+_GROUPS = (
+    *(_GOLD, _PER_TOKEN, _TURNS, _FACTS, _DIVERSITY, _EFFORT, _LEAKS, _FIRST, _NEEDLESS, _WINS),
+)
 
 CATALOG: tuple[MeasureInfo, ...] = (
     MeasureInfo("contrast", "contrast with others' golds", "nats", _GOLD, True),
@@ -63,6 +66,7 @@ CATALOG: tuple[MeasureInfo, ...] = (
     MeasureInfo("facts_per_dialogue", "facts elicited per dialogue", "count", _FACTS, True),
     MeasureInfo("facts_per_turn", "facts elicited per turn", "count", _FACTS, True),
     MeasureInfo("fact_coverage", "gold's facts elicited", "share", _FACTS, True),
+    MeasureInfo("questions_per_dialogue", "questions per dialogue", "count", _FACTS),
     MeasureInfo("question_rate", "turns that are a question", "share", _FACTS, True),
     MeasureInfo("repeated_question_rate", "repeated questions", "share", _FACTS, False),
     MeasureInfo("task_gain", "coverage due to the task", "share", _DIVERSITY, True),
@@ -83,14 +87,24 @@ CATALOG: tuple[MeasureInfo, ...] = (
         _LEAKS,
         False,
     ),
+    MeasureInfo("ask_rate", "asks, vague tasks", "share", _FIRST, True),
+    MeasureInfo("needless_ask_rate", "asks, plain tasks", "share", _FIRST, False),
+    MeasureInfo("ask_balanced_accuracy", "vague or plain, balanced", "share", _FIRST, True),
+    MeasureInfo("ask_accuracy", "vague or plain, accuracy", "share", _FIRST, True),
+    MeasureInfo("always_ask_accuracy", "accuracy of always asking", "share", _FIRST),
+    MeasureInfo("never_ask_accuracy", "accuracy of never asking", "share", _FIRST),
     MeasureInfo("needless_question_rate", "needless questions", "share", _NEEDLESS, False),
     MeasureInfo("needless_tokens_per_dialogue", "tokens per dialogue", "count", _NEEDLESS, False),
     MeasureInfo("win_rate", "win rate, own responses", "share", _WINS, True),
     MeasureInfo("win_rate_fixed_responder", "win rate, m\u2080 responds", "share", _WINS, True),
 )
-_AT_TURN = {
-    "gain": MeasureInfo("gain_at_turn_", "turn", "nats", _TURNS, True),
-    "facts": MeasureInfo("facts_at_turn_", "facts elicited at turn", "count", _FACTS, True),
+_NUMBERED = {
+    info.name: info
+    for info in (
+        MeasureInfo("gain_at_turn_", "turn", "nats", _TURNS, True),
+        MeasureInfo("facts_at_turn_", "facts elicited at turn", "count", _FACTS, True),
+        MeasureInfo("coverage_of_importance_", "details of importance", "share", _FACTS, True),
+    )
 }
 _SENTENCES = {
     "contrast": (
@@ -126,6 +140,10 @@ _SENTENCES = {
     "fact_coverage": (
         "Of the facts that the gold relies on, the share that the dialogue brought out."
     ),
+    "coverage_of_importance_": (
+        "Of the person's details that matter so much (3: most), the share that was brought out."
+    ),
+    "questions_per_dialogue": "What tasks that need a question cost the user in questions.",
     "question_rate": "Share of the Questioner's turns that ask something at all.",
     "repeated_question_rate": (
         "Share of later questions that were asked before in the same dialogue."
@@ -152,6 +170,18 @@ _SENTENCES = {
     "unasked_facts_per_dialogue": (
         "Facts that the Questioner was given in excess of the questions that it asked."
     ),
+    "ask_rate": "Share of tasks that need a question at which the first turn asks one.",
+    "needless_ask_rate": "The same of tasks that need none.",
+    "ask_balanced_accuracy": (
+        "Mean of: asks where something is missing; does not ask where nothing is. Always asking "
+        "and never asking both have 50 %."
+    ),
+    "ask_accuracy": (
+        "Share of tasks at which the first turn asks or does not as it should. Compare it with the "
+        "two constant policies."
+    ),
+    "always_ask_accuracy": "What asking at every task would have: the share of vague tasks.",
+    "never_ask_accuracy": "What never asking would have: the share of plain tasks.",
     "needless_question_rate": "Here any question is wasted: the right answer fits everybody.",
     "needless_tokens_per_dialogue": "What the user reads and writes for nothing.",
     "win_rate": (
@@ -174,11 +204,11 @@ def measure_info(name: str) -> MeasureInfo | None:
     """The entry of a measure, or None for a name that is not in the catalog."""
     if known := _BY_NAME.get(name):
         return known
-    found = re.fullmatch(r"(gain|facts)_at_turn_(\d+)", name)
-    if found is None:
+    found = re.fullmatch(r"(\w+_)(\d+)", name)
+    numbered = _NUMBERED.get(found[1]) if found else None
+    if found is None or numbered is None:
         return None
-    turn = _AT_TURN[found[1]]
-    return replace(turn, name=name, label=f"{turn.label} {found[2]}")
+    return replace(numbered, name=name, label=f"{numbered.label} {found[2]}")
 
 
 def in_order(names: Iterable[str]) -> list[MeasureInfo]:

@@ -5,6 +5,8 @@
 facts_per_dialogue          facts that questions brought out, each once, if not taken back
 facts_per_turn              the same per turn; facts_at_turn_1, _2, ... by place in the dialogue
 fact_coverage               share of the gold's facts that were brought out
+coverage_of_importance_3    share of the person's facts of this importance that were; also _2, _1
+questions_per_dialogue      questions that were asked
 question_rate               share of turns that are a question
 repeated_question_rate      share of later questions that were asked before in the same dialogue
 tokens_per_dialogue         the user's effort: tokens_to_read + tokens_to_write (answers)
@@ -117,6 +119,7 @@ _MEASURES = (
     "facts_per_dialogue",
     "facts_per_turn",
     "fact_coverage",
+    "questions_per_dialogue",
     "question_rate",
     "repeated_question_rate",
     "tokens_per_dialogue",
@@ -146,6 +149,10 @@ def _observe_needed(
     if pair.gold_facts:
         gold_facts = set(pair.gold_facts)
         yield "fact_coverage", len(elicited & gold_facts) / len(gold_facts)
+    for level in sorted(set(pair.persona.importance)):
+        details = {i for i, found in enumerate(pair.persona.importance) if found == level}
+        yield f"coverage_of_importance_{level}", len(elicited & details) / len(details)
+    yield "questions_per_dialogue", sum(len(questions_in(t.question)) for t in dialogue.turns)
     asked: list[str] = []
     told: list[int] = []  # what questions brought out is no copy of the profile
     for number, (turn, given) in enumerate(zip(dialogue.turns, facts, strict=True), start=1):

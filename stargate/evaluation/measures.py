@@ -18,14 +18,15 @@ contrast                    the own gold's log-prob beyond what dialogue and gol
 gain_at_turn_1, _2, ...     what a question added: after k turns minus after k - 1 (0: no dialogue)
 ..._per_token               divided by the number of the gold's tokens, dialogue by dialogue
 
-Beside them all of elicitation.py and diversity.py, and win_rate (each checkpoint with its own
-dialogues and responses against m_0) and win_rate_fixed_responder (m_0 writes both responses).
+Beside them all of elicitation.py, diversity.py and asking.py, and win_rate (each checkpoint with
+its own dialogues and responses against m_0) and win_rate_fixed_responder (m_0 writes both).
 
 Shares of turns (question_rate) have one observation per turn: the mean is then the share itself,
 a dialogue weighs by its turns, and turns of one dialogue, which are no independent samples, lie
 in one (task, persona) cell, which is the unit that the intervals resample.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -34,6 +35,7 @@ from typing import Any, Literal
 from stargate.config.judge import JudgeThresholds
 from stargate.config.roleplayer import Style
 from stargate.errors import DataError
+from stargate.evaluation.asking import CONSTANT_POLICIES, observe_asking
 from stargate.evaluation.checkpoint_records import WIN_RATES, CheckpointRecords, read_checkpoint
 from stargate.evaluation.contrast import GoldAfter, contrasts
 from stargate.evaluation.controls import FIXED, ControlScore, gains
@@ -70,8 +72,8 @@ _GOLD_MEASURES = (
     "matched_minus_shuffled_per_token",
     "matched_minus_no_dialogue",
 )
-# Measures whose names end so lie between 0 and 1, and so does their interval.
-_SHARES = ("_rate", "_coverage")
+# Measures with such names lie between 0 and 1, and so does their interval.
+_SHARES = re.compile(r"(_rate|_coverage|_accuracy)$|^coverage_of_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +203,7 @@ def observe(
         found |= observe_diversity(
             played, records.pairs.values(), grounded=grounded, told_already=told_already
         )
+        found |= observe_asking(played)
     return found
 
 
@@ -220,7 +223,7 @@ def measure_checkpoint(
 ) -> dict[str, Measure]:
     """Mean and interval of every measure; of a win rate the agreed one's."""
     measures = {
-        name: measure(values, config, bounds=(0.0, 1.0) if name.endswith(_SHARES) else None)
+        name: measure(values, config, bounds=(0.0, 1.0) if _SHARES.search(name) else None)
         for name, values in observations.items()
     }
     agreed = {name: asdict(rate.agreed) for name, rate in rates.items()}
@@ -243,7 +246,7 @@ def changes(
     """
     found: dict[str, PairedMeasure] = {}
     for name in before:
-        if name not in after or name in FIXED:
+        if name not in after or name in FIXED | CONSTANT_POLICIES:
             continue
         values = after[name]
         if name == "gold_logprob_best":

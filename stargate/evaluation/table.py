@@ -15,8 +15,10 @@ _SHOWN = (
     *_ONE_DECIMAL[:-1],
     *("contrast", "matched_minus_shuffled", "question_rate", "repeated_question_rate"),
     "facts_per_dialogue",
-    *("fact_coverage", "task_gain", "distinct_question_rate", "generic_question_rate"),
-    *("answered_already_rate", "needless_question_rate", "tokens_per_dialogue"),
+    *("fact_coverage", *(f"coverage_of_importance_{level}" for level in (3, 2, 1))),
+    *("task_gain", "distinct_question_rate", "generic_question_rate", "answered_already_rate"),
+    *("ask_balanced_accuracy", "ask_accuracy", "always_ask_accuracy", "never_ask_accuracy"),
+    *("needless_question_rate", "tokens_per_dialogue"),
     *("win_rate", "win_rate_fixed_responder"),
 )
 _HEADLINE = "matched_minus_shuffled"

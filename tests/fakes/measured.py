@@ -59,6 +59,7 @@ DIALOGUE_MEASURES = [
     "facts_per_dialogue",
     "facts_per_turn",
     "fact_coverage",
+    "questions_per_dialogue",
     "question_rate",
     "repeated_question_rate",
     "tokens_per_dialogue",
@@ -74,6 +75,12 @@ DIALOGUE_MEASURES = [
     "distinct_question_rate",
     "generic_question_rate",
     "task_gain",
+    "ask_rate",
+    "needless_ask_rate",
+    "ask_balanced_accuracy",
+    "ask_accuracy",
+    "always_ask_accuracy",
+    "never_ask_accuracy",
 ]
 GOLD_MEASURES = [
     "gold_logprob",

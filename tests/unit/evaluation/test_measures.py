@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from stargate.errors import DataError
+from stargate.evaluation.asking import CONSTANT_POLICIES
 from stargate.evaluation.checkpoint_records import (
     CheckpointRecords,
     comparisons_from_rows,
@@ -163,7 +164,7 @@ def test_changes_are_over_the_pairs_that_both_have() -> None:
     assert list(got) == [
         name
         for name in GOLD_MEASURES + DIALOGUE_MEASURES
-        if name not in ("no_dialogue", "persona_given")
+        if name not in {"no_dialogue", "persona_given"} | CONSTANT_POLICIES
     ]
     # a:p and a:q gain 4, b:p 2; b:q is m_0's only.
     for name in ("gold_logprob", "gold_logprob_best", "shuffled", "matched_minus_no_dialogue"):
