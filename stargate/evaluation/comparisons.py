@@ -9,13 +9,15 @@
     shuffled   m_0, for this persona                     m_0, for the next persona of the same task
 
 `own` and `fixed` are the win rates; the others are trials of the judge itself, in which the better
-response is the candidate (`self`: neither is). One comparison per pair and set. A pair without one
-of the two responses has no comparison: that is counted by `drop`.
+response is the candidate (`self`: neither is). In a trial no side says a name: m_0 and golds call
+the person by it, so a judge that looks for the name alone would pass. One comparison per pair and
+set. A pair without one of the two responses has no comparison: that is counted by `drop`.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from stargate.errors import RecordDropped
@@ -24,6 +26,9 @@ from stargate.seeds import derive_seed
 from stargate.types import Pair
 
 Drop = Callable[[RecordDropped], None]
+
+# What stands in a trial in place of a person's name.
+_ANYBODY = "Friend"
 
 
 class Order(StrEnum):
@@ -147,22 +152,49 @@ def trial_comparisons(
     m0 = _by_pair(responses, 0)
     constant = ComparedResponse("praise", praise, count(praise))
     comparisons: list[Comparison] = []
+
+    def add(
+        name: str, pair: Pair, candidate: ComparedResponse, baseline: ComparedResponse, other: Pair
+    ) -> None:
+        """`baseline` was said to the person of `other`."""
+        names = (pair.persona.name, other.persona.name)
+        candidate, baseline = (
+            replace(side, text=without_names(side.text, names)) for side in (candidate, baseline)
+        )
+        comparisons.append(Comparison(name, pair, candidate, baseline))
+
     for pair in chosen:
         if pair.gold is not None and (own := _found(m0, pair, 1, "gold", drop)):
             gold = ComparedResponse("gold", pair.gold, count(pair.gold))
-            comparisons.append(Comparison("gold", pair, gold, own[0]))
+            add("gold", pair, gold, own[0], pair)
         if own := _found(m0, pair, 2, "self", drop):
-            comparisons.append(Comparison("self", pair, own[0], own[1]))
+            add("self", pair, own[0], own[1], pair)
         if own := _found(m0, pair, 1, "praise", drop):
-            comparisons.append(Comparison("praise", pair, own[0], constant))
+            add("praise", pair, own[0], constant, pair)
         if own := _found(m0, pair, 1, "shuffled", drop):
-            others = (m0[other.id][0] for other in next_personas(pair, pairs) if other.id in m0)
+            others = (other for other in next_personas(pair, pairs) if other.id in m0)
             if other := next(others, None):
-                comparisons.append(Comparison("shuffled", pair, own[0], other))
+                add("shuffled", pair, own[0], m0[other.id][0], other)
             else:
                 problem = "no other persona's response to the task"
                 drop(RecordDropped("no_comparison", f"shuffled {pair.id}", problem))
     return comparisons
+
+
+def without_names(text: str, names: Iterable[str]) -> str:
+    """A text with "Friend" for every one of these names, whole or in part ("Rosa" of "Rosa Diaz").
+
+    Parts are words with a capital letter: "Ana de la Cruz" has no part "la". A name that is a word,
+    too ("Will"), can't be told from it where a sentence begins.
+    """
+    for name in filter(None, names):
+        parts = [part for part in re.findall(r"[^\W\d_]{2,}", name) if part[0].isupper()]
+        forms = {form for part in (name, *parts) for form in (part, part.upper())}
+        word = "|".join(map(re.escape, sorted(forms, key=lambda form: (-len(form), form))))
+        # Scripts without capitals put no spaces around a name.
+        edge = r"\b" if name.lower() != name.upper() else ""
+        text = re.sub(rf"{edge}(?:{word})(?:[\s-]+(?:{word}))*{edge}", _ANYBODY, text)
+    return text
 
 
 def _by_pair(

@@ -13,6 +13,7 @@ from stargate.evaluation.comparisons import (
     trial_comparisons,
     win_rate_comparisons,
     with_next_personas,
+    without_names,
 )
 from stargate.records.counters import Counters
 from tests.fakes.scripted import make_pair
@@ -90,6 +91,40 @@ def test_trial_comparisons() -> None:
         ("shuffled", own, ComparedResponse("m0 eval-m0/t:q/0", "m0 after m0 t:q 0", 17)),
     ]
     assert not counters.dropped
+
+
+def test_no_side_of_a_trial_says_a_name() -> None:
+    pairs = [make_pair("t", "rosa", "Rosa, walk."), make_pair("t", "ivan", "Ivan, run.")]
+    said = {"rosa": ("Hi Rosa!", "Rosa's plan"), "ivan": ("Hi Ivan!", "Ivan's plan")}
+    responses = [
+        Response(f"eval-m0/t:{who}/{index}", f"t:{who}", 0, text, 2, "stop")
+        for who, texts in said.items()
+        for index, text in enumerate(texts)
+    ]
+    args = (pairs[:1], pairs, responses, "Great!", len, Counters().drop)
+    assert [(b.name, b.candidate.text, b.baseline.text) for b in trial_comparisons(*args)] == [
+        ("gold", "Friend, walk.", "Hi Friend!"),
+        ("self", "Hi Friend!", "Friend's plan"),
+        ("praise", "Hi Friend!", "Great!"),
+        ("shuffled", "Hi Friend!", "Hi Friend!"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("Rosa Diaz", "Hi Rosa Diaz, Rosa's plan, ROSA!", "Hi Friend, Friend's plan, Friend!"),
+        ("Rosa Diaz", "Ask Rosalind about rosa gardens.", "Ask Rosalind about rosa gardens."),
+        ("Ana de la Cruz", "Ana, la casa de Cruz", "Friend, la casa de Friend"),
+        ("Anne-Marie", "Dear Anne-Marie (or Anne)", "Dear Friend (or Friend)"),
+        ("J. O'Brien", "J. O'Brien, Mr. O'Brien", "Friend, Mr. O'Friend"),
+        ("\u674e\u660e", "\u674e\u660e\u4f60\u597d", "Friend\u4f60\u597d"),
+        ("Will", "Will, I will walk.", "Friend, I will walk."),
+        ("", "Walk.", "Walk."),
+    ],
+)
+def test_names_give_way_to_a_friend(name: str, text: str, expected: str) -> None:
+    assert without_names(text, [name]) == expected
 
 
 def test_the_next_persona_is_found_cyclically_and_beyond_the_chosen() -> None:

@@ -14,6 +14,8 @@ from stargate.evaluation.comparisons import (
     ComparedResponse,
     Comparison,
     Order,
+    Response,
+    trial_comparisons,
 )
 from stargate.evaluation.judging import (
     Judge,
@@ -30,6 +32,7 @@ from stargate.evaluation.statistics import BootstrapConfig
 from stargate.evaluation.verdicts import VERDICT_SCHEMA, Verdict
 from stargate.evaluation.win_rate import WinRate, win_rate
 from stargate.oracle.records import AnswerStatus, ChatRequest, ChatResult, JsonSchema
+from stargate.records.counters import Counters
 from stargate.records.schemas import SCHEMAS, Row
 from stargate.records.store import RunStore
 from stargate.types import Sampling
@@ -180,6 +183,26 @@ def test_known_preferences_give_the_known_win_rate(tmp_path: Path) -> None:
     assert rate.order_consistency == 1.0
     assert rate.num_unparsable_verdicts == 0
     assert rate.length_difference.mean == pytest.approx((2 + 3 + 2) / 3)
+
+
+def test_a_judge_that_looks_for_the_name_only_is_unfit() -> None:
+    people = ("Ivan", "Lena", "Nils", "Omar", "Rosa")
+    pairs = [make_pair(f"t{t}", who, f"{who}, walk. {who}!") for t in range(5) for who in people]
+    responses = [
+        Response(f"eval-m0/{pair.id}/{i}", pair.id, 0, f"Hi {pair.persona.name}! {text}", 2, "stop")
+        for number, pair in enumerate(pairs)
+        for i, text in enumerate(("Run.", "Swim.") if number % 2 else ("Swim.", "Run."))
+    ]
+
+    def says_it_most(prompt: str) -> str:
+        name, sides = prompt.split("/")[0], [prompt.split(f"\n{side}: ")[1] for side in "AB"]
+        first, second = ((text.split("\n")[0].count(name), text.split("\n")[0]) for text in sides)
+        return f"Final Response: {'A' if first > second else 'B'}"
+
+    comparisons = trial_comparisons(pairs, pairs, responses, "Great!", len, Counters().drop)
+    sets = comparisons_from_rows(judge_rows(comparisons, says_it_most), "eval-m0")
+    found = qualify(sets, config=BootstrapConfig(num_resamples=200))
+    assert {failed.name for failed in found.failures} >= {"gold_rate", "shuffled_rate"}
 
 
 def test_a_judge_that_always_says_a_wins_nothing_and_is_unfit() -> None:
