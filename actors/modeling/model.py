@@ -7,7 +7,7 @@ B sequences, T tokens, P chosen positions, V vocabulary.
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,8 @@ from torch.nn import functional
 from stargate.actors.modeling.weight_sums import write_sums
 from stargate.errors import MachineError, ModelError, one_line
 from stargate.records.files import disk_problem, whole_folder
-from stargate.resources.embedded import MANIFEST
+from stargate.records.model_folder import companions
 
-# What makes a folder usable beside its weights: config, generation config, tokenizer, chat template
-# and, for models with code of their own, that code.
-_COMPANION_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"})
-_COMPANION_FOLDERS = ("additional_chat_templates",)
-_WEIGHT_INDEX_SUFFIX = ".index.json"
 # Elements that round_unbiased works on at once: about half a gigabyte.
 _ROUNDED_AT_ONCE = 2**24
 
@@ -177,7 +172,7 @@ def save_model(
     try:
         with whole_folder(target) as partial:
             model.save_pretrained(partial, state_dict=dict(weights))
-            for file in _companions(Path(companions_dir)):
+            for file in companions(Path(companions_dir)):
                 copy = partial / file.relative_to(companions_dir)
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, copy)
@@ -186,14 +181,3 @@ def save_model(
     except (OSError, SafetensorError) as error:
         problem = disk_problem(error, target) if isinstance(error, OSError) else None
         raise MachineError(problem or f"{output_dir}: can't save the model: {error}") from error
-
-
-def _companions(folder: Path) -> Iterable[Path]:
-    for file in sorted(folder.iterdir()):
-        wanted = file.suffix in _COMPANION_SUFFIXES and not file.name.endswith(_WEIGHT_INDEX_SUFFIX)
-        # The manifest holds the checksums of the folder it stands in: in a copy it would be false.
-        if file.is_file() and wanted and file.name != MANIFEST:
-            yield file
-    for name in _COMPANION_FOLDERS:
-        if (folder / name).is_dir():
-            yield from sorted(file for file in (folder / name).iterdir() if file.is_file())

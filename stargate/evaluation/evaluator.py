@@ -138,7 +138,12 @@ def played_dialogues(store: RunStore, scope: str) -> dict[str, list[Dialogue]]:
 
 def checkpoint_dirs(run_dir: Path, base_model_dir: Path) -> dict[int, Path]:
     """Folder of every checkpoint of a run by version; m_0 is the base model."""
-    found = {0: base_model_dir}
+    return {0: base_model_dir, **trained_folders(run_dir)}
+
+
+def trained_folders(run_dir: Path) -> dict[int, Path]:
+    """Folder of every m_t that a run has trained, by version."""
+    found = {}
     for folder in (run_dir / "models").glob("m*"):
         number = folder.name.removeprefix("m")
         if folder.is_dir() and number.isdigit():

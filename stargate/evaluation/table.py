@@ -11,7 +11,8 @@ _ONE_DECIMAL = (
     *("gold_logprob", "no_dialogue", "shuffled", "persona_given", "persona_and_dialogue"),
     "tokens_per_dialogue",
 )
-_SHOWN = (
+# What is shown first.
+MAIN_MEASURES = (
     *_ONE_DECIMAL[:-1],
     *("contrast", "matched_minus_shuffled", "question_rate", "repeated_question_rate"),
     "facts_per_dialogue",
@@ -45,12 +46,12 @@ def evaluation_lines(values: Mapping[str, Any]) -> list[str]:
     ]
     judge = values.get("judge")
     unfit = judge is not None and not judge["fit"]
-    for key in _SHOWN:
+    for key in MAIN_MEASURES:
         info = measure_info(key)
         if info and any(values[name].get(key, {}).get("n") for name in shown):
-            digits = 1 if key in _ONE_DECIMAL else 2
-            cells = [_cell(values[name].get(key), digits) for name in shown]
-            cells.append(_cell(changes.get(key), digits, "+"))
+            digits = num_decimals(key)
+            cells = [measure_cell(values[name].get(key), digits) for name in shown]
+            cells.append(measure_cell(changes.get(key), digits, "+"))
             row = "".join(f"{cell:>{_CELL_WIDTH}}" for cell in cells)
             if unfit and key.startswith("win_rate"):
                 row += "  (unfit judge)"
@@ -69,7 +70,13 @@ def evaluation_lines(values: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _cell(measure: Mapping[str, Any] | None, digits: int, sign: str = "") -> str:
+def num_decimals(name: str) -> int:
+    """How exactly a measure is shown."""
+    return 1 if name in _ONE_DECIMAL else 2
+
+
+def measure_cell(measure: Mapping[str, Any] | None, digits: int, sign: str = "") -> str:
+    """A measure as "mean [low, high]", as far as there is one."""
     if measure is None or measure["mean"] is None:
         return ""
     mean = f"{measure['mean']:{sign}.{digits}f}"

@@ -2,6 +2,7 @@
 
 import json
 import operator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,13 @@ from stargate.errors import ModelError
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+# The checksums of the folder that it stands in, where a package's model was converted.
+MANIFEST = "manifest.json"
+# What makes a folder usable beside its weights: config, generation config, tokenizer, chat template
+# and, for models with code of their own, that code.
+_COMPANION_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"})
+_COMPANION_FOLDERS = ("additional_chat_templates",)
+_WEIGHT_INDEX_SUFFIX = ".index.json"
 # safetensors itself reads no longer header.
 _MAX_HEADER_BYTES = 100_000_000
 # Any one of these sets of files is a tokenizer.
@@ -100,6 +108,18 @@ def weight_files(location: str | Path) -> list[Path]:
             f"{index}: {len(missing)} of {len(names)} weight files are missing, first {missing[0]}"
         )
     return [folder / name for name in names]
+
+
+def companions(folder: Path) -> Iterable[Path]:
+    """The files that a model needs beside its weights, for a copy of it."""
+    for file in sorted(folder.iterdir()):
+        wanted = file.suffix in _COMPANION_SUFFIXES and not file.name.endswith(_WEIGHT_INDEX_SUFFIX)
+        # In a copy the manifest would be false.
+        if file.is_file() and wanted and file.name != MANIFEST:
+            yield file
+    for name in _COMPANION_FOLDERS:
+        if (folder / name).is_dir():
+            yield from sorted(file for file in (folder / name).iterdir() if file.is_file())
 
 
 def folder_named(name: str) -> Path:

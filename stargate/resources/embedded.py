@@ -21,10 +21,10 @@ from typing import Any
 
 from stargate.errors import ModelError
 from stargate.records.files import file_sha256, whole_folder
+from stargate.records.model_folder import MANIFEST
 from stargate.resources.machine import usable_cores
 
 EMBEDDED = "embedded"
-MANIFEST = "manifest.json"
 # Raise it when the conversion's result changes: old folders are then left alone and not used.
 RECIPE = 1
 

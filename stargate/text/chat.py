@@ -88,7 +88,7 @@ class ChatFormat:
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids (T,) of the conversation, ending where the assistant's next turn begins."""
-        return _joined(self._prompt(self._without_system_role(messages)))
+        return _joined(self._prompt(self.without_system_role(messages)))
 
     def masked_ids(self, messages: Sequence[Message]) -> MaskedIds:
         """Ids and loss mask of a conversation that ends with what the assistant sampled.
@@ -98,7 +98,7 @@ class ChatFormat:
         """
         if not messages or messages[-1].token_ids is None:
             raise ValueError("masked_ids needs a conversation that ends with a sampled message")
-        *before, last = self._without_system_role(messages)
+        *before, last = self.without_system_role(messages)
         masked = _masked([*self._prompt(before), self._sampled(last)])
         keep = _last_one(masked.mask) + 1
         return MaskedIds(masked.ids[:keep], masked.mask[:keep])
@@ -284,7 +284,10 @@ class ChatFormat:
             first += 1
         return first
 
-    def _without_system_role(self, messages: Sequence[Message]) -> Sequence[Message]:
+    def without_system_role(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages as the template takes them: one that knows no system text finds it in front
+        of the first user turn.
+        """
         if self._has_system_role or not messages or messages[0].role != "system":
             return messages
         if len(messages) < 2 or messages[1].role != "user":
@@ -296,7 +299,7 @@ class ChatFormat:
         self, messages: Sequence[Message], target: str
     ) -> tuple[list[_Part], tuple[int, ...]]:
         """The context before a target, and the target's ids."""
-        messages = self._without_system_role(messages)
+        messages = self.without_system_role(messages)
         header = self._segment(self._with_holes(messages), no_thought=True)
         text = header + self._plain.cut(target.strip())
         ids, offsets = self._plain.ids_and_offsets(text)
@@ -329,6 +332,15 @@ def load_chat_format(
 
     Raises ModelError if its tokenizer or template can't be used.
     """
+    return ChatFormat(load_tokenizer(model_dir, trust_remote_code, template_kwargs), model_dir)
+
+
+def load_tokenizer(
+    model_dir: str,
+    trust_remote_code: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> HfChatTokenizer:
+    """The tokenizer of a model folder, with its template's switches as above. Raises ModelError."""
     from transformers import AutoTokenizer
 
     try:
@@ -346,7 +358,7 @@ def load_chat_format(
         )
     if "enable_thinking" in known:
         given = {"enable_thinking": False} | given
-    return ChatFormat(HfChatTokenizer(tokenizer, given), model_dir)
+    return HfChatTokenizer(tokenizer, given)
 
 
 def _joined(parts: Sequence[_Part]) -> tuple[int, ...]:

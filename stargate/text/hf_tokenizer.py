@@ -20,7 +20,7 @@ class HfChatTokenizer:
 
     def __init__(self, tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None) -> None:
         self._tokenizer = tokenizer
-        self._template_kwargs = dict(template_kwargs or {})
+        self.template_kwargs = dict(template_kwargs or {})
         # Without the wrapper, which takes several times as long as the encoding of a short text.
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
@@ -49,15 +49,15 @@ class HfChatTokenizer:
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 strftime_now=_TEMPLATE_DAY.strftime,
-                **self._template_kwargs,
+                **self.template_kwargs,
             )
         )
 
     def not_thinking(self) -> Self:
         """The same, with the template's switch for thinking off."""
-        if "enable_thinking" not in self._template_kwargs:
+        if "enable_thinking" not in self.template_kwargs:
             return self
-        return type(self)(self._tokenizer, self._template_kwargs | {"enable_thinking": False})
+        return type(self)(self._tokenizer, self.template_kwargs | {"enable_thinking": False})
 
     def encode(self, text: str) -> list[int]:
         return list(self._backend.encode(text, add_special_tokens=False).ids)
