@@ -285,15 +285,13 @@ class ChatFormat:
         return first
 
     def without_system_role(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """The messages as the template takes them: one that knows no system text finds it in front
-        of the first user turn.
-        """
+        """As the template takes them: without a system role its text begins the first user turn."""
         if self._has_system_role or not messages or messages[0].role != "system":
             return messages
-        if len(messages) < 2 or messages[1].role != "user":
-            return [Message("user", messages[0].text), *messages[1:]]
-        merged = Message("user", f"{messages[0].text}\n\n{messages[1].text}")
-        return [merged, *messages[2:]]
+        system, *others = messages
+        if not others or others[0].role != "user":
+            return [Message("user", system.text), *others]
+        return [Message("user", f"{system.text}\n\n{others[0].text}"), *others[1:]]
 
     def _split(
         self, messages: Sequence[Message], target: str
@@ -313,8 +311,7 @@ class ChatFormat:
         try:
             self._tokenizer.render([user], True)
         except Exception as error:  # foreign code, as above
-            problem = one_line(error)
-            raise ModelError(f"{self._name}: no usable chat template: {problem}") from error
+            raise ModelError(f"{self._name}: no usable template: {one_line(error)}") from error
         try:
             text = self._tokenizer.render([{"role": "system", "content": probe}, user], True)
         except Exception:
