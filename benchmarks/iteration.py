@@ -25,10 +25,11 @@ from typing import Any
 
 import psutil
 
-from stargate.benchmarks.results import Measurement, Ratio, Say, positive
+from stargate.benchmarks.results import Measurement, Ratio, Say
 from stargate.benchmarks.sides import in_turn
 from stargate.config.files import load_config
 from stargate.launch.setup import Prepared, prepare
+from stargate.launch.shared import positive
 from stargate.launch.system import RunningSystem, running_system
 from stargate.monitoring.progress import PlainProgress
 from stargate.pair_steps import play_pairs

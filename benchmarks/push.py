@@ -20,9 +20,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from stargate.actors.engines.spec import EngineSpec
-from stargate.benchmarks.results import Measurement, Ratio, Say, positive
+from stargate.benchmarks.results import Measurement, Ratio, Say
 from stargate.config.run import EngineConfig
 from stargate.errors import EngineError
+from stargate.launch.shared import positive
 from stargate.resources.machine import describe_machine
 from stargate.resources.models import resolve_model
 from stargate.text.chat import Message, load_chat_format

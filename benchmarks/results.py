@@ -27,19 +27,6 @@ MAX_LOSS = 0.10
 _HARDWARE = ("cpu", "cores", "memory_total_gb", "gpus", "system")
 
 
-def positive(text: str) -> int:
-    """A count, for argparse."""
-    return not_negative(text, least=1)
-
-
-def not_negative(text: str, least: int = 0) -> int:
-    """A count that may be 0, for argparse."""
-    number = int(text)
-    if number < least:
-        raise argparse.ArgumentTypeError(f"must be at least {least}, got {number}")
-    return number
-
-
 @dataclass(frozen=True, slots=True)
 class Ratio:
     """One ratio: its numerator and denominator in words, and the value that is aimed at."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from stargate.benchmarks.results import Measurement, Ratio, Say, positive
+from stargate.benchmarks.results import Measurement, Ratio, Say
 from stargate.benchmarks.rollout_figures import (
     QUESTIONER,
     ROLEPLAYER,
@@ -28,6 +28,7 @@ from stargate.benchmarks.rollout_figures import (
 from stargate.config.files import load_config
 from stargate.errors import ConfigError
 from stargate.launch.setup import Prepared, prepare
+from stargate.launch.shared import positive
 from stargate.launch.system import running_system
 from stargate.monitoring.progress import PlainProgress
 from stargate.records.counters import Counters

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from stargate.benchmarks.results import Measurement, Ratio, Say, not_negative, positive
+from stargate.benchmarks.results import Measurement, Ratio, Say
+from stargate.launch.shared import not_negative, positive
 
 if TYPE_CHECKING:
     from stargate.benchmarks.scale_run import Played

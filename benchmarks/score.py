@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stargate.benchmarks.results import Measurement, Ratio, Say, positive
+from stargate.benchmarks.results import Measurement, Ratio, Say
 from stargate.benchmarks.score_sides import Job, Side, start_side
 from stargate.benchmarks.score_work import (
     PairRequests,
@@ -34,6 +34,7 @@ from stargate.benchmarks.score_work import (
 )
 from stargate.benchmarks.sides import SideProcess
 from stargate.errors import DivergenceError
+from stargate.launch.shared import positive
 from stargate.resources.gpus import gpus
 from stargate.resources.models import resolve_model
 

@@ -18,12 +18,13 @@ from pydantic import ValidationError
 
 from stargate.actors.training.spec import TrainerSpec, make_layout
 from stargate.actors.training.step_plan import plan_steps
-from stargate.benchmarks.results import Measurement, Ratio, Say, positive
+from stargate.benchmarks.results import Measurement, Ratio, Say
 from stargate.benchmarks.sides import SideProcess, in_turn
 from stargate.benchmarks.train_work import Job, StepTime, load_examples
 from stargate.config.files import describe_problem
 from stargate.config.run import LoraConfig, TrainerConfig
 from stargate.errors import ConfigError, DataError
+from stargate.launch.shared import positive
 from stargate.resources.gpus import gpus
 from stargate.resources.machine import usable_cores
 from stargate.resources.models import resolve_model

@@ -250,7 +250,7 @@ class Ablation:
             "data": config.data.source,
             "split": config.data.test_split,
             "num_dialogues": config.evaluation.num_dialogues,
-            "num_turns": config.evaluation.num_turns,
+            "turns": config.evaluation.turns,
             "num_iterations": config.schedule.num_iterations,
             "seed": config.seed,
             "model": config.model,

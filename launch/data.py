@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from stargate.errors import DataError, ExitCode
 from stargate.launch import data_build
+from stargate.launch.shared import positive
 
 if TYPE_CHECKING:
     from stargate.data.findings import Case
@@ -64,12 +65,6 @@ examples:
 """
 
 
-def _persons(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
-    return int(text)
-
-
 def _configure_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="SOURCE", help="what to read")
     parser.add_argument("out", type=Path, metavar="OUT", help="the new dataset folder")
@@ -82,7 +77,7 @@ def _configure_import(parser: argparse.ArgumentParser) -> None:
         "takes the rest",
     )
     parser.add_argument(
-        "--persons", type=_persons, default=4, metavar="N", help="in3: who ask each vague task (4)"
+        "--persons", type=positive, default=4, metavar="N", help="in3: who ask each vague task (4)"
     )
     parser.add_argument("--seed", type=int, default=0, help="in3: what persons are drawn by (0)")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""What commands share: the argument RUN, which may be an address, and how they are interrupted."""
+"""What commands share: counts, the argument RUN (it may be an address), interruptions."""
 
 import argparse
 from collections.abc import Iterator
@@ -8,6 +8,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stargate.monitoring.progress import Progress
+
+
+def positive(text: str) -> int:
+    """A count, for argparse."""
+    return not_negative(text, least=1)
+
+
+def not_negative(text: str, least: int = 0) -> int:
+    """A count that may be 0, for argparse."""
+    number = int(text)
+    if number < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}, got {number}")
+    return number
 
 
 def add_run_argument(parser: argparse.ArgumentParser, *, writes: bool) -> None:

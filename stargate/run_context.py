@@ -97,13 +97,20 @@ class RunContext:
         return SlowStart(self.config.num_first_dialogues)
 
     async def respond(
-        self, pair: Pair, dialogue: Dialogue, generate: Generate, sampling: SamplingConfig
+        self,
+        pair: Pair,
+        dialogue: Dialogue,
+        generate: Generate,
+        sampling: SamplingConfig,
+        *,
+        instructed: bool = True,
     ) -> Generation:
-        """The responder's text after a dialogue, whatever it is.
+        """The responder's text after a dialogue, whatever it is, with or without its instruction.
 
         Raises RecordDropped if the prompt is too long, or the text never ends.
         """
-        prompt_ids = self.chat.prompt_ids(self.views.responder(pair, dialogue.turns))
+        see = self.views.responder if instructed else self.views.without_instruction
+        prompt_ids = self.chat.prompt_ids(see(pair, dialogue.turns))
         where = f"{dialogue.id} response"
         max_model_len = self.config.questioner.engine.max_model_len
         require_room(prompt_ids, sampling.max_new_tokens, max_model_len, where)

@@ -91,6 +91,7 @@ def validated(
 _MOVED = {
     "selection": "algorithm.selection (and algorithm.max_other_golds)",
     **{f"trainer.{key}": f"algorithm.{key}" for key in ("target", "questions", "start_from")},
+    "evaluation.num_turns": "evaluation.turns (a list, [3] for 3)",
     "roleplayer.grounding.facts.max_facts_per_turn": "roleplayer.grounding.questions_per_turn",
 }
 

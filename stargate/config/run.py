@@ -28,6 +28,10 @@ _BATCH_TOKENS: dict[Device, int] = {"cpu": 4096, "cuda": 16384}
 _DIALOGUES_PER_PLACE = 1.2
 
 
+# K, the turns of a dialogue: drawn uniformly once per pair.
+Turns = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+
+
 class SplitLimit(Component):
     """How much of a split to use: the first `tasks` x the first `personas`. None means all."""
 
@@ -148,7 +152,7 @@ class RolloutConfig(Component):
     """
 
     num_dialogues: PositiveInt = 10
-    turns: tuple[PositiveInt, ...] = (1, 2, 3)
+    turns: Turns = (1, 2, 3)
     # None: 1.2 for each place of all engines (RunConfig.num_concurrent_dialogues)
     max_concurrent_dialogues: PositiveInt | None = None
     # So many dialogues per Questioner engine begin at once, then one more for each question that is
@@ -157,12 +161,6 @@ class RolloutConfig(Component):
     num_workers: NonNegativeInt = 0  # processes that play dialogues; 0: the driver plays them
     turn_timeout_s: Annotated[float, Field(gt=0.0, le=86_400.0)] = 1800.0
     degeneration: DegenerationConfig = DegenerationConfig()
-
-    @model_validator(mode="after")
-    def _turns_given(self) -> Self:
-        if not self.turns:
-            raise ValueError("turns must name at least one K, got none")
-        return self
 
 
 class ScorerConfig(Component):
@@ -223,7 +221,9 @@ class TrainerConfig(Component):
     """Training (PAPER 5)."""
 
     backend: str = "deepspeed"  # of actors/training/backend.py, or "package.module:Class"
-    # Which examples m_{t+1} learns from: those of iteration t (the paper), or of all so far.
+    # Which examples m_{t+1} learns from: those of iteration t (the paper), or of all so far. The
+    # latter gives up what alternating splits are for: from t = 2 on, m_t plays pairs that it was
+    # trained on.
     examples: Literal["iteration", "all"] = "iteration"
     learning_rate: Annotated[float, Field(gt=0.0)] = 2e-5
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
@@ -274,16 +274,23 @@ class TrainerConfig(Component):
 
 
 class EvaluationConfig(Component):
-    """What is measured before and after each iteration on the test pairs."""
+    """What is measured before and after each iteration on the test pairs.
+
+    K is drawn from `turns` as in training (RolloutConfig), for every checkpoint the same. The
+    paper's test has 1 to 3; ours 3, since an early turn's measures are in a longer dialogue, too.
+    """
 
     enabled: bool = True
     num_dialogues: PositiveInt = 2
-    num_turns: PositiveInt = 3
+    turns: Turns = (3,)
     # Dialogues per pair that get the costlier controls: after each turn, and with the persona too.
     num_detailed_dialogues: NonNegativeInt = 1
     # Other personas' golds scored after each dialogue; below 2 there is no contrast.
     num_other_golds: NonNegativeInt = 4
     show_dialogues: NonNegativeInt = 3
+    # Whether the responses that a judge compares are asked for with the response instruction, on
+    # both sides. False as in the paper: training has made it superfluous (context distillation).
+    response_instruction: bool = True
     judge: JudgeConfig | None = None  # None: no responses are made and no win rates computed
 
 

@@ -85,7 +85,7 @@ class Evaluator:
             roleplayer=_about_roleplayer(config),
             trained_with_roleplayer=_about_roleplayer(self.trained),
             num_dialogues=config.evaluation.num_dialogues,
-            num_turns=config.evaluation.num_turns,
+            turns=config.evaluation.turns,
             seed=config.seed,
         )
         return write_evaluation(

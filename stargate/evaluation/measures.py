@@ -109,7 +109,7 @@ class About:
     roleplayer: RoleplayerAbout
     trained_with_roleplayer: RoleplayerAbout
     num_dialogues: int
-    num_turns: int
+    turns: tuple[int, ...]
     seed: int
 
 

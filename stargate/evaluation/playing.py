@@ -78,7 +78,7 @@ def plan_evaluation(version: int, pairs: EvaluationPairs, config: RunConfig) -> 
     plans = []
     counted = (pairs.scored, config.evaluation.num_dialogues), (pairs.needless, 1)
     for of_kind, num_dialogues in counted:
-        rollout = RolloutConfig(num_dialogues=num_dialogues, turns=(config.evaluation.num_turns,))
+        rollout = RolloutConfig(num_dialogues=num_dialogues, turns=config.evaluation.turns)
         # One scope of seeds for all checkpoints: m_0 and m_1 meet the same draws, so their
         # difference is less noisy.
         for of_pair in plan_dialogues(of_kind, "eval", config.seed, rollout):

@@ -34,6 +34,7 @@ async def respond_to_all(
     if judge is None:
         raise ValueError("responses are made for a judge, and none is configured")
     scope = scope_of(version)
+    instructed = context.config.evaluation.response_instruction
     sampling = context.config.response.sampling
     if judge.max_response_tokens is not None:
         sampling = sampling.model_copy(update={"max_new_tokens": judge.max_response_tokens})
@@ -46,7 +47,9 @@ async def respond_to_all(
         async def one(asked: tuple[Pair, Dialogue]) -> None:
             pair, dialogue = asked
             try:
-                generation = await context.respond(pair, dialogue, generate, sampling)
+                generation = await context.respond(
+                    pair, dialogue, generate, sampling, instructed=instructed
+                )
             except RecordDropped as problem:
                 context.counters.drop(problem)
                 stage.advance()

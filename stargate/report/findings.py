@@ -174,7 +174,7 @@ def _person_or_form(evaluation: Evaluation) -> Iterator[Sentence]:
 def _by_turn(evaluation: Evaluation) -> Iterator[Sentence]:
     """What each turn adds at the first and at the last checkpoint."""
     parts = []
-    for number in range(1, (evaluation.about.num_turns if evaluation.about else 20) + 1):
+    for number in range(1, (max(evaluation.about.turns) if evaluation.about else 20) + 1):
         name = f"gain_at_turn_{number}"
         before = evaluation.measure(evaluation.first, name)
         after = evaluation.measure(evaluation.last, name)

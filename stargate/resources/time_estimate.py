@@ -68,7 +68,7 @@ def estimate_time(
     evaluation = (0.0, 0.0)
     if config.evaluation.enabled:
         dialogues = test_pairs * config.evaluation.num_dialogues
-        tested = speeds.playing(dialogues * config.evaluation.num_turns, responses=0.0)
+        tested = speeds.playing(dialogues * mean(config.evaluation.turns), responses=0.0)
         # A gold before and after the dialogue, and another persona's.
         evaluation = _combined(
             tested | {"scoring": speeds.scoring(3 * dialogues)}, placement.overlap

@@ -62,7 +62,7 @@ def check_formats(
     Raises ModelError, naming the role, for what a chat template can't have: a system text amid the
     dialogue, say, or roles that do not take turns.
     """
-    num_turns = max(*config.rollout.turns, config.evaluation.num_turns)
+    num_turns = max(*config.rollout.turns, *config.evaluation.turns)
     turns = (_TURN,) * num_turns
     response = Message("assistant", "Yes.", (1, 2, 3))
     scored = chat.without_thoughts()
@@ -71,7 +71,8 @@ def check_formats(
         return [see(turns[:number]) for number in range(num_turns)]
 
     _check("the Questioner", chat.prompt_ids, each_turn(lambda t: views.questioner(_PAIR, t)))
-    _check("the responder", chat.prompt_ids, [views.responder(_PAIR, turns)])
+    responses = [see(_PAIR, turns) for see in (views.responder, views.without_instruction)]
+    _check("the responder", chat.prompt_ids, responses)
     _check("the trainer", chat.masked_ids, [views.trained(_PAIR, turns, response)])
     contexts = [see(_PAIR, turns) for see in (views.without_instruction, views.with_persona)]
     _check("the scorer", lambda messages: scored.continuation(messages, "Read it."), contexts)

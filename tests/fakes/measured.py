@@ -53,7 +53,7 @@ STATEMENT = make_turn("Here you are.", "Thanks.")
 # By version and index of the dialogue.
 TURNS = {0: ((TEA, STATEMENT), (OPERA, DOG)), 1: ((TEA, DOG), (DOG, OPERA))}
 GROUNDED = RoleplayerAbout("embedded", "paper", "facts")
-ABOUT = About("test", "starter", GROUNDED, GROUNDED, num_dialogues=2, num_turns=2, seed=7)
+ABOUT = About("test", "starter", GROUNDED, GROUNDED, num_dialogues=2, turns=(2,), seed=7)
 
 DIALOGUE_MEASURES = [
     "facts_per_dialogue",

@@ -95,7 +95,7 @@ def _begin(folder: Path, num_tasks: int) -> Path:
             "data": {"source": str(data)},
             "rollout": {"num_dialogues": 3, "turns": [NUM_TURNS]},
             "roleplayer": {"grounding": {"type": "facts"}},
-            "evaluation": {"num_dialogues": 2, "num_turns": NUM_TURNS},
+            "evaluation": {"num_dialogues": 2, "turns": [NUM_TURNS]},
             "schedule": {"num_iterations": 2},
         }
     )

@@ -76,7 +76,7 @@ def eval_json(versions: Iterable[int], roleplayer: str) -> dict[str, Any]:
         "roleplayer": {**trained, "model": roleplayer},
         "trained_with_roleplayer": {**trained, "model": "the-run's-roleplayer"},
         "num_dialogues": 2,
-        "num_turns": 2,
+        "turns": [2],
         "seed": 0,
         "confidence": 0.95,
     }

@@ -31,7 +31,7 @@ def test_aliases_do_not_multiply(tmp_path: Path) -> None:
 
 def test_aliases_that_repeat_a_little_are_fine(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
-    file.write_text("rollout: {turns: &k [1, 2]}\nevaluation: {num_turns: 3}\nname: x\n")
+    file.write_text("rollout: {turns: &k [1, 2]}\nevaluation: {turns: [3]}\nname: x\n")
     assert load_config(file).rollout.turns == (1, 2)
 
 

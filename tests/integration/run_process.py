@@ -19,7 +19,7 @@ SMALL = [
     *("rollout.num_dialogues=2", "rollout.turns=[1, 2]", "trainer.num_epochs=1"),
     *("trainer.batch_size=2", "trainer.validation_fraction=0", "evaluation.num_dialogues=1"),
     *("questioner.sampling.max_new_tokens=16", "roleplayer.sampling.max_new_tokens=24"),
-    *("response.sampling.max_new_tokens=24", "evaluation.num_turns=2"),
+    *("response.sampling.max_new_tokens=24", "evaluation.turns=[2]"),
     *("evaluation.judge=null", "evaluation.num_detailed_dialogues=1"),
 ]
 

@@ -192,7 +192,7 @@ def test_chaos_loses_nothing_by_random_kills(tmp_path: Path) -> None:
     command = Command(
         *("bench", "chaos", "--kills", "3", "--gap", "3", "--kinds", "scorer,roleplayer,trainer"),
         *("--iterations", "1", "--tasks", "2", "--personas", "2", "--dialogues", "4"),
-        *("--set", "data.test={tasks: 1, personas: 2}", "--set", "evaluation.num_turns=2"),
+        *("--set", "data.test={tasks: 1, personas: 2}", "--set", "evaluation.turns=[2]"),
         *("--set", "rollout.max_concurrent_dialogues=2", "--json", str(file)),
     )
     output = command.finish()

@@ -113,7 +113,7 @@ def test_another_roleplayer_and_a_judge_stand_beside_the_runs_own(
     shutil.copytree(run.dir, copy)
     command = Command(
         *("eval", str(copy), "--name", "held-out", "roleplayer.grounding={type: persona}"),
-        *("roleplayer.style=[evasive, chatty]", "roleplayer.patience=1", "evaluation.num_turns=3"),
+        *("roleplayer.style=[evasive, chatty]", "roleplayer.patience=1", "evaluation.turns=[3]"),
         *("evaluation.judge={max_pairs: 2, max_reply_tokens: 8}", "evaluation.num_dialogues=2"),
     )
     output = command.finish()

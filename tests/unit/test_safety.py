@@ -246,7 +246,7 @@ def test_a_planted_key_is_in_no_file_of_a_run_and_on_no_screen(
         model="m", base_url="http://127.0.0.1:1/v1", api_key_env="JUDGE_KEY"
     )
     judge = {"backend": ApiBackend(type="api", oracle=oracle).model_dump(mode="json")}
-    evaluation = {"num_dialogues": 1, "num_turns": 1, "judge": judge}
+    evaluation = {"num_dialogues": 1, "turns": [1], "judge": judge}
     names = ["own_response"]
     root = tmp_path / "ablation"
     made = test_ablation.ablation(root, names, tracking={})

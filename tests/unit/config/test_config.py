@@ -71,6 +71,8 @@ def test_overrides_reach_nested_keys_and_are_yaml() -> None:
             "roleplayer: {grounding: {type: facts, max_facts_per_turn: 2}}",
             "max_facts_per_turn is roleplayer.grounding.questions_per_turn now",
         ),
+        ("evaluation: {num_turns: 2}", r"evaluation.num_turns is evaluation.turns \(a list.* now"),
+        ("evaluation: {turns: []}", "evaluation.turns: .*at least 1 item"),
         ("algorithm: {type: magic}", "algorithm.type: .*'star_gate', got 'magic'"),
         ("- 1", "expected a mapping of keys, got list"),
         ("a: [", "not valid YAML"),

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from stargate.config.run import RunConfig
 from stargate.evaluation.controls import gains, shuffled_partner
-from stargate.evaluation.evaluator import evaluate, plain_means
+from stargate.evaluation.evaluator import evaluate, plain_means, played_dialogues
 from stargate.evaluation.measures import write_evaluation
-from stargate.evaluation.playing import EvaluationPairs
+from stargate.evaluation.playing import EvaluationPairs, plan_evaluation
 from stargate.run_context import Roles, RunContext
 from stargate.types import Dialogue, Pair, ScoreRequest, ScoreResult
 from tests.fakes.measured import ABOUT, QUICK
@@ -75,7 +76,7 @@ def test_a_run_logs_means_with_their_errors_and_numbers() -> None:
 
 def test_evaluate_scores_every_control_of_every_pair(tmp_path: Path) -> None:
     score = ScriptedScore(lambda request: -1.0)
-    context = run_context(tmp_path, evaluation={"num_dialogues": 2, "num_turns": 3})
+    context = run_context(tmp_path, evaluation={"num_dialogues": 2, "turns": [3]})
     pairs = EvaluationPairs(PAIRS)
     got = evaluated(0, pairs, roles(score=score), context)
     assert got["num_dialogues"] == 12
@@ -101,7 +102,7 @@ def test_evaluate_scores_every_control_of_every_pair(tmp_path: Path) -> None:
 
 def test_after_turn_holds_the_first_turns_only(tmp_path: Path) -> None:
     score = ScriptedScore(lambda request: -1.0)
-    context = run_context(tmp_path, evaluation={"num_dialogues": 1, "num_turns": 3})
+    context = run_context(tmp_path, evaluation={"num_dialogues": 1, "turns": [3]})
     parts = roles(
         generate=ScriptedGenerate(lambda request: f"q{request.request_id[-1]}?"), score=score
     )
@@ -119,9 +120,9 @@ def test_after_turn_holds_the_first_turns_only(tmp_path: Path) -> None:
 def test_an_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
     """More dialogues per pair: only the new ones are played and scored."""
     first, second = roles(), roles()
-    small = run_context(tmp_path, evaluation={"num_dialogues": 1, "num_turns": 1})
+    small = run_context(tmp_path, evaluation={"num_dialogues": 1, "turns": [1]})
     asyncio.run(evaluate(0, EvaluationPairs(PAIRS), first, small))
-    larger = run_context(tmp_path, evaluation={"num_dialogues": 3, "num_turns": 1})
+    larger = run_context(tmp_path, evaluation={"num_dialogues": 3, "turns": [1]})
     got = evaluated(0, EvaluationPairs(PAIRS), second, larger)
     assert (len(first.generate.requests), len(second.generate.requests)) == (6, 12)  # type: ignore[attr-defined]
     assert (len(first.score.requests), len(second.score.requests)) == (30, 24)  # type: ignore[attr-defined]
@@ -134,7 +135,7 @@ def test_tasks_that_need_no_question_are_played_once_and_never_scored(tmp_path: 
     needless = [make_pair(task="sum", persona=p, gold=None) for p in ("a", "b")]
     needless = [replace(p, task=replace(p.task, needs_question=False)) for p in needless]
     parts = roles()
-    context = run_context(tmp_path, evaluation={"num_dialogues": 2, "num_turns": 1})
+    context = run_context(tmp_path, evaluation={"num_dialogues": 2, "turns": [1]})
     got = evaluated(0, EvaluationPairs(PAIRS, needless), parts, context)
     played = [row["id"] for row in context.store.read("eval-m0", "dialogues")]
     assert [name for name in sorted(played) if "sum" in name] == [
@@ -147,7 +148,7 @@ def test_tasks_that_need_no_question_are_played_once_and_never_scored(tmp_path: 
 
 def test_responses_are_made_when_a_judge_will_ask(tmp_path: Path) -> None:
     parts = roles()
-    context = run_context(tmp_path, evaluation={"num_dialogues": 3, "num_turns": 1, "judge": {}})
+    context = run_context(tmp_path, evaluation={"num_dialogues": 3, "turns": [1], "judge": {}})
     asyncio.run(evaluate(0, EvaluationPairs(PAIRS), parts, context))
     rows = list(context.store.read("eval-m0", "responses"))
     # Two of m_0's per pair: the judge compares them with each other.
@@ -155,9 +156,37 @@ def test_responses_are_made_when_a_judge_will_ask(tmp_path: Path) -> None:
     assert {row["responder_version"] for row in rows} == {0}
 
 
+@pytest.mark.parametrize("instructed", [True, False])
+def test_the_judged_responses_have_the_instruction_or_not_on_both_sides(
+    tmp_path: Path, instructed: bool
+) -> None:
+    generate = ScriptedGenerate(lambda request: "q?")
+    settings = {"turns": [1], "judge": {}, "response_instruction": instructed}
+    context = run_context(tmp_path, evaluation=settings)
+    asyncio.run(evaluate(0, EvaluationPairs(PAIRS), roles(generate=generate), context))
+    see = context.views.responder if instructed else context.views.without_instruction
+    asked = {r.prompt_ids for r in generate.requests if r.request_id.endswith("/response")}
+    expected = {
+        context.chat.prompt_ids(see(pair, dialogue.turns))
+        for pair in PAIRS
+        for dialogue in played_dialogues(context.store, "eval-m0")[pair.id]
+    }
+    assert asked == expected
+
+
+def test_the_turns_of_test_dialogues_are_drawn_per_pair_and_alike_for_every_checkpoint() -> None:
+    config = RunConfig.model_validate({"evaluation": {"turns": [1, 2, 3], "num_dialogues": 2}})
+    pairs = EvaluationPairs([make_pair(persona=f"p{number}") for number in range(300)])
+    first, second = (plan_evaluation(version, pairs, config) for version in (0, 1))
+    drawn = {plan.pair.id: plan.num_turns for plan in first}
+    assert all(plan.num_turns == drawn[plan.pair.id] for plan in [*first, *second])
+    counts = Counter(drawn.values())
+    assert set(counts) == {1, 2, 3} and min(counts.values()) > 70
+
+
 def test_a_response_by_other_weights_is_refused(tmp_path: Path) -> None:
     stale = roles(generate=ScriptedGenerate(lambda request: "q?", version=0))
-    context = run_context(tmp_path, evaluation={"num_dialogues": 1, "num_turns": 1, "judge": {}})
+    context = run_context(tmp_path, evaluation={"num_dialogues": 1, "turns": [1], "judge": {}})
     with pytest.raises(ValueError, match="should be m_1's, the engine holds version 0"):
         asyncio.run(evaluate(1, EvaluationPairs(PAIRS), stale, context))
 
@@ -170,7 +199,7 @@ def test_the_shuffled_control_keeps_the_pairs_own_name(tmp_path: Path) -> None:
         requests.setdefault(request.key, []).append(request)
         return -1.0
 
-    context = run_context(tmp_path, evaluation={"num_dialogues": 1, "num_turns": 1})
+    context = run_context(tmp_path, evaluation={"num_dialogues": 1, "turns": [1]})
     parts = roles(score=ScriptedScore(logprob))
     asyncio.run(evaluate(0, EvaluationPairs(PAIRS[:2]), parts, context))
     openings = {
@@ -183,7 +212,7 @@ def test_the_shuffled_control_keeps_the_pairs_own_name(tmp_path: Path) -> None:
 def test_checkpoints_meet_the_same_seeds(tmp_path: Path) -> None:
     def seeds(version: int) -> list[int]:
         parts = roles()
-        context = run_context(tmp_path / str(version), evaluation={"num_turns": 2})
+        context = run_context(tmp_path / str(version), evaluation={"turns": [2]})
         asyncio.run(evaluate(version, EvaluationPairs(PAIRS), parts, context))
         return sorted(request.sampling.seed for request in parts.generate.requests)  # type: ignore[attr-defined]
 

@@ -270,7 +270,7 @@ def test_the_json_has_the_keys_of_the_issue() -> None:
         "roleplayer": user,
         "trained_with_roleplayer": user,
         "num_dialogues": 2,
-        "num_turns": 2,
+        "turns": [2],
         "seed": 7,
         "confidence": 0.95,
         "changes_from": "m0",

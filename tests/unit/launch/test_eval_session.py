@@ -46,7 +46,8 @@ def test_more_of_the_same_belongs_to_the_run(run_dir: Path, override: str) -> No
     [
         ("seed=3", "seed"),
         ("data.test_split=other", "data.test_split"),
-        ("evaluation.num_turns=2", "evaluation.num_turns"),
+        ("evaluation.turns=[2]", "evaluation.turns"),
+        ("evaluation.response_instruction=false", "evaluation.response_instruction"),
         ("roleplayer.prompts=small", "roleplayer.prompts"),
         ("questioner.sampling.temperature=0.1", "questioner.sampling.temperature"),
     ],

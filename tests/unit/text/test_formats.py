@@ -43,7 +43,7 @@ def test_a_template_that_refuses_a_role_is_named_before_anything_starts() -> Non
         "my/model: its chat template failed: one question only; "
         "what the Roleplayer sees: user assistant user assistant user"
     )
-    short = {"rollout": {"turns": [1]}, "evaluation": {"num_turns": 1}}
+    short = {"rollout": {"turns": [1]}, "evaluation": {"turns": [1]}}
     check(ChatFormat(OneTurn(), "my/model"), **short)
     with pytest.raises(ModelError, match="what the Questioner sees: user assistant user assistant"):
         check(ChatFormat(OneTurn(), "my/model"))
