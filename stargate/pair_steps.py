@@ -22,6 +22,7 @@ from stargate.monitoring.progress import Stage
 from stargate.records.history import Finished, read_finished
 from stargate.records.schemas import record_row
 from stargate.rollout.dialogue import plan_dialogues
+from stargate.rollout.question_text import is_mostly_asking
 from stargate.rollout.recorded import RecordedRollout
 from stargate.rollout.tasks import run_bounded
 from stargate.run_context import Roles, RunContext
@@ -204,13 +205,16 @@ class _PairSteps:
     async def _respond(self, group: ScoredGroup, selection: Selection) -> Generation:
         """The final response of m_t after a dialogue, greedy (PAPER 4), to learn from.
 
-        Raises RecordDropped if it is empty: silence must not be learned.
+        Raises RecordDropped if it is empty or asks: neither silence nor one more question must be
+        learned as an answer.
         """
         dialogue = group.dialogue(selection.dialogue_id)
         sampling = self.context.config.response.sampling
         response = await self.context.respond(group.pair, dialogue, self.roles.generate, sampling)
         if not response.text.strip():
             raise RecordDropped("empty_response", dialogue.id, "the responder said nothing")
+        if is_mostly_asking(response.text):
+            raise RecordDropped("response_asks", dialogue.id, "the responder asked, too")
         self.context.counters.generated_tokens[f"{self.scope}.respond"] += len(response.token_ids)
         return response
 

@@ -3,6 +3,8 @@
 own_response    opening, q1*, a1, ..., qK*, aK + task, response*    (* has weight 1; the paper)
 questions_only  opening, q1*, a1, ..., qK*                          (ablation)
 gold_response   opening, q1*, a1, ..., qK*, aK + task, gold*        (ablation)
+
+Questions that were cut off at their limit have no weight.
 """
 
 from collections.abc import Sequence
@@ -73,7 +75,8 @@ class StarGate:
             text = pair.gold
             masked = self._chat.with_target(views.without_instruction(pair, turns), text)
         if not any(masked.mask):
-            problem = "no question was answered with a fact"
+            answered = "" if self._config.questions == "all" else " and was answered with a fact"
+            problem = f"no question came to its end{answered}"
             raise RecordDropped("nothing_to_learn", dialogue.id, problem)
         if len(masked.ids) > self._max_length:
             raise RecordDropped(
@@ -91,5 +94,6 @@ class StarGate:
         marked = list(messages)
         # The response, if there is one, comes after the last turn's question.
         for place, turn in zip(questions, dialogue.turns, strict=False):
-            marked[place] = replace(messages[place], learned=bool(turn.elicited))
+            answered = bool(turn.elicited)
+            marked[place] = replace(messages[place], learned=messages[place].learned and answered)
         return marked

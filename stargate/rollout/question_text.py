@@ -35,6 +35,15 @@ def questions_in(text: str) -> list[str]:
     return [s for s in sentences if s.endswith("?") or _REQUEST.match(s)]
 
 
+def is_mostly_asking(text: str) -> bool:
+    """Whether most of a text's words stand in sentences with a question mark: what was to be an
+    answer asks. An offer to go on after an answer is few words beside it.
+    """
+    sentences = [found[0].strip() for found in _SENTENCE.finditer(text)]
+    asked = sum(len(words_of(s)) for s in sentences if s.endswith("?"))
+    return len(words_of(text)) < 2 * asked
+
+
 def is_repeated(question: str, earlier: Sequence[str]) -> bool:
     """Whether a question was asked before: the same content words, or nearly."""
     key = question_key(question)

@@ -177,7 +177,14 @@ class Views:
 
 
 def _question(turn: Turn) -> Message:
-    return Message("assistant", turn.question, turn.question_ids, turn.question_stop)
+    """One that was cut off has no loss: it would teach to begin what never ends."""
+    return Message(
+        "assistant",
+        turn.question,
+        turn.question_ids,
+        turn.question_stop,
+        learned=turn.question_stop is not StopReason.LENGTH,
+    )
 
 
 def _answer(turn: Turn) -> Message:

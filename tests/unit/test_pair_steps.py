@@ -175,6 +175,17 @@ def test_a_pair_that_loses_all_dialogues_does_not_hold_up_the_others(tmp_path: P
     assert count(context, "examples") == 3
 
 
+def test_a_response_that_asks_is_no_target(tmp_path: Path) -> None:
+    def generate(request: GenerateRequest) -> str:
+        asks = request.request_id.endswith("response") and "t1:p" in request.session
+        return "Sure! What can you spend?" if asks else say(request)
+
+    context = run_context(tmp_path)
+    iterate(context, generate=ScriptedGenerate(generate))
+    assert context.counters.dropped == {"response_asks": 1}
+    assert count(context, "examples") == 3
+
+
 def test_nothing_left_to_train_on_is_an_error_that_says_why(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no training example is left of 4 pairs.*empty_question"):
         iterate(run_context(tmp_path), generate=ScriptedGenerate(lambda request: ""))

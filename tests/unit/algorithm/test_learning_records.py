@@ -1,5 +1,7 @@
 """Selection, score requests and training examples: what the trainer learns, on literal ids."""
 
+from dataclasses import replace
+
 import pytest
 
 from stargate.algorithm.score_requests import GoldScoring, to_dialogue_score
@@ -14,6 +16,7 @@ from stargate.types import (
     ScoreResult,
     StopReason,
     TrainingExample,
+    Turn,
 )
 from tests.fakes.scripted import ASSISTANT, END, USER, byte_chat, make_pair, make_turn, text_ids
 from tests.unit.text.test_views import VIEWS
@@ -138,5 +141,25 @@ def test_only_answered_questions_have_loss_when_asked_for() -> None:
     assert learned(dialogue, **asked, questions="answered") == ("q1", first)
     assert learned(dialogue, questions="answered")[0] == "q1r"
     silent = Dialogue("t0/t:p/0", PAIR.id, 0, 1, 0, 0, turns[1:])
-    with pytest.raises(RecordDropped, match="no question was answered with a fact"):
+    with pytest.raises(
+        RecordDropped, match="no question came to its end and was answered with a fact"
+    ):
         learned(silent, **asked, questions="answered")
+
+
+def test_a_question_that_was_cut_off_has_no_loss() -> None:
+    cut = replace(make_turn("q1", "a", elicited=(2,)), question_stop=StopReason.LENGTH)
+    whole = make_turn("q2", "a", elicited=(1,))
+
+    def learned(target: str, questions: str, *turns: Turn) -> str:
+        dialogue = Dialogue("t0/t:p/0", PAIR.id, 0, 2, 0, 0, turns)
+        made = example(target, dialogue, questions=questions)
+        ids = [i for i, m in zip(made.input_ids, made.weights, strict=True) if m and i != END]
+        return "".join(map(chr, ids))
+
+    for questions in ("all", "answered"):
+        assert learned("own_response", questions, cut, whole) == "q2r"
+        assert learned("questions_only", questions, whole, cut) == "q2"
+        assert learned("gold_response", questions, cut, whole) == "q2G"
+    with pytest.raises(RecordDropped, match=r"no question came to its end$"):
+        learned("questions_only", "all", cut)

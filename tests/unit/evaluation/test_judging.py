@@ -196,12 +196,11 @@ def test_a_judge_that_looks_for_the_name_only_is_unfit() -> None:
 
     def says_it_most(prompt: str) -> str:
         name, sides = prompt.split("/")[0], [prompt.split(f"\n{side}: ")[1] for side in "AB"]
-        first, second = ((text.split("\n")[0].count(name), text.split("\n")[0]) for text in sides)
+        first, second = ((side.count(name), side) for side in (t.split("\n")[0] for t in sides))
         return f"Final Response: {'A' if first > second else 'B'}"
 
     comparisons = trial_comparisons(pairs, pairs, responses, "Great!", len, Counters().drop)
-    sets = comparisons_from_rows(judge_rows(comparisons, says_it_most), "eval-m0")
-    found = qualify(sets, config=BootstrapConfig(num_resamples=200))
+    found = qualify(comparisons_from_rows(judge_rows(comparisons, says_it_most), "eval-m0"))
     assert {failed.name for failed in found.failures} >= {"gold_rate", "shuffled_rate"}
 
 

@@ -62,6 +62,29 @@ def test_split_sizes(num_examples: int, fraction: float, expected: int) -> None:
     assert len(split.validation) == expected
 
 
+@given(st.sets(st.integers(0, 60), min_size=2), st.data())
+def test_pairs_keep_their_side_when_others_are_dropped(
+    numbers: set[int], data: st.DataObject
+) -> None:
+    pairs = [f"p{number}" for number in sorted(numbers)]
+    dropped = data.draw(st.sampled_from(pairs))
+    rest = [pair for pair in pairs if pair != dropped]
+    before, after = split_validation(pairs, 0.2, seed=5), split_validation(rest, 0.2, seed=5)
+    held_before, held_after = (
+        {of[i] for i in split.validation} for of, split in ((pairs, before), (rest, after))
+    )
+    assert len((held_before ^ held_after) - {dropped}) <= 1
+
+
+def test_most_pairs_stay_held_out_whatever_is_dropped() -> None:
+    pairs = [f"p{number}" for number in range(400)]
+    held = {pairs[i] for i in split_validation(pairs, 0.05, seed=0).validation}
+    rest = [pair for number, pair in enumerate(pairs) if number % 20]
+    held_of_rest = {rest[i] for i in split_validation(rest, 0.05, seed=0).validation}
+    assert len(held) == 20 and len(held_of_rest) == 19
+    assert len(held_of_rest - held) <= 1
+
+
 def test_split_always_leaves_a_pair_to_train_on() -> None:
     split = split_validation(["p"] * 12, 0.5, seed=0)
     assert split.train == tuple(range(12))
