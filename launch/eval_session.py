@@ -32,6 +32,7 @@ _SAME_MEASURE = (
     "evaluation.num_dialogues",
     "evaluation.num_detailed_dialogues",
     "evaluation.num_other_golds",
+    "evaluation.references",
     "evaluation.show_dialogues",
     "evaluation.judge",
     "evaluation.enabled",
@@ -104,6 +105,7 @@ async def _evaluate(
                 if version:
                     await roles.push(str(folder), version)
                 await evaluator.checkpoint(version, roles, bench)
+            await evaluator.references(list(checkpoints), roles, bench)
             await evaluator.judge(list(checkpoints), roles, bench)
     finally:
         # Every call tries again what is missing, so the last call's drops are all that there are.

@@ -74,6 +74,11 @@ class Prepared:
             chat=self.chat,
             voice_chat=self.roleplayer_chat,
             voice_dir=self.roleplayer_dir,
+            train_pairs=[
+                pair
+                for split in config.data.train_splits
+                for pair in self.dataset.pairs_with_gold(split, config.data.train)
+            ],
         )
 
 

@@ -139,6 +139,7 @@ class RunningSystem:
                 supervisor=supervisor,
             ),
             push=WeightPusher(actors.places["questioner"], supervisor),
+            match=self.matcher,
             voice=voice,
             play=GuardedWorkers(workers, supervisor) if workers else None,
         )

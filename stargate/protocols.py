@@ -29,6 +29,16 @@ class Generate(Protocol):
     async def __call__(self, request: GenerateRequest) -> Generation: ...
 
 
+class Ask(Protocol):
+    """Asks the question after `turns`. `session` differs from the dialogue's id where it is asked
+    for once more. Raises RecordDropped where there is none.
+    """
+
+    async def __call__(
+        self, plan: DialoguePlan, turns: Sequence[Turn], session: str | None = None
+    ) -> Generation: ...
+
+
 class Roleplay(Protocol):
     """Answers a question in a persona's voice. `turns` are the finished ones before it."""
 

@@ -8,7 +8,7 @@ from stargate.algorithm.base import Algorithm
 from stargate.algorithm.score_requests import GoldScoring
 from stargate.config.run import RunConfig, SamplingConfig
 from stargate.monitoring.progress import Progress, Stage
-from stargate.protocols import Generate, Play, PushWeights, Roleplay, Score, Train
+from stargate.protocols import Generate, MatchFacts, Play, PushWeights, Roleplay, Score, Train
 from stargate.records.counters import Counters
 from stargate.records.store import RunStore
 from stargate.rollout.deadline import TurnWatch, session_of
@@ -33,6 +33,7 @@ class Roles:
     score: Score
     train: Train
     push: PushWeights
+    match: MatchFacts | None = None  # with facts grounding: which fact answers a question
     voice: Generate | None = None  # the Roleplayer's engines as they are: a judge may ask them
     play: Play | None = None  # dialogue workers; None: this process plays, with the parts above
 

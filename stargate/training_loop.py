@@ -3,7 +3,7 @@
     evaluate m_0
     T times:  play, score, select, respond    (pair_steps.py: every pair by itself)
               train m_{t+1} -> push it into the Questioner's engines -> evaluate m_{t+1}
-    judge all checkpoints
+    references, judge: what all checkpoints are held against
 
 The loop waits for a step to end before the next begins; within the first, nothing waits for another
 pair. It knows the actors by stargate/protocols.py only.
@@ -65,7 +65,7 @@ class TrainingLoop:
                 pushed = await self._push(iteration, trained)
                 self._record(iteration, trained, pushed)
             await self._evaluate(iteration + 1)
-        await self._judge(range(num_iterations + 1))
+        await self._compare(range(num_iterations + 1))
 
     async def _play(self, iteration: int) -> None:
         """The dialogues of iteration t with m_t, and what is learned from them."""
@@ -116,8 +116,10 @@ class TrainingLoop:
         measured = self._evaluator.write(self._store)[f"m{version}"]
         self._journal.evaluation(version, plain_means(measured), known=known is not None)
 
-    async def _judge(self, versions: Sequence[int]) -> None:
+    async def _compare(self, versions: Sequence[int]) -> None:
+        """With dialogues that nobody learned, and by a judge."""
         if self._context.config.evaluation.enabled:
+            await self._evaluator.references(versions, self._roles, self._context)
             await self._evaluator.judge(versions, self._roles, self._context)
             self._evaluator.write(self._store)
 

@@ -18,7 +18,7 @@ class ScheduleConfig(Component):
     An engine, scorer or trainer that dies is started again, each `max_restarts` times within a run.
     """
 
-    num_iterations: PositiveInt = 3
+    num_iterations: NonNegativeInt = 3  # 0: m_0 is evaluated, nothing is trained
     max_restarts: NonNegativeInt = 3
     overlap: Literal["auto", "always", "never"] = "auto"
     wave_pairs: PositiveInt = 512

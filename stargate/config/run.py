@@ -287,6 +287,7 @@ class EvaluationConfig(Component):
     num_detailed_dialogues: NonNegativeInt = 1
     # Other personas' golds scored after each dialogue; below 2 there is no contrast.
     num_other_golds: NonNegativeInt = 4
+    references: bool = True  # rows that no policy learned, and skill (evaluation/references.py)
     show_dialogues: NonNegativeInt = 3
     # Whether the responses that a judge compares are asked for with the response instruction, on
     # both sides. False as in the paper: training has made it superfluous (context distillation).

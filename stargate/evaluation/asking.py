@@ -34,7 +34,7 @@ def observe_asking(played: Iterable[tuple[Pair, Dialogue]]) -> dict[str, list[Ob
     plain: list[Observation] = []
     for pair, dialogue in played:
         group = vague if pair.task.needs_question else plain
-        asks = float(dialogue.turns[0].is_question)
+        asks = float(bool(dialogue.turns) and dialogue.turns[0].is_question)
         group.append(Observation(pair.task.id, pair.persona.id, asks))
     both = bool(vague and plain)
     silent = [_with(entry, 1.0 - entry.value) for entry in plain]

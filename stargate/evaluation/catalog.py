@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Unit = Literal["nats", "nats_per_token", "share", "count"]
+Unit = Literal["nats", "nats_per_token", "share", "count", "ratio"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class MeasureInfo:
         return _SENTENCES[re.sub(r"\d+$", "", self.name)]
 
 
+_SKILL = "Against questionnaires and told facts"
 _GOLD = "Gold log-prob under the frozen m\u2080, in nats"
 _PER_TOKEN = "The same per gold token"
 _TURNS = "What each question added, in nats"
@@ -40,10 +41,13 @@ _FIRST = "Whether to ask at all: the first turn"
 _NEEDLESS = "Tasks that need no question"
 _WINS = "Win rate against m\u2080, ties count half"
 _GROUPS = (
-    *(_GOLD, _PER_TOKEN, _TURNS, _FACTS, _DIVERSITY, _EFFORT, _LEAKS, _FIRST, _NEEDLESS, _WINS),
+    *(_SKILL, _GOLD, _PER_TOKEN, _TURNS, _FACTS, _DIVERSITY, _EFFORT, _LEAKS, _FIRST),
+    *(_NEEDLESS, _WINS),
 )
 
 CATALOG: tuple[MeasureInfo, ...] = (
+    MeasureInfo("skill", "skill", "ratio", _SKILL, True),
+    MeasureInfo("skill_coverage", "skill in facts", "ratio", _SKILL, True),
     MeasureInfo("contrast", "contrast with others' golds", "nats", _GOLD, True),
     MeasureInfo("matched_minus_shuffled", "matched minus shuffled", "nats", _GOLD, True),
     MeasureInfo("matched_minus_no_dialogue", "matched minus no dialogue", "nats", _GOLD, True),
@@ -107,6 +111,11 @@ _NUMBERED = {
     )
 }
 _SENTENCES = {
+    "skill": (
+        "Where the contrast stands between the best constant list of questions (0) and told gold "
+        "facts (1)."
+    ),
+    "skill_coverage": "The same for the share of the gold's facts that were brought out.",
     "contrast": (
         "How much likelier the dialogue makes this person's gold than other persons' golds, after "
         "what the dialogue does for any gold and what the gold has anywhere is taken out."

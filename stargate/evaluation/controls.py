@@ -14,7 +14,7 @@ cancels out. The last two are costlier and made for the first `num_detailed_dial
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -91,8 +91,41 @@ async def score_all(
     found |= {entry.key for entry in known}
     others = sampled_others(pairs, context.config.evaluation.num_other_golds)
     wanted = [item for pair in pairs for item in _wanted(pair, pairs, others, played, context)]
-    missing = [item for item in wanted if not found.issuperset(e.key for e in item.entries)]
-    with context.progress.stage(f"{scope} score", len(missing), "sequences") as stage:
+    await _score(scope, f"{scope} score", wanted, found, score, context)
+
+
+async def score_contrasts(
+    scope: str,
+    title: str,
+    pairs: Sequence[Pair],
+    played: Mapping[str, Sequence[Dialogue]],
+    score: Score,
+    context: RunContext,
+) -> None:
+    """Of other dialogues than a checkpoint's: what the contrast needs at the least, golds of two
+    other personas.
+    """
+    others = sampled_others(pairs, min(context.config.evaluation.num_other_golds, 2))
+    wanted = [
+        item
+        for pair in pairs
+        for own in played[pair.id]
+        for item in _with_others(pair, own, others[pair.id], context)
+    ]
+    await _score(scope, title, wanted, set(), score, context)
+
+
+async def _score(
+    scope: str,
+    title: str,
+    wanted: Sequence[_Wanted],
+    found: Collection[tuple[str, str, str | None, int | None]],
+    score: Score,
+    context: RunContext,
+) -> None:
+    """Scores what is not `found`; it is on disk when this returns."""
+    missing = [item for item in wanted if not all(e.key in found for e in item.entries)]
+    with context.progress.stage(title, len(missing), "sequences") as stage:
         stage.begin()
 
         async def one(item: _Wanted) -> None:
@@ -134,7 +167,7 @@ def gains(ladder: Mapping[int, float | None], num_turns: int) -> list[float | No
 
 
 def shuffled_partner(
-    pair: Pair, index: int, pairs: Sequence[Pair], played: dict[str, list[Dialogue]]
+    pair: Pair, index: int, pairs: Sequence[Pair], played: Mapping[str, Sequence[Dialogue]]
 ) -> Dialogue | None:
     """Another persona's dialogue about the same task: the next persona's `index`-th, cyclically.
 

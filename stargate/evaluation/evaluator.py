@@ -18,13 +18,15 @@ from stargate.evaluation.controls import score_all
 from stargate.evaluation.judging import JudgeEngine, judge_checkpoints, judge_name
 from stargate.evaluation.measures import About, RoleplayerAbout, write_evaluation
 from stargate.evaluation.playing import EvaluationPairs, play_all, scope_of
+from stargate.evaluation.references import References
 from stargate.evaluation.responding import respond_to_all
+from stargate.records.files import user_cache
 from stargate.records.schemas import dialogue_from_row
 from stargate.records.store import RunStore
 from stargate.run_context import Roles, RunContext
 from stargate.text.chat import ChatFormat
 from stargate.text.prompts import load_prompts
-from stargate.types import Dialogue
+from stargate.types import Dialogue, Pair
 
 # What a run logs of a checkpoint.
 _LOGGED = (
@@ -48,10 +50,25 @@ class Evaluator:
     chat: ChatFormat
     voice_chat: ChatFormat | None
     voice_dir: Path | None
+    train_pairs: Sequence[Pair] = ()
 
     async def checkpoint(self, version: int, roles: Roles, context: RunContext) -> None:
         """Evaluates m_`version`, whose weights the Questioner's engines hold."""
         await evaluate(version, self.pairs, roles, context)
+
+    async def references(self, versions: Sequence[int], roles: Roles, context: RunContext) -> None:
+        """What the dialogues of `versions` are held against (references.py)."""
+        if not self.config.evaluation.references:
+            return
+        asked = {
+            version: [dialogue_from_row(row) for row in context.store.read(scope, "dialogues")]
+            for version, scope in ((version, scope_of(version)) for version in versions)
+        }
+        folders = [self.base_model_dir, *([self.voice_dir] if self.voice_dir else [])]
+        cache = user_cache() / "references"
+        with context.counters.stage("references"):
+            maker = References(self.pairs.scored, self.train_pairs, folders, cache)
+            await maker.make(asked, roles, context)
 
     async def judge(self, versions: Sequence[int], roles: Roles, context: RunContext) -> None:
         """Has m_0 respond to the dialogues of all `versions`, and the judge compare.

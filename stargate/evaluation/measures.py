@@ -42,6 +42,8 @@ from stargate.evaluation.controls import FIXED, ControlScore, gains
 from stargate.evaluation.diversity import observe_diversity
 from stargate.evaluation.elicitation import CountTokens, observe_elicitation
 from stargate.evaluation.qualification import TRIALS, Qualification, qualify
+from stargate.evaluation.references import FOLDER, RECORDS, read_rows
+from stargate.evaluation.skill import skill
 from stargate.evaluation.statistics import (
     BootstrapConfig,
     Measure,
@@ -72,6 +74,8 @@ _GOLD_MEASURES = (
     "matched_minus_shuffled_per_token",
     "matched_minus_no_dialogue",
 )
+# What is measured of reference rows.
+_OF_ROWS = ("gold_logprob", "contrast", "facts_per_dialogue", "fact_coverage")
 # Measures with such names lie between 0 and 1, and so does their interval.
 _SHARES = re.compile(r"(_rate|_coverage|_accuracy)$|^coverage_of_")
 
@@ -135,8 +139,18 @@ def write_evaluation(
     }
     if not checkpoints:
         raise DataError(f"{store.root}: no checkpoint was evaluated here (no folder eval-m0, ...)")
+    rows = {
+        name: (read_checkpoint(RunStore(store.root / FOLDER / name), RECORDS, of_id), row)
+        for name, row in read_rows(store.root).items()
+    }
     values = evaluation_json(
-        checkpoints, count_tokens, about, config, judge_model=judge_model, thresholds=thresholds
+        checkpoints,
+        count_tokens,
+        about,
+        config,
+        judge_model=judge_model,
+        thresholds=thresholds,
+        references=rows,
     )
     store.write_json(EVALUATION_FILE, values)
     return values
@@ -150,8 +164,10 @@ def evaluation_json(
     *,
     judge_model: str | None = None,
     thresholds: JudgeThresholds | None = None,
+    references: Mapping[str, tuple[CheckpointRecords, Mapping[str, Any]]] | None = None,
 ) -> dict[str, Any]:
-    """The whole of eval.json: checkpoints by name, `changes`, `judge` if one was asked, `about`.
+    """The whole of eval.json: checkpoints by name, `changes`, `judge` if one was asked, `about`,
+    and `reference`: its rows by name, with the questions of those that ask everybody the same.
 
     `checkpoints` are in the order of their versions; changes are from the first of them.
     """
@@ -177,8 +193,45 @@ def evaluation_json(
     }
     if judged := judge_qualification(checkpoints.values(), thresholds, config):
         values["judge"] = judged.to_json(judge_model)
+    if references:
+        rows = {
+            name: observe(records, count_tokens, grounded=grounded)
+            for name, (records, _) in references.items()
+        }
+        values["reference"] = {
+            name: _row_json(row, references[name][1], config) for name, row in rows.items()
+        }
+        for name, found in observed.items():
+            values[name] |= skills(found, rows, config)
     values["about"] = asdict(about) | {"confidence": config.confidence, "changes_from": first}
     return values
+
+
+def _row_json(
+    row: Observations, about: Mapping[str, Any], config: BootstrapConfig
+) -> dict[str, Any]:
+    """A reference row's part of eval.json."""
+    shown = {name: values for name, values in row.items() if name in _OF_ROWS}
+    measured = measure_checkpoint(shown, {}, config)
+    return {name: asdict(one) for name, one in measured.items()} | {
+        "questions": about.get("questions", [])
+    }
+
+
+def skills(
+    found: Observations, rows: Mapping[str, Observations], config: BootstrapConfig
+) -> dict[str, Any]:
+    """`skill`, of the contrast, and `skill_coverage`, of the gold's facts, of a checkpoint; without
+    the rows that they need none, and the reason in place of a measure that can't be had.
+    """
+    made: dict[str, Any] = {}
+    for name, of in (("skill", "contrast"), ("skill_coverage", "fact_coverage")):
+        ends = [rows.get(row, {}).get(of) for row in ("constant", "gold_facts")]
+        if of not in found or None in ends:
+            continue
+        reached = skill(found[of], ends[0] or (), ends[1] or (), config)
+        made |= {f"no_{name}": reached} if isinstance(reached, str) else {name: asdict(reached)}
+    return made
 
 
 def observe(

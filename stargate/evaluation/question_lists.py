@@ -7,6 +7,7 @@ The pool that a list is chosen from: questions shipped here (stock_questions.txt
 the checkpoints themselves ask most.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
@@ -45,7 +46,9 @@ async def answer_table(
     """Which fact answers each question, persona by persona."""
     table: AnswerTable = {}
     for question in dict.fromkeys(questions):
-        table[question] = {p.id: await match(question, p.facts) for p in personas}
+        # All at once, so that the question is embedded once for all of them.
+        found = await asyncio.gather(*(match(question, p.facts) for p in personas))
+        table[question] = dict(zip((p.id for p in personas), found, strict=True))
     return table
 
 

@@ -197,7 +197,7 @@ def paired_difference(
     Each cell gives one value, its mean after minus its mean before, so what makes a task or a
     persona easy cancels out. Cells weigh the same, however many dialogues they have.
     """
-    means_before, means_after = _cell_means(before), _cell_means(after)
+    means_before, means_after = cell_means(before), cell_means(after)
     differences = [
         Observation(task, persona, means_after[task, persona] - value)
         for (task, persona), value in means_before.items()
@@ -336,7 +336,8 @@ def _t_quantile(freedom: float, config: BootstrapConfig) -> float:
     return float(stdtrit(freedom, 0.5 + config.confidence / 2))
 
 
-def _cell_means(observations: Iterable[Observation]) -> dict[tuple[str, str], float]:
+def cell_means(observations: Iterable[Observation]) -> dict[tuple[str, str], float]:
+    """The mean of each (task, persona) that was observed."""
     table = cell_table(observations)
     return {
         (table.tasks[i], table.personas[j]): float(table.sums[i, j] / table.counts[i, j])

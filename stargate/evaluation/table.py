@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stargate.evaluation.catalog import checkpoints_of, measure_info
+from stargate.evaluation.references import ROWS
 
 _ONE_DECIMAL = (
     *("gold_logprob", "no_dialogue", "shuffled", "persona_given", "persona_and_dialogue"),
@@ -13,6 +14,7 @@ _ONE_DECIMAL = (
 )
 # What is shown first.
 MAIN_MEASURES = (
+    *("skill", "skill_coverage"),
     *_ONE_DECIMAL[:-1],
     *("contrast", "matched_minus_shuffled", "question_rate", "repeated_question_rate"),
     "facts_per_dialogue",
@@ -23,6 +25,12 @@ MAIN_MEASURES = (
     *("win_rate", "win_rate_fixed_responder"),
 )
 _HEADLINE = "matched_minus_shuffled"
+# Of reference rows, and the heads of their columns.
+_OF_REFERENCES = {
+    "facts_per_dialogue": "facts per dialogue",
+    "fact_coverage": "gold's facts",
+    "contrast": "contrast, nats",
+}
 _LABEL_WIDTH, _CELL_WIDTH = 28, 24
 
 
@@ -62,11 +70,31 @@ def evaluation_lines(values: Mapping[str, Any]) -> list[str]:
             f"plain standard error of {last}'s matched minus shuffled, as if dialogues were "
             f"independent: {error:.2f}"
         )
+    lines += reference_lines(values, last)
     if judge is not None and unfit:
         lines += ["", f"the judge ({judge['model']}) is UNFIT, so its win rates mean nothing:"]
         lines += [f"  {failure}" for failure in judge["failures"]]
     elif judge is not None:
         lines += ["", "the judge is fit"]
+    return lines
+
+
+def reference_lines(values: Mapping[str, Any], last: str) -> list[str]:
+    """The reference rows below the last checkpoint, and what the constant list asks."""
+    rows: Mapping[str, Any] = values.get("reference", {})
+    if not rows:
+        return []
+    titles = "".join(f"{title:>{_CELL_WIDTH}}" for title in _OF_REFERENCES.values())
+    lines = ["", f"{'against what nobody learned':{_LABEL_WIDTH}}{titles}"]
+    for name in (*(row for row in ROWS if row in rows), last):
+        found = values[last] if name == last else rows[name]
+        cells = [measure_cell(found.get(key), 1 if key == "contrast" else 2) for key in _OF_REFERENCES]
+        line = f"{name.replace('_', ' '):{_LABEL_WIDTH}}"
+        lines.append((line + "".join(f"{cell:>{_CELL_WIDTH}}" for cell in cells)).rstrip())
+    if asked := rows.get("constant", {}).get("questions"):
+        lines.append(f"the constant list: {' '.join(asked)}")
+    if why := values[last].get("no_skill"):
+        lines.append(f"no skill: {why}")
     return lines
 
 

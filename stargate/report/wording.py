@@ -14,7 +14,13 @@ DASH = "\u2013"
 _MINUS = "\u2212"
 _MAX_DIGITS = 4
 # Decimals by unit where no interval says how many are certain. A share is written in percent.
-_DIGITS: dict[Unit, int] = {"nats": 1, "nats_per_token": 3, "share": 1, "count": 2}
+_DIGITS: dict[Unit, int] = {
+    "nats": 1,
+    "nats_per_token": 3,
+    "share": 1,
+    "count": 2,
+    "ratio": 2,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stargate.errors import ModelError
-from stargate.records.files import file_sha256, whole_folder
+from stargate.records.files import file_sha256, user_cache, whole_folder
 from stargate.records.model_folder import MANIFEST
 from stargate.resources.machine import usable_cores
 
@@ -73,11 +73,8 @@ _ROUND_TRIPS = (
 
 
 def cache_dir() -> Path:
-    """Where models are kept: stargate/models in the user's cache folder (XDG_CACHE_HOME)."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has relative paths ignored.
-    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return root / "stargate" / "models"
+    """Where models are kept: stargate/models in the user's cache folder."""
+    return user_cache() / "models"
 
 
 def embedded_folder(model: PackagedModel = SMOLLM2) -> Path:

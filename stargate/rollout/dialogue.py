@@ -12,9 +12,8 @@ from functools import partial
 from random import Random
 
 from stargate.config.run import RolloutConfig
-from stargate.protocols import Roleplay
+from stargate.protocols import Ask, Roleplay
 from stargate.rollout.deadline import TurnWatch, session_of
-from stargate.rollout.questioner import Questioner
 from stargate.rollout.slow_start import SlowStart
 from stargate.seeds import derive_seed
 from stargate.types import (
@@ -53,7 +52,7 @@ def _plan_pair(pair: Pair, scope: str, seed: int, config: RolloutConfig) -> list
 
 async def play(
     plan: DialoguePlan,
-    questioner: Questioner,
+    questioner: Ask,
     roleplay: Roleplay,
     watch: TurnWatch,
     start: SlowStart | None = None,
@@ -69,7 +68,7 @@ async def play(
 
 async def _play(
     plan: DialoguePlan,
-    questioner: Questioner,
+    questioner: Ask,
     roleplay: Roleplay,
     watch: TurnWatch,
     wrote_question: Callable[[], None],
@@ -102,14 +101,14 @@ async def _play(
 async def _play_turn(
     plan: DialoguePlan,
     turns: Sequence[Turn],
-    questioner: Questioner,
+    questioner: Ask,
     roleplay: Roleplay,
     wrote_question: Callable[[], None],
     attempt: int,
 ) -> tuple[Turn, int, bool]:
     """The turn after `turns`, the policy version that asked, and whether the user ended it so."""
     session = session_of(plan.dialogue_id, attempt)
-    question = await questioner.ask(plan, turns, session)
+    question = await questioner(plan, turns, session)
     wrote_question()
     answer = await roleplay(
         plan.pair,

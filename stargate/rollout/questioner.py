@@ -14,7 +14,7 @@ from stargate.types import DialoguePlan, GenerateRequest, Generation, Sampling, 
 
 
 class Questioner:
-    """Asks the next question with the policy's current weights."""
+    """An Ask, with the policy's current weights."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Questioner:
         self._sampling = sampling
         self._max_model_len = max_model_len
 
-    async def ask(
+    async def __call__(
         self, plan: DialoguePlan, turns: Sequence[Turn], session: str | None = None
     ) -> Generation:
         """The question after `turns`. `session` differs from the dialogue's id where it is asked

@@ -177,7 +177,11 @@ class Views:
 
 
 def _question(turn: Turn) -> Message:
-    """One that was cut off has no loss: it would teach to begin what never ends."""
+    """One that was cut off has no loss: it would teach to begin what never ends. A fixed one, as
+    reference rows ask, was not sampled: it is tokenised.
+    """
+    if turn.question_stop is StopReason.FIXED:
+        return Message("assistant", turn.question)
     return Message(
         "assistant",
         turn.question,

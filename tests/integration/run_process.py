@@ -21,6 +21,7 @@ SMALL = [
     *("questioner.sampling.max_new_tokens=16", "roleplayer.sampling.max_new_tokens=24"),
     *("response.sampling.max_new_tokens=24", "evaluation.turns=[2]"),
     *("evaluation.judge=null", "evaluation.num_detailed_dialogues=1"),
+    "evaluation.references=false",
 ]
 
 # vLLM sets some of these in a process that it runs in, as tests' own engines do; a run that finds

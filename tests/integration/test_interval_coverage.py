@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from stargate.evaluation.contrast import GoldAfter, contrasts, sampled_others
-from stargate.evaluation.statistics import BootstrapConfig, CellTable, clustered_interval
+from stargate.evaluation.skill import skill
+from stargate.evaluation.statistics import (
+    BootstrapConfig,
+    CellTable,
+    Measure,
+    Observation,
+    clustered_interval,
+)
 from stargate.evaluation.two_way import Floats
 from stargate.types import Pair, Persona, Task
 from tests.unit.evaluation.test_statistics import as_table, clustered, two_way_variance
@@ -145,4 +152,32 @@ def test_intervals_of_the_contrast_cover_93_to_97_percent(
         interval = clustered_interval(contrast_table(effects, num_others, 10_000 + seed), config)
         assert interval is not None
         hits += interval[0] <= 3.0 <= interval[1]
+    assert 0.93 <= hits / num_sets <= 0.97
+
+
+def observed(values: Floats) -> list[Observation]:
+    return [Observation(str(i), str(j), float(one)) for (i, j), one in np.ndenumerate(values)]
+
+
+@pytest.mark.parametrize("shape", [(16, 24), (12, 8)])
+def test_intervals_of_skill_cover_93_to_97_percent(shape: tuple[int, int]) -> None:
+    """A checkpoint a quarter of the way up, where tasks and persons differ in how much told facts
+    are worth, and each dialogue by itself.
+    """
+    num_sets, hits = 400, 0
+    for seed in range(num_sets):
+        constant, worth, gained = (
+            clustered(shape, (1.0, 1.0, 2.0), 3 * seed + number) for number in range(3)
+        )
+        config = BootstrapConfig(num_resamples=300, seed=seed)
+        floor = 3 + constant
+        found = skill(
+            observed(floor + 5 + gained),
+            observed(floor),
+            observed(floor + 20 + 3 * worth),
+            config,
+        )
+        assert isinstance(found, Measure) and found.ci_low is not None
+        assert found.ci_high is not None
+        hits += found.ci_low <= 0.25 <= found.ci_high
     assert 0.93 <= hits / num_sets <= 0.97

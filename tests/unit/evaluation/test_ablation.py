@@ -26,7 +26,10 @@ def config(**changes: object) -> RunConfig:
             "rollout": {"num_dialogues": 2, "turns": [1]},
             "questioner": {"sampling": {"max_new_tokens": 20}},
             "response": {"sampling": {"max_new_tokens": 20}},
-            "evaluation": {"num_dialogues": 1, "turns": [1], "show_dialogues": 0},
+            "evaluation": {
+                **{"num_dialogues": 1, "turns": [1], "show_dialogues": 0},
+                "references": False,
+            },
             "schedule": {"num_iterations": 1},
             "tracking": {"tensorboard": False},
             **changes,
