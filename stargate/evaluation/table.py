@@ -88,7 +88,9 @@ def reference_lines(values: Mapping[str, Any], last: str) -> list[str]:
     lines = ["", f"{'against what nobody learned':{_LABEL_WIDTH}}{titles}"]
     for name in (*(row for row in ROWS if row in rows), last):
         found = values[last] if name == last else rows[name]
-        cells = [measure_cell(found.get(key), 1 if key == "contrast" else 2) for key in _OF_REFERENCES]
+        cells = [
+            measure_cell(found.get(key), 1 if key == "contrast" else 2) for key in _OF_REFERENCES
+        ]
         line = f"{name.replace('_', ' '):{_LABEL_WIDTH}}"
         lines.append((line + "".join(f"{cell:>{_CELL_WIDTH}}" for cell in cells)).rstrip())
     if asked := rows.get("constant", {}).get("questions"):

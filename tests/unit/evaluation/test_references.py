@@ -70,9 +70,7 @@ def made(
     tmp_path: Path, model: Path, name: str, **changes: Any
 ) -> tuple[RunContext, ScriptedScore]:
     """An evaluation of m_0 with its rows, and what was scored for the rows."""
-    context = run_context(
-        tmp_path / name, evaluation={"num_dialogues": 1, "turns": [K]}, **changes
-    )
+    context = run_context(tmp_path / name, evaluation={"num_dialogues": 1, "turns": [K]}, **changes)
     score = ScriptedScore(lambda request: -1.0)
     asyncio.run(evaluate(0, EvaluationPairs(TEST), parts(score), context))
     score.requests.clear()
