@@ -40,6 +40,22 @@ class Conversation(Component):
     turn: str
 
 
+class ResponderPrompt(Conversation):
+    """Where the response instruction stands: in `turn`, the last user turn; or in `first`."""
+
+    first: str = "{{ opening }}"
+
+
+class RoleplayerPrompt(Conversation):
+    """How the Roleplayer sees the dialogue so far.
+
+    turns   as a conversation in which it is the assistant; `turn` is its first message
+    text    within `turn`, its only message: {turns}, each with .question and .answer
+    """
+
+    history: Literal["turns", "text"] = "turns"
+
+
 class TemplateFile(Component):
     """A versioned YAML file of Jinja templates."""
 
@@ -87,9 +103,11 @@ class PromptSet(TemplateFile):
     opening        first user turn without any instruction {name, task}: scoring and training
     closing        last user turn, which repeats the task {answer, task}
     questioner     first user turn with the elicitation instruction {opening, name, task}
-    responder      last user turn with the response instruction {closing, task}
+    responder      last user turn with the response instruction {closing, task}; `first` is the
+                   first one {opening, name, task}
     persona        first user turn with the persona given outright {opening, persona}: a control
-    roleplayer     the Roleplayer's first turn, with its persona {name, persona, task, question}
+    roleplayer     the Roleplayer's first turn, with its persona {name, persona, task, question};
+                   with `history: text` its only one {name, persona, task, question, turns}
     voice          the turn in which the Roleplayer words a fact {name, question, facts}
     no_preference  what the Roleplayer says when no fact answers
     told_already   what it says when the fact that answers was told
@@ -99,9 +117,9 @@ class PromptSet(TemplateFile):
     opening: str
     closing: str
     questioner: Conversation
-    responder: Conversation
+    responder: ResponderPrompt
     persona: str
-    roleplayer: Conversation
+    roleplayer: RoleplayerPrompt
     voice: Conversation
     no_preference: str
     told_already: str = "I told you that already."

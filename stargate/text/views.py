@@ -6,6 +6,9 @@
     responder       opening                             q1, a1, ...       answer, task, instruction
     roleplayer      instruction + persona + question 1  a1, q2, ...       plain question (swapped)
 
+That is how `paper` and `small` have them; a prompt set may place the response instruction first,
+and give the Roleplayer the dialogue as a text.
+
 The questions stay the ids that the policy sampled, in every view of the policy and of m_0 (one
 tokenizer).
 """
@@ -66,19 +69,18 @@ class Views:
     def responder(self, pair: Pair, turns: Sequence[Turn]) -> list[Message]:
         """What the responder sees:
 
-        the scoring context with the response instruction in the last user turn.
+        the scoring context with the response instruction in the last user turn, or the first.
         """
+        prompt = self._prompts.responder
 
         def closing(pair: Pair, answer: str) -> str:
-            return self._render(
-                self._prompts.responder.turn, pair, closing=self._closing(pair, answer)
-            )
+            return self._render(prompt.turn, pair, closing=self._closing(pair, answer))
 
-        before = self._before(self._prompts.responder, pair)
+        before = self._before(prompt, pair)
+        opening = self._render(prompt.first, pair, opening=self._opening(pair))
         if not turns:
-            only = self._render(self._prompts.responder.turn, pair, closing=self._opening(pair))
-            return [*before, Message("user", only)]
-        return [*before, *self._plain(self._opening(pair), pair, turns, closing)]
+            return [*before, Message("user", self._render(prompt.turn, pair, closing=opening))]
+        return [*before, *self._plain(opening, pair, turns, closing)]
 
     def trained(self, pair: Pair, turns: Sequence[Turn], response: Message) -> list[Message]:
         """The training conversation: instruction-free context, then the response."""
@@ -102,13 +104,16 @@ class Views:
         """Role-swapped:
 
         questions are user turns, the Roleplayer's own answers are assistant turns. How it is to
-        answer stands at the end of the first turn.
+        answer stands at the end of the first turn. With `history: text` there is one turn only, and
+        what was said before is a text in it.
         """
         conversation = self._prompts.roleplayer
         questions = [turn.question for turn in turns] + [question]
-        first = self._render(
-            conversation.turn, pair, persona=pair.persona.text, question=questions[0]
-        )
+        given: dict[str, Any] = {"persona": pair.persona.text, "question": questions[0]}
+        if conversation.history == "text":
+            said = [{"question": turn.question, "answer": turn.answer} for turn in turns]
+            given, turns, questions = given | {"question": question, "turns": said}, (), [question]
+        first = self._render(conversation.turn, pair, **given)
         if style != "plain":
             first += "\n\n" + self.of_user(getattr(self.users, style), pair)
         messages = [*self._before(conversation, pair), Message("user", first)]
@@ -166,7 +171,7 @@ class Views:
     def _before(self, conversation: Conversation, pair: Pair) -> list[Message]:
         return [Message(m.role, self._render(m.content, pair)) for m in conversation.before]
 
-    def _render(self, template: str, pair: Pair, **values: str | list[str]) -> str:
+    def _render(self, template: str, pair: Pair, **values: Any) -> str:
         given = {"name": pair.persona.name, "task": pair.task.text, **values}
         if any(isinstance(value, list) for value in values.values()):
             return self._prompts.render(template, **given)

@@ -1,8 +1,11 @@
 """What each role sees of one dialogue."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 
 from stargate.text.chat import Message
 from stargate.text.prompts import PromptSet, load_prompts
@@ -75,6 +78,35 @@ def test_policy_turns_carry_their_sampled_ids() -> None:
 def test_text_from_data_is_not_a_template() -> None:
     pair = make_pair(task="{{ name }}{% raw %}")
     assert shape(VIEWS.without_instruction(pair, []))[0] == "u P: {{ name }}{% raw %}?"
+
+
+AUTHORS = Path(__file__).parent / "authors_structure.yaml"
+
+
+def test_a_prompt_file_may_have_the_authors_structure() -> None:
+    views = Views(load_prompts(str(AUTHORS)))
+    opening = "My name is P.\n\nt?"
+    responder = shape(views.responder(PAIR, TURNS))
+    assert responder[0].startswith("u At the end") and responder[0].endswith(opening)
+    assert responder[1:] == ["a q1?", "u a1", "a q2?", "u a2\n\nt?"]
+    [alone] = shape(views.responder(PAIR, []))
+    assert alone.startswith("u At the end") and alone.endswith(opening)
+    # Context distillation: nothing of the instruction where golds are scored and texts trained on.
+    assert shape(views.without_instruction(PAIR, TURNS)) == [f"u {opening}", *responder[1:]]
+    [persona] = shape(views.with_persona(PAIR))
+    assert persona == f"u This is who I am: About p.\n\n{opening}"
+    [message] = views.roleplayer(PAIR, TURNS, "q3?")
+    said = "Assistant: q1?\nYou: a1\nAssistant: q2?\nYou: a2\nAssistant: q3?\n"
+    assert message.role == "user" and said in message.text
+    [first] = views.roleplayer(PAIR, [], "q1?")
+    assert "You: " not in first.text and "Assistant: q1?" in first.text
+
+
+def test_the_docs_show_the_tested_prompt_file() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "paper.md").read_text()
+    [shown] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    whole = yaml.safe_load(AUTHORS.read_text())
+    assert all(whole[key] == value for key, value in yaml.safe_load(shown).items())
 
 
 def test_packaged_prompt_sets_render_every_view() -> None:
