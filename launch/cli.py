@@ -29,6 +29,7 @@ COMMANDS = {
         "evaluate the checkpoints of a run, with confidence intervals",
     ),
     "report": ("stargate.launch.report", "show a run: HTML page, terminal summary, figures"),
+    "chat": ("stargate.launch.chat", "be the user of a trained model, in the terminal"),
     "export": ("stargate.launch.export", "write a trained model as a Hugging Face folder"),
     "ablate": ("stargate.launch.ablate", "run the paper's conditions on the same data and seeds"),
     "submit": (

@@ -19,7 +19,7 @@ class HfChatTokenizer:
     """
 
     def __init__(self, tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.template_kwargs = dict(template_kwargs or {})
         # Without the wrapper, which takes several times as long as the encoding of a short text.
         self._backend = tokenizer.backend_tokenizer
@@ -40,16 +40,25 @@ class HfChatTokenizer:
     @property
     def chat_template(self) -> str:
         """The template's source. Raises ValueError if there is none."""
-        return str(self._tokenizer.get_chat_template())
+        return str(self.tokenizer.get_chat_template())
 
-    def render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
+    def render(
+        self,
+        messages: Sequence[dict[str, str]],
+        add_generation_prompt: bool,
+        template: str | None = None,
+        **given: Any,
+    ) -> str:
+        """As ChatTokenizer has it; through another `template`, with variables `given` to it."""
         return str(
-            self._tokenizer.apply_chat_template(
+            self.tokenizer.apply_chat_template(
                 list(messages),
+                chat_template=template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 strftime_now=_TEMPLATE_DAY.strftime,
                 **self.template_kwargs,
+                **given,
             )
         )
 
@@ -57,7 +66,7 @@ class HfChatTokenizer:
         """The same, with the template's switch for thinking off."""
         if "enable_thinking" not in self.template_kwargs:
             return self
-        return type(self)(self._tokenizer, self.template_kwargs | {"enable_thinking": False})
+        return type(self)(self.tokenizer, self.template_kwargs | {"enable_thinking": False})
 
     def encode(self, text: str) -> list[int]:
         return list(self._backend.encode(text, add_special_tokens=False).ids)
@@ -74,7 +83,7 @@ class HfChatTokenizer:
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         return str(
-            self._tokenizer.decode(
+            self.tokenizer.decode(
                 list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
             )
         )

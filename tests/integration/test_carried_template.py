@@ -26,7 +26,7 @@ class Client:
     """Renders a plain conversation with the template that travels."""
 
     def __init__(self, prompts: PromptSet, chat: ChatFormat, tokenizer: HfChatTokenizer) -> None:
-        self._tokenizer = tokenizer._tokenizer
+        self._tokenizer = tokenizer.tokenizer
         self.template = carried_template(prompts, chat, tokenizer, num_questions=3)
 
     def sees(self, num_answers: int, **given: Any) -> str:

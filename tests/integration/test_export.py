@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from stargate.config.files import dump_config
-from stargate.config.run import QuestionerConfig, ResponseConfig, RunConfig, SamplingConfig
+from stargate.config.run import RunConfig
 from stargate.launch.cli import main
-from tests.fakes.report_values import eval_json
-from tests.integration.tiny_model import save_tiny_model
+from tests.integration.trained_run import save_trained_run
 
 pytestmark = pytest.mark.integration
 
@@ -22,23 +21,7 @@ ASK = [{"role": "user", "content": "Which bike should I buy?"}]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Path:
-    """A run directory with m_1, as training leaves it: weights that only their owner may read."""
-    root = tmp_path_factory.mktemp("run")
-    config = RunConfig(
-        name="tiny",
-        prompts="small",
-        questioner=QuestionerConfig(
-            sampling=SamplingConfig(temperature=0.7, top_p=0.8, max_new_tokens=8)
-        ),
-        response=ResponseConfig(sampling=SamplingConfig(max_new_tokens=12)),
-    )
-    (root / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    (root / "eval.json").write_text(json.dumps(eval_json([0, 1], "user")), encoding="utf-8")
-    (root / "environment.json").write_text('{"packages": {"vllm": "0.32.0"}}', encoding="utf-8")
-    folder = save_tiny_model(root / "models" / "m1", embedded)
-    (folder / "model.safetensors").chmod(0o600)
-    (folder / "weight-sums.json").write_text("{}", encoding="utf-8")
-    return root
+    return save_trained_run(tmp_path_factory.mktemp("run"), embedded)
 
 
 @pytest.fixture(scope="module")
