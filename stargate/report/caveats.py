@@ -32,6 +32,7 @@ def caveats(data: ReportData, evaluation: Evaluation | None) -> tuple[Sentence, 
     if evaluation is not None and evaluation.measures:
         found += [
             *_judge(evaluation),
+            *_skill(evaluation),
             *_clusters(evaluation),
             *_harm(evaluation),
             *_of_design(data, evaluation),
@@ -70,6 +71,11 @@ def _judge(evaluation: Evaluation) -> Iterator[Sentence]:
         f"Win rates{shown} mean nothing, because the judge{model} is unfit: it failed its "
         f"qualification ({verdict or 'no reason is on record'}).",
     )
+
+
+def _skill(evaluation: Evaluation) -> Iterator[Sentence]:
+    if reason := evaluation.no_skill.get(evaluation.last):
+        yield Sentence("warn", f"There is no skill of {evaluation.last}: {reason}.")
 
 
 def _clusters(evaluation: Evaluation) -> Iterator[Sentence]:

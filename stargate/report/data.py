@@ -49,6 +49,7 @@ from stargate.report.records import (
     Evaluation,
     Iteration,
     Judge,
+    ReferenceRow,
     ReportData,
     SelectionView,
     Throughput,
@@ -58,6 +59,8 @@ from stargate.types import Pair, Persona, Task
 # Dialogues that one report holds: a browser opens 10,000 in under two seconds. All evaluation
 # dialogues are kept; training pairs are left out whole, evenly over the iterations, and counted.
 MAX_DIALOGUES = 20_000
+# What a checkpoint's part of eval.json says in place of a measure that can't be had.
+_REASONS = ("no_skill", "no_skill_coverage")
 
 
 def load_report(run_dir: Path, max_dialogues: int = MAX_DIALOGUES) -> ReportData:
@@ -255,7 +258,7 @@ def _read_evaluation(root: Path, source: str, name: str) -> Evaluation:
                 checkpoint: {
                     name: parse(Measure, value)
                     for name, value in tree[checkpoint].items()
-                    if not name.endswith("_details")
+                    if not name.endswith("_details") and name not in _REASONS
                 }
                 for checkpoint in checkpoints
             },
@@ -264,4 +267,17 @@ def _read_evaluation(root: Path, source: str, name: str) -> Evaluation:
                 m: {k: v for k, v in tree[m].items() if k.endswith("_details")} for m in checkpoints
             },
             judge=judge,
+            references={
+                name: _reference_row(name, row) for name, row in tree.get("reference", {}).items()
+            },
+            no_skill={
+                m: parse(str, tree[m]["no_skill"]) for m in checkpoints if "no_skill" in tree[m]
+            },
         )
+
+
+def _reference_row(name: str, row: Mapping[str, Any]) -> ReferenceRow:
+    measures = {key: value for key, value in row.items() if key != "questions"}
+    return ReferenceRow(
+        name, parse(dict[str, Measure], measures), parse(tuple[str, ...], row["questions"])
+    )

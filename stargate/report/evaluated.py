@@ -1,14 +1,15 @@
 """The report's sections about an evaluation: the answer, all measures, where it changed, others."""
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Literal
 from urllib.parse import quote
 
 from stargate.evaluation.catalog import in_order, measure_info
+from stargate.evaluation.statistics import Measure
 from stargate.report.breakdown import BreakdownRow, breakdown
 from stargate.report.drawing import Plot
-from stargate.report.findings import HEADLINE, Answer, answer
+from stargate.report.findings import HEADLINE, SKILL, Answer, answer, headline_of
 from stargate.report.parts import (
     Cell,
     Column,
@@ -23,10 +24,19 @@ from stargate.report.parts import (
     plain_cell,
 )
 from stargate.report.records import DialogueView, Evaluation, ReportData
-from stargate.report.wording import DASH, Numbers, Sentence, confidence, format_value, unit_of
+from stargate.report.wording import (
+    DASH,
+    Numbers,
+    Sentence,
+    confidence,
+    direction,
+    format_value,
+    unit_of,
+)
 
-# Tiles of the answer.
+# Tiles of the answer, beside that of skill, and how many there is room for.
 _TILES = (HEADLINE, "facts_per_dialogue", "fact_coverage", "question_rate")
+_MAX_TILES = 4
 # What is shown of an evaluation beside others.
 _COMPARED = (HEADLINE, "facts_per_dialogue")
 _WIDTH = 9  # of a column of numbers in the terminal
@@ -39,11 +49,14 @@ _MAX_ROWS = 12
 def opening_section(data: ReportData, found: Answer) -> Section:
     """The verdict in large letters, the figures behind it, and what else there is to say."""
     verdict, colon, figures = found.headline.partition(": ")
+    skilled = data.main is not None and headline_of(data.main) == SKILL
     opening = Opening(
-        "Did it get better at learning about the person?",
+        "Does it ask better than a questionnaire?"
+        if skilled
+        else "Did it get better at learning about the person?",
         f"{verdict}." if colon else verdict,
         figures[:1].upper() + figures[1:],
-        [*tiles(data.main)] if data.main else (),
+        [*islice(tiles(data.main), _MAX_TILES)] if data.main else (),
     )
     lines = [f"{data.name}: {data.status}", "", Wrapped(found.headline)]
     lines += ["", *found.sentences] if found.sentences else []
@@ -63,6 +76,8 @@ def opening_section(data: ReportData, found: Answer) -> Section:
 def tiles(evaluation: Evaluation) -> Iterator[Tile]:
     """How far the last checkpoint is from m_0; the first checkpoint's values where it is alone."""
     first, last = evaluation.first, evaluation.last
+    if skill := evaluation.measure(last, SKILL):
+        yield _skill_tile(evaluation, skill)
     for name in _TILES:
         info, before = measure_info(name), evaluation.measure(first, name)
         if info is None or before is None:
@@ -83,6 +98,19 @@ def tiles(evaluation: Evaluation) -> Iterator[Tile]:
         value, _, suffix = cell.text.partition(" ")
         note = note.replace(" %", "\u00a0%")  # never alone on the next line
         yield Tile(label, value, unit_words or suffix, interval, note, cell.tone)
+
+
+def _skill_tile(evaluation: Evaluation, skill: Measure) -> Tile:
+    """The last checkpoint's, with m_0's beside it: 0 is a questionnaire, not m_0."""
+    numbers = Numbers.of(skill, unit_of(SKILL))
+    cell = measured_cell(skill, numbers)
+    note = f"at {evaluation.last}"
+    before = evaluation.measure(evaluation.first, SKILL)
+    if before is not None and evaluation.first != evaluation.last:
+        note += f"; {evaluation.first}: {numbers.value(before.mean)}"
+    tone = {1: "up", -1: "down"}.get(direction(skill) or 0, "")
+    interval = cell.interval or f"no interval: {skill.why_no_interval}"
+    return Tile("Skill", cell.text, "", interval, note, tone)
 
 
 def measures_section(evaluation: Evaluation) -> Section:
@@ -122,7 +150,7 @@ def measures_table(evaluation: Evaluation) -> Table:
         rows.append(Row(title, tone="group"))
         for info in infos:
             cells = _measure_cells(evaluation, info.name, checkpoints, "" if compared else None)
-            tone = "headline" if info.name == HEADLINE else ""
+            tone = "headline" if info.name == headline_of(evaluation) else ""
             rows.append(Row(info.label, cells, tone, info.sentence))
     return Table(
         "95 % intervals in small",

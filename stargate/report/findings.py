@@ -2,8 +2,10 @@
 
     Evaluation (eval.json) -> rules -> Answer: a headline and sentences with their numbers
 
-The headline is matched minus shuffled, the part of the gold log-prob that is about the person. A
-change is called one only where its interval leaves 0 out; otherwise it is "no clear change",
+The headline is the last checkpoint's skill (evaluation/skill.py): a change from m_0 may be what the
+same questions for everybody bring, too. Without skill it is the change of matched minus shuffled,
+the part of the gold log-prob that is about the person. A value is called above 0, and a change is
+called one, only where its interval leaves 0 out; otherwise it is "no better" and "no clear change",
 whatever its mean. What should make a reader doubt is in caveats.py.
 """
 
@@ -11,15 +13,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stargate.evaluation.catalog import measure_info
-from stargate.evaluation.statistics import PairedMeasure
+from stargate.evaluation.statistics import Measure, PairedMeasure
 from stargate.report.caveats import caveats
 from stargate.report.records import Evaluation, ReportData
 from stargate.report.wording import Level, Numbers, Sentence, confidence, direction, unit_of
 
-HEADLINE = "matched_minus_shuffled"
+HEADLINE, SKILL = "matched_minus_shuffled", "skill"
 # What is said about the last checkpoint beside the headline: measure, subject of the sentence,
 # words for its unit.
 _SAID: tuple[tuple[str, str, str], ...] = (
+    (HEADLINE, "Matched minus shuffled", " nats"),
     ("facts_per_dialogue", "Facts elicited per dialogue", ""),
     ("fact_coverage", "The share of the gold's facts that were elicited", ""),
     ("gold_logprob", "The gold log-prob, which also rewards form,", " nats"),
@@ -45,24 +48,56 @@ def answer(data: ReportData, evaluation: Evaluation | None) -> Answer:
     if evaluation is None or not evaluation.measures:
         text = "Nothing was measured, so nobody can say whether it got better."
         return Answer(text, (), (), doubts)
-    first, last = evaluation.first, evaluation.last
-    if first == last:
-        text = f"Only {last} was measured: there is nothing to compare it with."
-        return Answer(text, (), (), doubts)
-    change = evaluation.change(last, HEADLINE)
-    headline = f"Matched minus shuffled of {last} was not compared with {first}."
-    if change is not None:
-        verdict = {
-            None: "Not known",
-            0: "No clear change",
-            1: f"Yes, {last} beats {first}",
-            -1: f"No, {last} is worse than {first}",
-        }[direction(change)]
-        moved = _moved(evaluation, HEADLINE, change, " nats")
-        headline = f"{verdict}: matched minus shuffled {moved}."
+    skill = evaluation.measure(evaluation.last, SKILL)
+    if evaluation.first == evaluation.last:
+        text = f"Only {evaluation.last} was measured: there is nothing to compare it with."
+        if skill is None:
+            return Answer(text, (), (), doubts)
+        return Answer(_skilled(evaluation, skill), (Sentence("plain", text),), (), doubts)
+    headline = _changed(evaluation) if skill is None else _skilled(evaluation, skill)
     sentences = (*_moves(evaluation), *_better_before(evaluation), *_win_rate(evaluation))
     origins = (*_person_or_form(evaluation), *_by_turn(evaluation))
     return Answer(headline, sentences, origins, doubts)
+
+
+def headline_of(evaluation: Evaluation) -> str:
+    """The measure that the headline is about."""
+    return HEADLINE if evaluation.measure(evaluation.last, SKILL) is None else SKILL
+
+
+def _skilled(evaluation: Evaluation, skill: Measure) -> str:
+    """The last checkpoint between a questionnaire (0) and the facts themselves (1)."""
+    numbers = Numbers.of(skill, unit_of(SKILL))
+    found = f"Skill of {evaluation.last} is {numbers.value(skill.mean)}"
+    way = direction(skill)
+    if way is None:
+        return (
+            f"{found}, without an interval: nobody can say whether it is above a questionnaire "
+            f"({skill.why_no_interval})."
+        )
+    interval = numbers.interval(skill.ci_low, skill.ci_high)
+    verdict = {
+        0: "no better than the same questions for everybody",
+        1: "above a questionnaire",
+        -1: "below a questionnaire",
+    }[way]
+    return f"{found} ({confidence(evaluation)} interval {interval}): {verdict}."
+
+
+def _changed(evaluation: Evaluation) -> str:
+    """How far the last checkpoint is from m_0."""
+    first, last = evaluation.first, evaluation.last
+    change = evaluation.change(last, HEADLINE)
+    if change is None:
+        return f"Matched minus shuffled of {last} was not compared with {first}."
+    verdict = {
+        None: "Not known",
+        0: "No clear change",
+        1: f"Yes, {last} beats {first}",
+        -1: f"No, {last} is worse than {first}",
+    }[direction(change)]
+    moved = _moved(evaluation, HEADLINE, change, " nats")
+    return f"{verdict}: matched minus shuffled {moved}."
 
 
 def _moved(evaluation: Evaluation, name: str, change: PairedMeasure, words: str) -> str:
@@ -89,10 +124,10 @@ def _moved(evaluation: Evaluation, name: str, change: PairedMeasure, words: str)
 
 
 def _moves(evaluation: Evaluation) -> Iterator[Sentence]:
-    """How far each measure is from m_0, and whether that is wanted."""
+    """How far each measure is from m_0, and whether that is wanted; the headline's is said."""
     for name, subject, words in _SAID:
         change = evaluation.change(evaluation.last, name)
-        if change is None:
+        if change is None or name == headline_of(evaluation):
             continue
         way = direction(change)
         moved = _moved(evaluation, name, change, words)

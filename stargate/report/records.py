@@ -1,7 +1,8 @@
 """What the report shows: a checked, typed view of one run directory. Made by `data.load_report`.
 
     ReportData
-      evaluations   Evaluation: measures with intervals per checkpoint (eval.json), judge, about
+      evaluations   Evaluation: measures with intervals per checkpoint (eval.json), judge, about,
+                    ReferenceRow: the same of dialogues that nobody learned
       iterations    Iteration: losses, examples, weight push (metrics.jsonl)
       selections    SelectionView: the scores of a pair's N dialogues, and which was chosen
       dialogues     DialogueView of TurnViews: everything to browse
@@ -45,6 +46,18 @@ class Judge:
 
 
 @dataclass(frozen=True, slots=True)
+class ReferenceRow:
+    """Dialogues that no policy learned (evaluation/references.py), measured as a checkpoint's.
+
+    `questions` are those that everybody is asked; none where they differ or where facts are told.
+    """
+
+    name: str
+    measures: Mapping[str, Measure]
+    questions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """One evaluation. Without eval.json `about` is None and `measures` is empty."""
 
@@ -58,6 +71,8 @@ class Evaluation:
     changes: Mapping[str, Mapping[str, PairedMeasure]] = field(default_factory=dict)
     win_rates: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     judge: Judge | None = None
+    references: Mapping[str, ReferenceRow] = field(default_factory=dict)  # by name
+    no_skill: Mapping[str, str] = field(default_factory=dict)  # by checkpoint: why it has none
 
     @property
     def first(self) -> str:

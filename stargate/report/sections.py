@@ -18,6 +18,7 @@ from stargate.report.findings import answer
 from stargate.report.judge import judge_section
 from stargate.report.parts import Cell, Column, Part, Row, Section, Table, Wrapped
 from stargate.report.records import Iteration, ReportData, Throughput
+from stargate.report.references import reference_section
 from stargate.report.wording import DASH, format_value
 
 
@@ -31,6 +32,7 @@ def report_sections(data: ReportData, plots: Sequence[Plot] = ()) -> list[Sectio
     lede = "m\u2080 is the model before training; bars are 95 % intervals over tasks and personas."
     sections = [
         opening_section(data, found),
+        *([reference_section(main)] if main else []),
         Section("curves", "Over the checkpoints", curves, lede=lede),
     ]
     origin = origin_section(found, drawn.get("origin", ()))

@@ -39,6 +39,7 @@ _MEASURES: dict[str, tuple[float, float, float]] = {
     "matched_minus_shuffled": (1.25, 1.0, 0.5),
     "matched_minus_shuffled_per_token": (0.0625, 0.05, 0.025),
     "matched_minus_no_dialogue": (4.5, 2.0, 1.0),
+    "contrast": (1.5, 1.0, 0.25),
     "gain_at_turn_1": (3.0, 1.0, 0.5),
     "gain_at_turn_2": (1.0, 1.0, 0.75),
     "facts_per_dialogue": (0.5, 0.75, 0.25),
@@ -56,6 +57,17 @@ _MEASURES: dict[str, tuple[float, float, float]] = {
     "needless_tokens_per_dialogue": (20.0, 4.0, 3.0),
 }
 
+# Reference rows: facts per dialogue, coverage of the gold's facts, contrast in nats.
+_ROWS: dict[str, tuple[float, float, float]] = {
+    "gold_facts": (2.0, 1.0, 20.5),
+    "constant": (1.75, 0.25, 2.5),
+    "none": (0.0, 0.0, 0.5),
+    "own_frequent": (1.0, 0.125, 1.25),
+    "per_task": (1.75, 0.5, 9.5),
+    "random_facts": (2.0, 0.5, 5.5),
+}
+CONSTANT_LIST = ["Who do you live with?", f"What do you eat {SCRIPT}?"]
+
 
 def eval_json(versions: Iterable[int], roleplayer: str) -> dict[str, Any]:
     """Handwritten values: the report shows what it is given, it does not compute these."""
@@ -63,12 +75,14 @@ def eval_json(versions: Iterable[int], roleplayer: str) -> dict[str, Any]:
     tree: dict[str, Any] = {f"m{v}": _checkpoint(v) for v in chosen}
     tree["changes"] = {
         f"m{v}": {
-            name: {**_measure(step * v, half), "num_only_before": 0, "num_only_after": 0}
+            name: {**measured(step * v, half), "num_only_before": 0, "num_only_after": 0}
             for name, (_, step, half) in _MEASURES.items()
         }
         for v in chosen
         if v > 0
     }
+    tree["reference"] = {name: _row(*values) for name, values in _ROWS.items()}
+    tree["reference"]["constant"]["questions"] = CONSTANT_LIST
     trained = {"model": "embedded", "prompts": "paper", "grounding": "facts"}
     tree["about"] = {
         "split": "test",
@@ -99,11 +113,11 @@ def eval_json(versions: Iterable[int], roleplayer: str) -> dict[str, Any]:
 
 def _checkpoint(version: int) -> dict[str, Any]:
     values: dict[str, Any] = {
-        name: _measure(mean + step * version, half)
+        name: measured(mean + step * version, half)
         for name, (mean, step, half) in _MEASURES.items()
     }
     if version:
-        rate = _measure(0.5 + 0.05 * version, 0.2)
+        rate = measured(0.5 + 0.05 * version, 0.2)
         values["win_rate"] = rate
         values["win_rate_details"] = {
             **rate,
@@ -120,7 +134,17 @@ def _checkpoint(version: int) -> dict[str, Any]:
     return values
 
 
-def _measure(mean: float, half: float) -> dict[str, Any]:
+def _row(facts: float, coverage: float, contrast: float) -> dict[str, Any]:
+    return {
+        "facts_per_dialogue": measured(facts, 0.25),
+        "fact_coverage": measured(coverage, 0.125),
+        "contrast": measured(contrast, 0.5),
+        "questions": [],
+    }
+
+
+def measured(mean: float, half: float) -> dict[str, Any]:
+    """A measure as it stands in eval.json: its interval is mean - half to mean + half."""
     return asdict(Measure(mean, mean - half, mean + half, half / 2, 8, 2, 2))
 
 
