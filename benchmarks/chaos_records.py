@@ -164,7 +164,7 @@ def _check_selections(
     bad = []
     for pair_id, selection in selections.items():
         scores = [DialogueScore(**recorded[name]) for name in selection.candidates]
-        expected = select(pair_id, scores, config.algorithm.selection, seed)
+        expected = select(pair_id, scores, config.algorithm.label, seed)
         as_trained = examples.get(pair_id, selection.dialogue_id) == selection.dialogue_id
         # No other dialogue of the pair scores better, by more than scores are exact.
         best = max(again[name] for name in selection.candidates)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from stargate.config.algorithm import StarGateConfig
 from stargate.config.files import load_config
 from stargate.config.run import RunConfig
 from stargate.errors import ConfigError, DataError, DivergenceError, StargateError
@@ -69,6 +70,11 @@ def plan_ablation(config: RunConfig, names: Sequence[str], weak: Sequence[str]) 
     """Checks that the conditions can be run and compared. Raises ConfigError."""
     if not config.evaluation.enabled:
         raise ConfigError("evaluation.enabled must be true: conditions are compared by it")
+    if not isinstance(config.algorithm, StarGateConfig):
+        raise ConfigError(
+            f"algorithm.type is {config.algorithm.type}, but an ablation compares settings of "
+            "star_gate: set algorithm={type: star_gate}"
+        )
     if config.records.uri is not None:
         raise ConfigError("records.uri: the records of an ablation stay in runs_dir; leave it out")
     conditions = conditions_of(names)
@@ -184,7 +190,7 @@ class Ablation:
         sources = self._sources(folder)
         store = fill_run_dir(folder, config)
         with hold(folder):
-            shared = await share(sources, store, config.algorithm.selection)
+            shared = await share(sources, store, config.algorithm.label)
             store.write_json(_SHARED_FILE, shared)
             with tracked(config, folder, f"{self._root.name}-{name}", self._progress) as trackers:
                 prepared = replace(self._prepared, config=config)

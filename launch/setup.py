@@ -151,9 +151,9 @@ def _check_config(config: RunConfig, training: bool) -> None:
     if training:
         check_installed(config.tracking)
         grounded = isinstance(config.roleplayer.grounding, FactsGrounding)
-        if config.algorithm.questions == "answered" and not grounded:
+        if config.algorithm.facts_for is not None and not grounded:
             raise ConfigError(
-                "algorithm.questions=answered needs roleplayer.grounding.type=facts: otherwise it "
+                f"{config.algorithm.facts_for} needs roleplayer.grounding.type=facts: otherwise it "
                 "is not known which questions were answered"
             )
     judge = config.evaluation.judge

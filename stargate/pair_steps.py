@@ -11,13 +11,14 @@ next step counts on it, and what is on disk already is not made again.
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from stargate.algorithm.base import ScoredGroup
+from stargate.algorithm.base import IterationAlgorithm, PairAlgorithm, ScoredGroup
 from stargate.algorithm.score_requests import to_dialogue_score, to_turn_scores
 from stargate.algorithm.selection import other_golds
 from stargate.errors import RecordDropped
+from stargate.learning_steps import learn_from_all
 from stargate.monitoring.progress import Stage
 from stargate.records.history import Finished, read_finished
 from stargate.records.schemas import record_row
@@ -68,6 +69,8 @@ async def play_pairs(scope: str, pairs: Sequence[Pair], roles: Roles, context: R
                 in_step = replace(steps, barrier=asyncio.Barrier(len(wave)))
                 await run_bounded(wave, len(wave), in_step.run)
     recorded.finish()
+    if isinstance(context.algorithm, IterationAlgorithm):
+        await learn_from_all(scope, steps.groups, context.algorithm, roles, context)
     context.store.compact(scope)
 
 
@@ -82,6 +85,7 @@ class _PairSteps:
     context: RunContext
     rollout: RecordedRollout
     stages: Mapping[str, Stage]
+    groups: list[ScoredGroup] = field(default_factory=list)  # for an algorithm that learns from all
     barrier: asyncio.Barrier | None = None
 
     async def run(self, pair: Pair) -> None:
@@ -95,8 +99,11 @@ class _PairSteps:
                 group = replace(group, selections=await self._select(group))
                 stage.advance(sum(dialogue is not None for dialogue in played))
         async with self._step("respond") as stage:
-            if group is not None and pair.id not in self.done.examples:
-                await self._respond_and_learn(group)
+            algorithm = self.context.algorithm
+            if isinstance(algorithm, IterationAlgorithm):
+                self.groups.extend([] if group is None else [group])
+            elif group is not None and pair.id not in self.done.examples:
+                await self._respond_and_learn(group, algorithm)
             stage.advance()
 
     @asynccontextmanager
@@ -169,15 +176,15 @@ class _PairSteps:
         """The golds after each turn from 0 on, if that is needed, and after the whole dialogue."""
         every = self.context.algorithm.needs.turn_scores
         numbers = range(len(dialogue.turns) + 1) if every else [len(dialogue.turns)]
-        return [
-            self.context.scoring.after_dialogue(
-                f"{dialogue.id}@{number}" if every else dialogue.id,
-                pair,
-                dialogue.turns[:number],
-                others,
-            )
-            for number in numbers
-        ]
+        scoring = self.context.scoring
+
+        def after(number: int) -> ScoreRequest:
+            key = f"{dialogue.id}@{number}" if every else dialogue.id
+            if every and number == 0:
+                return scoring.after_fact(key, pair, None, others)
+            return scoring.after_dialogue(key, pair, dialogue.turns[:number], others)
+
+        return [after(number) for number in numbers]
 
     async def _select(self, group: ScoredGroup) -> Sequence[Selection]:
         if known := self.done.selections.get(group.pair.id):
@@ -186,8 +193,8 @@ class _PairSteps:
         await self._append("selections", selections)
         return selections
 
-    async def _respond_and_learn(self, group: ScoredGroup) -> None:
-        algorithm, drop = self.context.algorithm, self.context.counters.drop
+    async def _respond_and_learn(self, group: ScoredGroup, algorithm: PairAlgorithm) -> None:
+        drop = self.context.counters.drop
         responses = {}
         if algorithm.needs.own_response:
             for selection in group.selections:

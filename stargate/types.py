@@ -243,7 +243,8 @@ class DialogueScore:
 
 @dataclass(frozen=True, slots=True)
 class TurnScore:
-    """Log-probs after the first `turn` turns of a dialogue (0: before any), sums in nats:
+    """Log-probs after the first `turn` turns of a dialogue, sums in nats (0: before any, after one
+    fixed turn that brought nothing, so that the form is the same):
 
     of the pair's own gold, and of other personas' golds for the same task, in the order asked.
     """

@@ -3,14 +3,17 @@
     dialogues, scores -> ScoredGroup --select--> Selections -> responses, where they are needed
                                      --examples--> TrainingExamples -> the objective that the
                                                    algorithm's config variant names
+or, for one that compares dialogues of different pairs (`IterationAlgorithm`):
+    all ScoredGroups of an iteration, fact values, replay -> Material --learn--> TrainingExamples
 
 An algorithm is pure: no engine, no file, no tensor. stargate/pair_steps.py makes what it needs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from stargate.config.algorithm import TurnWeightedConfig
 from stargate.config.run import RunConfig
 from stargate.errors import RecordDropped
 from stargate.text.chat import ChatFormat
@@ -34,13 +37,17 @@ class Needs:
     """What must be made before an algorithm is asked for examples. Each costs something.
 
     `num_other_golds`: golds of so many other personas are scored beside the own one; None: of all.
-    `turn_scores`: the golds are scored after every turn, not only after the last.
+    `turn_scores`: the golds are scored after every turn, not only after the last, and before the
+    first after one that brings nothing.
+    `fact_values`: what each fact of a pair's persona is worth, and what each question would bring
+    out of each persona of its task. Needs facts grounding.
     `own_response`: m_t answers the task after each selected dialogue.
     `reference_logprobs`: examples get log p of each of their tokens under the frozen m_0.
     """
 
     num_other_golds: int | None = 0
     turn_scores: bool = False
+    fact_values: bool = False
     own_response: bool = False
     reference_logprobs: bool = False
 
@@ -64,15 +71,34 @@ class ScoredGroup:
         return next(d for d in self.dialogues if d.id == dialogue_id)
 
 
-class Algorithm(Protocol):
-    """What is learned from the scored dialogues of one pair."""
+@dataclass(frozen=True, slots=True)
+class Material:
+    """All of an iteration, for an algorithm that learns from it at once. Groups by pair id.
 
+    Only where fact values are needed, and for pairs that have a gold:
+    `fact_values` has one value per fact of the persona, in nats, by pair id; `brings_out` the
+    indices of the facts that a question would bring out of a pair's persona if none was told yet,
+    by (question, pair id). `near` has the questions of all tasks that ask the same as a question,
+    or nearly, itself among them.
+    """
+
+    groups: Sequence[ScoredGroup]
+    near: Mapping[str, frozenset[str]]
+    fact_values: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    brings_out: Mapping[tuple[str, str], Sequence[int]] = field(default_factory=dict)
+
+
+class _Selects(Protocol):
     @property
     def needs(self) -> Needs: ...
 
     def select(self, group: ScoredGroup, seed: int) -> Sequence[Selection]:
         """The dialogues that examples are made of; at most one selection of each."""
         ...
+
+
+class PairAlgorithm(_Selects, Protocol):
+    """What is learned from the scored dialogues of one pair."""
 
     def examples(self, group: ScoredGroup, drop: Drop) -> Sequence[TrainingExample]:
         """The examples of the group's selections. What can't be one is dropped, by `drop`.
@@ -83,11 +109,24 @@ class Algorithm(Protocol):
         ...
 
 
+@runtime_checkable
+class IterationAlgorithm(_Selects, Protocol):
+    """What is learned from all dialogues of an iteration at once. It gets no responses."""
+
+    def learn(self, material: Material, drop: Drop) -> Sequence[TrainingExample]:
+        """The examples of an iteration, the same for the same material. As `examples`."""
+        ...
+
+
+Algorithm = PairAlgorithm | IterationAlgorithm
+
+
 def build_algorithm(config: RunConfig, views: Views, chat: ChatFormat) -> Algorithm:
     """The algorithm that `config.algorithm` names."""
     from stargate.algorithm.star_gate import StarGate
+    from stargate.algorithm.turn_weighted import TurnWeighted
 
-    algorithms = {"star_gate": StarGate}
-    return algorithms[config.algorithm.type](
-        config.algorithm, views, chat, config.trainer.max_length
-    )
+    settings, max_length = config.algorithm, config.trainer.max_length
+    if isinstance(settings, TurnWeightedConfig):
+        return TurnWeighted(settings, views, chat, max_length)
+    return StarGate(settings, views, chat, max_length)

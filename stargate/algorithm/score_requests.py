@@ -39,6 +39,15 @@ class GoldScoring:
         """
         return self._request(key, pair, self._views.without_instruction(pair, turns), others)
 
+    def after_fact(
+        self, key: str, pair: Pair, fact: str | None, others: Sequence[str] = ()
+    ) -> ScoreRequest:
+        """The gold after one fixed turn that told a fact; None: after one that brought nothing.
+
+        The latter is what a dialogue's first turn is compared with: it has the form of a turn.
+        """
+        return self.after_dialogue(key, pair, [self._views.neutral_turn(fact)], others)
+
     def with_persona(self, key: str, pair: Pair, turns: Sequence[Turn] = ()) -> ScoreRequest:
         """The gold with the persona given outright: the upper control."""
         return self._request(key, pair, self._views.with_persona(pair, turns), ())
@@ -79,7 +88,9 @@ def to_dialogue_score(dialogue: Dialogue, result: ScoreResult) -> DialogueScore:
 
 
 def to_turn_scores(dialogue: Dialogue, results: Sequence[ScoreResult]) -> list[TurnScore]:
-    """The scores before the dialogue and after each of its turns, from results in that order."""
+    """The scores before the dialogue (see `after_fact`) and after each of its turns, from results
+    in that order.
+    """
     return [
         TurnScore(dialogue.id, turn, result.sums[0], result.sums[1:])
         for turn, result in enumerate(results)

@@ -87,13 +87,16 @@ class StarGate:
         return TrainingExample(pair.id, dialogue.id, masked.ids, masked.mask, text)
 
     def _mark_learned(self, messages: Sequence[Message], dialogue: Dialogue) -> Sequence[Message]:
-        """The conversation with questions marked that have no loss; a response always has it."""
         if self._config.questions == "all":
             return messages
-        questions = [place for place, m in enumerate(messages) if m.token_ids is not None]
-        marked = list(messages)
-        # The response, if there is one, comes after the last turn's question.
-        for place, turn in zip(questions, dialogue.turns, strict=False):
-            answered = bool(turn.elicited)
-            marked[place] = replace(messages[place], learned=messages[place].learned and answered)
-        return marked
+        return mark_learned(messages, [bool(turn.elicited) for turn in dialogue.turns])
+
+
+def mark_learned(messages: Sequence[Message], learned: Sequence[bool]) -> Sequence[Message]:
+    """The conversation with those questions marked that have no loss; a response always has it."""
+    questions = [place for place, m in enumerate(messages) if m.token_ids is not None]
+    marked = list(messages)
+    # The response, if there is one, comes after the last turn's question.
+    for place, has_loss in zip(questions, learned, strict=False):
+        marked[place] = replace(messages[place], learned=messages[place].learned and has_loss)
+    return marked

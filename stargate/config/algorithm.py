@@ -6,9 +6,13 @@ A new algorithm is a variant here, a class in stargate/algorithm (base.py: build
 row of docs/architecture.md.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from stargate.config.component import Component, PositiveInt
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from stargate.config.component import TAG, Component, PositiveInt
+
+Positive = Annotated[float, Field(gt=0.0)]
 
 
 class AlgorithmConfig(Component):
@@ -17,6 +21,16 @@ class AlgorithmConfig(Component):
     objective: ClassVar[str] = "weighted_nll"
 
     start_from: Literal["base", "previous"] = "base"  # m_0 every time (the paper), or on from m_t
+
+    @property
+    def label(self) -> str:
+        """What reports call the way in which dialogues are chosen."""
+        raise NotImplementedError
+
+    @property
+    def facts_for(self) -> str | None:
+        """The setting that needs facts grounding in a training run, if there is one."""
+        return None
 
 
 class StarGateConfig(AlgorithmConfig):
@@ -38,6 +52,65 @@ class StarGateConfig(AlgorithmConfig):
     # latter needs facts grounding in a training run, where it is known which.
     questions: Literal["all", "answered"] = "all"
 
+    @property
+    def label(self) -> str:
+        return self.selection
 
-# With a second variant: Annotated[StarGateConfig | Other, Field(discriminator="type")].
-AnyAlgorithm = StarGateConfig
+    @property
+    def facts_for(self) -> str | None:
+        return "algorithm.questions=answered" if self.questions == "answered" else None
+
+
+class TurnWeightedConfig(AlgorithmConfig):
+    """Every question counts by what it was worth, compared with others that could have been asked
+    in its place (docs/algorithms.md).
+
+    `credit` is where a question's worth comes from:
+
+    facts  the mean, over all personas of the task, of the values of the facts that it would bring
+           out: the Questioner doesn't know who asks. Needs facts grounding
+    turns  how far the gold's log-prob rose in this turn of this dialogue
+    """
+
+    type: Literal["turn_weighted"] = "turn_weighted"
+    credit: Literal["facts", "turns"] = "facts"
+    # turns: minus the mean rise of other personas' golds, and of how many; None: all there are.
+    contrast: bool = False
+    max_other_golds: PositiveInt | None = None
+    clip: Positive = 5.0  # nats, of one fact or one turn, to both sides
+    scale: Positive = 4.0  # nats above the siblings' mean that give weight 1
+    max_weight: Positive = 2.0
+    # The prompt that the engine saw, or the instruction-free one (which loses the task at 135M).
+    view: Literal["rollout", "plain"] = "rollout"
+    # facts: a task's best questions are put together into dialogues, so that good ones meet at
+    # later turns; answers are the facts of each pair's persona.
+    recombine: bool = False
+
+    @property
+    def label(self) -> str:
+        return self.type
+
+    @property
+    def facts_for(self) -> str | None:
+        return "algorithm.credit=facts" if self.credit == "facts" else None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.recombine and self.credit != "facts":
+            raise ValueError("recombine needs credit: facts, by which questions are valued anew")
+        if self.contrast and self.credit != "turns":
+            raise ValueError("contrast needs credit: turns; facts are valued by the own gold alone")
+        return self
+
+
+def _algorithm_tag(value: object) -> str:
+    """The tag of an algorithm's variant: a file that names none means the paper's."""
+    kind = value.get("type", "star_gate") if isinstance(value, dict) else getattr(value, "type", "")
+    return f"{TAG}{kind}"
+
+
+AnyAlgorithm = Annotated[
+    Annotated[StarGateConfig, Tag(f"{TAG}star_gate")]
+    | Annotated[TurnWeightedConfig, Tag(f"{TAG}turn_weighted")],
+    Discriminator(_algorithm_tag, "algorithm_type", "type must be star_gate or turn_weighted"),
+]

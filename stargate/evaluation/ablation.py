@@ -114,7 +114,7 @@ def training_configs(config: RunConfig, conditions: Iterable[Condition]) -> dict
             if made == other:
                 raise ConfigError(
                     f"{condition.name} and {name} are the same with this config "
-                    f"(algorithm.selection={config.algorithm.selection}): leave one out, or "
+                    f"(algorithm.selection={config.algorithm.label}): leave one out, or "
                     "set algorithm.selection=gold"
                 )
         found[condition.name] = made

@@ -1,6 +1,6 @@
 """The tables of a run directory: their columns, and the rows of the records.
 
-    dialogues, scores, turn_scores, selections, examples    of an iteration
+    dialogues, scores, turn_scores, fact_values, selections, examples    of an iteration
     dialogues, controls, responses, verdicts                of an evaluation
 
 New columns go to the end of a schema and must be optional: tables of earlier versions lack them.
@@ -62,6 +62,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "turn_scores": pa.schema(
         {"dialogue_id": _TEXT, "turn": _INT, "own": _FLOAT, "others": _FLOATS}
     ),
+    "fact_values": pa.schema({"pair_id": _TEXT, "values": _FLOATS}),
     "selections": pa.schema(
         {
             "pair_id": _TEXT,
@@ -128,6 +129,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "dialogues": ("id",),
     "scores": ("dialogue_id",),
     "turn_scores": ("dialogue_id", "turn"),
+    "fact_values": ("pair_id",),
     "selections": ("pair_id", "dialogue_id"),
     "controls": ("control", "pair_id", "dialogue_id", "num_turns"),
     "responses": ("dialogue_id", "responder_version"),

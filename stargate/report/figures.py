@@ -128,7 +128,7 @@ def report_figures(data: ReportData) -> tuple[Plot, ...]:
         plots.append(curve_plot(evaluation, replace(_TURNS, names=of_turns)))
     for iteration in sorted({selection.iteration for selection in data.selections}):
         selections = [entry for entry in data.selections if entry.iteration == iteration]
-        plots.append(selection_plot(iteration, selections, data.config.algorithm.selection))
+        plots.append(selection_plot(iteration, selections, data.config.algorithm.label))
     if data.iterations:
         plots += _training_plots(data.iterations)
     if data.stages:

@@ -68,7 +68,7 @@ def _selection_section(data: ReportData, plots: Sequence[Plot]) -> Section:
     gains, compared = selection_gains(data), compare_selections(data)
     if not gains:
         return Section("selection", "", [])
-    rule = data.config.algorithm.selection
+    rule = data.config.algorithm.label
     parts = [
         Part("figures", plots),
         Part("table", _gains_table(gains)),

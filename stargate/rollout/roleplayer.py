@@ -122,6 +122,14 @@ class PersonaRoleplayer:
         return answer
 
 
+async def facts_asked_for(
+    text: str, facts: Sequence[str], match: MatchFacts, per_turn: int
+) -> list[int]:
+    """Indices of the facts that answer the first `per_turn` questions of a text, each once."""
+    found = [await match(question, facts) for question in questions_in(text)[:per_turn]]
+    return list(dict.fromkeys(index for index in found if index is not None))
+
+
 class FactsRoleplayer:
     """Told only the facts that answer the question, so what was elicited is known exactly."""
 
@@ -157,9 +165,8 @@ class FactsRoleplayer:
 
     async def _nearest(self, pair: Pair, text: str) -> list[int]:
         """The facts that answer the first questions of a turn, each once."""
-        questions = questions_in(text)[: self._grounding.questions_per_turn]
-        found = [await self._match(question, pair.persona.facts) for question in questions]
-        return list(dict.fromkeys(index for index in found if index is not None))
+        per_turn = self._grounding.questions_per_turn
+        return await facts_asked_for(text, pair.persona.facts, self._match, per_turn)
 
     async def _states_all(self, text: str, facts: Sequence[str]) -> bool:
         for fact in facts:

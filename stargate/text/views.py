@@ -28,6 +28,7 @@ _Closing = Callable[[Pair, str], str]
 # Rendered texts that are remembered, about 1 kB each: a pair's opening and instruction are the same
 # in all of its dialogues, a dialogue's first turns in all of its later prompts.
 _MAX_REMEMBERED = 4096
+_NEUTRAL = "What else should I know about you?"
 
 
 class Views:
@@ -132,6 +133,14 @@ class Views:
 
     def no_preference(self) -> str:
         return self._prompts.no_preference_text
+
+    def neutral_turn(self, answer: str | None = None) -> Turn:
+        """A fixed question about nothing, and its answer; None: one that brings nothing.
+
+        So that what an answer is worth does not hold what the mere form of a turn is worth.
+        """
+        text = self.no_preference() if answer is None else answer
+        return Turn(_NEUTRAL, (), StopReason.FIXED, text, (), StopReason.FIXED)
 
     def told_already(self) -> str:
         return self._prompts.told_already_text

@@ -128,6 +128,9 @@ def test_a_new_algorithm_needs_no_other_file(tmp_path: Path) -> None:
         (1, -16.0, [-20.0]),
         (2, -15.0, [-20.0]),
     ]
+    # What the first turn is compared with has the form of a turn.
+    before = next(r for r in score.requests if r.key == f"t0/{PAIRS[0].id}/1@0")
+    assert "None. | t1?" in "".join(map(chr, before.context_ids))
     scores = {row["dialogue_id"]: row["gold_logprob"] for row in context.store.read("t0", "scores")}
     assert scores[f"t0/{PAIRS[0].id}/1"] == -15.0
 

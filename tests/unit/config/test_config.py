@@ -73,7 +73,10 @@ def test_overrides_reach_nested_keys_and_are_yaml() -> None:
         ),
         ("evaluation: {num_turns: 2}", r"evaluation.num_turns is evaluation.turns \(a list.* now"),
         ("evaluation: {turns: []}", "evaluation.turns: .*at least 1 item"),
-        ("algorithm: {type: magic}", "algorithm.type: .*'star_gate', got 'magic'"),
+        (
+            "algorithm: {type: magic}",
+            "algorithm: type must be star_gate or turn_weighted.*'magic'",
+        ),
         ("- 1", "expected a mapping of keys, got list"),
         ("a: [", "not valid YAML"),
     ],

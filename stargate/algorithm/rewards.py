@@ -1,0 +1,85 @@
+"""What a turn was worth, in nats, and how that compares with what else could have been asked.
+
+turn gain    r_k = clip(delta_k own [- mean over other personas' golds of delta_k], +-clip)
+             delta_k: log p of a gold under m_0 after turn k minus before it; before the first turn
+             stands a turn that brings nothing, so the mere form of a turn is worth 0
+fact values  r_k = mean over personas of the sum over the facts that the question would bring out
+             and that were not told before of clip(V[persona, fact], +-clip)
+
+Turn gains as rewards: arXiv 2602.12342. Leave-one-out means: arXiv 2402.14740.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from stargate.types import TurnScore
+
+
+def turn_gains(scores: Sequence[TurnScore], clip: float, contrast: bool = False) -> list[float]:
+    """One reward per turn, from the scores of turns 0, 1, ... of a dialogue, in that order.
+
+    With `contrast` other golds must have been scored.
+    """
+    gains = []
+    for before, after in pairwise(scores):
+        gain = after.own - before.own
+        if contrast:
+            others = [b - a for a, b in zip(before.others, after.others, strict=True)]
+            gain -= sum(others) / len(others)
+        gains.append(clipped(gain, clip))
+    return gains
+
+
+def clipped(value: float, clip: float) -> float:
+    return max(-clip, min(clip, value))
+
+
+class FactWorth:
+    """What questions are worth over all personas of one task.
+
+    `values` are V of each fact by pair id, not clipped yet; `brings_out` as in `Material`.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Sequence[float]],
+        brings_out: Mapping[tuple[str, str], Sequence[int]],
+        clip: float,
+    ) -> None:
+        self._values = {p: [clipped(v, clip) for v in row] for p, row in values.items()}
+        self._brings_out = brings_out
+
+    def brings_out(self, question: str, pair_id: str) -> Sequence[int]:
+        """The facts that a question would bring out of a pair's persona."""
+        return self._brings_out[question, pair_id]
+
+    def reward(self, earlier: Sequence[str], question: str) -> float:
+        """The mean worth of a question after `earlier` ones: a fact counts once."""
+        worth = 0.0
+        for pair_id, values in self._values.items():
+            told = {fact for text in earlier for fact in self._brings_out[text, pair_id]}
+            new = set(self._brings_out[question, pair_id]) - told
+            worth += sum(values[fact] for fact in new)
+        return worth / len(self._values)
+
+
+def leave_one_out(rewards: Sequence[float]) -> list[float]:
+    """Each reward minus the mean of the others; 0 for one without siblings.
+
+    Not divided by their deviation, which would blow up states where all did alike (2503.20783).
+    """
+    total, others = sum(rewards), len(rewards) - 1
+    return [r - (total - r) / others if others else 0.0 for r in rewards]
+
+
+def area_under_curve(values: Sequence[float], wanted: Sequence[bool]) -> float | None:
+    """How often a wanted one has a higher value than another, ties counting half (the AUC).
+
+    None if all are wanted, or none.
+    """
+    good = [v for v, w in zip(values, wanted, strict=True) if w]
+    bad = [v for v, w in zip(values, wanted, strict=True) if not w]
+    if not good or not bad:
+        return None
+    above = sum((g > b) + 0.5 * (g == b) for g in good for b in bad)
+    return above / (len(good) * len(bad))

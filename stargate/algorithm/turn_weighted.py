@@ -1,0 +1,227 @@
+"""Turn-weighted: every question is learned as much as it was worth more than its siblings.
+
+    loss = -sum w log pi(question) / sum w                             (over the questions' tokens)
+    w    = min(max_weight, max(0, r - mean r of its siblings) / scale)
+           / (1 + number of other tasks whose kept questions nearly repeat it)
+
+r: rewards.py. Siblings are questions asked in the same state: at turn 1 all of a task, whoever
+plays, because the Questioner doesn't know who; later all of a pair at that turn. A question that
+was cut off, or is worth nothing, is not learned. (Reward-weighted fine-tuning: arXiv 2506.06964.)
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from stargate.algorithm.base import Drop, Material, Needs, ScoredGroup
+from stargate.algorithm.rewards import FactWorth, leave_one_out, turn_gains
+from stargate.algorithm.star_gate import mark_learned
+from stargate.config.algorithm import TurnWeightedConfig
+from stargate.errors import RecordDropped
+from stargate.text.chat import ChatFormat
+from stargate.text.views import Views
+from stargate.types import Dialogue, Pair, Selection, StopReason, TrainingExample, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Questions asked of a pair; `weights` are what each counts, not yet shared over tasks."""
+
+    pair: Pair
+    dialogue_id: str
+    turns: tuple[Turn, ...]
+    weights: tuple[float, ...]
+
+    def kept(self) -> Iterable[str]:
+        return (t.question for t, w in zip(self.turns, self.weights, strict=True) if w > 0)
+
+
+class TurnWeighted:
+    """An IterationAlgorithm. One example per dialogue, each question with its own weight."""
+
+    def __init__(
+        self, config: TurnWeightedConfig, views: Views, chat: ChatFormat, max_length: int
+    ) -> None:
+        self._config = config
+        self._views = views
+        self._chat = chat
+        self._max_length = max_length
+        by_facts = config.credit == "facts"
+        self.needs = Needs(
+            num_other_golds=config.max_other_golds if config.contrast else 0,
+            turn_scores=not by_facts,
+            fact_values=by_facts,
+        )
+
+    def select(self, group: ScoredGroup, seed: int) -> Sequence[Selection]:
+        return []  # questions are chosen, not dialogues
+
+    def learn(self, material: Material, drop: Drop) -> Sequence[TrainingExample]:
+        by_task: dict[str, list[ScoredGroup]] = defaultdict(list)
+        for group in sorted(material.groups, key=lambda group: group.pair.id):
+            by_task[group.pair.task.id].append(group)
+        asked = []
+        for groups in by_task.values():
+            if self._config.credit == "turns":
+                asked += self._weighted(groups, self._gains)
+                continue
+            ids = [group.pair.id for group in groups if group.pair.id in material.fact_values]
+            if not ids:
+                continue  # counted when their facts could not be valued
+            values = {pair_id: material.fact_values[pair_id] for pair_id in ids}
+            worth = FactWorth(values, material.brings_out, self._config.clip)
+            if self._config.recombine:
+                asked += self._recombined(groups, worth, material.near)
+            else:
+                asked += self._weighted(groups, partial(_replayed, worth))
+        tasks: dict[str, set[str]] = defaultdict(set)  # in which a question is kept
+        for one in asked:
+            for question in one.kept():
+                tasks[question].add(one.pair.task.id)
+        examples = []
+        for one in asked:
+            try:
+                examples.append(self._example(one, tasks, material.near))
+            except RecordDropped as problem:
+                drop(problem)
+        return examples
+
+    def _gains(self, group: ScoredGroup, dialogue: Dialogue) -> list[float]:
+        scores = group.turn_scores[dialogue.id]
+        return turn_gains(scores, self._config.clip, self._config.contrast)
+
+    def _weighted(
+        self,
+        groups: Sequence[ScoredGroup],
+        rewards_of: Callable[[ScoredGroup, Dialogue], Sequence[float]],
+    ) -> list[_Asked]:
+        """The dialogues of one task as they were played, with the weight of each question."""
+        rewards: dict[tuple[str, int], float] = {}  # by dialogue and turn
+        siblings: dict[Hashable, list[tuple[str, int]]] = defaultdict(list)
+        for group in groups:
+            for dialogue in group.dialogues:
+                for number, reward in enumerate(rewards_of(group, dialogue)):
+                    place = (dialogue.id, number)
+                    rewards[place] = reward
+                    siblings[(group.pair.id, number) if number else None].append(place)
+        advantages: dict[tuple[str, int], float] = {}
+        for places in siblings.values():
+            above = leave_one_out([rewards[place] for place in places])
+            advantages |= dict(zip(places, above, strict=True))
+        found = []
+        for group in groups:
+            for dialogue in group.dialogues:
+                places = [(dialogue.id, number) for number in range(len(dialogue.turns))]
+                weights = tuple(
+                    self._weight(turn, rewards[place], advantages[place])
+                    for turn, place in zip(dialogue.turns, places, strict=True)
+                )
+                found.append(_Asked(group.pair, dialogue.id, dialogue.turns, weights))
+        return found
+
+    def _weight(self, turn: Turn, reward: float, advantage: float) -> float:
+        if turn.question_stop is not StopReason.STOP or reward <= 0 or advantage <= 0:
+            return 0.0
+        return min(self._config.max_weight, advantage / self._config.scale)
+
+    def _recombined(
+        self,
+        groups: Sequence[ScoredGroup],
+        worth: FactWorth,
+        near: Mapping[str, frozenset[str]],
+    ) -> list[_Asked]:
+        """A task's best questions as dialogues of as many turns as were played.
+
+        As many as a pair has: the i-th begins with the i-th best question and goes on greedily, a
+        question and its near copies once. They are dealt out to the task's pairs in turn, whose
+        facts answer them. Siblings are all of the task's questions, replayed in the same state.
+        """
+        pool: dict[str, tuple[Turn, str]] = {}  # each wording once, and where it was asked
+        for group in groups:
+            for dialogue in group.dialogues:
+                for turn in dialogue.turns:
+                    if turn.question_stop is StopReason.STOP:
+                        pool.setdefault(turn.question, (turn, dialogue.id))
+        first = {question: worth.reward((), question) for question in pool}
+        good = sorted((q for q in pool if first[q] > 0), key=lambda q: (-first[q], q))
+        starts: list[str] = []
+        for question in good:
+            if not near[question].intersection(starts):
+                starts.append(question)
+        num_lists = max(len(group.dialogues) for group in groups)
+        num_turns = max(len(d.turns) for group in groups for d in group.dialogues)
+        found = []
+        for number, start in enumerate(starts[:num_lists]):
+            asked, weights, rewards = [], [], first
+            best = start
+            while True:
+                above = leave_one_out(list(rewards.values()))
+                advantage = above[list(rewards).index(best)]
+                weights.append(self._weight(pool[best][0], rewards[best], advantage))
+                asked.append(best)
+                rest = [q for q in starts if not near[q].intersection(asked)]
+                if len(asked) == num_turns or not rest:
+                    break
+                rewards = {q: worth.reward(asked, q) for q in pool}
+                best = max(rest, key=lambda q: rewards[q])
+            pair = groups[number % len(groups)].pair
+            turns = [pool[question][0] for question in asked]
+            answered = self._answered(pair, turns, worth)
+            found.append(_Asked(pair, pool[start][1], answered, tuple(weights)))
+        return found
+
+    def _answered(self, pair: Pair, turns: Sequence[Turn], worth: FactWorth) -> tuple[Turn, ...]:
+        """The questions, answered with the facts of the pair's persona as they are."""
+        told: list[int] = []
+        answered = []
+        for turn in turns:
+            asked_for = worth.brings_out(turn.question, pair.id)
+            new = tuple(fact for fact in asked_for if fact not in told)
+            told += new
+            text = " ".join(pair.persona.facts[fact] for fact in new)
+            if not text:
+                views = self._views
+                text = views.told_already() if asked_for else views.no_preference()
+            answered.append(
+                replace(
+                    turn,
+                    answer=text,
+                    answer_ids=(),
+                    answer_stop=StopReason.FIXED,
+                    elicited=new,
+                    retracted=(),
+                )
+            )
+        return tuple(answered)
+
+    def _example(
+        self, asked: _Asked, tasks: Mapping[str, set[str]], near: Mapping[str, frozenset[str]]
+    ) -> TrainingExample:
+        """Raises RecordDropped if no question is learned, or it is too long."""
+        views, pair, turns = self._views, asked.pair, asked.turns
+        if not any(asked.weights):
+            problem = "no question is worth more than its siblings"
+            raise RecordDropped("nothing_to_learn", asked.dialogue_id, problem)
+        by_token: list[float] = []
+        for turn, weight in zip(turns, asked.weights, strict=True):
+            if weight:
+                own = {pair.task.id}
+                others = set().union(*(tasks.get(q, ()) for q in near[turn.question])) - own
+                by_token += [weight / (1 + len(others))] * len(turn.question_ids)
+        if self._config.view == "rollout":
+            messages = views.questioner(pair, turns)[:-1]
+        else:
+            messages = views.questions_only(pair, turns)
+        masked = self._chat.masked_ids(mark_learned(messages, [w > 0 for w in asked.weights]))
+        if len(masked.ids) > self._max_length:
+            problem = f"{len(masked.ids)} tokens, trainer.max_length is {self._max_length}"
+            raise RecordDropped("example_too_long", asked.dialogue_id, problem)
+        following = iter(by_token)
+        weights = tuple(next(following) if learned else 0.0 for learned in masked.mask)
+        return TrainingExample(pair.id, asked.dialogue_id, masked.ids, weights, "")
+
+
+def _replayed(worth: FactWorth, _: ScoredGroup, dialogue: Dialogue) -> list[float]:
+    questions = [turn.question for turn in dialogue.turns]
+    return [worth.reward(questions[:n], question) for n, question in enumerate(questions)]
