@@ -36,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes and prints what was asked for. Raises DataError for what is not a run directory."""
+    from stargate.monitoring.progress import safe_text
     from stargate.report.data import load_report
 
     root = local_run(args, models=False)
@@ -46,7 +47,6 @@ def run(args: argparse.Namespace) -> int:
         print(render_text(data), end="")
     if args.out is not None or not args.text:
         from stargate.errors import DataError
-        from stargate.monitoring.progress import safe_text
         from stargate.records.files import write_text
         from stargate.report.findings import answer
         from stargate.report.page import render_page
@@ -63,10 +63,10 @@ def run(args: argparse.Namespace) -> int:
             raise DataError(f"{file}: can't write the report: {error.strerror or error}") from error
         if not args.text:
             print(safe_text(answer(data, data.main).headline))
-        print(f"report: {file}")
+        print(safe_text(f"report: {file}"))
     if args.figures is not None:
         from stargate.report.figures import save_figures
 
         files = save_figures(data, args.figures)
-        print(f"figures: {len(files)} files in {args.figures}")
+        print(safe_text(f"figures: {len(files)} files in {args.figures}"))
     return 0

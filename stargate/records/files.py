@@ -119,20 +119,23 @@ def disk_problem(error: OSError, path: Path) -> str | None:
     """One line about a full or unwritable disk; None if the error is another one."""
     if error.errno in _FULL:
         return (
-            f"{path.parent}: the disk is full{_free_space(path.parent)}, {path.name} can't be "
-            "written; what was finished is on disk: make room, then go on with `stargate resume`"
+            f"{path.parent}: {_what_is_full(path.parent)}, {path.name} can't be written; what was "
+            "finished is on disk: make room, then go on with `stargate resume`"
         )
     if error.errno in _UNWRITABLE:
         return f"{path.parent}: {path.name} can't be written: {os.strerror(error.errno)}"
     return None
 
 
-def _free_space(folder: Path) -> str:
+def _what_is_full(folder: Path) -> str:
     try:
-        usage = shutil.disk_usage(folder)
+        state = os.statvfs(folder)
     except OSError:
-        return ""
-    return f" ({usage.free / 2**20:,.1f} of {usage.total / 2**20:,.0f} MiB are free)"
+        return "the disk is full"
+    if state.f_files and not state.f_favail:  # some file systems count no inodes
+        return f"the disk has no inodes left for more files (of {state.f_files:,})"
+    free, total = (blocks * state.f_frsize / 2**20 for blocks in (state.f_bavail, state.f_blocks))
+    return f"the disk is full ({free:,.1f} of {total:,.0f} MiB are free)"
 
 
 def sync(path: Path) -> None:
@@ -273,7 +276,9 @@ def hold(root: Path) -> Iterator[None]:
             ) from error
         raise DataError(f"{root}: can't be written: {error.strerror}") from error
     try:
-        file.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), "utf-8")
+        with disk_errors(file):
+            holder = {"pid": os.getpid(), "host": socket.gethostname()}
+            file.write_text(json.dumps(holder), encoding="utf-8")
         yield
     finally:
         lock.release()

@@ -81,3 +81,12 @@ def test_the_files_of_a_tracker_may_be_links(run_dir: Path) -> None:
     (run_dir / "wandb").mkdir()
     (run_dir / "wandb" / "latest-run").symlink_to(run_dir)
     assert main(["report", str(run_dir), "--out", str(run_dir.parent / "page.html")]) == 0
+
+
+def test_a_path_can_not_colour_the_terminal(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "page\x1b[31m.html"
+    assert main(["report", str(run_dir), "--out", str(file), "--figures", f"{file}.d"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    assert file.is_file()

@@ -5,6 +5,7 @@ import logging
 import os
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -88,6 +89,28 @@ def test_other_errors_of_a_write_are_not_taken_for_a_full_disk(tmp_path: Path) -
 
     with pytest.raises(FileNotFoundError):
         durable.write_atomically(tmp_path / "f", fails)
+
+
+def test_no_inodes_left_is_said_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = SimpleNamespace(f_files=1000, f_favail=0, f_frsize=4096, f_bavail=9, f_blocks=10)
+    monkeypatch.setattr(os, "statvfs", lambda folder: state)
+    problem = durable.disk_problem(OSError(errno.ENOSPC, "full"), tmp_path / "part")
+    assert problem is not None
+    assert problem.startswith(f"{tmp_path}: the disk has no inodes left for more files (of 1,000)")
+
+
+def test_the_lock_of_a_full_disk_names_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *given: object, **named: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with (
+        pytest.raises(MachineError, match=rf"^{tmp_path}: the disk is full .*\.lock can't be"),
+        durable.hold(tmp_path),
+    ):
+        pytest.fail("held")
 
 
 def test_metrics_of_a_full_disk(tmp_path: Path) -> None:
