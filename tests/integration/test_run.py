@@ -62,8 +62,10 @@ def test_records_hold_what_was_sampled(finished: tuple[Run, str]) -> None:
     by_id = {d.id: d for d in dialogues}
     for example in examples.values():
         learned = [i for i, m in zip(example.input_ids, example.weights, strict=True) if m]
-        sampled = [i for turn in by_id[example.dialogue_id].turns for i in turn.question_ids]
-        # Exactly the sampled questions come first, then the sampled response.
+        turns = by_id[example.dialogue_id].turns
+        ended = [turn for turn in turns if turn.question_stop is StopReason.STOP]
+        sampled = [i for turn in ended for i in turn.question_ids]
+        # Exactly the sampled questions come first, but for those cut off, then the response.
         assert learned[: len(sampled)] == sampled
         assert len(learned) > len(sampled)
     for dialogue in dialogues:
