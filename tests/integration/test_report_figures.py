@@ -57,6 +57,7 @@ def test_every_figure_is_there_in_the_order_of_the_report(data: ReportData) -> N
         ("gold_logprob", "curves"),
         ("facts", "curves"),
         ("questions", "curves"),
+        ("diversity", "curves"),
         ("tokens", "curves"),
         ("turn_gain", "origin"),
         ("selection-t0", "selection"),
