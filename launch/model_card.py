@@ -12,9 +12,12 @@ from typing import Any
 from stargate.config.run import RunConfig
 from stargate.errors import DataError
 from stargate.evaluation.catalog import in_order
+from stargate.evaluation.measures import About
+from stargate.evaluation.statistics import Measure
 from stargate.evaluation.table import MAIN_MEASURES, measure_cell, num_decimals
 from stargate.launch.checkpoint import Checkpoint
 from stargate.records.files import read_json
+from stargate.records.store import parse
 from stargate.resources.embedded import EMBEDDED
 
 _EMBEDDED_SOURCE, _EMBEDDED_LICENCE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
@@ -172,25 +175,25 @@ def _results(checkpoint: Checkpoint) -> str:
         return "Not evaluated: nothing is known about how well it asks."
     try:
         return "\n".join(_table(values, name))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{file}: not an evaluation: {error!r}") from error
 
 
 def _table(values: Mapping[str, Any], name: str) -> list[str]:
     measured, changes = values[name], values["changes"].get(name, {})
-    about, judge = values["about"], values.get("judge")
+    about, judge = parse(About, values["about"]), values.get("judge")
     unfit = judge is not None and not judge["fit"]
     shown = [
         info
         for info in in_order(MAIN_MEASURES)
         if measured.get(info.name, {}).get("n") and not (unfit and info.name.startswith("win_rate"))
     ]
+    kinds = {parse(Measure, measured[info.name]).kinds for info in shown}
     lines = [
-        f"Test split `{about['split']}` of `{about['data']}`: tasks and personas that training "
-        f"never saw, {about['num_dialogues']} dialogues of {about['num_turns']} questions per "
-        f"pair, a simulated user (`{about['roleplayer']['model']}`). Mean with its "
-        f"{about['confidence']:.0%} interval over tasks and personas; nats are of golds under the "
-        "base model.",
+        f"Test split `{about.split}` of `{about.data}`: tasks and personas that training never "
+        f"saw, {about.of_pair}, a simulated user (`{about.roleplayer.model}`). Mean with its "
+        f"{values['about']['confidence']:.0%} interval over {' or '.join(sorted(kinds))}; nats are "
+        "of golds under the base model.",
         "",
         f"| measure | m0 | {name} | {name} minus m0 | |",
         "| --- | --- | --- | --- | --- |",

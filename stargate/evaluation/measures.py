@@ -116,6 +116,12 @@ class About:
     turns: tuple[int, ...]
     seed: int
 
+    @property
+    def of_pair(self) -> str:
+        """The dialogues of a pair in words."""
+        turns = " or ".join(map(str, self.turns))
+        return f"{self.num_dialogues} dialogues of {turns} turns per pair"
+
 
 def write_evaluation(
     store: RunStore,

@@ -116,8 +116,13 @@ class Measure:
         return self.task_clusters if self.nested else min(self.task_clusters, self.persona_clusters)
 
     @property
+    def kinds(self) -> str:
+        """What is resampled for the interval, in words."""
+        return "tasks (each person belongs to one)" if self.nested else "tasks and personas"
+
+    @property
     def clusters(self) -> str:
-        """What the interval is over, in words."""
+        """The same with their numbers."""
         if self.nested:
             return f"{self.task_clusters} tasks; each person belongs to one task"
         return f"{self.task_clusters} tasks \u00d7 {self.persona_clusters} personas"

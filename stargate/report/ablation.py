@@ -57,6 +57,12 @@ def _blocks(values: Json, names: Iterable[str] | None = None) -> list[Block]:
     ]
 
 
+def _kinds(values: Json) -> str:
+    """What the intervals resample; all conditions have the same test pairs."""
+    measures = [m for found in values["conditions"].values() for m in found["measures"].values()]
+    return " or ".join(sorted({parse(Measure, m).kinds for m in measures if m["n"]}))
+
+
 def _table(values: Json, info: MeasureInfo) -> Table:
     """One measure over all conditions that have it."""
     reference = values["about"]["reference"]
@@ -133,7 +139,7 @@ def ablation_lines(values: Json) -> list[str]:
         return lines
     titles = ("last checkpoint", "minus m0", f"minus {about['reference']}")
     head = " " * (_NAME_WIDTH + _CHECKPOINT_WIDTH) + _columns(titles)
-    lines += ["", "means with 95 % intervals over tasks and personas; differences are paired", head]
+    lines += ["", f"means with 95 % intervals over {_kinds(values)}; differences are paired", head]
     for info, table in shown:
         unit = {"nats": ", nats", "share": ", %"}.get(info.unit, "")
         lines.append(f"{info.label}{unit}")
@@ -178,7 +184,7 @@ def _sections(values: Json) -> Iterator[Section]:
             "measures",
             "Condition by condition",
             parts,
-            lede="95 % intervals over tasks and personas in small. Differences are paired over "
+            lede=f"95 % intervals over {_kinds(values)} in small. Differences are paired over "
             "the test pairs; those that leave no doubt about their direction are coloured.",
             link="Measures",
         )

@@ -118,9 +118,7 @@ def measures_section(evaluation: Evaluation) -> Section:
     heading = f"Measures on {evaluation.name} (change with its {spread})"
     lines = []
     if about is not None:
-        turns = " or ".join(map(str, about.turns))
-        of_pair = f"{about.num_dialogues} dialogues of {turns} turns per pair"
-        lines.append(f"data {about.data}, split {about.split}, {of_pair}")
+        lines.append(f"data {about.data}, split {about.split}, {about.of_pair}")
     measure = evaluation.measure(evaluation.last, HEADLINE) or evaluation.measure(
         evaluation.last, "facts_per_dialogue"
     )

@@ -14,7 +14,7 @@ from stargate.report.evaluated import (
     other_sections,
     where_section,
 )
-from stargate.report.findings import answer
+from stargate.report.findings import HEADLINE, answer
 from stargate.report.judge import judge_section
 from stargate.report.parts import Cell, Column, Part, Row, Section, Table, Wrapped
 from stargate.report.records import Iteration, ReportData, Throughput
@@ -29,7 +29,9 @@ def report_sections(data: ReportData, plots: Sequence[Plot] = ()) -> list[Sectio
     for plot in plots:
         drawn.setdefault(plot.section, []).append(plot)
     curves = [Part("figures", drawn["curves"])] if "curves" in drawn else []
-    lede = "m\u2080 is the model before training; bars are 95 % intervals over tasks and personas."
+    measured = main.measure(main.last, HEADLINE) if main else None
+    kinds = measured.kinds if measured else "tasks and personas"
+    lede = f"m\u2080 is the model before training; bars are 95 % intervals over {kinds}."
     sections = [
         opening_section(data, found),
         *([reference_section(main)] if main else []),

@@ -82,6 +82,8 @@ def test_the_card_says_what_it_is(exported: Path) -> None:
     assert 'license: "apache-2.0"' in front
     assert 'base_model: "HuggingFaceTB/SmolLM2-135M-Instruct"' in front
     assert re.search(r"facts elicited per dialogue \| .*\[.*\] \| .*\[.*\] \| \+.*\[", card)
+    assert "2 dialogues of 2 turns per pair" in card
+    assert "95% interval over tasks and personas;" in card
     assert "unfit" in card and "win rate," not in card
     assert "vllm 0.32.0" in card and "up to 3 questions" in card
     config = json.loads((exported / "config.json").read_text())

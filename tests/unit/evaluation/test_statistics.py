@@ -231,6 +231,7 @@ def test_nested_personas_cluster_by_task_alone_by_hand() -> None:
     assert (got.nested, got.task_clusters, got.persona_clusters) == (True, 3, 6)
     assert got.clusters == "3 tasks; each person belongs to one task"
     assert got.fewest_clusters == 3
+    assert got.kinds == "tasks (each person belongs to one)"
 
 
 def test_nested_and_crossed_personas_are_told_apart_by_what_was_observed() -> None:
