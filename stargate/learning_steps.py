@@ -10,6 +10,7 @@ It runs again on resume and gives the same examples; what is on disk already sta
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from stargate.algorithm.base import IterationAlgorithm, Material, ScoredGroup
@@ -17,12 +18,13 @@ from stargate.algorithm.rewards import area_under_curve
 from stargate.config.roleplayer import FactsGrounding
 from stargate.errors import ConfigError, RecordDropped
 from stargate.evaluation.diversity import Key, tasks_with_copies
+from stargate.protocols import Score
 from stargate.records.schemas import record_row
 from stargate.rollout.question_text import question_key
 from stargate.rollout.roleplayer import facts_asked_for
 from stargate.rollout.tasks import run_bounded
 from stargate.run_context import Roles, RunContext
-from stargate.types import Pair
+from stargate.types import Pair, ScoreRequest, TrainingExample
 
 # Pairs whose facts are scored at once: some hundred short texts keep every scorer busy.
 _PAIRS_AT_ONCE = 8
@@ -43,10 +45,30 @@ async def learn_from_all(
             values = await fact_values(scope, pairs, roles, context)
             brings_out = await replay(groups, roles, context)
             material = Material(groups, material.near, values, brings_out)
-        rows = [record_row(e) for e in algorithm.learn(material, context.counters.drop)]
-        if context.store.num_rows(scope, "examples") != len(rows):
+        examples = list(algorithm.learn(material, context.counters.drop))
+        if context.store.num_rows(scope, "examples") != len(examples):
+            if algorithm.needs.reference_logprobs:
+                examples = await with_reference(examples, roles.score)
+            rows = [record_row(example) for example in examples]
             context.store.keep(scope, "examples", lambda row: False)
             await context.store.append(scope, "examples", rows)
+
+
+async def with_reference(
+    examples: Sequence[TrainingExample], score: Score
+) -> list[TrainingExample]:
+    """The examples with log p of their tokens under m_0; 0 for the first, unpredicted one."""
+    requests = [
+        ScoreRequest(
+            f"{example.dialogue_id}#{number}", example.input_ids[:1], (example.input_ids[1:],)
+        )
+        for number, example in enumerate(examples)
+    ]
+    results = await score(requests)
+    return [
+        replace(example, reference_logprobs=(0.0, *result.token_logprobs[0]))
+        for example, result in zip(examples, results, strict=True)
+    ]
 
 
 async def fact_values(

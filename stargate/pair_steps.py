@@ -18,7 +18,7 @@ from stargate.algorithm.base import IterationAlgorithm, PairAlgorithm, ScoredGro
 from stargate.algorithm.score_requests import to_dialogue_score, to_turn_scores
 from stargate.algorithm.selection import other_golds
 from stargate.errors import RecordDropped
-from stargate.learning_steps import learn_from_all
+from stargate.learning_steps import learn_from_all, with_reference
 from stargate.monitoring.progress import Stage
 from stargate.records.history import Finished, read_finished
 from stargate.records.schemas import record_row
@@ -206,7 +206,7 @@ class _PairSteps:
             group = replace(group, selections=chosen, responses=responses)
         examples = list(algorithm.examples(group, drop))
         if algorithm.needs.reference_logprobs:
-            examples = await self._with_reference(examples)
+            examples = await with_reference(examples, self.roles.score)
         await self._append("examples", examples)
 
     async def _respond(self, group: ScoredGroup, selection: Selection) -> Generation:
@@ -224,20 +224,6 @@ class _PairSteps:
             raise RecordDropped("response_asks", dialogue.id, "the responder asked, too")
         self.context.counters.generated_tokens[f"{self.scope}.respond"] += len(response.token_ids)
         return response
-
-    async def _with_reference(self, examples: Sequence[TrainingExample]) -> list[TrainingExample]:
-        """The examples with log p of their tokens under m_0; 0 for the first, unpredicted one."""
-        requests = [
-            ScoreRequest(
-                f"{example.dialogue_id}#{number}", example.input_ids[:1], (example.input_ids[1:],)
-            )
-            for number, example in enumerate(examples)
-        ]
-        results = await self.roles.score(requests)
-        return [
-            replace(example, reference_logprobs=(0.0, *result.token_logprobs[0]))
-            for example, result in zip(examples, results, strict=True)
-        ]
 
     async def _append(
         self,

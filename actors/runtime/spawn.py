@@ -354,6 +354,7 @@ def _spawn_trainer(plan: ActorPlan, rank: int, address: str, port: int) -> Any:
         trust_remote_code=config.trust_remote_code,
         seed=derive_seed(config.seed, "trainer"),
         objective=config.algorithm.objective,
+        objective_settings=config.algorithm.objective_settings,
     )
     return seated_class(TrainerRank, seat, {**_computing(spec), **plan.python}).remote(spec)
 

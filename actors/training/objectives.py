@@ -7,10 +7,12 @@ To add one: a class here and a line in `_OBJECTIVES`, or one from outside, "pack
 """
 
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from stargate.actors.training.batches import Batch
 from stargate.types import TrainingExample
@@ -53,10 +55,50 @@ class WeightedNll:
         return float(sum(abs(weight) for example in examples for weight in example.weights))
 
 
-_OBJECTIVES: dict[str, type[Objective]] = {"weighted_nll": WeightedNll}
+class PreferenceLoss:
+    """Direct preference optimisation (arXiv 2305.18290), with the chosen one's NLL (2404.19733):
+
+    -log sigmoid(beta ((log pi_c - log ref_c) - (log pi_r - log ref_r))) - nll log pi_c / length_c
+
+    log pi is the sum over an example's loss tokens. A group is one chosen and one rejected example;
+    weights only say which tokens have loss.
+    """
+
+    whole_groups = True
+
+    def __init__(self, beta: float, nll: float) -> None:
+        self._beta, self._nll = beta, nll
+
+    def loss(self, logprobs: Tensor, batch: Batch) -> Tensor:
+        """The pair's term stands with its chosen example."""
+        if batch.reference_logprobs is None:
+            if batch.sides.any():
+                raise ValueError("preferences need reference log-probs")
+            return batch.sum_by_example(logprobs) * 0.0  # the dummy of a rank without examples
+        chosen = batch.sides == 1
+        above = batch.sum_by_example(logprobs - batch.reference_logprobs)
+        # Of each group: the chosen one's log ratio minus the rejected one's.
+        margins = torch.zeros_like(above).index_add(0, batch.groups, above * batch.sides)
+        lengths = batch.sum_by_example(torch.ones_like(logprobs))
+        nll = -batch.sum_by_example(logprobs) / lengths
+        preference = -functional.logsigmoid(self._beta * margins[batch.groups])
+        return torch.where(chosen, preference + self._nll * nll, 0.0)
+
+    def denominator(self, examples: Sequence[TrainingExample]) -> float:
+        """The number of pairs."""
+        return float(sum(example.side == "chosen" for example in examples))
 
 
-def make_objective(name: str) -> Objective:
-    """The objective of this name, or of a class that is named as "package.module:Class"."""
-    made: Objective = (_OBJECTIVES.get(name) or pkgutil.resolve_name(name))()
+_OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "weighted_nll": WeightedNll,
+    "preference": PreferenceLoss,
+}
+
+
+def make_objective(name: str, **settings: float) -> Objective:
+    """The objective of this name, or of a class that is named as "package.module:Class".
+
+    `settings` are its coefficients: `objective_settings` of the algorithm's config.
+    """
+    made: Objective = (_OBJECTIVES.get(name) or pkgutil.resolve_name(name))(**settings)
     return made

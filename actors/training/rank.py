@@ -149,7 +149,8 @@ class TrainerRank:
         groups = [example.group for example in ordered]
         backend = self._backend_class(spec, start_model_dir)
         try:
-            stage = TrainingStage(spec, backend, make_objective(spec.objective), ordered)
+            objective = make_objective(spec.objective, **spec.objective_settings)
+            stage = TrainingStage(spec, backend, objective, ordered)
             steps = plan_steps(
                 split.train, lengths, stage.layout, config.num_epochs, spec.seed, groups
             )
@@ -231,11 +232,12 @@ def _identify(
     start_model_dir: str,
 ) -> Identity:
     """What a checkpoint of this training must have been written by."""
+    settings = sorted(spec.objective_settings.items())
     return Identity(
         num_ranks=spec.world_size,
         seed=spec.seed,
         engine=engine,
-        objective=spec.objective,
+        objective=" ".join([spec.objective, *(f"{k}={v}" for k, v in settings)]),
         config=settings_of(spec.config),
         examples=examples_digest(examples),
         plan=plan_digest(steps),

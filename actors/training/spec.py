@@ -1,7 +1,8 @@
 """What one rank of the trainer is told, and what follows from it alone."""
 
 import socket
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from stargate.actors.process.paths import path_with_venv
@@ -16,7 +17,7 @@ class TrainerSpec:
     """All that one rank needs to start; plain values, so that it travels to any node.
 
     `base_model_dir` gives every saved model its config, tokenizer and chat template. `objective` is
-    a name of objectives.py, or "package.module:Class".
+    a name of objectives.py, or "package.module:Class"; `objective_settings` are its coefficients.
     """
 
     base_model_dir: str
@@ -31,6 +32,7 @@ class TrainerSpec:
     trust_remote_code: bool = False
     seed: int = 0
     objective: str = "weighted_nll"
+    objective_settings: Mapping[str, float] = field(default_factory=dict)
 
 
 def make_layout(spec: TrainerSpec, packed: bool, whole_groups: bool = False) -> Layout:

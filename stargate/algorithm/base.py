@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from stargate.config.algorithm import TurnWeightedConfig
+from stargate.config.algorithm import DpoConfig, TurnWeightedConfig
 from stargate.config.run import RunConfig
 from stargate.errors import RecordDropped
 from stargate.text.chat import ChatFormat
@@ -123,10 +123,13 @@ Algorithm = PairAlgorithm | IterationAlgorithm
 
 def build_algorithm(config: RunConfig, views: Views, chat: ChatFormat) -> Algorithm:
     """The algorithm that `config.algorithm` names."""
+    from stargate.algorithm.dpo import Dpo
     from stargate.algorithm.star_gate import StarGate
     from stargate.algorithm.turn_weighted import TurnWeighted
 
     settings, max_length = config.algorithm, config.trainer.max_length
     if isinstance(settings, TurnWeightedConfig):
         return TurnWeighted(settings, views, chat, max_length)
+    if isinstance(settings, DpoConfig):
+        return Dpo(settings, views, chat, max_length)
     return StarGate(settings, views, chat, max_length)

@@ -23,6 +23,11 @@ class AlgorithmConfig(Component):
     start_from: Literal["base", "previous"] = "base"  # m_0 every time (the paper), or on from m_t
 
     @property
+    def objective_settings(self) -> dict[str, float]:
+        """The coefficients of the loss, by name."""
+        return {}
+
+    @property
     def label(self) -> str:
         """What reports call the way in which dialogues are chosen."""
         raise NotImplementedError
@@ -103,6 +108,35 @@ class TurnWeightedConfig(AlgorithmConfig):
         return self
 
 
+class DpoConfig(AlgorithmConfig):
+    """The best first question of a pair is preferred to the worst (docs/algorithms.md).
+
+    `credit` as for turn_weighted. The reference is m_0, so each training starts from it.
+    """
+
+    objective: ClassVar[str] = "preference"
+
+    type: Literal["dpo"] = "dpo"
+    start_from: Literal["base"] = "base"
+    credit: Literal["facts", "turns"] = "facts"
+    clip: Positive = 5.0  # nats
+    margin: Positive = 2.0  # nats by which the chosen question must be worth more
+    beta: Positive = 0.1
+    nll: Annotated[float, Field(ge=0.0)] = 1.0  # what the chosen question's NLL per token counts
+
+    @property
+    def objective_settings(self) -> dict[str, float]:
+        return {"beta": self.beta, "nll": self.nll}
+
+    @property
+    def label(self) -> str:
+        return self.type
+
+    @property
+    def facts_for(self) -> str | None:
+        return "algorithm.credit=facts" if self.credit == "facts" else None
+
+
 def _algorithm_tag(value: object) -> str:
     """The tag of an algorithm's variant: a file that names none means the paper's."""
     kind = value.get("type", "star_gate") if isinstance(value, dict) else getattr(value, "type", "")
@@ -111,6 +145,7 @@ def _algorithm_tag(value: object) -> str:
 
 AnyAlgorithm = Annotated[
     Annotated[StarGateConfig, Tag(f"{TAG}star_gate")]
-    | Annotated[TurnWeightedConfig, Tag(f"{TAG}turn_weighted")],
-    Discriminator(_algorithm_tag, "algorithm_type", "type must be star_gate or turn_weighted"),
+    | Annotated[TurnWeightedConfig, Tag(f"{TAG}turn_weighted")]
+    | Annotated[DpoConfig, Tag(f"{TAG}dpo")],
+    Discriminator(_algorithm_tag, "algorithm_type", "type must be star_gate, turn_weighted or dpo"),
 ]
