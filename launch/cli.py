@@ -30,6 +30,7 @@ COMMANDS = {
     ),
     "report": ("stargate.launch.report", "show a run: HTML page, terminal summary, figures"),
     "chat": ("stargate.launch.chat", "be the user of a trained model, in the terminal"),
+    "serve": ("stargate.launch.serve", "serve a trained model to OpenAI-compatible clients"),
     "export": ("stargate.launch.export", "write a trained model as a Hugging Face folder"),
     "ablate": ("stargate.launch.ablate", "run the paper's conditions on the same data and seeds"),
     "submit": (

@@ -40,13 +40,13 @@ def write_export(checkpoint: Checkpoint, out: Path, place: str | None = None) ->
         index = source / WEIGHTS_INDEX
         for file in (*weight_files(source), *([index] if index.is_file() else [])):
             shutil.copyfile(file, partial / file.name)  # not its mode
-        _write_object(partial / "config.json", _config(checkpoint))
-        _write_object(partial / "generation_config.json", _generation_config(checkpoint))
+        write_object(partial / "config.json", _config(checkpoint))
+        write_object(partial / "generation_config.json", generation_config(checkpoint))
         tokenizer_config = partial / "tokenizer_config.json"
         if tokenizer_config.is_file():
             settings = read_object(tokenizer_config)
             if settings.pop("chat_template", None) is not None:
-                _write_object(tokenizer_config, settings)
+                write_object(tokenizer_config, settings)
         (partial / "chat_template.json").unlink(missing_ok=True)  # an older form of the next one
         (partial / "chat_template.jinja").write_text(template, encoding="utf-8")
         (partial / "README.md").write_text(card, encoding="utf-8")
@@ -59,7 +59,7 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"_name_or_path": base_of(checkpoint.config), **kept}
 
 
-def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
+def generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The Questioner's sampling; a text ends where the template ends a turn."""
     folder = checkpoint.folder
     given: dict[str, Any] = dict(read_object(folder / "config.json"))
@@ -78,5 +78,6 @@ def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return {**ids, **sampling, "max_new_tokens": longest}
 
 
-def _write_object(file: Path, content: dict[str, Any]) -> None:
+def write_object(file: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file that holds an object."""
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,134 @@
+"""`stargate serve`: vLLM's own server started and stopped, asked by the openai package."""
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from stargate.launch.checkpoint import open_checkpoint
+from stargate.launch.cli import main
+from stargate.launch.serving import server_command
+from tests.integration.trained_run import save_trained_run
+
+pytestmark = pytest.mark.integration
+
+SERVE = (sys.executable, "-m", "stargate.launch.cli", "serve")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Path:
+    """vLLM computes on a CPU with heads of 32 and more only."""
+    root = tmp_path_factory.mktemp("run")
+    return save_trained_run(root, embedded, hidden_size=128, head_dim=32)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
+
+
+class Server:
+    def __init__(self, run: Path) -> None:
+        self.port = free_port()
+        self.process = subprocess.Popen(
+            [*SERVE, str(run), "--port", str(self.port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.said = ""
+        for line in self.process.stdout:
+            self.said += line
+            if line.startswith("ready:"):
+                return
+        raise AssertionError(self.said + (run / "logs" / "serve.log").read_text())
+
+
+@pytest.fixture(scope="module")
+def server(run: Path) -> Iterator[Server]:
+    one = Server(run)
+    yield one
+    if one.process.poll() is None:
+        one.process.send_signal(signal.SIGTERM)
+        one.process.wait()
+
+
+@pytest.mark.engines
+def test_a_client_asks_gets_a_reply_and_ctrl_c_ends_all(run: Path, server: Server) -> None:
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0)
+    assert [model.id for model in client.models.list().data] == ["tiny-m1"]
+    ask = "Which bike should I buy?"
+    counts = {}
+    for number in (None, 0):  # the training's number of questions, and an answer at once
+        given = {} if number is None else {"chat_template_kwargs": {"num_questions": number}}
+        reply = client.chat.completions.create(
+            model="tiny-m1", messages=[{"role": "user", "content": ask}], seed=0, extra_body=given
+        )
+        assert reply.usage is not None and 0 < reply.usage.completion_tokens <= 12
+        assert reply.choices[0].message.content
+        counts[number] = reply.usage.prompt_tokens
+    # The prompt's three examples stand before the question, and not before the answer.
+    tokenizer = open_checkpoint(run, "m1").tokenizer
+    template = open_checkpoint(run, "m1").template()
+    messages = [{"role": "user", "content": ask}]
+    wanted = {
+        number: len(tokenizer.encode(tokenizer.render(messages, True, template, **given)))
+        for number, given in ((None, {}), (0, {"num_questions": 0}))
+    }
+    assert counts == wanted and counts[None] > counts[0]
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    assert family
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(60) == 0
+    assert not any(process.is_running() for process in family)
+    with socket.create_server(("127.0.0.1", server.port), reuse_port=False):
+        pass
+
+
+def test_a_port_in_use_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["serve", str(run), "--port", str(port)]) == 5
+    said = capsys.readouterr().err
+    assert said == (
+        f"stargate serve: 127.0.0.1:{port}: Address already in use; choose another --port or "
+        "--host\n"
+    )
+
+
+def test_a_port_that_can_not_be_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(run), "--port", "70000"]) == 2
+    assert "--port must be 1 to 65535, got 70000" in capsys.readouterr().err
+
+
+def test_a_server_that_does_not_start_says_why(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stargate.launch import serving
+
+    failing = "raise ValueError('no such thing')"
+    monkeypatch.setattr(serving, "server_command", lambda *_: [sys.executable, "-c", failing])
+    assert main(["serve", str(run), "--port", str(free_port())]) == 7
+    said = capsys.readouterr().err
+    assert said.startswith("stargate serve: the server ended: ValueError: no such thing (log: ")
+
+
+def test_the_server_gets_the_engines_settings(run: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(run, "m1")
+    command = server_command(checkpoint, tmp_path, "cpu", "127.0.0.1", 8000, "tiny-m1")
+    options = dict(zip(command, [*command[1:], ""], strict=True))
+    assert options["--max-model-len"] == "512" and options["--host"] == "127.0.0.1"
+    assert options["--kv-cache-memory-bytes"] == "100000000"
+    assert {"--enforce-eager", "--no-enable-chunked-prefill", "--no-trust-remote-code"} <= {
+        *command
+    }
+    assert "num_questions" in Path(options["--chat-template"]).read_text(encoding="utf-8")
+    assert (Path(options["--generation-config"]) / "generation_config.json").is_file()
