@@ -54,7 +54,7 @@ def serve(checkpoint: Checkpoint, host: str, port: int, say: Callable[[str], Non
         with log.open("w", encoding="utf-8") as output:
             server = subprocess.Popen(
                 command,
-                env=_environment(checkpoint, device),
+                env=server_environment(checkpoint, device),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -113,7 +113,8 @@ def _spec(checkpoint: Checkpoint, device: Device) -> EngineSpec:
     )
 
 
-def _environment(checkpoint: Checkpoint, device: Device) -> dict[str, str]:
+def server_environment(checkpoint: Checkpoint, device: Device) -> dict[str, str]:
+    """What the server's process finds in its environment: as an engine of the run has it."""
     environment = os.environ | engine_environment(_spec(checkpoint, device))
     environment |= {"PATH": path_with_venv(), "VLLM_RPC_BASE_PATH": socket_folder()}
     environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override the config's size

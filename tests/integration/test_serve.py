@@ -1,5 +1,6 @@
 """`stargate serve`: vLLM's own server started and stopped, asked by the openai package."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from stargate.launch.checkpoint import open_checkpoint
 from stargate.launch.cli import main
-from stargate.launch.serving import server_command
+from stargate.launch.serving import server_command, server_environment
 from tests.integration.trained_run import save_trained_run
 
 pytestmark = pytest.mark.integration
@@ -132,3 +133,35 @@ def test_the_server_gets_the_engines_settings(run: Path, tmp_path: Path) -> None
     }
     assert "num_questions" in Path(options["--chat-template"]).read_text(encoding="utf-8")
     assert (Path(options["--generation-config"]) / "generation_config.json").is_file()
+
+
+_PARSE = """
+import json, sys
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+args = make_arg_parser(FlexibleArgumentParser()).parse_args(sys.argv[1:])
+validate_parsed_serve_args(args)
+config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
+default = config.model_config.get_diff_sampling_param()
+limits = [config.model_config.max_model_len, config.scheduler_config.enable_chunked_prefill]
+print(json.dumps([default, limits, args.host]))
+"""
+
+
+def test_vllm_takes_the_command_line(run: Path, tmp_path: Path) -> None:
+    """As its server does, up to where the engine would start."""
+    checkpoint = open_checkpoint(run, "m1")
+    command = server_command(checkpoint, tmp_path, "cpu", "127.0.0.1", 8000, "tiny-m1")
+    done = subprocess.run(
+        [sys.executable, "-c", _PARSE, *command[3:]],
+        env=server_environment(checkpoint, "cpu"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    default, limits, host = json.loads(done.stdout.splitlines()[-1])
+    sampling = {key: default[key] for key in ("temperature", "top_p", "max_tokens")}
+    assert sampling == {"temperature": 0.7, "top_p": 0.8, "max_tokens": 12}
+    assert limits == [512, False] and host == "127.0.0.1"
