@@ -18,6 +18,8 @@ pytestmark = pytest.mark.integration
 
 TASK = "Which {{ bike }} shall I 'buy'?\n\nA \"cheap\" one \U0001f600."
 PAIR = Pair(Task("t", TASK, ""), Persona("p", "Ann", "", ""), "")
+# The response instruction stands in the first turn.
+AUTHORS = str(Path(__file__).parents[1] / "unit" / "text" / "authors_structure.yaml")
 QUESTIONS = ("Why?", "How far do you ride?", "And when?")
 ANSWERS = ("Because.", "Far, I'm told.", "At {% night %}.")
 
@@ -71,7 +73,7 @@ def model(request: pytest.FixtureRequest, embedded: Path) -> tuple[ChatFormat, H
     return family_chat(request.param, **switches), family_tokenizer(request.param, **switches)
 
 
-@pytest.mark.parametrize("name", ["paper", "small"])
+@pytest.mark.parametrize("name", ["paper", "small", AUTHORS])
 def test_questions_and_answer_are_prompted_as_in_the_run(
     model: tuple[ChatFormat, HfChatTokenizer], name: str
 ) -> None:
