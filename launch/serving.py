@@ -149,14 +149,16 @@ def _await_ready(server: subprocess.Popen[bytes], host: str, port: int) -> None:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """Asks the server to end, then forces it and what it started."""
-    if server.poll() is None:
-        server.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(_END_SECONDS)
-    with suppress(ProcessLookupError):  # all of them have ended
-        os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
+    """Asks the server to end, then forces it and what it started, at once if Ctrl-C comes again."""
+    try:
+        if server.poll() is None:
+            server.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(_END_SECONDS)
+    finally:
+        with suppress(ProcessLookupError):  # all of them have ended
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 @contextmanager

@@ -1,16 +1,19 @@
 """`stargate serve`: vLLM's own server started and stopped, asked by the openai package."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from stargate.launch import serving
 from stargate.launch.checkpoint import open_checkpoint
 from stargate.launch.cli import main
 from stargate.launch.serving import server_command, server_environment
@@ -31,6 +34,18 @@ def run(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Path:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as one:
         return int(one.getsockname()[1])
+
+
+def ends(pid: int) -> bool:
+    """Whether a process that was killed is no more, within 10 s; nobody may have reaped it."""
+    for _ in range(1000):
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.01)
+    return False
 
 
 class Server:
@@ -89,7 +104,7 @@ def test_a_client_asks_gets_a_reply_and_ctrl_c_ends_all(run: Path, server: Serve
     assert family
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(60) == 0
-    assert not any(process.is_running() for process in family)
+    assert all(ends(process.pid) for process in family)
     with socket.create_server(("127.0.0.1", server.port), reuse_port=False):
         pass
 
@@ -113,8 +128,6 @@ def test_a_port_that_can_not_be_is_one_line(run: Path, capsys: pytest.CaptureFix
 def test_a_server_that_does_not_start_says_why(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stargate.launch import serving
-
     failing = "raise ValueError('no such thing')"
     monkeypatch.setattr(serving, "server_command", lambda *_: [sys.executable, "-c", failing])
     assert main(["serve", str(run), "--port", str(free_port())]) == 7
@@ -133,6 +146,42 @@ def test_the_server_gets_the_engines_settings(run: Path, tmp_path: Path) -> None
     }
     assert "num_questions" in Path(options["--chat-template"]).read_text(encoding="utf-8")
     assert (Path(options["--generation-config"]) / "generation_config.json").is_file()
+
+
+# Answers as a server that is ready does; what it started hears of no Ctrl-C.
+_STUB = """
+import http.server, subprocess, sys
+
+deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(1, flush=True)"
+child = subprocess.Popen([sys.executable, "-c", deaf + "; time.sleep(600)"], stdout=-1)
+child.stdout.readline()
+open(sys.argv[2], "w").write(str(child.pid))
+
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Health).serve_forever()
+"""
+
+
+def test_sigterm_ends_what_the_server_started_too(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, note, said = free_port(), tmp_path / "pid", []
+    stub = [sys.executable, "-c", _STUB, str(port), str(note)]
+    monkeypatch.setattr(serving, "server_command", lambda *_: stub)
+
+    def say(text: str) -> None:
+        said.append(text.split(":")[0])
+        if text.startswith("ready: "):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    serving.serve(open_checkpoint(run, "m1"), "127.0.0.1", port, say)
+    assert said[1:] == ["ready", "stopping ..."]
+    assert ends(int(note.read_text()))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 _PARSE = """
