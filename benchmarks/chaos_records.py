@@ -7,7 +7,7 @@ Texts are not compared: an engine's batches differ with timing, and with them a 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ from stargate.algorithm.score_requests import GoldScoring
 from stargate.algorithm.selection import select
 from stargate.evaluation.playing import plan_evaluation
 from stargate.launch.setup import Prepared
-from stargate.records.schemas import dialogue_from_row
-from stargate.records.store import RunStore
+from stargate.records.parquet import read_rows
+from stargate.records.schemas import Row, dialogue_from_row, record_from_row
+from stargate.records.store import RunStore, table_files
 from stargate.resources.models import context_length
 from stargate.rollout.dialogue import plan_dialogues
 from stargate.seeds import derive_seed
@@ -78,7 +79,7 @@ async def examine(prepared: Prepared, store: RunStore, num_dropped: int) -> Find
     scopes = sorted({name.partition("/")[0] for name in due})
     dialogues = {}
     for scope in scopes:
-        for dialogue in map(dialogue_from_row, store.read(scope, "dialogues")):
+        for dialogue in map(dialogue_from_row, _rows(store, scope, "dialogues")):
             dialogues[dialogue.id] = dialogue
     missing = len(due.keys() - dialogues.keys())
     altered = [
@@ -95,7 +96,7 @@ async def examine(prepared: Prepared, store: RunStore, num_dropped: int) -> Find
         scope = f"t{number}"
         own = {name: d for name, d in dialogues.items() if name.startswith(f"{scope}/")}
         again = await _score_again(prepared, pairs, list(own.values()))
-        recorded = {row["dialogue_id"]: row for row in store.read(scope, "scores")}
+        recorded = {row["dialogue_id"]: row for row in _rows(store, scope, "scores")}
         missing += len(own.keys() - recorded.keys())
         for name, score in again.items():
             if name in recorded:
@@ -118,7 +119,7 @@ async def examine(prepared: Prepared, store: RunStore, num_dropped: int) -> Find
 def _num_duplicates(store: RunStore, scope: str) -> int:
     num = 0
     for table, keys in _KEYS.items():
-        rows = Counter(tuple(row[key] for key in keys) for row in store.read(scope, table))
+        rows = Counter(tuple(row[key] for key in keys) for row in _rows(store, scope, table))
         num += sum(count - 1 for count in rows.values())
     return num
 
@@ -158,8 +159,11 @@ def _check_selections(
     or no example.
     """
     config = prepared.config
-    selections = {one.pair_id: one for one in store.records(scope, "selections", Selection)}
-    examples = {row["pair_id"]: row["dialogue_id"] for row in store.read(scope, "examples")}
+    selections = {
+        one.pair_id: one
+        for one in (record_from_row(Selection, row) for row in _rows(store, scope, "selections"))
+    }
+    examples = {row["pair_id"]: row["dialogue_id"] for row in _rows(store, scope, "examples")}
     seed = derive_seed(config.seed, scope)
     bad = []
     for pair_id, selection in selections.items():
@@ -173,3 +177,9 @@ def _check_selections(
             bad.append(pair_id)
     pairs = {row["pair_id"] for row in recorded.values()}
     return bad, len(pairs - selections.keys()) + len(selections.keys() - examples.keys())
+
+
+def _rows(store: RunStore, scope: str, table: str) -> Iterator[Row]:
+    """All rows of a table: those that are there twice, too, which the store refuses."""
+    for file in table_files(store.root / scope / table):
+        yield from read_rows(file)
