@@ -73,9 +73,17 @@ class Speakers:
                 return
             words = answer.text
             conversation.screen.line(f"{persona.name}: {words}")
-            stop, ids = answer.stop, answer.token_ids
             turns.append(
-                Turn(question, (), StopReason.STOP, words, ids, stop, elicited=answer.elicited)
+                Turn(
+                    question=question,
+                    question_ids=(),
+                    question_stop=StopReason.STOP,
+                    answer=words,
+                    answer_ids=answer.token_ids,
+                    answer_stop=answer.stop,
+                    elicited=answer.elicited,
+                    retracted=answer.retracted,
+                )
             )
             if answer.final:
                 break

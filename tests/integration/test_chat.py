@@ -1,13 +1,16 @@
 """`stargate chat` with a tiny model in this process: what is shown, kept and refused."""
 
+import asyncio
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from stargate.launch.cli import main
 from stargate.launch.speakers import Speakers
+from stargate.types import Answer, Pair, StopReason, Turn, told_facts
 from tests.integration.trained_run import save_trained_run
 
 pytestmark = pytest.mark.integration
@@ -53,6 +56,35 @@ def test_the_simulated_user_answers_from_its_facts(
     # A random model asks nothing that a fact answers: the user says so, as often as it is asked.
     assert shown.count("Rosa Delgado: ") == 3
     assert shown.count("m1: ") == 4
+
+
+@pytest.mark.parametrize(("final", "expected"), [(2, [set(), {0}]), (3, [set(), {0}, set()])])
+def test_the_simulated_user_remembers_and_may_end_the_dialogue(
+    run: Path,
+    final: int,
+    expected: list[set[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answers = [
+        Answer("I ride far.", None, StopReason.STOP, elicited=(0,)),
+        Answer("That is not true.", None, StopReason.FIXED, retracted=(0,), final=final == 2),
+        Answer("Just answer.", None, StopReason.FIXED, final=True),
+    ]
+    told: list[set[int]] = []
+
+    async def roleplay(
+        pair: Pair, turns: Sequence[Turn], question: str, *, session: str, seed: int
+    ) -> Answer:
+        told.append(set(told_facts(turns)))
+        return answers[len(turns)]
+
+    with asyncio.Runner() as runner:
+        monkeypatch.setattr(Speakers, "_opened_user", lambda self: (roleplay, runner))
+        monkeypatch.setattr("sys.stdin", io.StringIO("Which bike should I buy?\n"))
+        assert main(["chat", str(run), "--persona", "rosa"]) == 0
+    assert told == expected
+    assert capsys.readouterr().out.count("m1: ") == final + 1  # the questions, then the answer
 
 
 @pytest.mark.parametrize(
