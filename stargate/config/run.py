@@ -286,7 +286,7 @@ class EvaluationConfig(Component):
     # Dialogues per pair that get the costlier controls: after each turn, and with the persona too.
     num_detailed_dialogues: NonNegativeInt = 1
     # Other personas' golds scored after each dialogue; below 2 there is no contrast.
-    num_other_golds: NonNegativeInt = 4
+    num_other_golds: NonNegativeInt = 2
     references: bool = True  # rows that no policy learned, and skill (evaluation/references.py)
     show_dialogues: NonNegativeInt = 3
     # Whether the responses that a judge compares are asked for with the response instruction, on

@@ -102,10 +102,8 @@ async def score_contrasts(
     score: Score,
     context: RunContext,
 ) -> None:
-    """Of other dialogues than a checkpoint's: what the contrast needs at the least, golds of two
-    other personas.
-    """
-    others = sampled_others(pairs, min(context.config.evaluation.num_other_golds, 2))
+    """Of other dialogues than a checkpoint's: what the contrast needs."""
+    others = sampled_others(pairs, context.config.evaluation.num_other_golds)
     wanted = [
         item
         for pair in pairs
