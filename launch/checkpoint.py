@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stargate.config.run import RunConfig
-from stargate.errors import ConfigError, DataError
-from stargate.evaluation.evaluator import trained_folders
+from stargate.errors import DataError
+from stargate.evaluation.evaluator import trained_folders, version_named
 from stargate.records.model_folder import check_model_folder
 from stargate.records.store import load_run_config
 from stargate.resources.models import resolve_model
@@ -55,7 +55,7 @@ def open_checkpoint(run_dir: Path, name: str | None) -> Checkpoint:
         raise DataError(
             f"{run_dir}: has trained no model yet; --checkpoint m0 is the model it began with"
         )
-    version = _version(name, trained)
+    version = max(trained) if name is None else version_named(name, (0, *trained), "checkpoint")
     trust = config.trust_remote_code
     if version:
         folder = trained[version]
@@ -72,14 +72,3 @@ def open_checkpoint(run_dir: Path, name: str | None) -> Checkpoint:
         tokenizer=tokenizer,
         chat=ChatFormat(tokenizer, str(folder)),
     )
-
-
-def _version(name: str | None, trained: dict[int, Path]) -> int:
-    if name is None:
-        return max(trained)
-    known = [0, *trained]
-    number = name.strip().removeprefix("m")
-    if not number.isdecimal() or int(number) not in known:
-        names = ", ".join(f"m{version}" for version in known)
-        raise ConfigError(f"checkpoint {name!r} is not one of {names}")
-    return int(number)

@@ -12,7 +12,7 @@ from pathlib import Path
 from stargate.config.files import dump_config, load_config
 from stargate.config.run import RunConfig
 from stargate.errors import ConfigError, DataError
-from stargate.evaluation.evaluator import Evaluator, checkpoint_dirs
+from stargate.evaluation.evaluator import Evaluator, checkpoint_dirs, version_named
 from stargate.evaluation.table import evaluation_lines
 from stargate.launch.setup import Prepared, prepare
 from stargate.launch.shared import interruptible
@@ -145,11 +145,5 @@ def chosen_checkpoints(text: str | None, dirs: dict[int, Path]) -> dict[int, Pat
     """
     if text is None:
         return dirs
-    known = ", ".join(f"m{version}" for version in dirs)
-    versions = {0}
-    for part in text.split(","):
-        number = part.strip().removeprefix("m")
-        if not number.isdigit() or int(number) not in dirs:
-            raise ConfigError(f"--checkpoints: {part.strip()!r} is not one of {known}")
-        versions.add(int(number))
+    versions = {0, *(version_named(part, dirs, "--checkpoints:") for part in text.split(","))}
     return {version: dirs[version] for version in sorted(versions)}

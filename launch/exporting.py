@@ -12,7 +12,7 @@ from stargate.errors import DataError
 from stargate.launch.checkpoint import Checkpoint
 from stargate.launch.model_card import base_of, model_card
 from stargate.records.files import disk_errors, whole_folder
-from stargate.records.model_folder import WEIGHTS_INDEX, companions, read_object, weight_files
+from stargate.records.model_folder import WEIGHTS_INDEX, copy_companions, read_object, weight_files
 
 # Of the training alone: sums and changes of weights, for pushes into engines.
 _OF_THE_RUN = ("weight-sums.json", "changed-columns.json")
@@ -31,12 +31,7 @@ def write_export(checkpoint: Checkpoint, out: Path, place: str | None = None) ->
     card = model_card(checkpoint, place or out.name)
     source = checkpoint.folder
     with disk_errors(out / "model"), whole_folder(out) as partial:
-        for file in companions(source):
-            if file.name in _OF_THE_RUN:
-                continue
-            copy = partial / file.relative_to(source)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, copy)
+        copy_companions(source, partial, but=_OF_THE_RUN)
         index = source / WEIGHTS_INDEX
         for file in (*weight_files(source), *([index] if index.is_file() else [])):
             shutil.copyfile(file, partial / file.name)  # not its mode

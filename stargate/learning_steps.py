@@ -39,12 +39,12 @@ async def learn_from_all(
 ) -> None:
     """Makes the examples of an iteration; they are on disk when this returns."""
     with context.counters.stage("learn"):
-        material = Material(groups, near=_near_questions(groups))
+        material = Material(groups, _near_questions(groups))
         if algorithm.needs.fact_values:
             pairs = sorted((group.pair for group in groups), key=lambda pair: pair.id)
             values = await fact_values(scope, pairs, roles, context)
             brings_out = await replay(groups, roles, context)
-            material = Material(groups, material.near, values, brings_out)
+            material = replace(material, fact_values=values, brings_out=brings_out)
         examples = list(algorithm.learn(material, context.counters.drop))
         if context.store.num_rows(scope, "examples") != len(examples):
             if algorithm.needs.reference_logprobs:

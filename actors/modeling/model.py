@@ -6,7 +6,6 @@
 B sequences, T tokens, P chosen positions, V vocabulary.
 """
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch.nn import functional
 from stargate.actors.modeling.weight_sums import write_sums
 from stargate.errors import MachineError, ModelError, one_line
 from stargate.records.files import disk_problem, whole_folder
-from stargate.records.model_folder import companions
+from stargate.records.model_folder import copy_companions
 
 # Elements that round_unbiased works on at once: about half a gigabyte.
 _ROUNDED_AT_ONCE = 2**24
@@ -172,10 +171,7 @@ def save_model(
     try:
         with whole_folder(target) as partial:
             model.save_pretrained(partial, state_dict=dict(weights))
-            for file in companions(Path(companions_dir)):
-                copy = partial / file.relative_to(companions_dir)
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, copy)
+            copy_companions(Path(companions_dir), partial)
             write_sums(partial, weights)
             add(partial)
     except (OSError, SafetensorError) as error:

@@ -121,6 +121,15 @@ class IterationAlgorithm(_Selects, Protocol):
 Algorithm = PairAlgorithm | IterationAlgorithm
 
 
+def require_length(ids: Sequence[int], max_length: int, where: str) -> None:
+    """Raises RecordDropped for an example that is too long to be learned whole: a cut one would
+    teach to break off.
+    """
+    if len(ids) > max_length:
+        problem = f"{len(ids)} tokens, trainer.max_length is {max_length}"
+        raise RecordDropped("example_too_long", where, problem)
+
+
 def build_algorithm(config: RunConfig, views: Views, chat: ChatFormat) -> Algorithm:
     """The algorithm that `config.algorithm` names."""
     from stargate.algorithm.dpo import Dpo

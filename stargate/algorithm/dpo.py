@@ -4,12 +4,11 @@ Both follow the same history, the prompt that the engine saw. Later turns are no
 histories differ, because rollouts do not branch. The loss: PreferenceLoss in actors/training.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
-from stargate.algorithm.base import Drop, Material, Needs, ScoredGroup
-from stargate.algorithm.rewards import FactWorth, turn_gains
+from stargate.algorithm.base import Drop, Material, Needs, ScoredGroup, require_length
+from stargate.algorithm.rewards import FactWorth, turn_gains, worth_by_task
 from stargate.config.algorithm import DpoConfig
 from stargate.errors import RecordDropped
 from stargate.text.chat import ChatFormat
@@ -32,28 +31,24 @@ class Dpo:
         return []  # questions are compared, not dialogues
 
     def learn(self, material: Material, drop: Drop) -> Sequence[TrainingExample]:
-        values: dict[str, dict[str, Sequence[float]]] = defaultdict(dict)
-        for group in material.groups:
-            if group.pair.id in material.fact_values:
-                values[group.pair.task.id][group.pair.id] = material.fact_values[group.pair.id]
+        worths = worth_by_task(material, self._config.clip)
         examples: list[TrainingExample] = []
         for group in sorted(material.groups, key=lambda group: group.pair.id):
-            of_task = values.get(group.pair.task.id)
-            if self._config.credit == "facts" and not of_task:
+            worth = worths.get(group.pair.task.id)
+            if self._config.credit == "facts" and worth is None:
                 continue  # counted when their facts could not be valued
-            worth = FactWorth(of_task or {}, material.brings_out, self._config.clip)
             try:
                 examples += self._preference(group, worth)
             except RecordDropped as problem:
                 drop(problem)
         return examples
 
-    def _reward(self, group: ScoredGroup, dialogue: Dialogue, worth: FactWorth) -> float:
-        if self._config.credit == "facts":
+    def _reward(self, group: ScoredGroup, dialogue: Dialogue, worth: FactWorth | None) -> float:
+        if worth is not None:
             return worth.reward((), dialogue.turns[0].question)
         return turn_gains(group.turn_scores[dialogue.id][:2], self._config.clip)[0]
 
-    def _preference(self, group: ScoredGroup, worth: FactWorth) -> list[TrainingExample]:
+    def _preference(self, group: ScoredGroup, worth: FactWorth | None) -> list[TrainingExample]:
         """Raises RecordDropped if no two questions differ enough."""
         whole = [d for d in group.dialogues if d.turns[0].question_stop is StopReason.STOP]
         rewards = {d.id: self._reward(group, d, worth) for d in whole}
@@ -71,9 +66,7 @@ class Dpo:
     ) -> TrainingExample:
         messages = self._views.questioner(group.pair, dialogue.turns[:1])[:-1]
         masked = self._chat.masked_ids(messages)
-        if len(masked.ids) > self._max_length:
-            problem = f"{len(masked.ids)} tokens, trainer.max_length is {self._max_length}"
-            raise RecordDropped("example_too_long", dialogue.id, problem)
+        require_length(masked.ids, self._max_length, dialogue.id)
         return TrainingExample(
             group.pair.id,
             dialogue.id,

@@ -9,9 +9,11 @@ fact values  r_k = mean over personas of the sum over the facts that the questio
 Turn gains as rewards: arXiv 2602.12342. Leave-one-out means: arXiv 2402.14740.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from stargate.algorithm.base import Material
 from stargate.types import TurnScore
 
 
@@ -61,6 +63,15 @@ class FactWorth:
             new = set(self._brings_out[question, pair_id]) - told
             worth += sum(values[fact] for fact in new)
         return worth / len(self._values)
+
+
+def worth_by_task(material: Material, clip: float) -> dict[str, FactWorth]:
+    """By task id; a task of whose pairs none has fact values is not in it."""
+    values: dict[str, dict[str, Sequence[float]]] = defaultdict(dict)
+    for pair in (group.pair for group in material.groups):
+        if pair.id in material.fact_values:
+            values[pair.task.id][pair.id] = material.fact_values[pair.id]
+    return {task: FactWorth(of, material.brings_out, clip) for task, of in values.items()}
 
 
 def leave_one_out(rewards: Sequence[float]) -> list[float]:

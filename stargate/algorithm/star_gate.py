@@ -10,7 +10,7 @@ Questions that were cut off at their limit have no weight.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stargate.algorithm.base import Drop, Needs, ScoredGroup
+from stargate.algorithm.base import Drop, Needs, ScoredGroup, require_length
 from stargate.algorithm.selection import RULES, select
 from stargate.config.algorithm import StarGateConfig
 from stargate.errors import RecordDropped
@@ -78,12 +78,7 @@ class StarGate:
             answered = "" if self._config.questions == "all" else " and was answered with a fact"
             problem = f"no question came to its end{answered}"
             raise RecordDropped("nothing_to_learn", dialogue.id, problem)
-        if len(masked.ids) > self._max_length:
-            raise RecordDropped(
-                "example_too_long",
-                dialogue.id,
-                f"{len(masked.ids)} tokens, trainer.max_length is {self._max_length}",
-            )
+        require_length(masked.ids, self._max_length, dialogue.id)
         return TrainingExample(pair.id, dialogue.id, masked.ids, masked.mask, text)
 
     def _mark_learned(self, messages: Sequence[Message], dialogue: Dialogue) -> Sequence[Message]:

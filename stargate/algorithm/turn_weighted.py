@@ -14,8 +14,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from stargate.algorithm.base import Drop, Material, Needs, ScoredGroup
-from stargate.algorithm.rewards import FactWorth, leave_one_out, turn_gains
+from stargate.algorithm.base import Drop, Material, Needs, ScoredGroup, require_length
+from stargate.algorithm.rewards import FactWorth, leave_one_out, turn_gains, worth_by_task
 from stargate.algorithm.star_gate import mark_learned
 from stargate.config.algorithm import TurnWeightedConfig
 from stargate.errors import RecordDropped
@@ -61,17 +61,15 @@ class TurnWeighted:
         by_task: dict[str, list[ScoredGroup]] = defaultdict(list)
         for group in sorted(material.groups, key=lambda group: group.pair.id):
             by_task[group.pair.task.id].append(group)
+        worths = worth_by_task(material, self._config.clip)
         asked = []
-        for groups in by_task.values():
+        for task, groups in by_task.items():
+            worth = worths.get(task)
             if self._config.credit == "turns":
                 asked += self._weighted(groups, self._gains)
-                continue
-            ids = [group.pair.id for group in groups if group.pair.id in material.fact_values]
-            if not ids:
+            elif worth is None:
                 continue  # counted when their facts could not be valued
-            values = {pair_id: material.fact_values[pair_id] for pair_id in ids}
-            worth = FactWorth(values, material.brings_out, self._config.clip)
-            if self._config.recombine:
+            elif self._config.recombine:
                 asked += self._recombined(groups, worth, material.near)
             else:
                 asked += self._weighted(groups, partial(_replayed, worth))
@@ -214,9 +212,7 @@ class TurnWeighted:
         else:
             messages = views.questions_only(pair, turns)
         masked = self._chat.masked_ids(mark_learned(messages, [w > 0 for w in asked.weights]))
-        if len(masked.ids) > self._max_length:
-            problem = f"{len(masked.ids)} tokens, trainer.max_length is {self._max_length}"
-            raise RecordDropped("example_too_long", asked.dialogue_id, problem)
+        require_length(masked.ids, self._max_length, asked.dialogue_id)
         following = iter(by_token)
         weights = tuple(next(following) if learned else 0.0 for learned in masked.mask)
         return TrainingExample(pair.id, asked.dialogue_id, masked.ids, weights, "")

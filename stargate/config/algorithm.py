@@ -20,6 +20,7 @@ class AlgorithmConfig(Component):
 
     objective: ClassVar[str] = "weighted_nll"
 
+    type: str
     start_from: Literal["base", "previous"] = "base"  # m_0 every time (the paper), or on from m_t
 
     @property
@@ -30,7 +31,7 @@ class AlgorithmConfig(Component):
     @property
     def label(self) -> str:
         """What reports call the way in which dialogues are chosen."""
-        raise NotImplementedError
+        return self.type
 
     @property
     def facts_for(self) -> str | None:
@@ -66,23 +67,32 @@ class StarGateConfig(AlgorithmConfig):
         return "algorithm.questions=answered" if self.questions == "answered" else None
 
 
-class TurnWeightedConfig(AlgorithmConfig):
-    """Every question counts by what it was worth, compared with others that could have been asked
-    in its place (docs/algorithms.md).
-
-    `credit` is where a question's worth comes from:
+class QuestionWorthConfig(AlgorithmConfig):
+    """An algorithm that learns from what single questions are worth. `credit` is where that comes
+    from:
 
     facts  the mean, over all personas of the task, of the values of the facts that it would bring
            out: the Questioner doesn't know who asks. Needs facts grounding
     turns  how far the gold's log-prob rose in this turn of this dialogue
     """
 
-    type: Literal["turn_weighted"] = "turn_weighted"
     credit: Literal["facts", "turns"] = "facts"
+    clip: Positive = 5.0  # nats, of one fact or one turn, to both sides
+
+    @property
+    def facts_for(self) -> str | None:
+        return "algorithm.credit=facts" if self.credit == "facts" else None
+
+
+class TurnWeightedConfig(QuestionWorthConfig):
+    """Every question counts by what it was worth, compared with others that could have been asked
+    in its place (docs/algorithms.md).
+    """
+
+    type: Literal["turn_weighted"] = "turn_weighted"
     # turns: minus the mean rise of other personas' golds, and of how many; None: all there are.
     contrast: bool = False
     max_other_golds: PositiveInt | None = None
-    clip: Positive = 5.0  # nats, of one fact or one turn, to both sides
     scale: Positive = 4.0  # nats above the siblings' mean that give weight 1
     max_weight: Positive = 2.0
     # The prompt that the engine saw, or the instruction-free one (which loses the task at 135M).
@@ -90,14 +100,6 @@ class TurnWeightedConfig(AlgorithmConfig):
     # facts: a task's best questions are put together into dialogues, so that good ones meet at
     # later turns; answers are the facts of each pair's persona.
     recombine: bool = False
-
-    @property
-    def label(self) -> str:
-        return self.type
-
-    @property
-    def facts_for(self) -> str | None:
-        return "algorithm.credit=facts" if self.credit == "facts" else None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -108,18 +110,16 @@ class TurnWeightedConfig(AlgorithmConfig):
         return self
 
 
-class DpoConfig(AlgorithmConfig):
+class DpoConfig(QuestionWorthConfig):
     """The best first question of a pair is preferred to the worst (docs/algorithms.md).
 
-    `credit` as for turn_weighted. The reference is m_0, so each training starts from it.
+    The reference is m_0, so each training starts from it.
     """
 
     objective: ClassVar[str] = "preference"
 
     type: Literal["dpo"] = "dpo"
     start_from: Literal["base"] = "base"
-    credit: Literal["facts", "turns"] = "facts"
-    clip: Positive = 5.0  # nats
     margin: Positive = 2.0  # nats by which the chosen question must be worth more
     beta: Positive = 0.1
     nll: Annotated[float, Field(ge=0.0)] = 1.0  # what the chosen question's NLL per token counts
@@ -127,14 +127,6 @@ class DpoConfig(AlgorithmConfig):
     @property
     def objective_settings(self) -> dict[str, float]:
         return {"beta": self.beta, "nll": self.nll}
-
-    @property
-    def label(self) -> str:
-        return self.type
-
-    @property
-    def facts_for(self) -> str | None:
-        return "algorithm.credit=facts" if self.credit == "facts" else None
 
 
 def _algorithm_tag(value: object) -> str:

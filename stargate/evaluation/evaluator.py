@@ -7,13 +7,14 @@
 All tables of m_t lie in the scope `eval-m<t>`; measures are made from them (measures.py).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stargate.config.roleplayer import FactsGrounding
 from stargate.config.run import RunConfig
+from stargate.errors import ConfigError
 from stargate.evaluation.controls import score_all
 from stargate.evaluation.judging import JudgeEngine, judge_checkpoints, judge_name
 from stargate.evaluation.measures import About, RoleplayerAbout, write_evaluation
@@ -166,6 +167,17 @@ def trained_folders(run_dir: Path) -> dict[int, Path]:
         if folder.is_dir() and number.isdigit():
             found[int(number)] = folder.resolve()
     return dict(sorted(found.items()))
+
+
+def version_named(name: str, known: Collection[int], what: str) -> int:
+    """t of "m<t>", or of the number alone. Raises ConfigError, which begins with `what`, for one
+    that is not `known`.
+    """
+    number = name.strip().removeprefix("m")
+    if not number.isdecimal() or int(number) not in known:
+        names = ", ".join(f"m{version}" for version in known)
+        raise ConfigError(f"{what} {name.strip()!r} is not one of {names}")
+    return int(number)
 
 
 def _about_roleplayer(config: RunConfig) -> RoleplayerAbout:

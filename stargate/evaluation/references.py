@@ -53,6 +53,12 @@ from stargate.types import Dialogue, DialoguePlan, Generation, Pair, StopReason,
 
 # All rows, from the least that can be had to the most.
 ROWS = ("none", "own_frequent", "random_facts", "constant", "per_task", "gold_facts")
+# What is shown of a row, and the heads of the columns: short, or a printed page is too narrow.
+COLUMNS = {
+    "facts_per_dialogue": "facts per dialogue",
+    "fact_coverage": "gold's facts",
+    "contrast": "contrast, nats",
+}
 FOLDER, RECORDS = "references", "records"
 _ROW_FILE = "row.json"
 # Another form of the records makes those in the cache useless.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stargate.evaluation.catalog import checkpoints_of, measure_info
-from stargate.evaluation.references import ROWS
+from stargate.evaluation.references import COLUMNS, ROWS
 
 _ONE_DECIMAL = (
     *("gold_logprob", "no_dialogue", "shuffled", "persona_given", "persona_and_dialogue"),
@@ -25,12 +25,6 @@ MAIN_MEASURES = (
     *("win_rate", "win_rate_fixed_responder"),
 )
 _HEADLINE = "matched_minus_shuffled"
-# Of reference rows, and the heads of their columns.
-_OF_REFERENCES = {
-    "facts_per_dialogue": "facts per dialogue",
-    "fact_coverage": "gold's facts",
-    "contrast": "contrast, nats",
-}
 _LABEL_WIDTH, _CELL_WIDTH = 28, 24
 
 
@@ -84,13 +78,11 @@ def reference_lines(values: Mapping[str, Any], last: str) -> list[str]:
     rows: Mapping[str, Any] = values.get("reference", {})
     if not rows:
         return []
-    titles = "".join(f"{title:>{_CELL_WIDTH}}" for title in _OF_REFERENCES.values())
+    titles = "".join(f"{title:>{_CELL_WIDTH}}" for title in COLUMNS.values())
     lines = ["", f"{'against what nobody learned':{_LABEL_WIDTH}}{titles}"]
     for name in (*(row for row in ROWS if row in rows), last):
         found = values[last] if name == last else rows[name]
-        cells = [
-            measure_cell(found.get(key), 1 if key == "contrast" else 2) for key in _OF_REFERENCES
-        ]
+        cells = [measure_cell(found.get(key), 1 if key == "contrast" else 2) for key in COLUMNS]
         line = f"{name.replace('_', ' '):{_LABEL_WIDTH}}"
         lines.append((line + "".join(f"{cell:>{_CELL_WIDTH}}" for cell in cells)).rstrip())
     if asked := rows.get("constant", {}).get("questions"):

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import operator
-from collections.abc import Iterable
+import shutil
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,18 @@ def weight_files(location: str | Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def companions(folder: Path) -> Iterable[Path]:
-    """The files that a model needs beside its weights, for a copy of it."""
+def copy_companions(source: Path, target: Path, but: Collection[str] = ()) -> None:
+    """Copies the files that a model needs beside its weights, without their modes; none of the
+    names in `but`. Raises OSError.
+    """
+    for file in _companions(source):
+        if file.name not in but:
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
+
+
+def _companions(folder: Path) -> Iterable[Path]:
     for file in sorted(folder.iterdir()):
         wanted = file.suffix in _COMPANION_SUFFIXES and not file.name.endswith(_WEIGHT_INDEX_SUFFIX)
         # In a copy the manifest would be false.

@@ -3,18 +3,12 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from stargate.evaluation.references import ROWS
+from stargate.evaluation.references import COLUMNS, ROWS
 from stargate.evaluation.statistics import Measure
 from stargate.report.parts import Cell, Column, Part, Row, Section, Table, Wrapped, measured_cell
 from stargate.report.records import Evaluation
 from stargate.report.wording import Numbers, confidence, unit_of
 
-# Measures, and the heads of their columns: short, or a printed page is too narrow.
-_COLUMNS = {
-    "facts_per_dialogue": "facts per dialogue",
-    "fact_coverage": "gold's facts",
-    "contrast": "contrast, nats",
-}
 # Rows by name: how they are called here, and what they are.
 _ROWS = {
     "none": (
@@ -74,7 +68,7 @@ def _table(evaluation: Evaluation) -> Table:
     # As many decimals in a column as the most certain of its numbers deserves.
     numbers = {
         name: Numbers.of_all(filter(None, (one.get(name) for one in measures)), unit_of(name))
-        for name in _COLUMNS
+        for name in COLUMNS
     }
     rows = []
     for row in found:
@@ -91,7 +85,7 @@ def _table(evaluation: Evaluation) -> Table:
     ]
     return Table(
         f"{confidence(evaluation)} intervals in small",
-        [Column(title, _WIDTH) for title in _COLUMNS.values()],
+        [Column(title, _WIDTH) for title in COLUMNS.values()],
         rows,
         style="measures",
         region="Reference rows and checkpoints",
