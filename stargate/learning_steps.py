@@ -1,7 +1,7 @@
 """The step of an iteration that sees all of its pairs: for an algorithm that compares them.
 
     pairs, golds  -> what each fact is worth (scored once per pair, kept in `fact_values`)
-    all questions -> what each would bring out of each persona of its task (replay, no generation)
+    all questions -> what each would bring out of each persona (replay, no generation)
                   -> the algorithm learns from all scored groups -> `examples`
 
 It runs again on resume and gives the same examples; what is on disk already stays.
@@ -116,24 +116,20 @@ async def fact_values(
 async def replay(
     groups: Sequence[ScoredGroup], roles: Roles, context: RunContext
 ) -> dict[tuple[str, str], Sequence[int]]:
-    """The facts that each question of a task would bring out of each of its pairs' personas, by
-    (question, pair id), if none was told before. No model speaks: the matcher alone decides.
+    """What facts each question of any task would bring out of each persona if none was told yet,
+    by (question, persona id). No model speaks: the matcher alone decides.
     """
     grounding = context.config.roleplayer.grounding
     if roles.match is None or not isinstance(grounding, FactsGrounding):
         raise ConfigError("fact values need roleplayer.grounding.type=facts")
     match, per_turn = roles.match, grounding.questions_per_turn
-    questions: dict[str, set[str]] = defaultdict(set)
-    for group in groups:
-        for dialogue in group.dialogues:
-            questions[group.pair.task.id].update(turn.question for turn in dialogue.turns)
+    texts = sorted({t.question for g in groups for d in g.dialogues for t in d.turns})
     found: dict[tuple[str, str], Sequence[int]] = {}
-    for pair in (group.pair for group in groups):
-        texts = sorted(questions[pair.task.id])
+    for persona in {group.pair.persona.id: group.pair.persona for group in groups}.values():
         told = await asyncio.gather(
-            *(facts_asked_for(text, pair.persona.facts, match, per_turn) for text in texts)
+            *(facts_asked_for(text, persona.facts, match, per_turn) for text in texts)
         )
-        found |= {(text, pair.id): facts for text, facts in zip(texts, told, strict=True)}
+        found |= {(text, persona.id): facts for text, facts in zip(texts, told, strict=True)}
     return found
 
 

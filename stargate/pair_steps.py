@@ -124,17 +124,18 @@ class _PairSteps:
             drop(RecordDropped("pair_without_contrast", pair.id, problem))
             return None
         scores = {d.id: s for d in dialogues if (s := self._known_score(d, bool(others)))}
-        missing = [dialogue for dialogue in dialogues if dialogue.id not in scores]
+        missing = [d for d in dialogues if d.id not in scores] if needs.scores else []
         made, made_turns = await self._make_scores(pair, missing, others)
         scores |= made
-        scored = [dialogue for dialogue in dialogues if dialogue.id in scores]
+        scored = [dialogue for dialogue in dialogues if dialogue.id in scores or not needs.scores]
         if not scored:
             drop(RecordDropped("pair_without_dialogue", pair.id, "none is left"))
             return None
         turn_scores = {
             d.id: made_turns.get(d.id, self.done.turn_scores.get(d.id, ())) for d in scored
         }
-        return ScoredGroup(pair, scored, [scores[d.id] for d in scored], turn_scores)
+        by_dialogue = [scores[d.id] for d in scored] if needs.scores else []
+        return ScoredGroup(pair, scored, by_dialogue, turn_scores)
 
     async def _make_scores(
         self, pair: Pair, dialogues: Sequence[Dialogue], others: Sequence[str]

@@ -36,15 +36,17 @@ Drop = Callable[[RecordDropped], None]
 class Needs:
     """What must be made before an algorithm is asked for examples. Each costs something.
 
+    `scores`: the own gold is scored after each dialogue.
     `num_other_golds`: golds of so many other personas are scored beside the own one; None: of all.
     `turn_scores`: the golds are scored after every turn, not only after the last, and before the
     first after one that brings nothing.
     `fact_values`: what each fact of a pair's persona is worth, and what each question would bring
-    out of each persona of its task. Needs facts grounding.
+    out of each persona. Needs facts grounding.
     `own_response`: m_t answers the task after each selected dialogue.
     `reference_logprobs`: examples get log p of each of their tokens under the frozen m_0.
     """
 
+    scores: bool = True
     num_other_golds: int | None = 0
     turn_scores: bool = False
     fact_values: bool = False
@@ -54,7 +56,8 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class ScoredGroup:
-    """The dialogues of one pair that could be scored, by index; `scores` stand beside them.
+    """The dialogues of one pair that could be scored, by index; `scores` stand beside them, if
+    the algorithm needs any.
 
     `turn_scores` has turns 0..K of each dialogue, by its id, where the algorithm needs them. Those
     are there for `select`; `selections` and `responses` (by dialogue id) for `examples` only.
@@ -77,9 +80,9 @@ class Material:
 
     Only where fact values are needed, and for pairs that have a gold:
     `fact_values` has one value per fact of the persona, in nats, by pair id; `brings_out` the
-    indices of the facts that a question would bring out of a pair's persona if none was told yet,
-    by (question, pair id). `near` has the questions of all tasks that ask the same as a question,
-    or nearly, itself among them.
+    indices of the facts that a question of any task would bring out of a persona if none was told
+    yet, by (question, persona id). `near` has the questions of all tasks that ask the same as a
+    question, or nearly, itself among them.
     """
 
     groups: Sequence[ScoredGroup]

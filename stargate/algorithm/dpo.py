@@ -25,7 +25,12 @@ class Dpo:
         self._chat = chat
         self._max_length = max_length
         by_facts = config.credit == "facts"
-        self.needs = Needs(turn_scores=not by_facts, fact_values=by_facts, reference_logprobs=True)
+        self.needs = Needs(
+            scores=not by_facts,
+            turn_scores=not by_facts,
+            fact_values=by_facts,
+            reference_logprobs=True,
+        )
 
     def select(self, group: ScoredGroup, seed: int) -> Sequence[Selection]:
         return []  # questions are compared, not dialogues

@@ -10,7 +10,7 @@ Turn gains as rewards: arXiv 2602.12342. Leave-one-out means: arXiv 2402.14740.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from stargate.algorithm.base import Material
@@ -39,7 +39,7 @@ def clipped(value: float, clip: float) -> float:
 class FactWorth:
     """What questions are worth over all personas of one task.
 
-    `values` are V of each fact by pair id, not clipped yet; `brings_out` as in `Material`.
+    `values` are V of each fact by persona id, not clipped yet; `brings_out` as in `Material`.
     """
 
     def __init__(
@@ -50,19 +50,31 @@ class FactWorth:
     ) -> None:
         self._values = {p: [clipped(v, clip) for v in row] for p, row in values.items()}
         self._brings_out = brings_out
+        self._known: dict[str, frozenset[tuple[str, int]]] = {}
 
-    def brings_out(self, question: str, pair_id: str) -> Sequence[int]:
-        """The facts that a question would bring out of a pair's persona."""
-        return self._brings_out[question, pair_id]
+    def brings_out(self, question: str, persona_id: str) -> Sequence[int]:
+        """The facts that a question would bring out of a persona."""
+        return self._brings_out[question, persona_id]
 
-    def reward(self, earlier: Sequence[str], question: str) -> float:
-        """The mean worth of a question after `earlier` ones: a fact counts once."""
-        worth = 0.0
-        for pair_id, values in self._values.items():
-            told = {fact for text in earlier for fact in self._brings_out[text, pair_id]}
-            new = set(self._brings_out[question, pair_id]) - told
-            worth += sum(values[fact] for fact in new)
-        return worth / len(self._values)
+    def rewards(self, earlier: Iterable[str], questions: Iterable[str]) -> dict[str, float]:
+        """The mean worth of each of some questions after `earlier` ones: a fact counts once."""
+        told = {(persona, fact) for text in earlier for persona, fact in self._facts(text)}
+        size = len(self._values)
+        return {
+            question: sum(self._values[p][f] for p, f in self._facts(question) - told) / size
+            for question in questions
+        }
+
+    def reward(self, earlier: Iterable[str], question: str) -> float:
+        """The mean worth of one question."""
+        return self.rewards(earlier, [question])[question]
+
+    def _facts(self, question: str) -> frozenset[tuple[str, int]]:
+        """(persona id, fact) that a question would bring out if none was told."""
+        if question not in self._known:
+            hits = ((p, f) for p in self._values for f in self._brings_out[question, p])
+            self._known[question] = frozenset(hits)
+        return self._known[question]
 
 
 def worth_by_task(material: Material, clip: float) -> dict[str, FactWorth]:
@@ -70,7 +82,7 @@ def worth_by_task(material: Material, clip: float) -> dict[str, FactWorth]:
     values: dict[str, dict[str, Sequence[float]]] = defaultdict(dict)
     for pair in (group.pair for group in material.groups):
         if pair.id in material.fact_values:
-            values[pair.task.id][pair.id] = material.fact_values[pair.id]
+            values[pair.task.id][pair.persona.id] = material.fact_values[pair.id]
     return {task: FactWorth(of, material.brings_out, clip) for task, of in values.items()}
 
 

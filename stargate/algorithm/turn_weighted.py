@@ -23,6 +23,9 @@ from stargate.text.chat import ChatFormat
 from stargate.text.views import Views
 from stargate.types import Dialogue, Pair, Selection, StopReason, TrainingExample, Turn
 
+# Questions, each wording once: the turn, and the dialogue where it was asked.
+_Pool = Mapping[str, tuple[Turn, str]]
+
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
@@ -50,6 +53,7 @@ class TurnWeighted:
         by_facts = config.credit == "facts"
         self.needs = Needs(
             num_other_golds=config.max_other_golds if config.contrast else 0,
+            scores=not by_facts,
             turn_scores=not by_facts,
             fact_values=by_facts,
         )
@@ -69,8 +73,9 @@ class TurnWeighted:
                 asked += self._weighted(groups, self._gains)
             elif worth is None:
                 continue  # counted when their facts could not be valued
-            elif self._config.recombine:
-                asked += self._recombined(groups, worth, material.near)
+            elif self._config.recombine is not None:
+                pool = _pool(groups if self._config.recombine == "task" else material.groups)
+                asked += self._recombined(groups, pool, worth, material.near)
             else:
                 asked += self._weighted(groups, partial(_replayed, worth))
         tasks: dict[str, set[str]] = defaultdict(set)  # in which a question is kept
@@ -126,42 +131,36 @@ class TurnWeighted:
     def _recombined(
         self,
         groups: Sequence[ScoredGroup],
+        pool: _Pool,
         worth: FactWorth,
         near: Mapping[str, frozenset[str]],
     ) -> list[_Asked]:
-        """A task's best questions as dialogues of as many turns as were played.
+        """The questions of the pool that are best for a task, as dialogues of as many turns as were
+        played.
 
-        As many as a pair has: the i-th begins with the i-th best question and goes on greedily, a
-        question and its near copies once. They are dealt out to the task's pairs in turn, whose
-        facts answer them. Siblings are all of the task's questions, replayed in the same state.
+        The i-th begins with the i-th best question and goes on greedily, a question and its near
+        copies once. They are dealt out to the task's pairs in turn, whose facts answer them.
+        Siblings are all questions of the pool, replayed in the same state.
         """
-        pool: dict[str, tuple[Turn, str]] = {}  # each wording once, and where it was asked
-        for group in groups:
-            for dialogue in group.dialogues:
-                for turn in dialogue.turns:
-                    if turn.question_stop is StopReason.STOP:
-                        pool.setdefault(turn.question, (turn, dialogue.id))
-        first = {question: worth.reward((), question) for question in pool}
-        good = sorted((q for q in pool if first[q] > 0), key=lambda q: (-first[q], q))
+        first = worth.rewards((), pool)
         starts: list[str] = []
-        for question in good:
-            if not near[question].intersection(starts):
+        for question in sorted((q for q in pool if first[q] > 0), key=lambda q: (-first[q], q)):
+            if near[question].isdisjoint(starts):
                 starts.append(question)
-        num_lists = max(len(group.dialogues) for group in groups)
         num_turns = max(len(d.turns) for group in groups for d in group.dialogues)
         found = []
-        for number, start in enumerate(starts[:num_lists]):
+        for number, start in enumerate(starts[: self._config.num_lists]):
             asked, weights, rewards = [], [], first
             best = start
             while True:
-                above = leave_one_out(list(rewards.values()))
-                advantage = above[list(rewards).index(best)]
+                others = (sum(rewards.values()) - rewards[best]) / max(1, len(rewards) - 1)
+                advantage = rewards[best] - others if len(rewards) > 1 else 0.0
                 weights.append(self._weight(pool[best][0], rewards[best], advantage))
                 asked.append(best)
-                rest = [q for q in starts if not near[q].intersection(asked)]
+                rest = [q for q in starts if near[q].isdisjoint(asked)]
                 if len(asked) == num_turns or not rest:
                     break
-                rewards = {q: worth.reward(asked, q) for q in pool}
+                rewards = worth.rewards(asked, pool)
                 best = max(rest, key=lambda q: rewards[q])
             pair = groups[number % len(groups)].pair
             turns = [pool[question][0] for question in asked]
@@ -174,7 +173,7 @@ class TurnWeighted:
         told: list[int] = []
         answered = []
         for turn in turns:
-            asked_for = worth.brings_out(turn.question, pair.id)
+            asked_for = worth.brings_out(turn.question, pair.persona.id)
             new = tuple(fact for fact in asked_for if fact not in told)
             told += new
             text = " ".join(pair.persona.facts[fact] for fact in new)
@@ -216,6 +215,17 @@ class TurnWeighted:
         following = iter(by_token)
         weights = tuple(next(following) if learned else 0.0 for learned in masked.mask)
         return TrainingExample(pair.id, asked.dialogue_id, masked.ids, weights, "")
+
+
+def _pool(groups: Sequence[ScoredGroup]) -> _Pool:
+    """The questions that were not cut off."""
+    pool: dict[str, tuple[Turn, str]] = {}
+    for group in sorted(groups, key=lambda group: group.pair.id):
+        for dialogue in group.dialogues:
+            for turn in dialogue.turns:
+                if turn.question_stop is StopReason.STOP:
+                    pool.setdefault(turn.question, (turn, dialogue.id))
+    return pool
 
 
 def _replayed(worth: FactWorth, _: ScoredGroup, dialogue: Dialogue) -> list[float]:

@@ -97,9 +97,11 @@ class TurnWeightedConfig(QuestionWorthConfig):
     max_weight: Positive = 2.0
     # The prompt that the engine saw, or the instruction-free one (which loses the task at 135M).
     view: Literal["rollout", "plain"] = "rollout"
-    # facts: a task's best questions are put together into dialogues, so that good ones meet at
-    # later turns; answers are the facts of each pair's persona.
-    recombine: bool = False
+    # facts: the best questions for a task, out of those asked about it or about any task of the
+    # split, are put together into dialogues, so that good ones meet at later turns; answers are the
+    # facts of each pair's persona.
+    recombine: Literal["task", "split"] | None = None
+    num_lists: PositiveInt = 8  # such dialogues per task
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

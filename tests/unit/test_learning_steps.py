@@ -33,8 +33,8 @@ def test_facts_are_valued_once_and_every_question_is_replayed(tmp_path: Path) ->
     iterate(context, 0, PAIRS, score=score, **parts)
     rows = {row["pair_id"]: row["values"] for row in context.store.read("t0", "fact_values")}
     assert rows == {"t:p": [8.0, 0.0, 0.0], "t:q": [8.0, 0.0, 0.0]}
-    # 4 dialogues, and of each pair 3 facts and the turn that brings nothing, in the same form.
-    assert len(score.requests) == 4 + 2 * 4
+    # Of each pair 3 facts and the turn that brings nothing, in the same form; no dialogue.
+    assert len(score.requests) == 2 * 4
     base = next("".join(map(chr, r.context_ids)) for r in score.requests if r.key == "t:p^0")
     assert "What else should I know about you?" in base and "None. | t?" in base
     [example] = train.examples
@@ -46,4 +46,4 @@ def test_facts_are_valued_once_and_every_question_is_replayed(tmp_path: Path) ->
     iterate(context, 0, PAIRS, score=again, **parts)
     assert not again.requests and train.examples == [example]
     iterate(context, 1, PAIRS, score=again, **parts)
-    assert len(again.requests) == 4  # the dialogues: facts keep their values
+    assert not again.requests  # facts keep their values

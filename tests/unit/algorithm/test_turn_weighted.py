@@ -37,7 +37,7 @@ def material(
 ) -> Material:
     """Every wording is near to itself only."""
     texts = {t.question for g in groups for d in g.dialogues for t in d.turns}
-    brings_out = {(q, g.pair.id): facts(q, g.pair) for q in texts for g in groups}
+    brings_out = {(q, g.pair.persona.id): facts(q, g.pair) for q in texts for g in groups}
     return Material(groups, {q: frozenset({q}) for q in texts}, values, brings_out)
 
 
@@ -118,12 +118,28 @@ def test_recombined_questions_meet_and_a_told_fact_is_worth_nothing_again() -> N
     groups = [group_of(pair, ("a?", "z?"), ("b?", "y?"), ("c?", "z?"))]
     told = {"a?": (0,), "c?": (0,), "b?": (1,)}
     given = material(groups, {pair.id: (5.0, 3.0)}, lambda question, _: told.get(question, ()))
-    examples = learn(given, recombine=True)
+    examples = learn(given, recombine="task")
     texts = ["".join(map(chr, e.input_ids)) for e in examples]
     assert ["a?" in texts[0], "I like tea." in texts[0], "b?" in texts[0]] == [True, True, True]
     assert "c?" not in texts[0]  # its fact was told
     # After a?: b? 3, the four others 0.
     assert weight_of(examples[0], "b?") == 3 / 4
+
+
+def test_a_question_asked_about_another_task_may_be_the_best_one() -> None:
+    groups = [group_of(make_pair("s"), ("a?",), ("z?",)), group_of(make_pair("t"), ("b?",))]
+    told = {"a?": (0,), "b?": (1,)}
+    values = {"s:p": (0.0, 4.0), "t:p": (4.0, 0.0)}
+    given = material(groups, values, lambda question, _: told.get(question, ()))
+    assert learn(given, recombine="task") == []  # what was asked about a task brings it nothing
+    examples = learn(given, recombine="split")
+    assert [(e.pair_id, e.dialogue_id) for e in examples] == [
+        ("s:p", "t0/t:p/0"),
+        ("t:p", "t0/s:p/0"),
+    ]
+    # Of three questions one is worth 4, the others nothing.
+    assert [weight_of(examples[0], "b?"), weight_of(examples[1], "a?")] == [1.0, 1.0]
+    assert len(learn(given, recombine="split", num_lists=1)) == 2  # of each task
 
 
 def test_by_turns_without_facts() -> None:
@@ -166,7 +182,7 @@ def favourites(facts_are_worth: Mapping[str, Sequence[float]]) -> dict[str, str]
     torch.manual_seed(0)
     model, objective = BagOfBytes(), make_objective("weighted_nll")
     optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
-    pairs = [make_pair(task, f"p{n}") for task in "12" for n in range(4)]
+    pairs = [make_pair(task, f"{task}p{n}") for task in "12" for n in range(4)]
     letters = torch.tensor(list(map(ord, QUESTIONS)))
 
     def asks(pair: Pair) -> torch.Tensor:
@@ -178,7 +194,7 @@ def favourites(facts_are_worth: Mapping[str, Sequence[float]]) -> dict[str, str]
         if question == "g?":
             return (2,)
         best = {"1": "a?", "2": "b?"}[pair.task.id]
-        return (0,) if question == best and pair.persona.id in ("p0", "p2") else ()
+        return (0,) if question == best and pair.persona.id[-1] in "02" else ()
 
     for _ in range(15):
         groups = []
@@ -228,6 +244,6 @@ def test_loss_and_gradient_are_those_of_a_naive_loop() -> None:
 
 def test_options_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="recombine needs credit: facts"):
-        TurnWeightedConfig(credit="turns", recombine=True)
+        TurnWeightedConfig(credit="turns", recombine="task")
     with pytest.raises(ValueError, match="contrast needs credit: turns"):
         TurnWeightedConfig(contrast=True)
