@@ -174,6 +174,7 @@ class _Local:
     @asynccontextmanager
     async def open(self, progress: "Progress") -> "AsyncIterator[CachedOracle]":
         """An Oracle that is one vLLM engine of this process, started and ended here."""
+        from stargate.actors.engines.core_watch import looked_after
         from stargate.actors.engines.engine import Engine
         from stargate.actors.engines.spec import EngineSpec
         from stargate.oracle.open import open_oracle
@@ -197,13 +198,16 @@ class _Local:
         try:
             await engine.start()
             chat = load_chat_format(folder)
-            async with open_oracle(
-                self._oracle,
-                config.cache_path,
-                generate=heard_from(engine.generate, chat),
-                render=chat.prompt_ids,
-                model=self.name,
-            ) as oracle:
+            async with (
+                looked_after(engine),
+                open_oracle(
+                    self._oracle,
+                    config.cache_path,
+                    generate=heard_from(engine.generate, chat),
+                    render=chat.prompt_ids,
+                    model=self.name,
+                ) as oracle,
+            ):
                 yield oracle
         finally:
             await engine.shutdown()

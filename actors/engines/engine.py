@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from stargate.actors.engines.core_watch import CoreWatch
 from stargate.actors.engines.spec import (
     EngineInfo,
     EngineSpec,
@@ -84,11 +85,7 @@ class Engine:
         started = time.perf_counter()
         if self._llm is not None:
             raise self._error("it runs already")
-        check_model_folder(Path(self.spec.model_dir))
-        self._served = read_headers(self.spec.model_dir)
-        if self.spec.device == "cpu":
-            needed_gb = needed_memory_gb(self.spec, num_parameters(self._served))
-            check_memory(needed_gb, f"{self.spec.role} engine")
+        self._served = _headers_if_it_fits(self.spec)
         if self.spec.log_file is not None:
             self._log = NoiseLog(self.spec.log_file)
         before = child_processes()
@@ -102,6 +99,7 @@ class Engine:
             await self.shutdown()
             raise
         self._processes = child_processes() - before
+        self._core = CoreWatch(self.reported_version, self._processes, self._fail)
         pin_processes(self._processes, self.spec)
         return EngineInfo(self._max_model_len, os.getpid(), time.perf_counter() - started)
 
@@ -216,6 +214,11 @@ class Engine:
         except Exception as error:
             raise self._engine_error(error, "weights version") from error
 
+    async def check_health(self) -> None:
+        """Returns within seconds, whatever goes on; EngineError if this one must be replaced."""
+        self._running()
+        await self._core.look(moves_weights=self._push_lock.locked())
+
     async def stats(self) -> EngineStats:
         """Counts up to this moment."""
         busy = self._stats.busy_seconds
@@ -246,13 +249,8 @@ class Engine:
 
     async def _final_output(self, llm: Any, request: GenerateRequest, **settings: Any) -> Any:
         """vLLM's finished request. `settings` go before those of the request's own sampling."""
-        from vllm.inputs import tokens_input
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
-
         arguments = sampling_arguments(request.sampling, self.spec.device) | settings
-        parameters = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **arguments)
-        # The salt keeps what was computed under other weights from being reused.
-        prompt = tokens_input(list(request.prompt_ids), cache_salt=str(self._version))
+        prompt, parameters = _to_vllm(request, arguments, self._version)
         final = None
         try:
             async for output in llm.generate(prompt, parameters, request.request_id):
@@ -306,6 +304,15 @@ class Engine:
         self._stats = replace(self._stats, **sums)
 
 
+def _headers_if_it_fits(spec: EngineSpec) -> dict[str, TensorHeader]:
+    """The tensors of a model that can be served here. Raises ModelError or MachineError."""
+    check_model_folder(Path(spec.model_dir))
+    headers = read_headers(spec.model_dir)
+    if spec.device == "cpu":
+        check_memory(needed_memory_gb(spec, num_parameters(headers)), f"{spec.role} engine")
+    return headers
+
+
 def _unfit_prompt(request: GenerateRequest, role: str, max_model_len: int) -> RecordDropped | None:
     """Why vLLM would not take the prompt."""
     length = len(request.prompt_ids)
@@ -319,6 +326,16 @@ def _unfit_prompt(request: GenerateRequest, role: str, max_model_len: int) -> Re
         f"{length} prompt tokens and one to generate exceed the {role}'s max_model_len of "
         f"{max_model_len}",
     )
+
+
+def _to_vllm(request: GenerateRequest, arguments: dict[str, Any], version: int) -> tuple[Any, Any]:
+    """vLLM's prompt and sampling parameters. `version` is that of the weights."""
+    from vllm.inputs import tokens_input
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    parameters = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **arguments)
+    # The salt keeps what was computed under other weights from being reused.
+    return tokens_input(list(request.prompt_ids), cache_salt=str(version)), parameters
 
 
 def _to_generation(request: GenerateRequest, output: Any, tokenizer: Any) -> Generation:

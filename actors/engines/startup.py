@@ -242,14 +242,30 @@ def child_processes() -> set[psutil.Process]:
     }
 
 
+def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
+    """CPU time that the living ones of some processes have used so far."""
+    seconds = 0.0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            used = process.cpu_times()
+            seconds += used.user + used.system
+    return seconds
+
+
+def kill_processes(processes: Iterable[psutil.Process]) -> None:
+    """Ends processes at once, stopped ones too."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def end_processes(processes: set[psutil.Process]) -> None:
     """Waits for processes to end, then asks them to, then forces them. Blocks up to 30 s."""
     _, alive = psutil.wait_procs(list(processes), timeout=END_SECONDS)
     for process in alive:
         process.terminate()
     _, alive = psutil.wait_procs(alive, timeout=SIGNAL_SECONDS)
-    for process in alive:
-        process.kill()
+    kill_processes(alive)
     psutil.wait_procs(alive, timeout=SIGNAL_SECONDS)
 
 

@@ -1,6 +1,10 @@
-"""Awaiting Ray calls: our own errors as they were raised there, a dead actor as one of ours."""
+"""Awaiting Ray calls: our own errors as they were raised there, a dead actor as one of ours.
 
-from collections.abc import Awaitable
+`within` gives a call a deadline: an actor that is alive but stands still answers nothing.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from stargate.errors import EngineError, StargateError
@@ -10,6 +14,30 @@ _Result = TypeVar("_Result")
 
 class ActorDied(EngineError):
     """An actor is gone, or what it hosts is: calls to it will never succeed again."""
+
+
+class ActorHangs(EngineError):
+    """An actor has not answered in time. It may live, but must be ended as if it had died."""
+
+
+async def within(
+    call: Awaitable[_Result],
+    seconds: float,
+    late: str,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> _Result:
+    """What a call returns. Raises ActorHangs with the text `late` after `seconds`; `sleep` is the
+    clock.
+    """
+    calling, timer = asyncio.ensure_future(call), asyncio.ensure_future(sleep(seconds))
+    try:
+        await asyncio.wait({calling, timer}, return_when=asyncio.FIRST_COMPLETED)
+        if not calling.done():
+            raise ActorHangs(late)
+        return await calling
+    finally:
+        calling.cancel()
+        timer.cancel()
 
 
 async def remote(call: Awaitable[_Result]) -> _Result:

@@ -9,11 +9,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from dataclasses import dataclass
 from typing import Any
 
-from stargate.actors.rpc.remote import remote
+from stargate.actors.rpc.remote import ActorHangs, remote, within
 from stargate.errors import EngineError, StargateError
 
 # The role of dialogue workers, as their slots are called.
 WORKER = "dialogue-worker"
+# Seconds that an actor's event loop has to answer one ping: what takes long runs beside it.
+_PING_SECONDS = 5.0
+# Pings without an answer, one after the other, after which an actor hangs. One alone proves
+# nothing: the driver itself may have stood still (Ctrl-Z, a full machine) while the time ran out.
+_MAX_UNANSWERED = 6
 
 
 class HeldWeights:
@@ -95,7 +100,8 @@ class ActorSlot:
     """The place of one actor in a run, or that of all ranks of the trainer.
 
     `places` is the run's list of the role, `numbers` are the slot's places in it. `hire` makes
-    actors that are not started; `check` asks one whether it lives.
+    actors that are not started; `check` asks one whether it lives, and is answered within seconds
+    whatever the actor computes. `sleep` is the clock.
     """
 
     role: str
@@ -106,6 +112,7 @@ class ActorSlot:
     num_restarts: int = 0
     hung: EngineError | None = None  # what one of them did that lives, and does not do its work
     renewing: "asyncio.Task[None] | None" = None
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
 
     @property
     def name(self) -> str:
@@ -122,10 +129,13 @@ class ActorSlot:
         return [self.places[number] for number in self.numbers]
 
     async def problem(self) -> EngineError | None:
-        """What its actors answer when they are asked whether they live; None if they do."""
+        """What its actors answer when they are asked whether they live; None if they do.
+
+        Returns in time, whether they answer or not.
+        """
         if self.hung is not None:
             return self.hung
-        calls = [remote(self.check(actor)) for actor in self.actors]
+        calls = [self._answer(n, a) for n, a in zip(self.numbers, self.actors, strict=True)]
         found: EngineError | None = None
         for answer in await asyncio.gather(*calls, return_exceptions=True):
             if isinstance(answer, EngineError):
@@ -133,6 +143,17 @@ class ActorSlot:
             elif isinstance(answer, BaseException):
                 raise answer
         return found
+
+    async def _answer(self, number: int, actor: Any) -> None:
+        """Returns when an actor has answered one of several pings. Raises ActorHangs if none."""
+        for _ in range(_MAX_UNANSWERED):
+            with contextlib.suppress(ActorHangs):
+                await within(remote(self.check(actor)), _PING_SECONDS, "", self.sleep)
+                return
+        raise ActorHangs(
+            f"{self.role}-{number} hangs: it is there, but answers none of {_MAX_UNANSWERED} pings "
+            f"within {_PING_SECONDS:g} s each"
+        )
 
     def put(self, actors: Sequence[Any]) -> None:
         """New actors take the slot. A new place must be the next one of its role."""

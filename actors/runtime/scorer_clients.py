@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from stargate.actors.rpc.remote import ActorDied, remote
+from stargate.actors.rpc.remote import ActorDied, ActorHangs, remote, within
 from stargate.actors.rpc.wire import Records
 from stargate.actors.runtime.supervisor import Supervisor
 from stargate.config.run import ScorerConfig
@@ -36,10 +36,6 @@ _MAX_TOGETHER = 4
 _Waiting = tuple[Sequence[ScoreRequest], "asyncio.Future[list[ScoreResult]]"]
 
 
-class ScorerHangs(EngineError):
-    """A scorer has not answered in time. It may live, but what it was sent must be sent again."""
-
-
 @dataclass(frozen=True, slots=True)
 class ScoreDeadline:
     """How long a scorer may take: longer, the more it was sent. `sleep` is the clock."""
@@ -53,20 +49,13 @@ class ScoreDeadline:
         return cls(config.timeout_s, config.min_tokens_per_s)
 
     async def watch(self, call: Awaitable[T], name: str, num_tokens: int) -> T:
-        """What a call returns. Raises ScorerHangs; `num_tokens` were to be scored until then."""
+        """What a call returns. Raises ActorHangs; `num_tokens` were to be scored until then."""
         limit = self.seconds + num_tokens / self.tokens_per_s
-        calling, timer = asyncio.ensure_future(call), asyncio.ensure_future(self.sleep(limit))
-        try:
-            await asyncio.wait({calling, timer}, return_when=asyncio.FIRST_COMPLETED)
-            if not calling.done():
-                raise ScorerHangs(
-                    f"{name}: no answer after {limit:.0f} s, with {num_tokens} tokens to score "
-                    "(scorer.timeout_s, scorer.min_tokens_per_s)"
-                )
-            return await calling
-        finally:
-            calling.cancel()
-            timer.cancel()
+        late = (
+            f"{name}: no answer after {limit:.0f} s, with {num_tokens} tokens to score "
+            "(scorer.timeout_s, scorer.min_tokens_per_s)"
+        )
+        return await within(call, limit, late, self.sleep)
 
 
 class ScorerPool:
@@ -98,7 +87,7 @@ class ScorerPool:
                 # What came before is scored before.
                 owed = self._waiting_tokens[number]
                 return await self._deadline.watch(call, f"scorer-{number}", owed)
-            except (ActorDied, ScorerHangs) as error:
+            except (ActorDied, ActorHangs) as error:
                 self._renew(number, scorer, error)
                 self._supervisor.counters.resent["scorer"] += len(requests)
                 last = error
@@ -130,7 +119,7 @@ class ScorerPool:
             return
 
         async def renew() -> None:
-            if isinstance(error, ScorerHangs):
+            if isinstance(error, ActorHangs):
                 await self._supervisor.replace_hung("scorer", number, scorer, error)
             else:
                 await self._supervisor.replace("scorer", number, error)

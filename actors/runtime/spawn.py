@@ -31,7 +31,7 @@ from stargate.actors.runtime.dialogue_worker import DialogueWorker, WorkerSpec
 from stargate.actors.runtime.discovery import WORKER_ENVIRONMENT, on_node
 from stargate.actors.runtime.file_transfer import SameFiles
 from stargate.actors.runtime.gpu_sharing import SleepController
-from stargate.actors.runtime.supervisor import Supervisor
+from stargate.actors.runtime.supervisor import START_SECONDS, Supervisor
 from stargate.actors.scoring.scorer import Scorer, ScorerSpec
 from stargate.actors.training.rank import TrainerRank
 from stargate.actors.training.spec import TrainerSpec
@@ -61,8 +61,8 @@ _IMPORTS = (
 Places = dict[str, list[Any]]
 # How an actor of each role is asked whether it lives.
 _CHECKS: Mapping[str, Callable[[Any], Awaitable[object]]] = {
-    "questioner": lambda engine: engine.reported_version.remote(),
-    "roleplayer": lambda engine: engine.reported_version.remote(),
+    "questioner": lambda engine: engine.check_health.remote(),
+    "roleplayer": lambda engine: engine.check_health.remote(),
     "scorer": lambda scorer: scorer.stats.remote(),
     "trainer": lambda rank: rank.progress.remote(),
     WORKER: lambda worker: worker.stats.remote(),
@@ -292,7 +292,7 @@ async def _shutdown(actor: Any) -> None:
 async def _start(actors: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Waits for all to start, aloud. The first failure is raised."""
     calls = {name: remote(actor.start.remote()) for name, actor in actors.items()}
-    await await_aloud(calls, lambda names: say(f"setup: still waiting for {names}"))
+    await await_aloud(calls, lambda names: say(f"setup: still waiting for {names}"), START_SECONDS)
 
 
 def spawn_engine(plan: ActorPlan, role: str, number: int) -> Any:

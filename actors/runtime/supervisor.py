@@ -6,6 +6,7 @@
     watch: finds the dead that nobody calls, so that they are back before they are needed
     add    -> slots more: started, given the current weights, then known to all who ask
     retire -> a slot less: asked no more, ends what it has, belongs to nobody
+    a ping without an answer: the actor hangs, and is ended as if it had died (actor_slots.py)
     too many restarts -> `failure`: every call of any role ends in it, and the run stops
                          (clients.py: what the run calls)
 
@@ -23,7 +24,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
-from stargate.actors.rpc.remote import remote
+from stargate.actors.rpc.remote import remote, within
 from stargate.actors.rpc.replica_pool import EnginePool
 from stargate.actors.runtime.actor_slots import ActorSlot, HeldWeights, RunFailure
 from stargate.actors.runtime.file_transfer import FileAccess, SameFiles
@@ -38,6 +39,8 @@ _log = logging.getLogger(__name__)
 _WATCH_SECONDS = 5.0
 # Seconds between two tries to start the same actor.
 _RETRY_SECONDS = 5.0
+# Seconds that an actor may take to start, or to take weights: far more than the largest models do.
+START_SECONDS = 3600.0
 # Characters of a cause that the screen shows; the log has all of it.
 _SHOWN_CAUSE = 160
 
@@ -254,13 +257,17 @@ class Supervisor:
         actors = await self._started(slot)
         await self._give_weights(slot, actors)
         slot.put(actors)
-        await self._introduce(slot)
+        await within(
+            self._introduce(slot), START_SECONDS, f"{slot.name}: the others do not hear of it"
+        )
 
     async def _started(self, slot: ActorSlot) -> list[Any]:
         """New actors that hold the weights they begin with; ended if they can't start."""
         actors = await slot.hire()
         async with self._or_dismissed(actors):
-            await asyncio.gather(*(remote(actor.start.remote()) for actor in actors))
+            starting = asyncio.gather(*(remote(actor.start.remote()) for actor in actors))
+            late = f"{slot.name}: not started after {START_SECONDS:g} s"
+            await within(starting, START_SECONDS, late)
         return actors
 
     async def _give_weights(self, slot: ActorSlot, actors: Sequence[Any]) -> None:
@@ -285,7 +292,8 @@ class Supervisor:
 
     async def _load(self, name: str, actor: Any, model_dir: str, version: int) -> None:
         async with self.file_access.bring(model_dir, name) as folder:
-            await remote(actor.load_weights.remote(folder, version))
+            late = f"{name}: weights version {version} not loaded after {START_SECONDS:g} s"
+            await within(remote(actor.load_weights.remote(folder, version)), START_SECONDS, late)
 
 
 def _always(role: str) -> contextlib.AbstractAsyncContextManager[None]:

@@ -3,6 +3,7 @@
 ChatRequest -> render (the model's own chat template) -> Generate -> Reply
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from stargate.types import GenerateRequest, Sampling, StopReason
 Render = Callable[[Sequence[Message]], Sequence[int]]
 # What an engine says of one request that it can't take.
 _DROPPED = {"prompt_too_long": AnswerStatus.TOO_LONG}
+# Seconds that an answer may take, waiting for a place in a busy engine included; a request that an
+# engine has lost would be waited for without end.
+_ANSWER_SECONDS = 1800.0
 
 
 class LocalOracle(CachedOracle):
@@ -68,11 +72,17 @@ class LocalOracle(CachedOracle):
             max_new_tokens=request.max_tokens,
             seed=seed,
         )
+        deadline = asyncio.timeout(_ANSWER_SECONDS)
         try:
             prompt_ids = tuple(self._render(request.messages))
-            generation = await self._generate(GenerateRequest(name, name, prompt_ids, sampling))
+            async with deadline:
+                generation = await self._generate(GenerateRequest(name, name, prompt_ids, sampling))
         except RecordDropped as dropped:
             return NoReply(_DROPPED.get(dropped.reason, AnswerStatus.FAILED), str(dropped))
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            return NoReply(AnswerStatus.FAILED, f"no answer within {_ANSWER_SECONDS:g} s")
         text, was_cut = _cut_at(generation.text, request.stop)
         finish = "length" if generation.stop is StopReason.LENGTH and not was_cut else "stop"
         usage = Usage(generation.num_prompt_tokens, len(generation.token_ids))

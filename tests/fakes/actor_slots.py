@@ -33,6 +33,8 @@ class FakeActor:
         self.dies_in = dies_in
         self.version = 0
         self.hold: asyncio.Event | None = None  # what `start` and `load_weights` wait for
+        self.awake = asyncio.Event()  # not set: stopped, as by SIGSTOP; no call ever ends
+        self.awake.set()
 
     def __getattr__(self, method: str) -> Any:
         if method.startswith(("do_", "__")):
@@ -44,6 +46,7 @@ class FakeActor:
         if method == self.dies_in:
             self.alive = False
         self.calls.append((method, *arguments))
+        await self.awake.wait()
         if self.hold is not None and method in ("start", "load_weights"):
             await self.hold.wait()
         if not self.alive:
@@ -81,6 +84,29 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+class Clock:
+    """`sleep` ends when the time that was asked for has been moved on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.asked: list[float] = []
+        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.asked.append(seconds)
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleepers.append((self.now + seconds, woken))
+        await woken
+
+    async def move(self, seconds: float) -> None:
+        await settle()
+        self.now += seconds
+        for until, woken in self._sleepers:
+            if until <= self.now and not woken.done():
+                woken.set_result(None)
+        await settle()
+
+
 def ping(actor: Any) -> Awaitable[object]:
     call: Awaitable[object] = actor.progress.remote()
     return call
@@ -98,6 +124,7 @@ class ActorGroup:
     said: list[str] = field(default_factory=list)
     dismissed: list[str] = field(default_factory=list)
     hired: list[FakeActor] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
         self.actors = [FakeActor(f"{self.role}-{n}") for n in range(self.count)]
@@ -106,15 +133,21 @@ class ActorGroup:
             [self.slot(numbers) for numbers in slots],
             HeldWeights("base"),
             self.max_restarts,
-            lambda actor: self.dismissed.append(actor.name),
+            self._dismiss,
             self.said.append,
         )
         self.counters = Counters()
         self.supervisor.begin(self.counters)
 
+    def _dismiss(self, actor: FakeActor) -> None:
+        self.dismissed.append(actor.name)
+        if not actor.awake.is_set():  # who waits for a stopped one hears now of its death
+            actor.alive = False
+            actor.awake.set()
+
     def slot(self, numbers: Sequence[int]) -> ActorSlot:
         hire = partial(self.hire, numbers)
-        return ActorSlot(self.role, self.actors, numbers, hire, ping)
+        return ActorSlot(self.role, self.actors, numbers, hire, ping, sleep=self.clock.sleep)
 
     async def add(self, *numbers: int) -> None:
         """More actors of the role join."""

@@ -9,11 +9,12 @@ import pytest
 
 from stargate.config.oracle import LocalOracleConfig, OpenAIOracleConfig
 from stargate.errors import ConfigError, EngineError, RecordDropped
+from stargate.oracle import local
 from stargate.oracle.local import LocalOracle
 from stargate.oracle.open import open_oracle
 from stargate.oracle.records import AnswerStatus, ChatRequest, JsonSchema, chat
 from stargate.text.chat import Message
-from stargate.types import GenerateRequest, Sampling
+from stargate.types import GenerateRequest, Generation, Sampling
 from tests.fakes.scripted import ScriptedGenerate
 
 T = TypeVar("T")
@@ -101,6 +102,21 @@ def test_a_prompt_too_long_is_this_request_s_fault(tmp_path: Path) -> None:
     )
     assert result.status is AnswerStatus.TOO_LONG
     assert "3000 tokens" in result.detail
+
+
+def test_a_request_that_an_engine_has_lost_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lost(ScriptedGenerate):
+        async def __call__(self, request: GenerateRequest) -> Generation:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    monkeypatch.setattr(local, "_ANSWER_SECONDS", 0.0)
+    result = with_oracle(
+        tmp_path, Lost(lambda request: ""), lambda oracle: oracle.complete(ask("q"))
+    )
+    assert (result.status, result.detail) == (AnswerStatus.FAILED, "no answer within 0 s")
 
 
 def test_a_dead_engine_is_everybody_s(tmp_path: Path) -> None:

@@ -7,46 +7,17 @@ from typing import Any
 import pytest
 
 from stargate.actors.runtime.scorer_clients import (
+    ActorHangs,
     GatheredScore,
     ScoreDeadline,
-    ScorerHangs,
     ScorerPool,
 )
 from stargate.config.run import ScorerConfig
 from stargate.errors import EngineError, RecordDropped
 from stargate.types import ScoreRequest, ScoreResult
-from tests.fakes.actor_slots import ActorGroup, FakeActor
+from tests.fakes.actor_slots import ActorGroup, Clock, FakeActor
 
 DEADLINE = ScoreDeadline.of(ScorerConfig())
-
-
-class Clock:
-    """`sleep` ends when the time that was asked for has been moved on."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.asked: list[float] = []
-        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
-
-    async def sleep(self, seconds: float) -> None:
-        self.asked.append(seconds)
-        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._sleepers.append((self.now + seconds, woken))
-        await woken
-
-    async def move(self, seconds: float) -> None:
-        await settle()
-        self.now += seconds
-        for until, woken in self._sleepers:
-            if until <= self.now and not woken.done():
-                woken.set_result(None)
-        await settle()
-
-
-async def settle() -> None:
-    """Lets everything happen that waits for nothing but its turn."""
-    for _ in range(30):
-        await asyncio.sleep(0)
 
 
 class HangingScorer(FakeActor):
@@ -151,7 +122,7 @@ async def test_a_call_that_ends_in_time_costs_nothing_and_errors_stay_what_they_
         await deadline.watch(fail(), "scorer-0", 5)
     late = asyncio.ensure_future(deadline.watch(asyncio.Event().wait(), "scorer-0", 5))
     await clock.move(7)
-    with pytest.raises(ScorerHangs, match="no answer after 6 s, with 5 tokens"):
+    with pytest.raises(ActorHangs, match="no answer after 6 s, with 5 tokens"):
         await late
     assert ScoreDeadline(600.0, 20.0, asyncio.sleep) == DEADLINE
 
