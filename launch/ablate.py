@@ -27,6 +27,8 @@ examples:
 import argparse
 from pathlib import Path
 
+from stargate.launch.shared import add_accept_argument
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
@@ -45,6 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the Roleplayer of weaker_roleplayer, e.g. roleplayer.model=SMALLER",
     )
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with an ablation")
+    add_accept_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,4 +61,4 @@ def run(args: argparse.Namespace) -> int:
         plan = new_plan(args.config, args.overrides, names, args.weak_roleplayer)
     else:
         plan = resumed_plan(args.resume, args.config, names or (), args.weak_roleplayer)
-    return run_ablation(plan, args.resume)
+    return run_ablation(plan, args.resume, accept_changed=args.accept_changed)

@@ -36,6 +36,7 @@ from stargate.evaluation.ablation import (
 )
 from stargate.evaluation.measures import EVALUATION_FILE
 from stargate.launch.eval_session import run_evaluation
+from stargate.launch.provenance import keep_inputs
 from stargate.launch.session import Session, fill_run_dir, make_dir, timed_dir, tracked
 from stargate.launch.setup import Prepared, prepare
 from stargate.launch.system import RunningSystem, running_system
@@ -44,6 +45,7 @@ from stargate.records.counters import Counters
 from stargate.records.files import hold, read_json
 from stargate.records.store import RunStore
 from stargate.report.ablation import ablation_lines, render_ablation
+from stargate.resources.models import pinned
 
 REPORT_FILE = "report.html"
 _SHARED_FILE = "shared.json"
@@ -120,7 +122,7 @@ def resumed_plan(root: Path, name: str | None, added: Sequence[str], weak: Seque
     return plan_ablation(load_config(root / "config.yaml"), [*before, *added], known or weak)
 
 
-def run_ablation(plan: Plan, root: Path | None = None) -> int:
+def run_ablation(plan: Plan, root: Path | None = None, *, accept_changed: bool = False) -> int:
     """Runs what has not finished in `root`; None: in a new directory.
 
     Returns 0, 130 after Ctrl-C or SIGTERM, else the exit code of the first failure. Raises
@@ -131,10 +133,13 @@ def run_ablation(plan: Plan, root: Path | None = None) -> int:
     if plan.weak is not None:  # what is wrong with it is said now, not in some hours
         weak = condition_config(plan.config, WEAKER, plan.weak)
         prepare(weak, lambda line: None, training=False)
+    new = root is None
     if root is None:
         root = timed_dir(plan.config.runs_dir, f"{plan.config.name}-ablation")
-        make_dir(root, plan.config, "logs")
+        make_dir(root, prepared.config, "logs")
     progress.say(f"ablation directory: {root}")
+    with hold(root):
+        keep_inputs(RunStore(root), prepared.inputs, accept_changed, progress.say, new=new)
     ablation = Ablation(plan, prepared, root, progress)
     interrupted = False
     try:
@@ -185,16 +190,22 @@ class Ablation:
             self.write()
 
     async def _run(self, name: str, running: RunningSystem) -> None:
-        config = self._plan.configs[name]
+        prepared = replace(self._prepared, config=self._config(name))
         folder = self._root / name
         sources = self._sources(folder)
+        config = prepared.config
         store = fill_run_dir(folder, config)
         with hold(folder):
+            keep_inputs(store, prepared.inputs, accept=False, say=self._progress.say, new=True)
             shared = await share(sources, store, config.algorithm.label)
             store.write_json(_SHARED_FILE, shared)
             with tracked(config, folder, f"{self._root.name}-{name}", self._progress) as trackers:
-                prepared = replace(self._prepared, config=config)
                 await Session(prepared, store, self._progress, trackers).play_in(running)
+
+    def _config(self, name: str) -> RunConfig:
+        """A condition's config, with the models at the commits that the actors hold."""
+        ready = self._prepared
+        return pinned(self._plan.configs[name], ready.base_model_dir, ready.roleplayer_dir)
 
     def _sources(self, folder: Path) -> list[RunStore]:
         """Where m_0's part may be copied from: finished runs first, then those that were stopped.

@@ -9,6 +9,9 @@ there already are not played again, so evaluation.num_dialogues=8 adds to them, 
 evaluation goes on. What is measured differently (other data, split, Roleplayer, prompts, seed)
 needs a --name and goes to RUN/evaluations/NAME, beside the run's own.
 
+Models, data and prompts that the run has, too, must be what RUN/provenance.json has digests of; if
+they changed, --accept-changed measures with what is there now.
+
 RUN may be the address of a run on shared storage (records.uri): it is fetched, and what is measured
 lands there, too.
 
@@ -20,12 +23,13 @@ examples:
 
 import argparse
 
-from stargate.launch.shared import add_run_argument, local_run
+from stargate.launch.shared import add_accept_argument, add_run_argument, local_run
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     add_run_argument(parser, writes=True)
+    add_accept_argument(parser)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="e.g. evaluation.num_dialogues=8"
     )
@@ -47,5 +51,6 @@ def run(args: argparse.Namespace) -> int:
         args.checkpoints,
         args.name,
         take_over=args.take_over,
+        accept_changed=args.accept_changed,
     )
     return 0

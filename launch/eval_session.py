@@ -14,6 +14,7 @@ from stargate.config.run import RunConfig
 from stargate.errors import ConfigError, DataError
 from stargate.evaluation.evaluator import Evaluator, checkpoint_dirs, version_named
 from stargate.evaluation.table import evaluation_lines
+from stargate.launch.provenance import compare_inputs, keep_inputs
 from stargate.launch.setup import Prepared, prepare
 from stargate.launch.shared import interruptible
 from stargate.launch.summary import cost_lines
@@ -59,17 +60,22 @@ def run_evaluation(
     name: str | None = None,
     *,
     take_over: bool = False,
+    accept_changed: bool = False,
 ) -> None:
     """Evaluates `checkpoints` ("m0,m1"; None: all) of a run, beside its own evaluation if `name`d.
 
-    `take_over`: of a run on shared storage, from a driver that is dead. Raises Interrupted after
-    Ctrl-C or SIGTERM, and StargateError.
+    `take_over`: of a run on shared storage, from a driver that is dead. `accept_changed`: models,
+    data and prompts may differ from what is recorded. Raises Interrupted after Ctrl-C or SIGTERM,
+    and StargateError.
     """
     trained = load_run_config(run_dir)
     config = load_config(run_dir / "config.yaml", overrides)
     root = evaluation_root(run_dir, name, trained, config)
     progress = make_progress()
     prepared = prepare(config, progress.say, training=False)
+    config = prepared.config
+    if root != run_dir:
+        compare_inputs(run_dir, prepared.inputs, accept_changed, progress.say)
     chosen = chosen_checkpoints(checkpoints, checkpoint_dirs(run_dir, prepared.base_model_dir))
     (root / "logs").mkdir(parents=True, exist_ok=True)
     store = RunStore(root)
@@ -78,6 +84,8 @@ def run_evaluation(
     evaluator = prepared.evaluator(config, trained)
     kept = f"interrupted: what was finished is in {root}; the same command goes on"
     with interruptible(progress, kept), hold(root):
+        found = prepared.inputs
+        keep_inputs(store, found, accept_changed, progress.say, new=root != run_dir)
         for damage in discovery(root):  # what is made from a damaged file would be wrong
             mend = f"stargate resume {run_dir} makes it again" if root == run_dir else "delete it"
             raise DataError(f"{damage.file}: {damage.problem}: {mend}")

@@ -19,6 +19,7 @@ from stargate.launch.checkpoint import Checkpoint
 from stargate.records.files import read_json
 from stargate.records.store import parse
 from stargate.resources.embedded import EMBEDDED
+from stargate.resources.models import hub_name
 
 _EMBEDDED_SOURCE, _EMBEDDED_LICENCE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
 _LICENCE = re.compile(r"\A---\n(?:.*\n)*?license:\s*[\"']?([\w.-]+)", re.MULTILINE)
@@ -120,7 +121,7 @@ def model_card(checkpoint: Checkpoint, place: str) -> str:
 
 def base_of(config: RunConfig) -> str:
     """m_0 as others know it."""
-    return _EMBEDDED_SOURCE if config.model == EMBEDDED else config.model
+    return _EMBEDDED_SOURCE if config.model == EMBEDDED else hub_name(config.model)
 
 
 def _licence(checkpoint: Checkpoint) -> str | None:

@@ -7,6 +7,9 @@ checkpoint (trainer.checkpoint_seconds; without one, training starts over from t
 The config is RUN/config.yaml as it was; seeds and pairs are therefore the same. summary.json counts
 all sittings together.
 
+Models, data and prompts must be what RUN/provenance.json has digests of. If they changed, resuming
+ends with a line that names what did; --accept-changed goes on with what is there now, and notes it.
+
 First the directory is put in order. Each table's file is compared with its checksum: a damaged one
 is set aside as NAME.damaged-N, named, and its rows are made again. Only one process at a time may
 work on a run. On a finished run this does nothing.
@@ -25,7 +28,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stargate.launch.shared import add_run_argument, local_run
+from stargate.launch.shared import add_accept_argument, add_run_argument, local_run
 
 if TYPE_CHECKING:
     from stargate.monitoring.progress import Progress
@@ -36,16 +39,19 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     add_run_argument(parser, writes=True)
+    add_accept_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Goes on. Raises Interrupted after Ctrl-C or SIGTERM, and StargateError."""
-    resume(local_run(args, models=True), take_over=args.take_over)
+    root = local_run(args, models=True)
+    resume(root, take_over=args.take_over, accept_changed=args.accept_changed)
     return 0
 
 
-def resume(root: Path, *, take_over: bool = False) -> None:
+def resume(root: Path, *, take_over: bool = False, accept_changed: bool = False) -> None:
     """Goes on with the run in `root`. Raises Interrupted and StargateError."""
+    from stargate.launch.provenance import keep_inputs
     from stargate.launch.session import sit
     from stargate.launch.setup import prepare
     from stargate.monitoring.progress import make_progress
@@ -74,6 +80,7 @@ def resume(root: Path, *, take_over: bool = False) -> None:
             f"evaluations {_names(history.evaluations)}"
         )
         prepared = prepare(config, progress.say)
+        keep_inputs(store, prepared.inputs, accept_changed, progress.say)
         (root / "logs").mkdir(exist_ok=True)
         store.write_json(f"environment-{sittings.count + 1}.json", environment())
         sit(prepared, store, progress, history, sittings, take_over=take_over)

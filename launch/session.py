@@ -17,6 +17,7 @@ from pathlib import Path
 from stargate.config.files import dump_config
 from stargate.config.run import RunConfig
 from stargate.errors import ConfigError
+from stargate.launch.provenance import keep_inputs
 from stargate.launch.scaling import following
 from stargate.launch.setup import REMOTE_CODE, Prepared, prepare
 from stargate.launch.shared import interruptible
@@ -39,9 +40,10 @@ def run_session(config: RunConfig) -> None:
     progress = make_progress()
     check_records(config)
     prepared = prepare(config, progress.say)
-    store = fill_run_dir(timed_dir(config.runs_dir, config.name), config)
+    store = fill_run_dir(timed_dir(config.runs_dir, config.name), prepared.config)
     progress.say(f"run directory: {store.root}")
     with hold(store.root):
+        keep_inputs(store, prepared.inputs, accept=False, say=progress.say, new=True)
         sit(prepared, store, progress)
 
 

@@ -5,7 +5,7 @@ RunConfig -> Prepared; nothing is started yet (launch/system.py)
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,18 @@ from stargate.data.dataset import Dataset, load_dataset
 from stargate.errors import ConfigError, MachineError, ModelError
 from stargate.evaluation.evaluator import Evaluator
 from stargate.evaluation.playing import EvaluationPairs
+from stargate.launch.provenance import Inputs, inputs_of
 from stargate.monitoring.tracking import check_installed
 from stargate.oracle.api_key import read_api_key
 from stargate.resources.gpus import gpu_problem
 from stargate.resources.machine import Machine, core_numbers, describe_machine
 from stargate.resources.model_shape import folder_shape
-from stargate.resources.models import resolve_embedder, resolve_model, resolve_roleplayer
+from stargate.resources.models import (
+    pinned,
+    resolve_embedder,
+    resolve_model,
+    resolve_roleplayer,
+)
 from stargate.resources.placement import Placement, place
 from stargate.resources.preflight import build_problem, shared_memory_problem
 from stargate.resources.run_plan import check_plan, on_cpus, plan_processes
@@ -57,6 +63,7 @@ class Prepared:
     num_gpus: int
     # actors/runtime/discovery.py: Discovery of the cluster that the run attaches to; None: own Ray.
     discovery: Any = None
+    inputs: Inputs = field(default_factory=dict)  # digests of what the config names
 
     def train_pairs(self, iteration: int) -> list[Pair]:
         """The pairs of iteration t: the splits take turns (A for even t, B for odd t)."""
@@ -95,14 +102,16 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
     for record in dataset.dropped:
         say(f"dropped: {record.reason}: {record.where}")
     machine = describe_machine()
-    discovery = _discovery(config, say, training)
-    placement = discovery.placement if discovery else _place_here(config, machine, say, training)
+    # On a cluster each node sees to the weights that it needs; here texts are only rendered.
+    weights, trust = cluster_address(config, os.environ) is None, config.trust_remote_code
+    here = _place_here(config, machine, say, training) if weights else None
     views = Views(load_prompts(config.prompts))
     roleplayer_views = Views(load_prompts(config.roleplayer.prompts or config.prompts))
-    # On a cluster each node sees to the weights that it needs; here texts are only rendered.
-    weights, trust = discovery is None, config.trust_remote_code
     base = resolve_model(config.model, trust_remote_code=trust, weights=weights)
     other = resolve_roleplayer(config, weights=weights)
+    config = pinned(config, base, other)
+    discovery = _discovery(config, say, training)
+    placement = here or discovery.placement
     chat, roleplayer_chat = load_chat_formats(config, base, other)
     check_formats(config, chat, views, roleplayer_chat, roleplayer_views)
     test = config.data.test_split, config.data.test
@@ -121,6 +130,7 @@ def prepare(config: RunConfig, say: Callable[[str], None], training: bool = True
         # Of several GPUs Ray would give out the others, too, where all actors must share one.
         num_gpus=1 if placement.gpu_share else len(machine.gpus),
         discovery=discovery,
+        inputs=inputs_of(config, base, other),
     )
     for part in on_cpus(placement):
         say(part)

@@ -42,6 +42,14 @@ def add_run_argument(parser: argparse.ArgumentParser, *, writes: bool) -> None:
         )
 
 
+def add_accept_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--accept-changed",
+        action="store_true",
+        help="go on although models, data or prompts are not what was recorded (provenance.json)",
+    )
+
+
 def add_gpus_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--assume-gpus",

@@ -29,7 +29,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from stargate.config.files import shown_value
 from stargate.config.run import DataConfig, SplitLimit
-from stargate.data.reading import jsonl_rows, parquet_rows
+from stargate.data.reading import KINDS, jsonl_rows, parquet_rows
 from stargate.errors import DataError
 from stargate.types import Pair, Persona, Task
 
@@ -197,6 +197,18 @@ def _folder(source: str | Path) -> Path:
     return Path(__file__).parent / source if str(source) in PACKAGED else Path(source)
 
 
+def data_files(source: str | Path) -> list[Path]:
+    """The files that are read of the dataset folder that a source names."""
+    files = (_file(_folder(source), kind) for kind in KINDS)
+    return [file for file in files if file is not None]
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    """The file that holds the tasks, the personas or the golds."""
+    files = (folder / f"{name}.{ending}" for ending in ("jsonl", "parquet"))
+    return next((file for file in files if file.is_file()), None)
+
+
 def load_dataset(config: DataConfig) -> Dataset:
     """The dataset that a config names. Raises DataError naming file, line and key."""
     dataset = read_dataset(_folder(config.source))
@@ -294,7 +306,7 @@ def _read(
     folder: Path, name: str, model: type[_AnyRow], partial: bool
 ) -> Iterator[tuple[str, _AnyRow]]:
     """Yields (where, validated row) of NAME.jsonl or NAME.parquet."""
-    if partial and not any((folder / f"{name}.{end}").is_file() for end in ("jsonl", "parquet")):
+    if partial and _file(folder, name) is None:
         return
     empty = not partial
     for where, raw in _raw_rows(folder, name):
@@ -312,14 +324,14 @@ def _read(
 
 
 def _raw_rows(folder: Path, name: str) -> Iterator[tuple[str, Any]]:
-    jsonl, parquet = folder / f"{name}.jsonl", folder / f"{name}.parquet"
-    if jsonl.is_file():
-        yield from jsonl_rows(jsonl, str(jsonl))
-    elif parquet.is_file():
-        for where, row in parquet_rows(parquet, str(parquet)):
-            yield where, {k: v for k, v in row.items() if v is not None}
-    else:
+    file = _file(folder, name)
+    if file is None:
         raise DataError(
-            f"{folder}: has neither {jsonl.name} nor {parquet.name}; other formats: stargate data "
+            f"{folder}: has neither {name}.jsonl nor {name}.parquet; other formats: stargate data "
             "import"
         )
+    if file.suffix == ".jsonl":
+        yield from jsonl_rows(file, str(file))
+    else:
+        for where, row in parquet_rows(file, str(file)):
+            yield where, {k: v for k, v in row.items() if v is not None}

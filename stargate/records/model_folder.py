@@ -4,11 +4,12 @@ import hashlib
 import json
 import operator
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from stargate.errors import ModelError
+from stargate.records.files import file_sha256
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -22,8 +23,8 @@ _COMPANION_FOLDERS = ("additional_chat_templates",)
 _WEIGHT_INDEX_SUFFIX = ".index.json"
 # safetensors itself reads no longer header.
 _MAX_HEADER_BYTES = 100_000_000
-# What is read of a file for a fingerprint; a smaller one is read whole.
-_NUM_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
+# What is read of a tensor for a fingerprint, at its start, its middle and its end.
+_SAMPLE_BYTES = 4096
 # Any one of these sets of files is a tokenizer.
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 
@@ -118,14 +119,15 @@ def copy_companions(source: Path, target: Path, but: Collection[str] = ()) -> No
     """Copies the files that a model needs beside its weights, without their modes; none of the
     names in `but`. Raises OSError.
     """
-    for file in _companions(source):
+    for file in companions(source):
         if file.name not in but:
             copy = target / file.relative_to(source)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, copy)
 
 
-def _companions(folder: Path) -> Iterable[Path]:
+def companions(folder: Path) -> Iterator[Path]:
+    """The files that a model needs beside its weights, in order. Raises OSError."""
     for file in sorted(folder.iterdir()):
         wanted = file.suffix in _COMPANION_SUFFIXES and not file.name.endswith(_WEIGHT_INDEX_SUFFIX)
         # In a copy the manifest would be false.
@@ -158,15 +160,33 @@ def read_object(file: Path) -> dict[str, object]:
 
 
 def fingerprint(folder: Path) -> str:
-    """A digest that tells two models apart, in milliseconds: of all file names and sizes, and of
-    the content of each file at places that are spread over it. Raises OSError.
+    """A digest that tells two models apart: of the files beside the weights, whole, and of what
+    `weights_fingerprint` reads. Raises OSError and ModelError.
     """
+    parts = [f"{file.name} {file_sha256(file)}" for file in companions(folder)]
+    return hashlib.sha256(f"{parts} {weights_fingerprint(folder)}".encode()).hexdigest()
+
+
+def weights_fingerprint(folder: Path) -> str | None:
+    """A digest of a model's weights without reading gigabytes: of each weight file's name, size and
+    header, and of 4 KiB at the start, the middle and the end of each of its tensors. None where the
+    folder has no weights, as that of who only renders texts.
+
+    Training changes all of a tensor that it changes; a few rows that are edited in the middle of
+    one are not seen, and nobody is kept from forging it. Raises OSError and ModelError.
+    """
+    if not any(folder.glob("*.safetensors")):
+        return None
     sha256 = hashlib.sha256()
-    for file in sorted(path for path in folder.iterdir() if path.is_file()):
-        size = file.stat().st_size
-        sha256.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            for number in range(_NUM_SAMPLES):
-                stream.seek(max(size - _SAMPLE_BYTES, 0) * number // (_NUM_SAMPLES - 1))
-                sha256.update(stream.read(_SAMPLE_BYTES))
+    for file in weight_files(folder):
+        tensors = read_header(file)
+        with file.open("rb", buffering=0) as stream:
+            data = 8 + int.from_bytes(stream.read(8), "little")
+            sha256.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+            sha256.update(stream.read(data - 8))
+            for first, end in sorted(tensor["data_offsets"] for tensor in tensors.values()):
+                last = max(end - _SAMPLE_BYTES, first)
+                for place in sorted({first, (first + last) // 2, last}):
+                    stream.seek(data + place)
+                    sha256.update(stream.read(min(_SAMPLE_BYTES, end - place)))
     return sha256.hexdigest()

@@ -121,9 +121,10 @@ def find_shape(name: str) -> ModelShape | None:
     folder = folder_named(name)
     if name != EMBEDDED and folder.is_dir():
         return folder_shape(folder)
+    name, _, revision = name.partition("@")
     if name in KNOWN:
         return shape_of(KNOWN[name])
-    cached = _cached_config(name)
+    cached = _cached_config(name, revision or None)
     if cached is None:
         return None
     try:
@@ -132,7 +133,7 @@ def find_shape(name: str) -> ModelShape | None:
         return None
 
 
-def _cached_config(name: str) -> Path | None:
+def _cached_config(name: str, revision: str | None) -> Path | None:
     """config.json of a model that the hub's client downloaded once."""
     try:
         from huggingface_hub import try_to_load_from_cache
@@ -140,7 +141,7 @@ def _cached_config(name: str) -> Path | None:
     except ImportError:
         return None
     try:
-        found = try_to_load_from_cache(name, "config.json")
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
     except HFValidationError:
         return None
     return Path(found) if isinstance(found, str) else None

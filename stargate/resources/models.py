@@ -3,12 +3,15 @@
 "embedded"         -> SmolLM2-135M-Instruct, converted once into the user's cache (embedded.py)
 a folder           -> checked: config, safetensors weights, tokenizer
 a Hugging Face id  -> downloaded by huggingface_hub into its own cache, safetensors only; a machine
-                      on which nobody computes with the model gets its config and tokenizer alone
+                      on which nobody computes with the model gets its config and tokenizer alone.
+                      org/name@REVISION (a branch, tag or commit) is that one; a run's own config
+                      has the commit that it began with (`pinned`)
 """
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from stargate.config.run import EngineRoleplayerConfig, RunConfig
 from stargate.errors import ModelError
@@ -22,7 +25,9 @@ EMBEDDER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 
 _TEXTS = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 _WEIGHTS = ("*.safetensors",)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?:@(\w[\w./-]*))?")
+# Where huggingface_hub's cache has a commit's files: .../snapshots/COMMIT.
+_SNAPSHOTS = "snapshots"
 
 
 def resolve_model(name: str, *, trust_remote_code: bool = False, weights: bool = True) -> Path:
@@ -38,15 +43,45 @@ def resolve_model(name: str, *, trust_remote_code: bool = False, weights: bool =
     if folder.exists():
         check_model_folder(folder, weights=weights)
         return folder.resolve()
-    if not _HUB_ID.fullmatch(name):
+    if (hub := _HUB_ID.fullmatch(name)) is None:
         raise ModelError(
             f"model {name!r}: no such folder; give {EMBEDDED!r}, a model folder or a "
             "Hugging Face id such as org/name"
         )
     patterns = (*_TEXTS, *(_WEIGHTS if weights else ()), *(("*.py",) if trust_remote_code else ()))
-    downloaded = _download(name, patterns)
+    downloaded = _download(hub[1], hub[2], patterns)
     check_model_folder(downloaded, weights=weights)
     return downloaded
+
+
+def hub_name(name: str) -> str:
+    """The name of a Hugging Face model without its revision; another name as it is."""
+    hub = _HUB_ID.fullmatch(name)
+    return hub[1] if hub else name
+
+
+def hub_commit(name: str, folder: Path) -> str | None:
+    """The commit that `folder` holds of a model that a config calls `name`; None where it is not a
+    Hugging Face model.
+    """
+    named = folder_named(name).exists() or folder.parent.name != _SNAPSHOTS
+    return None if named else folder.name
+
+
+def pinned(config: RunConfig, base: Path, roleplayer: Path | None) -> RunConfig:
+    """The config with the commits of the Hugging Face models that were found in these folders, so
+    that nobody who reads it later gets another revision.
+    """
+    changed: dict[str, Any] = {"model": _pinned(config.model, base)}
+    if roleplayer is not None and isinstance(config.roleplayer, EngineRoleplayerConfig):
+        other = {"model": _pinned(config.roleplayer.model, roleplayer)}
+        changed["roleplayer"] = config.roleplayer.model_copy(update=other)
+    return config.model_copy(update=changed)
+
+
+def _pinned(name: str, folder: Path) -> str:
+    commit = hub_commit(name, folder)
+    return name if commit is None else f"{hub_name(name)}@{commit}"
 
 
 def context_length(folder: Path) -> int:
@@ -76,7 +111,7 @@ def resolve_embedder() -> Path:
     return folder
 
 
-def _download(name: str, patterns: Sequence[str]) -> Path:
+def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     try:
         import httpx
         from huggingface_hub import snapshot_download
@@ -91,7 +126,7 @@ def _download(name: str, patterns: Sequence[str]) -> Path:
             f"model {name!r}: {error.name} is not installed; run: make install"
         ) from error
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except GatedRepoError as error:
         raise ModelError(
             f"model {name!r}: access must be granted on Hugging Face first, then: hf auth login"

@@ -134,21 +134,32 @@ class PromptSet(TemplateFile):
         return self.render(self.told_already)
 
 
+def packaged_prompts_dir() -> Path:
+    """The folder of the shipped prompt sets."""
+    return packaged_configs_dir() / "prompts"
+
+
 def load_prompts(name: str) -> PromptSet:
     """A packaged prompt set by name, or one from a YAML file.
 
     Raises ConfigError naming file and key.
     """
-    return load_template_file(PromptSet, packaged_configs_dir() / "prompts", name)
+    return load_template_file(PromptSet, packaged_prompts_dir(), name)
 
 
-def load_template_file(model: type[_FileT], packaged_dir: Path, name: str) -> _FileT:
-    """A template file by its name in `packaged_dir`, or by path. Raises ConfigError."""
+def template_file(packaged_dir: Path, name: str) -> Path:
+    """The template file of that name in `packaged_dir`, or of that path. Raises ConfigError."""
     packaged = packaged_dir / f"{name}.yaml"
     file = packaged if packaged.is_file() else Path(name)
     if not file.is_file():
         known = ", ".join(sorted(f.stem for f in packaged_dir.glob("*.yaml")))
         raise ConfigError(f"prompts: {name}: no such file; give a path or one of: {known}")
+    return file
+
+
+def load_template_file(model: type[_FileT], packaged_dir: Path, name: str) -> _FileT:
+    """A template file by its name in `packaged_dir`, or by path. Raises ConfigError."""
+    file = template_file(packaged_dir, name)
     try:
         return model.model_validate(read_yaml(file))
     except ValidationError as error:

@@ -17,6 +17,7 @@ from stargate.evaluation.evaluator import Evaluator
 from stargate.evaluation.playing import EvaluationPairs
 from stargate.launch import session as session_module
 from stargate.launch import setup as setup_module
+from stargate.launch.provenance import Inputs
 from stargate.launch.resume import resume
 from stargate.launch.session import fill_run_dir, sit
 from stargate.monitoring import journal as journal_module
@@ -36,6 +37,7 @@ from stargate.types import (
     TrainingExample,
     TrainResult,
 )
+from tests.fakes.model_files import write_model
 from tests.fakes.scripted import FixedRoleplay, ScriptedGenerate, ScriptedScore, make_pair
 from tests.unit.evaluation.test_ablation import config as small_config
 from tests.unit.test_pair_steps import favour_second, run_context, say
@@ -85,6 +87,7 @@ class FakePrepared:
 
     config: RunConfig
     base_model_dir: Path
+    inputs: Inputs = field(default_factory=dict)
     dataset: Any = field(default_factory=lambda: SimpleNamespace(drop_counts={}))
     test_pairs: EvaluationPairs = field(default_factory=lambda: EvaluationPairs(TEST_PAIRS))
 
@@ -157,7 +160,7 @@ class Train:
 
     async def __call__(self, examples: Sequence[TrainingExample], version: int) -> TrainResult:
         self._world.step(f"train m{version}")
-        folder = _model_folder(self._world.root / "models" / f"m{version}")
+        folder = write_model(self._world.root / "models" / f"m{version}")
         self._world.step(f"trained m{version}")
         return TrainResult((2.0, 1.0), (1.0, 1.0), (0.1, 0.1), None, 4, 9, 5, 1.0, str(folder))
 
@@ -173,17 +176,6 @@ class _Push:
         return PushResult(version, 1, 0.1, {"load": 0.1})
 
 
-def _model_folder(folder: Path) -> Path:
-    """A folder that passes for a model: one float16 number."""
-    folder.mkdir(parents=True, exist_ok=True)
-    header = json.dumps({"w": {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}}).encode()
-    weights = len(header).to_bytes(8, "little") + header + b"\0\0"
-    (folder / "model.safetensors").write_bytes(weights)
-    (folder / "config.json").write_text('{"model_type": "fake"}')
-    (folder / "tokenizer.json").write_text("{}")
-    return folder
-
-
 def config(root: Path, **changes: object) -> RunConfig:
     return small_config(runs_dir=str(root.parent), schedule={"num_iterations": 2}, **changes)
 
@@ -197,7 +189,7 @@ def _without_waiting(patch: pytest.MonkeyPatch) -> None:
 
 def play(world: WorldT, **changes: object) -> WorldT:
     """The first sitting of a new run, or the next one of a run that is there."""
-    base = _model_folder(world.root.parent / "base")
+    base = write_model(world.root.parent / "base")
 
     @asynccontextmanager
     async def running_system(prepared: FakePrepared, *_: object) -> AsyncIterator[FakeSystem]:

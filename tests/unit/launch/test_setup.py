@@ -1,8 +1,6 @@
 """What is looked at before a command can play."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -25,8 +23,7 @@ def test_the_driver_needs_weights_only_where_actors_share_its_machine(
         asked.append(weights)
         raise ModelError("enough was seen")
 
-    found: Any = SimpleNamespace(placement=None) if on_cluster else None
-    monkeypatch.setattr(setup, "_discovery", lambda *_: found)
+    monkeypatch.setattr(setup, "cluster_address", lambda *_: "auto" if on_cluster else None)
     monkeypatch.setattr(setup, "resolve_model", resolve)
     monkeypatch.setattr(setup, "resolve_roleplayer", resolve_roleplayer)
     with pytest.raises(ModelError, match="enough was seen"):

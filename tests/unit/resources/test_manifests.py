@@ -168,7 +168,7 @@ def test_remote_code_is_off_in_every_shipped_config(monkeypatch: pytest.MonkeyPa
     assert not any(load_config(file).trust_remote_code for file in configs)
     asked: list[list[str]] = []
 
-    def download(name: str, allow_patterns: list[str]) -> str:
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append(allow_patterns)
         raise OSError("no network")
 

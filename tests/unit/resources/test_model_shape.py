@@ -73,5 +73,5 @@ def test_a_downloaded_model_whose_sizes_are_not_understood_is_not_known(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     config = folder(tmp_path, num_attention_heads=None) / "config.json"
-    monkeypatch.setattr(model_shape, "_cached_config", lambda name: config)
+    monkeypatch.setattr(model_shape, "_cached_config", lambda name, revision: config)
     assert find_shape("somebody/has-it") is None

@@ -7,27 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from stargate.config.run import EngineRoleplayerConfig, RunConfig
 from stargate.errors import ModelError
 from stargate.records.files import file_sha256
 from stargate.resources import embedded, models
-
-
-def safetensors_bytes(values: int = 4) -> bytes:
-    """A safetensors file with one float32 tensor of `values` zeros."""
-    tensor = {"dtype": "F32", "shape": [values], "data_offsets": [0, 4 * values]}
-    header = json.dumps({"w": tensor}).encode()
-    return len(header).to_bytes(8, "little") + header + bytes(4 * values)
+from tests.fakes.model_files import safetensors_bytes, write_model
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A complete model folder, as far as headers and sizes go."""
-    made = tmp_path / "model"
-    made.mkdir()
-    (made / "config.json").write_text('{"model_type": "llama"}')
-    (made / "tokenizer.json").write_text("{}")
-    (made / "model.safetensors").write_bytes(safetensors_bytes())
-    return made
+    return write_model(tmp_path / "model")
 
 
 def test_local_folder_is_taken_as_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +102,7 @@ def test_paths_that_do_not_exist_are_not_asked_of_the_hub(name: str) -> None:
 def test_hub_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    def refuse(name: str, allow_patterns: list[str]) -> str:
+    def refuse(name: str, revision: str | None, allow_patterns: list[str]) -> str:
         assert "*.py" not in allow_patterns
         assert not any(pattern.endswith(".bin") for pattern in allow_patterns)
         raise OSError("no network\nat all")
@@ -130,7 +120,7 @@ def test_who_only_renders_texts_downloads_no_weights(
 
     asked: list[str] = []
 
-    def download(name: str, allow_patterns: list[str]) -> str:
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked[:] = allow_patterns
         return str(folder)
 
@@ -154,6 +144,42 @@ def test_hub_download_is_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match="no tokenizer"):
         models.resolve_model("org/name")
+
+
+def test_a_hub_model_is_pinned_to_the_commit_that_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the hub has later is not what a run that goes on gets."""
+    import huggingface_hub
+
+    newest = "a" * 40
+    asked: list[str | None] = []
+
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        assert name == "org/name"
+        asked.append(revision)
+        return str(write_model(tmp_path / "models--org--name/snapshots" / (revision or newest)))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    roleplayer = {"model": "org/name@v1.0"}
+    config = RunConfig.model_validate({"model": "org/name", "roleplayer": roleplayer})
+    base, other = models.resolve_model(config.model), models.resolve_roleplayer(config)
+    config = models.pinned(config, base, other)
+    assert config.model == f"org/name@{newest}"
+    assert isinstance(config.roleplayer, EngineRoleplayerConfig)
+    assert config.roleplayer.model == "org/name@v1.0"
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+    newest = "b" * 40
+    assert models.resolve_model(config.model) == base
+    assert asked == [None, "v1.0", "a" * 40]
+    assert models.hub_name(config.model) == "org/name"
+
+
+def test_a_folder_of_ones_own_is_not_pinned(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "snapshots" / "mine@home")
+    config = RunConfig(model=str(folder))
+    assert models.pinned(config, models.resolve_model(config.model), None) == config
+    assert models.hub_name(config.model) == config.model
 
 
 def test_embedder_is_complete() -> None:
