@@ -47,11 +47,28 @@ def check_model_folder(folder: Path, *, weights: bool = True) -> None:
             f"model {folder}: holds an adapter ({ADAPTER}) beside the model; merge it into the "
             "weights (peft: merge_and_unload), or move it to a folder of its own"
         )
-    for shard in weight_files(folder) if weights else ():
-        read_header(shard)
+    if weights:
+        shards = weight_files(folder)
+        for shard in shards:
+            read_header(shard)
+        _check_one_set(folder, shards)
     if not any(all((folder / file).is_file() for file in files) for files in TOKENIZERS):
         known = " or ".join(" + ".join(files) for files in TOKENIZERS)
         raise ModelError(f"model {folder}: no tokenizer; expected {known}")
+
+
+def _check_one_set(folder: Path, shards: Collection[Path]) -> None:
+    """Raises ModelError where vLLM would load other files than `shards`, which transformers loads:
+
+    with an index those that it names, without one all.
+    """
+    index = folder / WEIGHTS_INDEX
+    found = _indexed(index) if index.is_file() else folder.glob("*.safetensors")
+    if more := {file.name for file in found} ^ {file.name for file in shards}:
+        raise ModelError(
+            f"model {folder}: holds two sets of weights: {', '.join(sorted(more)[:3])} would be "
+            "loaded by engines or by scorer and trainer, but not by both; keep one set"
+        )
 
 
 def read_header(file: Path) -> dict[str, Any]:
@@ -100,6 +117,11 @@ def weight_files(location: str | Path) -> list[Path]:
                 f"model {folder}: only pickled weights (*.bin); save it as safetensors first"
             )
         raise ModelError(f"model {folder}: no weights; expected {WEIGHTS} or {WEIGHTS_INDEX}")
+    return _indexed(index)
+
+
+def _indexed(index: Path) -> list[Path]:
+    """The weight files that an index names. Raises ModelError."""
     shards = read_object(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise ModelError(f"{index}: not a safetensors index: it names no weight files")
@@ -107,12 +129,12 @@ def weight_files(location: str | Path) -> list[Path]:
     for name in names:
         if Path(name).name != name:  # an index must not lead out of its folder
             raise ModelError(f"{index}: weight_map must hold plain file names, got {name!r}")
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise ModelError(
             f"{index}: {len(missing)} of {len(names)} weight files are missing, first {missing[0]}"
         )
-    return [folder / name for name in names]
+    return [index.parent / name for name in names]
 
 
 def copy_companions(source: Path, target: Path, but: Collection[str] = ()) -> None:

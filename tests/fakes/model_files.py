@@ -5,11 +5,12 @@ from pathlib import Path
 
 
 def safetensors_bytes(values: int = 4, num_tensors: int = 1) -> bytes:
-    """A safetensors file with `num_tensors` float32 tensors of `values` zeros each."""
+    """A safetensors file with `num_tensors` (a, b, ...) float32 tensors of `values` zeros each."""
     size = 4 * values
     form = {"dtype": "F32", "shape": [values]}
     tensors = {
-        f"w{n}": {**form, "data_offsets": [n * size, n * size + size]} for n in range(num_tensors)
+        chr(97 + n): {**form, "data_offsets": [n * size, n * size + size]}
+        for n in range(num_tensors)
     }
     header = json.dumps(tensors).encode()
     return len(header).to_bytes(8, "little") + header + bytes(size * num_tensors)

@@ -40,10 +40,24 @@ def test_what_a_folder_lacks_is_named(folder: Path, missing: str, message: str) 
         models.resolve_model(str(folder))
 
 
-def test_an_adapter_beside_the_weights_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize("weights", [True, False])
+def test_an_adapter_beside_the_weights_is_refused(folder: Path, weights: bool) -> None:
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"holds an adapter .* beside the model; merge it"):
+        models.resolve_model(str(folder), weights=weights)
+
+
+def test_a_folder_with_two_sets_of_weights_is_refused(folder: Path) -> None:
+    """vLLM loads all files, or those of the index; transformers prefers model.safetensors."""
+    index, other = folder / "model.safetensors.index.json", folder / "adapter_model.safetensors"
+    other.write_bytes(safetensors_bytes(8))
+    with pytest.raises(ModelError, match=r"two sets of weights: adapter_model\.safetensors would"):
         models.resolve_model(str(folder))
+    index.write_text(json.dumps({"weight_map": {"a": other.name}}))
+    with pytest.raises(ModelError, match=r"two sets of weights: adapter_.*, model\.safetensors "):
+        models.resolve_model(str(folder))
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    assert models.resolve_model(str(folder)) == folder.resolve()
 
 
 def test_a_home_of_nobody_is_named() -> None:
