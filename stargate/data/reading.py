@@ -23,6 +23,8 @@ Row = dict[str, Any]
 _SHARD = re.compile(
     r"(?P<part>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]{16})?\.parquet"
 )
+# Rows of a data set of `datasets` that are made into Python values at a time.
+_BATCH_ROWS = 1000
 # Rows with where they stood: columns, or a text alone, or what is neither.
 Found = Iterable[tuple[str, Any]]
 
@@ -133,14 +135,16 @@ def hf_tables(folder: Path) -> dict[str, Found]:
     except Exception as error:  # `datasets` raises many types for a folder it can't read
         raise DataError(f"{folder}: `datasets` can't load it: {one_line(error)}") from error
     if not isinstance(loaded, datasets.DatasetDict):
-        return {"tasks": _numbered("row", loaded)}
+        return {"tasks": _numbered(folder, "row", loaded)}
     if set(loaded) & set(KINDS):
-        return {kind: _numbered(f"{kind} row", loaded[kind]) for kind in KINDS if kind in loaded}
+        return {
+            kind: _numbered(folder, f"{kind} row", loaded[kind]) for kind in KINDS if kind in loaded
+        }
     return {
         "tasks": (
             (where, {"split": split, **row})
             for split, rows in loaded.items()
-            for where, row in _numbered(f"{split} row", rows)
+            for where, row in _numbered(folder, f"{split} row", rows)
         )
     }
 
@@ -199,8 +203,21 @@ def require_datasets() -> Any:
     return datasets
 
 
-def _numbered(name: str, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
-    return ((f"{name} {number}", row) for number, row in enumerate(rows, start=1))
+def undecoded(name: str, rows: Any) -> Iterator[Row]:
+    """The rows of a data set of `datasets` as Arrow has them: an image or a sound is the path and
+    the bytes that are there. Decoded, paths would be opened and URLs fetched. Raises DataError.
+    """
+    for table in rows.with_format("arrow").iter(_BATCH_ROWS):
+        try:
+            table.validate(full=True)
+            yield from table.to_pylist()
+        except ValueError as error:  # pyarrow's own, and text that is not UTF-8
+            raise DataError(f"{name}: a damaged Arrow table: {one_line(error)}") from error
+
+
+def _numbered(folder: Path, name: str, rows: Any) -> Iterator[tuple[str, Row]]:
+    found = undecoded(str(folder), rows)
+    return ((f"{name} {number}", row) for number, row in enumerate(found, start=1))
 
 
 def _require_names_inside(folder: Path) -> None:

@@ -17,7 +17,14 @@ from stargate.data.cleaning import Cleaner
 from stargate.data.dataset import open_dataset
 from stargate.data.findings import ImportReport
 from stargate.data.importers import TaskSource, detect_format, raw_tasks, records
-from stargate.data.reading import Found, file_rows, hf_tables, jsonl_rows, require_datasets
+from stargate.data.reading import (
+    Found,
+    file_rows,
+    hf_tables,
+    jsonl_rows,
+    require_datasets,
+    undecoded,
+)
 from stargate.data.rows import RawPersona, RawTask
 from stargate.data.writing import dataset_rows
 from stargate.errors import DataError, one_line
@@ -127,5 +134,5 @@ def _hub_rows(source: HubTasks) -> Found:
         ) from error
     if last is not None and len(loaded) < last:
         raise DataError(f"{source.name}: has {len(loaded)} rows, but tasks.rows goes to {last}")
-    for number, row in enumerate(islice(loaded, last)):
+    for number, row in enumerate(islice(undecoded(source.name, loaded), last)):
         yield f"{source.name} row {number}", row
