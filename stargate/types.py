@@ -313,6 +313,8 @@ class TrainResult:
 
     `losses` are means per loss token, one per optimizer step, in nats. `num_repeated_steps` were
     done before, by attempts that died after their last checkpoint; None if nobody counted.
+    `engine_gap_mean` and `engine_gap_max` say per step how far the sampled tokens' log-probs of the
+    engine are from the trainer's, in nats; empty where the trainer does not compare them.
     """
 
     losses: tuple[float, ...]
@@ -326,6 +328,8 @@ class TrainResult:
     model_dir: str
     num_validation_examples: int = 0
     num_repeated_steps: int | None = None
+    engine_gap_mean: tuple[float, ...] = ()
+    engine_gap_max: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

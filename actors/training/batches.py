@@ -25,7 +25,8 @@ class Batch:
     """One micro-batch. `inputs` are keywords of the model.
 
     (P,): logits at (rows[p], columns[p]) predict targets[p], a token of example owners[p] (0..E-1).
-    Log-probs in nats are None unless all examples have them.
+    Log-probs in nats are None unless all examples have them; `start_logprobs` are those of the
+    weights that training started from.
     (E,): examples with equal `groups` belong together; `sides` are 1 for a chosen one, -1 for a
     rejected one, 0 for others.
     """
@@ -40,6 +41,7 @@ class Batch:
     reference_logprobs: Tensor | None
     groups: Tensor
     sides: Tensor
+    start_logprobs: Tensor | None = None
 
     def sum_by_example(self, values: Tensor) -> Tensor:
         """(P,) -> (E,), in float64: sums of many tokens lose nothing."""

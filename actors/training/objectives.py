@@ -89,9 +89,38 @@ class PreferenceLoss:
         return float(sum(example.side == "chosen" for example in examples))
 
 
+class ClippedPolicyGradient:
+    """Policy gradient by token with a clipped ratio and a KL to the reference by the k3 estimator
+    (GRPO: arXiv 2402.03300; mean over all tokens of a step: 2503.14476):
+
+    -min(rho A, clip(rho, 1 - clip_ratio, 1 + clip_ratio) A) + kl (ref / pi - log(ref / pi) - 1)
+
+    rho: a token's probability over that before the first step. Its weight is its advantage A.
+    """
+
+    whole_groups = False
+
+    def __init__(self, clip_ratio: float, kl: float) -> None:
+        self._clip_ratio, self._kl = clip_ratio, kl
+
+    def loss(self, logprobs: Tensor, batch: Batch) -> Tensor:
+        if batch.start_logprobs is None or batch.reference_logprobs is None:
+            raise ValueError("policy gradients need the log-probs of the start and the reference")
+        ratio = (logprobs - batch.start_logprobs).exp()
+        clipped = ratio.clamp(1 - self._clip_ratio, 1 + self._clip_ratio)
+        gain = torch.minimum(ratio * batch.weights, clipped * batch.weights)
+        above = batch.reference_logprobs - logprobs
+        return batch.sum_by_example(self._kl * (above.exp() - above - 1) - gain)
+
+    def denominator(self, examples: Sequence[TrainingExample]) -> float:
+        """The number of loss tokens."""
+        return float(sum(example.num_loss_tokens for example in examples))
+
+
 _OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "weighted_nll": WeightedNll,
     "preference": PreferenceLoss,
+    "clipped_policy_gradient": ClippedPolicyGradient,
 }
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from stargate.actors.training.spec import TrainerSpec, rank_environment
@@ -155,11 +156,10 @@ class TrainerRank:
                 split.train, lengths, stage.layout, config.num_epochs, spec.seed, groups
             )
             # Once, and only if it is needed: it reads all start weights.
-            identify = cache(
-                partial(_identify, spec, backend.name, ordered, steps, start_model_dir)
-            )
-            training = Training(name, len(steps), spec, identify)
+            identify = partial(_identify, spec, backend.name, ordered, steps, start_model_dir)
+            training = Training(name, len(steps), spec, cache(identify))
             checkpoints = Checkpoints(backend, training, checkpoint_dir, self._note)
+            gaps = self._score_start(stage, steps)  # a checkpoint's weights come later
             log = self._run_steps(stage, steps, ordered, name, checkpoints)
             backend.settle()
             validation_loss = None
@@ -183,10 +183,26 @@ class TrainerRank:
             model_dir=output_dir,
             num_validation_examples=len(split.validation),
             num_repeated_steps=checkpoints.num_repeated,
+            engine_gap_mean=tuple(mean for mean, _ in gaps),
+            engine_gap_max=tuple(most for _, most in gaps),
         )
 
     def _note(self, text: str) -> None:
         self._progress = replace(self._progress, notes=(*self._progress.notes, text))
+
+    def _score_start(
+        self, stage: "TrainingStage", steps: Sequence[Step]
+    ) -> list[tuple[float, float]]:
+        """The engine gap of each step, said aloud; none where the engine's are not known."""
+        stage.score_start()
+        gaps = [gap for step in steps if (gap := stage.engine_gap(step)) is not None]
+        if gaps:
+            mean, most = fmean(mean for mean, _ in gaps), max(most for _, most in gaps)
+            self._note(
+                f"the engine's log-probs differ from the trainer's by {mean:.4f} nats on average, "
+                f"by {most:.3f} at most"
+            )
+        return gaps
 
     def _run_steps(
         self,

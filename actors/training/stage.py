@@ -1,5 +1,6 @@
 """(torch) The optimizer steps of a training stage, whatever backend makes them.
 
+    score_start: log p of all sampled tokens under the start weights, for policy gradients
     learn(step): each micro-batch forward, objective, backward -> losses of all ranks, finite?
                  -> gradient norm, in order? -> one optimizer step
 
@@ -12,15 +13,17 @@ multiplied by (number of ranks / denominator).
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
 
 from stargate.actors.training.backend import Backend
-from stargate.actors.training.batches import make_batch
+from stargate.actors.training.batches import Batch, make_batch
 from stargate.actors.training.objectives import Objective
 from stargate.actors.training.spec import TrainerSpec, make_layout
-from stargate.actors.training.step_plan import MicroBatch, Step
+from stargate.actors.training.step_plan import MicroBatch, Step, share_out
 from stargate.config.run import TrainerConfig
 from stargate.errors import DataError, DivergenceError
 from stargate.types import TrainingExample
@@ -48,6 +51,44 @@ class TrainingStage:
         self._examples = examples
         _check_lengths(examples, backend.max_positions, "the model takes")
         self.layout = make_layout(spec, backend.packed, objective.whole_groups)
+        # log p of each example's loss tokens under the start weights, in nats.
+        self._start: list[list[float]] = []
+
+    def score_start(self) -> None:
+        """Computes the examples' log-probs under the weights that the model has now.
+
+        For all of them at once, in examples that also have those of the engine that sampled them;
+        without those nothing is done. To be called before the first step, on all ranks.
+        """
+        if any(example.behaviour_logprobs is None for example in self._examples):
+            return
+        lengths = [len(example.input_ids) for example in self._examples]
+        own: dict[int, list[float]] = {}
+        for micro in share_out(range(len(lengths)), lengths, self.layout).ranks[self._spec.rank]:
+            following = iter(self._backend.forward(self._batch(micro), learning=False).tolist())
+            own |= {i: list(islice(following, self._examples[i].num_loss_tokens)) for i in micro}
+        told = self._backend.exchange({"start": own})
+        everyone = {i: logprobs for one in told for i, logprobs in one["start"].items()}
+        self._start = [everyone[i] for i in range(len(lengths))]
+
+    def engine_gap(self, step: Step) -> tuple[float, float] | None:
+        """How far the engine's log-probs of the step's tokens are from ours under the same weights:
+
+        mean and maximum of the absolute differences, in nats. None if nothing was scored.
+        """
+        if not self._start:
+            return None
+        gaps = [
+            abs(told - ours)
+            for i in step.examples
+            for told, ours in zip(self._engine_logprobs(i), self._start[i], strict=True)
+        ]
+        return statistics.fmean(gaps), max(gaps)
+
+    def _engine_logprobs(self, index: int) -> list[float]:
+        example = self._examples[index]
+        told = zip(example.behaviour_logprobs or (), example.weights, strict=True)
+        return [logprob for logprob, weight in told if weight]
 
     def learn(
         self, step: Step, rate: float, earlier_norms: Sequence[float], where: str
@@ -81,11 +122,17 @@ class TrainingStage:
 
     def _terms(self, micro: MicroBatch, learning: bool) -> Tensor:
         """The terms of a micro-batch's examples. A dummy has one, which is 0."""
-        examples = [self._examples[i] for i in micro]
-        device = torch.device(self._spec.device)
-        batch = make_batch(examples, self._backend.packed, device)
+        batch = self._batch(micro)
         logprobs = self._backend.forward(batch, learning)
         return self._objective.loss(logprobs, batch) if micro else logprobs * 0.0
+
+    def _batch(self, micro: MicroBatch) -> Batch:
+        device = torch.device(self._spec.device)
+        batch = make_batch([self._examples[i] for i in micro], self._backend.packed, device)
+        if not micro or not self._start:
+            return batch
+        start = torch.tensor([*chain.from_iterable(self._start[i] for i in micro)], device=device)
+        return replace(batch, start_logprobs=start)
 
     def _mean(self, step: Step, terms: Sequence[Tensor], where: str) -> float:
         """The step's loss, from this rank's terms of each micro-batch and the other ranks'."""

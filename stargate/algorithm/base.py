@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from stargate.config.algorithm import DpoConfig, TurnWeightedConfig
+from stargate.config.algorithm import DpoConfig, GrpoConfig, TurnWeightedConfig
 from stargate.config.run import RunConfig
 from stargate.errors import RecordDropped
 from stargate.text.chat import ChatFormat
@@ -107,7 +107,8 @@ class PairAlgorithm(_Selects, Protocol):
         """The examples of the group's selections. What can't be one is dropped, by `drop`.
 
         A token with weight 0 is not learned at all. Behaviour log-probs are the algorithm's to copy
-        from the turns (`question_logprobs`): they are those after temperature and top-p.
+        from the turns (`question_logprobs`): they are those after temperature and top-p. If all
+        examples have them, the trainer scores them, too, before its first step.
         """
         ...
 
@@ -136,6 +137,7 @@ def require_length(ids: Sequence[int], max_length: int, where: str) -> None:
 def build_algorithm(config: RunConfig, views: Views, chat: ChatFormat) -> Algorithm:
     """The algorithm that `config.algorithm` names."""
     from stargate.algorithm.dpo import Dpo
+    from stargate.algorithm.grpo import Grpo
     from stargate.algorithm.star_gate import StarGate
     from stargate.algorithm.turn_weighted import TurnWeighted
 
@@ -144,4 +146,6 @@ def build_algorithm(config: RunConfig, views: Views, chat: ChatFormat) -> Algori
         return TurnWeighted(settings, views, chat, max_length)
     if isinstance(settings, DpoConfig):
         return Dpo(settings, views, chat, max_length)
+    if isinstance(settings, GrpoConfig):
+        return Grpo(settings, views, chat, max_length)
     return StarGate(settings, views, chat, max_length)

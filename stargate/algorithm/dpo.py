@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from stargate.algorithm.base import Drop, Material, Needs, ScoredGroup, require_length
-from stargate.algorithm.rewards import FactWorth, turn_gains, worth_by_task
+from stargate.algorithm.rewards import FactWorth, question_rewards, worth_by_task
 from stargate.config.algorithm import DpoConfig
 from stargate.errors import RecordDropped
 from stargate.text.chat import ChatFormat
@@ -48,15 +48,11 @@ class Dpo:
                 drop(problem)
         return examples
 
-    def _reward(self, group: ScoredGroup, dialogue: Dialogue, worth: FactWorth | None) -> float:
-        if worth is not None:
-            return worth.reward((), dialogue.turns[0].question)
-        return turn_gains(group.turn_scores[dialogue.id][:2], self._config.clip)[0]
-
     def _preference(self, group: ScoredGroup, worth: FactWorth | None) -> list[TrainingExample]:
         """Raises RecordDropped if no two questions differ enough."""
         whole = [d for d in group.dialogues if d.turns[0].question_stop is StopReason.STOP]
-        rewards = {d.id: self._reward(group, d, worth) for d in whole}
+        clip = self._config.clip
+        rewards = {d.id: question_rewards(group, d, worth, clip)[0] for d in whole}
         ranked = sorted(whole, key=lambda d: (-rewards[d.id], d.id))
         if not ranked or rewards[ranked[0].id] - rewards[ranked[-1].id] < self._config.margin:
             problem = f"no two questions differ by {self._config.margin:g} nats"

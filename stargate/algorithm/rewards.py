@@ -10,11 +10,11 @@ Turn gains as rewards: arXiv 2602.12342. Leave-one-out means: arXiv 2402.14740.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import pairwise
 
-from stargate.algorithm.base import Material
-from stargate.types import TurnScore
+from stargate.algorithm.base import Material, ScoredGroup
+from stargate.types import Dialogue, TurnScore
 
 
 def turn_gains(scores: Sequence[TurnScore], clip: float, contrast: bool = False) -> list[float]:
@@ -84,6 +84,49 @@ def worth_by_task(material: Material, clip: float) -> dict[str, FactWorth]:
         if pair.id in material.fact_values:
             values[pair.task.id][pair.persona.id] = material.fact_values[pair.id]
     return {task: FactWorth(of, material.brings_out, clip) for task, of in values.items()}
+
+
+def question_rewards(
+    group: ScoredGroup,
+    dialogue: Dialogue,
+    worth: FactWorth | None,
+    clip: float,
+    contrast: bool = False,
+) -> list[float]:
+    """One reward per question of a dialogue: by `worth`, or where there is none by turn gains."""
+    if worth is None:
+        return turn_gains(group.turn_scores[dialogue.id], clip, contrast)
+    asked = [turn.question for turn in dialogue.turns]
+    return [worth.reward(asked[:number], question) for number, question in enumerate(asked)]
+
+
+def above_siblings(
+    groups: Sequence[ScoredGroup], rewards: Mapping[str, Sequence[float]]
+) -> dict[str, list[float]]:
+    """Each reward minus the mean of its siblings' rewards, in nats; both by dialogue id.
+
+    Siblings were asked in the same state: at turn 1 all of a task, whoever plays, because the
+    Questioner doesn't know who; later all of a pair at that turn. `groups` are those of one task.
+    """
+    siblings: dict[Hashable, list[tuple[str, int]]] = defaultdict(list)
+    for group in groups:
+        for dialogue in group.dialogues:
+            for number in range(len(rewards[dialogue.id])):
+                siblings[(group.pair.id, number) if number else None].append((dialogue.id, number))
+    found = {dialogue_id: [0.0] * len(of_turns) for dialogue_id, of_turns in rewards.items()}
+    for places in siblings.values():
+        above = leave_one_out([rewards[dialogue_id][number] for dialogue_id, number in places])
+        for (dialogue_id, number), value in zip(places, above, strict=True):
+            found[dialogue_id][number] = value
+    return found
+
+
+def by_task(groups: Sequence[ScoredGroup]) -> dict[str, list[ScoredGroup]]:
+    """The groups of each task, in the order of their pairs' ids."""
+    found: dict[str, list[ScoredGroup]] = defaultdict(list)
+    for group in sorted(groups, key=lambda group: group.pair.id):
+        found[group.pair.task.id].append(group)
+    return found
 
 
 def leave_one_out(rewards: Sequence[float]) -> list[float]:

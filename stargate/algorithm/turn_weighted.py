@@ -10,18 +10,23 @@ was cut off, or is worth nothing, is not learned. (Reward-weighted fine-tuning: 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from stargate.algorithm.base import Drop, Material, Needs, ScoredGroup, require_length
-from stargate.algorithm.rewards import FactWorth, leave_one_out, turn_gains, worth_by_task
+from stargate.algorithm.rewards import (
+    FactWorth,
+    above_siblings,
+    by_task,
+    question_rewards,
+    worth_by_task,
+)
 from stargate.algorithm.star_gate import mark_learned
 from stargate.config.algorithm import TurnWeightedConfig
 from stargate.errors import RecordDropped
 from stargate.text.chat import ChatFormat
 from stargate.text.views import Views
-from stargate.types import Dialogue, Pair, Selection, StopReason, TrainingExample, Turn
+from stargate.types import Pair, Selection, StopReason, TrainingExample, Turn
 
 # Questions, each wording once: the turn, and the dialogue where it was asked.
 _Pool = Mapping[str, tuple[Turn, str]]
@@ -62,22 +67,17 @@ class TurnWeighted:
         return []  # questions are chosen, not dialogues
 
     def learn(self, material: Material, drop: Drop) -> Sequence[TrainingExample]:
-        by_task: dict[str, list[ScoredGroup]] = defaultdict(list)
-        for group in sorted(material.groups, key=lambda group: group.pair.id):
-            by_task[group.pair.task.id].append(group)
         worths = worth_by_task(material, self._config.clip)
         asked = []
-        for task, groups in by_task.items():
+        for task, groups in by_task(material.groups).items():
             worth = worths.get(task)
-            if self._config.credit == "turns":
-                asked += self._weighted(groups, self._gains)
-            elif worth is None:
+            if self._config.credit == "facts" and worth is None:
                 continue  # counted when their facts could not be valued
-            elif self._config.recombine is not None:
+            if self._config.recombine is not None and worth is not None:
                 pool = _pool(groups if self._config.recombine == "task" else material.groups)
                 asked += self._recombined(groups, pool, worth, material.near)
             else:
-                asked += self._weighted(groups, partial(_replayed, worth))
+                asked += self._weighted(groups, worth)
         tasks: dict[str, set[str]] = defaultdict(set)  # in which a question is kept
         for one in asked:
             for question in one.kept():
@@ -90,37 +90,19 @@ class TurnWeighted:
                 drop(problem)
         return examples
 
-    def _gains(self, group: ScoredGroup, dialogue: Dialogue) -> list[float]:
-        scores = group.turn_scores[dialogue.id]
-        return turn_gains(scores, self._config.clip, self._config.contrast)
-
-    def _weighted(
-        self,
-        groups: Sequence[ScoredGroup],
-        rewards_of: Callable[[ScoredGroup, Dialogue], Sequence[float]],
-    ) -> list[_Asked]:
+    def _weighted(self, groups: Sequence[ScoredGroup], worth: FactWorth | None) -> list[_Asked]:
         """The dialogues of one task as they were played, with the weight of each question."""
-        rewards: dict[tuple[str, int], float] = {}  # by dialogue and turn
-        siblings: dict[Hashable, list[tuple[str, int]]] = defaultdict(list)
-        for group in groups:
-            for dialogue in group.dialogues:
-                for number, reward in enumerate(rewards_of(group, dialogue)):
-                    place = (dialogue.id, number)
-                    rewards[place] = reward
-                    siblings[(group.pair.id, number) if number else None].append(place)
-        advantages: dict[tuple[str, int], float] = {}
-        for places in siblings.values():
-            above = leave_one_out([rewards[place] for place in places])
-            advantages |= dict(zip(places, above, strict=True))
+        clip, contrast = self._config.clip, self._config.contrast
+        played = [(group, dialogue) for group in groups for dialogue in group.dialogues]
+        rewards = {d.id: question_rewards(group, d, worth, clip, contrast) for group, d in played}
+        advantages = above_siblings(groups, rewards)
         found = []
-        for group in groups:
-            for dialogue in group.dialogues:
-                places = [(dialogue.id, number) for number in range(len(dialogue.turns))]
-                weights = tuple(
-                    self._weight(turn, rewards[place], advantages[place])
-                    for turn, place in zip(dialogue.turns, places, strict=True)
-                )
-                found.append(_Asked(group.pair, dialogue.id, dialogue.turns, weights))
+        for group, dialogue in played:
+            of_turns = zip(
+                dialogue.turns, rewards[dialogue.id], advantages[dialogue.id], strict=True
+            )
+            weights = tuple(self._weight(*of_turn) for of_turn in of_turns)
+            found.append(_Asked(group.pair, dialogue.id, dialogue.turns, weights))
         return found
 
     def _weight(self, turn: Turn, reward: float, advantage: float) -> float:
@@ -226,8 +208,3 @@ def _pool(groups: Sequence[ScoredGroup]) -> _Pool:
                 if turn.question_stop is StopReason.STOP:
                     pool.setdefault(turn.question, (turn, dialogue.id))
     return pool
-
-
-def _replayed(worth: FactWorth, _: ScoredGroup, dialogue: Dialogue) -> list[float]:
-    questions = [turn.question for turn in dialogue.turns]
-    return [worth.reward(questions[:n], question) for n, question in enumerate(questions)]

@@ -38,6 +38,9 @@ class AlgorithmConfig(Component):
         """The setting that needs facts grounding in a training run, if there is one."""
         return None
 
+    def check_samples(self, temperature: float, top_p: float, examples: str) -> None:
+        """Raises ValueError if the algorithm can't learn from questions that are sampled so."""
+
 
 class StarGateConfig(AlgorithmConfig):
     """The paper: the best dialogue of a pair is learned, with the policy's own response after it.
@@ -131,6 +134,33 @@ class DpoConfig(QuestionWorthConfig):
         return {"beta": self.beta, "nll": self.nll}
 
 
+class GrpoConfig(QuestionWorthConfig):
+    """Policy gradients by turn, with a clipped ratio and a KL to m_0 (docs/algorithms.md).
+
+    Questions were asked by m_t, so training goes on from it.
+    """
+
+    objective: ClassVar[str] = "clipped_policy_gradient"
+
+    type: Literal["grpo"] = "grpo"
+    start_from: Literal["previous"] = "previous"
+    # How far the ratio of new to old probability may go, to both sides of 1, and still gain.
+    clip_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    kl: Annotated[float, Field(ge=0.0)] = 0.04  # nats of reward per nat of a token's KL to m_0
+
+    @property
+    def objective_settings(self) -> dict[str, float]:
+        return {"clip_ratio": self.clip_ratio, "kl": self.kl}
+
+    def check_samples(self, temperature: float, top_p: float, examples: str) -> None:
+        if (temperature, top_p, examples) != (1.0, 1.0, "iteration"):
+            raise ValueError(
+                "algorithm.type=grpo learns from m_t's own samples: it needs "
+                "questioner.sampling.temperature=1, questioner.sampling.top_p=1 and "
+                f"trainer.examples=iteration, got {temperature:g}, {top_p:g} and {examples}"
+            )
+
+
 def _algorithm_tag(value: object) -> str:
     """The tag of an algorithm's variant: a file that names none means the paper's."""
     kind = value.get("type", "star_gate") if isinstance(value, dict) else getattr(value, "type", "")
@@ -140,6 +170,11 @@ def _algorithm_tag(value: object) -> str:
 AnyAlgorithm = Annotated[
     Annotated[StarGateConfig, Tag(f"{TAG}star_gate")]
     | Annotated[TurnWeightedConfig, Tag(f"{TAG}turn_weighted")]
-    | Annotated[DpoConfig, Tag(f"{TAG}dpo")],
-    Discriminator(_algorithm_tag, "algorithm_type", "type must be star_gate, turn_weighted or dpo"),
+    | Annotated[DpoConfig, Tag(f"{TAG}dpo")]
+    | Annotated[GrpoConfig, Tag(f"{TAG}grpo")],
+    Discriminator(
+        _algorithm_tag,
+        "algorithm_type",
+        "type must be star_gate, turn_weighted, dpo or grpo",
+    ),
 ]

@@ -360,6 +360,12 @@ class RunConfig(Component):
         return self
 
     @model_validator(mode="after")
+    def _samples_fit(self) -> Self:
+        sampling = self.questioner.sampling
+        self.algorithm.check_samples(sampling.temperature, sampling.top_p, self.trainer.examples)
+        return self
+
+    @model_validator(mode="after")
     def _one_gpu_is_enough(self) -> Self:
         """What colocated actors share is theirs together: nobody has GPUs of its own."""
         if self.cluster.strategy != "colocated":

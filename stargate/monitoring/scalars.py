@@ -2,6 +2,7 @@
 
 Names, and what their step counts
     train/{loss, grad_norm, learning_rate}  step n: the n-th optimizer step of the run, from 1
+    train/engine_gap_{mean, max}            the same, where the trainer compares its log-probs
     train/validation_loss                   step n: the iteration's last optimizer step
     rollout/tokens_per_s                    step v: the iteration that made m_v (its sampled tokens
                                             of dialogues over the wall time of its rollout)
@@ -58,6 +59,9 @@ class RunScalars:
                 "train/grad_norm": grad_norm,
                 "train/learning_rate": learning_rate,
             }
+            if trained.engine_gap_mean:
+                scalars["train/engine_gap_mean"] = trained.engine_gap_mean[step - 1]
+                scalars["train/engine_gap_max"] = trained.engine_gap_max[step - 1]
             if step == last and trained.validation_loss is not None:
                 scalars["train/validation_loss"] = trained.validation_loss
             yield Point(scalars, step=self._num_optimizer_steps + step)

@@ -231,8 +231,8 @@ def _result(event: Mapping[str, Any], models: Path) -> IterationResult | None:
     if "num_tokens" not in event:
         return None
     version = int(event["iteration"]) + 1
-    # Runs of earlier versions counted no repeated steps.
-    event = {"num_repeated_steps": None, **event}
+    # What runs of earlier versions did not count.
+    event = {"num_repeated_steps": None, "engine_gap_mean": (), "engine_gap_max": (), **event}
     trained = {name: event[key] for name, key in _TRAINED_KEYS.items()}
     pushed = {name: event[key] for name, key in _PUSHED_KEYS.items()}
     return IterationResult(

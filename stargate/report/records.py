@@ -115,6 +115,8 @@ class Iteration:
     validation_loss: float | None = None
     train_seconds: float | None = None
     push_seconds: float | None = None
+    engine_gap_mean: tuple[float, ...] = ()
+    engine_gap_max: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The report as one list of sections; page.py and text.py show it, each in its way."""
 
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from stargate.config.files import dump_config
 from stargate.monitoring.tracking import leaves
@@ -162,6 +163,9 @@ def _training_section(iterations: Sequence[Iteration], plots: Sequence[Plot]) ->
         ends = "no step" if first is None else f"loss {first:.3f} -> {last:.3f}"
         if entry.validation_loss is not None:
             ends += f", validation {entry.validation_loss:.3f}"
+        if entry.engine_gap_mean:
+            mean, most = fmean(entry.engine_gap_mean), max(entry.engine_gap_max)
+            ends += f", engine's log-probs off by {mean:.4f} nats (at most {most:.3f})"
         if entry.push_seconds is not None:
             ends += f", weight push {entry.push_seconds:.2f} s"
         lines.append(

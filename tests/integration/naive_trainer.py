@@ -1,7 +1,7 @@
 """A naive trainer to compare with: one sequence at a time, float32, no packing, no ranks."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,10 @@ def mean_loss(model: Any, examples: Sequence[TrainingExample]) -> Tensor:
 
 
 def naive_training(
-    model: Any, examples: list[TrainingExample], settings: TrainerConfig
+    model: Any,
+    examples: list[TrainingExample],
+    settings: TrainerConfig,
+    loss_of: Callable[[Any, Sequence[TrainingExample]], Tensor] = mean_loss,
 ) -> tuple[list[float], list[float]]:
     """Trains what learns of the model by a plain loop. Losses and gradient norms."""
     learning = [p for p in model.parameters() if p.requires_grad]
@@ -78,7 +81,7 @@ def naive_training(
     steps = plan_steps(range(len(examples)), lengths, layout, settings.num_epochs, seed=0)
     losses, norms = [], []
     for number, step in enumerate(steps):
-        loss = mean_loss(model, [examples[i] for i in step.examples])
+        loss = loss_of(model, [examples[i] for i in step.examples])
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(learning, settings.max_grad_norm)))
         for group in optimizer.param_groups:

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from stargate.actors.training.rank import TrainerRank
@@ -57,6 +58,7 @@ class Ranks:
         num_threads: int = 1,
         checkpoint_dir: Path | None = None,
         objective: str = "weighted_nll",
+        objective_settings: Mapping[str, float] = MappingProxyType({}),
     ) -> list[TrainResult]:
         """Each rank's result, with m_0 from `base_dir` if given.
 
@@ -70,6 +72,7 @@ class Ranks:
                 config=config,
                 num_threads=num_threads,
                 objective=objective,
+                objective_settings=dict(objective_settings),
             )
             kept = None if checkpoint_dir is None else str(checkpoint_dir)
             pipe.send((own, list(examples), str(start_dir), str(output_dir), kept))

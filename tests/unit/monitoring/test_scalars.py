@@ -1,5 +1,7 @@
 """Which scalars a run gives to its trackers, and at which steps."""
 
+from dataclasses import replace
+
 from stargate.errors import RecordDropped
 from stargate.monitoring.scalars import Point, RunScalars, evaluation_scalars
 from stargate.records.counters import Counters
@@ -85,6 +87,17 @@ def test_the_scalars_of_a_run() -> None:
             step=2,
         ),
     ]
+
+
+def test_the_engines_gap_is_a_metric_of_every_step() -> None:
+    compared = replace(
+        trained((4.0, 2.0), None), engine_gap_mean=(0.25, 0.5), engine_gap_max=(1.0, 2.0)
+    )
+    first, second, _ = RunScalars(Counters()).iteration(0, compared, pushed(1, 0.25))
+    gaps = {"train/engine_gap_mean": 0.25, "train/engine_gap_max": 1.0}
+    assert first == step_point(1, 4.0, 2.0, **gaps)
+    gaps = {"train/engine_gap_mean": 0.5, "train/engine_gap_max": 2.0}
+    assert second == step_point(2, 2.0, 1.0, **gaps)
 
 
 def test_measures_without_a_number_have_no_point() -> None:

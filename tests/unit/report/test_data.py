@@ -11,6 +11,7 @@ from stargate.report.data import load_report
 from stargate.report.dialogues import keep_whole_pairs
 from stargate.report.findings import answer
 from stargate.report.records import DialogueView, ReportData
+from stargate.report.text import render_text
 from tests.fakes.report_run import FACTS, MARKUP, PERSONAS, build_halted_run
 
 
@@ -203,3 +204,14 @@ def test_what_an_evaluation_dropped_is_in_the_report(copy: Path) -> None:
     assert after.total == before.total + 2
     assert after.run["prompt_too_long (evaluation strict)"] == 2
     assert after.examples["prompt_too_long (evaluation strict)"] == ("workout:ana",)
+
+
+def test_the_engines_gap_stands_beside_the_losses(copy: Path) -> None:
+    metrics = copy / "metrics.jsonl"
+    events = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    for event in events:
+        if event.get("iteration") == 1:
+            event |= {"engine_gap_mean": [0.01, 0.03], "engine_gap_max": [0.5, 0.25]}
+    metrics.write_text("".join(f"{json.dumps(event)}\n" for event in events), encoding="utf-8")
+    [line] = [line for line in render_text(load_report(copy)).splitlines() if "(m2)" in line]
+    assert "engine's log-probs off by 0.0200 nats (at most 0.500)" in line

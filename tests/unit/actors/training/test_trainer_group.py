@@ -112,11 +112,15 @@ def test_the_screen_shows_where_training_goes_on(
     assert "32/32 steps" in ended
 
 
-def test_repeated_steps_are_on_record_and_runs_of_earlier_versions_have_none() -> None:
-    trained = TrainResult((2.0,), (1.0,), (0.1,), None, 1, 2, 3, 1.0, "models/m1", 0, 5)
+def test_repeated_steps_and_gaps_are_on_record_and_runs_of_earlier_versions_have_none() -> None:
+    trained = TrainResult(
+        (2.0,), (1.0,), (0.1,), None, 1, 2, 3, 1.0, "models/m1", 0, 5, (0.1,), (0.2,)
+    )
     event = iteration_event(0, IterationResult(trained, PushResult(1, 1, 1.0, {})), Counters())
     again = _result(event, Path("models"))
     assert again is not None and again.trained == trained
-    del event["num_repeated_steps"]
+    for key in ("num_repeated_steps", "engine_gap_mean", "engine_gap_max"):
+        del event[key]
     older = _result(event, Path("models"))
     assert older is not None and older.trained.num_repeated_steps is None
+    assert older.trained.engine_gap_mean == older.trained.engine_gap_max == ()
