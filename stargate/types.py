@@ -77,7 +77,8 @@ class Sampling:
 
     `logprobs` asks for the log-prob of each sampled token under the distribution that it was drawn
     from: after temperature and top-p. Of a greedy text, under the model's own (temperature 1).
-    `stop_ids` end the text beside the end tokens that the model's own config names.
+    `num_prompt_logprobs` asks for those of so many of the prompt's last tokens, always under the
+    model's own. `stop_ids` end the text beside the end tokens that the model's own config names.
     """
 
     temperature: float
@@ -86,6 +87,7 @@ class Sampling:
     seed: int
     logprobs: bool = False
     stop_ids: tuple[int, ...] = ()
+    num_prompt_logprobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ class Generation:
     """One generated text.
 
     `token_ids` are exactly the sampled ids, with the end token if it was sampled. `logprobs` has
-    one value per token, in nats, if they were asked for.
+    one value per token, in nats, if they were asked for; `prompt_logprobs` likewise.
     """
 
     text: str
@@ -113,6 +115,7 @@ class Generation:
     num_prompt_tokens: int
     num_cached_tokens: int = 0
     logprobs: tuple[float, ...] | None = None
+    prompt_logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

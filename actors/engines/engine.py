@@ -347,6 +347,7 @@ def _to_generation(request: GenerateRequest, output: Any, tokenizer: Any) -> Gen
     if not completion.weight_versions:
         raise ValueError("vLLM reported no weights version")
     token_ids = tuple(completion.token_ids)
+    num_read = request.sampling.num_prompt_logprobs
     return Generation(
         text=tokenizer.decode(
             token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -358,6 +359,7 @@ def _to_generation(request: GenerateRequest, output: Any, tokenizer: Any) -> Gen
         num_cached_tokens=output.num_cached_tokens or 0,
         # One entry per token: more were not asked for.
         logprobs=tuple(completion.logprobs.logprobs) if request.sampling.logprobs else None,
+        prompt_logprobs=tuple(output.prompt_logprobs.logprobs[-num_read:]) if num_read else None,
     )
 
 

@@ -149,6 +149,9 @@ def sampling_arguments(sampling: Sampling, device: Device) -> dict[str, Any]:
     if sampling.logprobs:
         # Of the sampled token alone, and in lists instead of a dictionary per token.
         arguments |= {"logprobs": 0, "flat_logprobs": True}
+    if sampling.num_prompt_logprobs:
+        # vLLM then computes the whole prompt: it takes nothing from the prefix cache.
+        arguments |= {"prompt_logprobs": 0, "flat_logprobs": True}
     if device == "cpu" and sampling.temperature > 0.0 and sampling.top_p < 1.0:
         arguments["top_p"] = 1.0
         arguments["extra_args"] = {NUCLEUS_ARGUMENT: sampling.top_p}

@@ -77,6 +77,7 @@ CATALOG: tuple[MeasureInfo, ...] = (
     MeasureInfo("distinct_question_rate", "distinct questions", "share", _DIVERSITY, True),
     MeasureInfo("generic_question_rate", "generic questions", "share", _DIVERSITY, False),
     MeasureInfo("answered_already_rate", "questions answered before", "share", _DIVERSITY, False),
+    MeasureInfo("question_fit", "first question's fit, nats", "nats", _DIVERSITY),
     MeasureInfo("tokens_per_dialogue", "tokens per dialogue", "count", _EFFORT),
     MeasureInfo("tokens_to_read", "to read", "count", _EFFORT),
     MeasureInfo("tokens_to_write", "to write", "count", _EFFORT),
@@ -168,6 +169,10 @@ _SENTENCES = {
     "generic_question_rate": "Share of questions that stand in three or more other tasks as well.",
     "answered_already_rate": (
         "Share of later questions whose answer the person had told in the same dialogue."
+    ),
+    "question_fit": (
+        "How much likelier the checkpoint asks its first question at this task than at others: 0 "
+        "where it asks the same everywhere. Repeating the task's words counts, too."
     ),
     "tokens_per_dialogue": "All that the user reads and writes in one dialogue.",
     "tokens_to_read": "The questions.",

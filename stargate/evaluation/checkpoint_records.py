@@ -1,6 +1,6 @@
 """The tables of one evaluated checkpoint, read and checked.
 
-    ROOT/eval-m<v>/{dialogues,controls,verdicts} -> CheckpointRecords
+    ROOT/eval-m<v>/{dialogues,controls,question_fits,verdicts} -> CheckpointRecords
 
 A table that contradicts the data or itself is refused: what is measured from it would be wrong.
 """
@@ -13,6 +13,7 @@ from stargate.errors import DataError
 from stargate.evaluation.comparisons import Order
 from stargate.evaluation.controls import ControlScore, read_controls
 from stargate.evaluation.qualification import TRIALS
+from stargate.evaluation.question_fit import FitScore
 from stargate.evaluation.verdicts import Verdict
 from stargate.evaluation.win_rate import JudgedComparison
 from stargate.records.schemas import Row, dialogue_from_row
@@ -36,6 +37,7 @@ class CheckpointRecords:
     dialogues: Sequence[Dialogue]
     controls: Sequence[ControlScore]
     comparisons: Mapping[str, Sequence[JudgedComparison]]
+    fits: Sequence[FitScore] = ()
 
 
 def read_checkpoint(store: RunStore, scope: str, pairs: Mapping[str, Pair]) -> CheckpointRecords:
@@ -44,18 +46,21 @@ def read_checkpoint(store: RunStore, scope: str, pairs: Mapping[str, Pair]) -> C
     """
     dialogues = [dialogue_from_row(row) for row in store.read(scope, "dialogues")]
     controls = read_controls(store, scope)
-    named = {dialogue.pair_id for dialogue in dialogues} | {entry.pair_id for entry in controls}
+    fits = tuple(FitScore(**row) for row in store.read(scope, "question_fits"))
+    named = {dialogue.pair_id for dialogue in dialogues}
+    named |= {entry.pair_id for entry in controls} | {fit.pair_id for fit in fits}
     if unknown := sorted(named - set(pairs)):
         raise DataError(
             f"{scope}: the data have no pair {unknown[0]!r} ({len(unknown)} such); was it "
             "evaluated on other data?"
         )
     known = {None, *(dialogue.id for dialogue in dialogues)}
-    for entry in controls:
-        if entry.dialogue_id not in known:
-            raise DataError(f"{scope}/controls: no dialogue {entry.dialogue_id!r} in {scope}")
+    for table, entries in (("controls", controls), ("question_fits", fits)):
+        for entry in entries:
+            if entry.dialogue_id not in known:
+                raise DataError(f"{scope}/{table}: no dialogue {entry.dialogue_id!r} in {scope}")
     comparisons = comparisons_from_rows(store.read(scope, "verdicts"), scope)
-    return CheckpointRecords(pairs, dialogues, controls, comparisons)
+    return CheckpointRecords(pairs, dialogues, controls, comparisons, fits)
 
 
 def comparisons_from_rows(rows: Iterable[Row], scope: str) -> dict[str, list[JudgedComparison]]:

@@ -19,6 +19,7 @@ from stargate.evaluation.controls import score_all
 from stargate.evaluation.judging import JudgeEngine, judge_checkpoints, judge_name
 from stargate.evaluation.measures import About, RoleplayerAbout, write_evaluation
 from stargate.evaluation.playing import EvaluationPairs, play_all, scope_of
+from stargate.evaluation.question_fit import score_fits
 from stargate.evaluation.references import References
 from stargate.evaluation.responding import respond_to_all
 from stargate.records.files import user_cache
@@ -121,6 +122,8 @@ async def evaluate(version: int, pairs: EvaluationPairs, roles: Roles, context: 
     stage = context.counters.stage
     with stage(f"eval_m{version}.rollout"):
         played = await play_all(version, pairs, roles, context)
+    with stage(f"eval_m{version}.fit"):
+        await score_fits(version, pairs.scored, played, roles.generate, context)
     with stage(f"eval_m{version}.score"):
         await score_all(version, pairs.scored, played, roles.score, context)
     if context.config.evaluation.judge is not None:

@@ -1,6 +1,6 @@
 """One evaluation's tables -> eval.json. Nothing else goes in, so it can be made again at any time.
 
-    ROOT/eval-m<v>/{dialogues,controls,verdicts} -> CheckpointRecords -> observations by measure
+    ROOT/eval-m<v>/{dialogues,controls,...} -> CheckpointRecords -> observations by measure
         -> mean and interval per checkpoint; change from the first checkpoint; win rates; the judge
 
 Gold log-prob under m_0, in nats. One observation per dialogue, unless said otherwise:
@@ -18,12 +18,11 @@ contrast                    the own gold's log-prob beyond what dialogue and gol
 gain_at_turn_1, _2, ...     what a question added: after k turns minus after k - 1 (0: no dialogue)
 ..._per_token               divided by the number of the gold's tokens, dialogue by dialogue
 
-Beside them all of elicitation.py, diversity.py and asking.py, and win_rate (each checkpoint with
-its own dialogues and responses against m_0) and win_rate_fixed_responder (m_0 writes both).
+Beside them all of elicitation.py, diversity.py, asking.py and question_fit.py, and win_rate (own
+dialogues and responses against m_0's) and win_rate_fixed_responder (m_0 writes both).
 
-Shares of turns (question_rate) have one observation per turn: the mean is then the share itself,
-a dialogue weighs by its turns, and turns of one dialogue, which are no independent samples, lie
-in one (task, persona) cell, which is the unit that the intervals resample.
+Shares of turns (question_rate) have one observation per turn: a dialogue weighs by its turns, and
+those, no independent samples, lie in one (task, persona) cell: what the intervals resample.
 """
 
 import re
@@ -42,6 +41,7 @@ from stargate.evaluation.controls import FIXED, ControlScore, gains
 from stargate.evaluation.diversity import observe_diversity
 from stargate.evaluation.elicitation import CountTokens, observe_elicitation
 from stargate.evaluation.qualification import TRIALS, Qualification, qualify
+from stargate.evaluation.question_fit import observe_fit
 from stargate.evaluation.references import FOLDER, RECORDS, read_rows
 from stargate.evaluation.skill import skill
 from stargate.evaluation.statistics import (
@@ -262,7 +262,7 @@ def observe(
         found |= observe_diversity(
             played, records.pairs.values(), grounded=grounded, told_already=told_already
         )
-        found |= observe_asking(played)
+        found |= observe_asking(played) | observe_fit(records.pairs, records.fits)
     return found
 
 

@@ -20,6 +20,7 @@ MAIN_MEASURES = (
     "facts_per_dialogue",
     *("fact_coverage", *(f"coverage_of_importance_{level}" for level in (3, 2, 1))),
     *("task_gain", "distinct_question_rate", "generic_question_rate", "answered_already_rate"),
+    "question_fit",
     *("ask_balanced_accuracy", "ask_accuracy", "always_ask_accuracy", "never_ask_accuracy"),
     *("needless_question_rate", "tokens_per_dialogue"),
     *("win_rate", "win_rate_fixed_responder"),

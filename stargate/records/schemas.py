@@ -1,7 +1,7 @@
 """The tables of a run directory: their columns, and the rows of the records.
 
     dialogues, scores, turn_scores, fact_values, selections, examples    of an iteration
-    dialogues, controls, responses, verdicts                of an evaluation
+    dialogues, question_fits, controls, responses, verdicts              of an evaluation
 
 New columns go to the end of a schema and must be optional: tables of earlier versions lack them.
 """
@@ -85,6 +85,9 @@ SCHEMAS: dict[str, pa.Schema] = {
             "side": _TEXT,
         }
     ),
+    "question_fits": pa.schema(
+        {"dialogue_id": _TEXT, "pair_id": _TEXT, "task_id": _TEXT, "logprob": _FLOAT}
+    ),
     "controls": pa.schema(
         {
             "dialogue_id": _TEXT,
@@ -131,6 +134,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "turn_scores": ("dialogue_id", "turn"),
     "fact_values": ("pair_id",),
     "selections": ("pair_id", "dialogue_id"),
+    "question_fits": ("dialogue_id", "task_id"),
     "controls": ("control", "pair_id", "dialogue_id", "num_turns"),
     "responses": ("dialogue_id", "responder_version"),
     "verdicts": ("comparison", "task_id", "persona_id", "candidate", "baseline", "order"),

@@ -100,6 +100,14 @@ _CURVES = (
         zero=True,
     ),
     Curves(
+        "question_fit",
+        "Fit of the first question",
+        "How much likelier a checkpoint asks its question at this task than at others.",
+        "nats per question",
+        ("question_fit",),
+        zero=True,
+    ),
+    Curves(
         "tokens",
         "The user's effort",
         "Tokens that the user reads and writes.",

@@ -51,6 +51,7 @@ _MEASURES: dict[str, tuple[float, float, float]] = {
     "distinct_question_rate": (0.75, 0.0, 0.1),
     "generic_question_rate": (0.25, 0.0, 0.1),
     "answered_already_rate": (0.125, 0.0, 0.05),
+    "question_fit": (2.5, 1.5, 0.5),
     "tokens_per_dialogue": (20.0, 4.0, 3.0),
     "tokens_to_read": (10.0, 2.0, 1.5),
     "tokens_to_write": (10.0, 2.0, 1.5),

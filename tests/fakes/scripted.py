@@ -120,7 +120,12 @@ class ScriptedGenerate:
             stop=StopReason.STOP if self._end else StopReason.LENGTH,
             policy_version=self.version,
             num_prompt_tokens=len(request.prompt_ids),
+            prompt_logprobs=self._read(request),
         )
+
+    def _read(self, request: GenerateRequest) -> tuple[float, ...] | None:
+        num = request.sampling.num_prompt_logprobs
+        return (-0.5,) * num if num else None
 
 
 class FixedRoleplay:

@@ -149,6 +149,9 @@ def test_only_who_asks_for_logprobs_gets_them() -> None:
     asked = sampling_arguments(sampling, "cpu")
     assert (asked["logprobs"], asked["flat_logprobs"]) == (0, True)
     assert "logprobs" not in sampling_arguments(replace(sampling, logprobs=False), "cpu")
+    assert "prompt_logprobs" not in asked
+    read = sampling_arguments(replace(sampling, num_prompt_logprobs=3), "cpu")
+    assert (read["prompt_logprobs"], read["flat_logprobs"]) == (0, True)
 
 
 def test_needed_memory() -> None:
