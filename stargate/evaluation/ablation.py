@@ -37,7 +37,7 @@ UNGROUNDED = ("roleplayer.grounding={type: persona}",)
 
 # All that m_0 makes before a condition can matter. The verdicts of eval-m0 are the judge's trials.
 _SHARED = {
-    "eval-m0": ("dialogues", "controls", "responses", "verdicts"),
+    "eval-m0": ("dialogues", "question_fits", "controls", "responses", "verdicts"),
     "t0": ("dialogues", "scores"),
 }
 # Rows that are copied at a time: a paper-sized iteration has 125,000 dialogues.

@@ -178,10 +178,11 @@ def _remove_outdated_iteration(store: RunStore, scope: str) -> int:
 
 
 def _remove_outdated_evaluation(store: RunStore, scope: str) -> int:
-    """dialogues -> controls, responses"""
+    """dialogues -> question_fits, controls, responses"""
     played = {None, *(row["id"] for row in store.read(scope, "dialogues"))}
 
     def is_current(row: Row) -> bool:
         return row["dialogue_id"] in played and row.get("other_dialogue_id") in played
 
-    return sum(store.keep(scope, table, is_current) for table in ("controls", "responses"))
+    made = ("question_fits", "controls", "responses")
+    return sum(store.keep(scope, table, is_current) for table in made)

@@ -165,7 +165,8 @@ def test_what_m0_does_is_made_once_and_m0_comes_back_before_each_condition(tmp_p
     of_t0 = [asked for asked in running.asked["random"] if asked.startswith("t0")]
     assert len(of_t0) == len(PAIRS)
     assert all(asked.endswith("/response") for asked in of_t0)
-    for shared in ("eval-m0/dialogues", "eval-m0/controls", "t0/dialogues", "t0/scores"):
+    of_m0 = ("eval-m0/dialogues", "eval-m0/question_fits", "eval-m0/controls")
+    for shared in (*of_m0, "t0/dialogues", "t0/scores"):
         scope, table = shared.split("/")
         first, *others = (rows(tmp_path / name, scope, table) for name in names)
         assert first

@@ -221,6 +221,26 @@ def test_rows_made_from_lost_ones_go_too(tmp_path: Path, store: RunStore) -> Non
     assert repair(tmp_path, discovery(tmp_path)) == Repairs()
 
 
+def test_what_an_evaluation_made_from_lost_dialogues_goes_too(
+    tmp_path: Path, store: RunStore
+) -> None:
+    made = ("question_fits", "controls", "responses")
+
+    async def fill() -> None:
+        for pair in ("p", "q"):
+            dialogue = {"id": f"d/{pair}", "pair_id": pair, "index": 0, "turns": []}
+            await store.append("eval-m1", "dialogues", [dialogue])
+            for table in made:
+                row = {"dialogue_id": dialogue["id"], "pair_id": pair}
+                await store.append("eval-m1", table, [row])
+
+    asyncio.run(fill())
+    table_files(tmp_path / "eval-m1" / "dialogues")[0].write_bytes(b"PAR1")
+    assert repair(tmp_path, discovery(tmp_path)).num_outdated_rows == len(made)
+    for table in made:
+        assert [row["pair_id"] for row in store.read("eval-m1", table)] == ["q"]
+
+
 def test_metrics_lose_torn_and_damaged_lines_only(tmp_path: Path, store: RunStore) -> None:
     file = tmp_path / "metrics.jsonl"
     store.append_metrics({"event": "evaluation", "version": 0})
