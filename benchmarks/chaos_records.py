@@ -16,7 +16,7 @@ from stargate.algorithm.selection import select
 from stargate.evaluation.playing import plan_evaluation
 from stargate.launch.setup import Prepared
 from stargate.records.parquet import read_rows
-from stargate.records.schemas import Row, dialogue_from_row, record_from_row
+from stargate.records.schemas import KEYS, Row, dialogue_from_row, record_from_row
 from stargate.records.store import RunStore, table_files
 from stargate.resources.models import context_length
 from stargate.rollout.dialogue import plan_dialogues
@@ -25,14 +25,8 @@ from stargate.types import Dialogue, DialoguePlan, DialogueScore, Pair, Selectio
 
 # What a float32 score may differ by (nats): other requests shared its batch.
 SCORE_NOISE = 0.02
-# Where a row's identity stands.
-_KEYS = {
-    "dialogues": ("id",),
-    "scores": ("dialogue_id",),
-    "selections": ("pair_id",),
-    "examples": ("pair_id",),
-    "controls": ("dialogue_id", "pair_id", "control", "num_turns"),
-}
+# Where a row's identity stands. One dialogue of a pair is selected, and learned from once.
+_KEYS = KEYS | dict.fromkeys(("selections", "examples"), ("pair_id",))
 
 
 # K, seed and the policy's version of a dialogue, as they are drawn before it is played.

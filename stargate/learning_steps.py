@@ -17,10 +17,9 @@ from stargate.algorithm.base import IterationAlgorithm, Material, ScoredGroup
 from stargate.algorithm.rewards import area_under_curve
 from stargate.config.roleplayer import FactsGrounding
 from stargate.errors import ConfigError, RecordDropped
-from stargate.evaluation.diversity import Key, tasks_with_copies
 from stargate.protocols import Score
 from stargate.records.schemas import record_row
-from stargate.rollout.question_text import question_key
+from stargate.rollout.question_text import Key, question_key, tasks_with_copies
 from stargate.rollout.roleplayer import facts_asked_for
 from stargate.rollout.tasks import run_bounded
 from stargate.run_context import Roles, RunContext

@@ -18,19 +18,16 @@ tasks that need a question. task_gain and answered_already_rate need a Roleplaye
 in facts, generic_question_rate four tasks.
 """
 
-import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
 
 from stargate.evaluation.statistics import Observation
-from stargate.rollout.question_text import SAME_QUESTION, is_near, question_key, questions_in
+from stargate.rollout.question_text import Key, question_key, questions_in, tasks_with_copies
 from stargate.types import Dialogue, Pair, told_facts
 
 # In how many other tasks a question must have been asked to be a generic one.
 _GENERIC_TASKS = 3
 
-Key = frozenset[str]
 _Asked = tuple[Pair, Key]
 
 
@@ -62,35 +59,6 @@ def observe_diversity(
         found["task_gain"] = list(_task_gain(needed, pairs))
         if told_already is not None:
             found["answered_already_rate"] = list(_answered_already(needed, told_already))
-    return found
-
-
-def tasks_with_copies(tasks: Mapping[Key, set[str]], enough: int) -> dict[Key, set[str]]:
-    """The tasks in which each question or a near copy was asked; some of them where those are
-    `enough`.
-
-    `tasks` are those of each wording. Two keys that share SAME_QUESTION of their words share one of
-    the rarest words of each: of n words those that are left when all but one of the needed are
-    taken away. Only keys that share such a word are compared ("prefix filtering": Chaudhuri et al.,
-    ICDE 2006), and where all are near to all none is compared with more than it takes.
-    """
-    counts = Counter(chain.from_iterable(tasks))
-    rare: dict[Key, list[str]] = {}
-    with_word: dict[str, list[Key]] = defaultdict(list)
-    for key in tasks:
-        rarest_first = sorted(key, key=lambda word: (counts[word], word))
-        needed = math.ceil(SAME_QUESTION * len(key))
-        rare[key] = rarest_first[: len(key) - needed + 1]
-        for word in rare[key]:
-            with_word[word].append(key)
-    found: dict[Key, set[str]] = {}
-    for key in tasks:
-        found[key] = set(tasks[key])
-        for other in chain.from_iterable(with_word[word] for word in rare[key]):
-            if len(found[key]) >= enough:
-                break
-            if is_near(key, other):
-                found[key] |= tasks[other]
     return found
 
 

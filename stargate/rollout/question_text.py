@@ -4,8 +4,14 @@ Words are compared by stem, without those that carry no topic: "What do you like
 do you like eating?" ask the same. A paraphrase in other words is not seen.
 """
 
+import math
 import re
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+# What a question asks: its content words.
+Key = frozenset[str]
 
 # What asks for information without a question mark ("Tell me about your budget.").
 _REQUEST = re.compile(
@@ -50,14 +56,43 @@ def is_repeated(question: str, earlier: Sequence[str]) -> bool:
     return any(is_near(key, question_key(other)) for other in earlier)
 
 
-def question_key(question: str) -> frozenset[str]:
+def question_key(question: str) -> Key:
     """What a question asks: its content words. One without any ("Why?") is all of its words."""
     return frozenset(content_words(question)) or frozenset({f"? {' '.join(words_of(question))}"})
 
 
-def is_near(key: frozenset[str], other: frozenset[str]) -> bool:
+def is_near(key: Key, other: Key) -> bool:
     """Whether two keys ask the same, or nearly."""
     return len(key & other) / len(key | other) >= SAME_QUESTION
+
+
+def tasks_with_copies(tasks: Mapping[Key, set[str]], enough: int) -> dict[Key, set[str]]:
+    """The tasks in which each question or a near copy was asked; some of them where those are
+    `enough`.
+
+    `tasks` are those of each wording. Two keys that share SAME_QUESTION of their words share one of
+    the rarest words of each: of n words those that are left when all but one of the needed are
+    taken away. Only keys that share such a word are compared ("prefix filtering": Chaudhuri et al.,
+    ICDE 2006), and where all are near to all none is compared with more than it takes.
+    """
+    counts = Counter(chain.from_iterable(tasks))
+    rare: dict[Key, list[str]] = {}
+    with_word: dict[str, list[Key]] = defaultdict(list)
+    for key in tasks:
+        rarest_first = sorted(key, key=lambda word: (counts[word], word))
+        needed = math.ceil(SAME_QUESTION * len(key))
+        rare[key] = rarest_first[: len(key) - needed + 1]
+        for word in rare[key]:
+            with_word[word].append(key)
+    found: dict[Key, set[str]] = {}
+    for key in tasks:
+        found[key] = set(tasks[key])
+        for other in chain.from_iterable(with_word[word] for word in rare[key]):
+            if len(found[key]) >= enough:
+                break
+            if is_near(key, other):
+                found[key] |= tasks[other]
+    return found
 
 
 def words_of(text: str) -> list[str]:

@@ -1,13 +1,10 @@
 """Diversity and fit of questions, counted by hand."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stargate.evaluation.catalog import measure_info
-from stargate.evaluation.diversity import observe_diversity, tasks_with_copies
+from stargate.evaluation.diversity import observe_diversity
 from stargate.evaluation.statistics import Observation
-from stargate.rollout.question_text import is_repeated, question_key
 from stargate.types import Dialogue, Pair, Persona, Task, Turn
 from tests.fakes.scripted import make_turn
 
@@ -164,24 +161,3 @@ def test_without_grounding_only_the_questions_are_known() -> None:
 def test_every_measure_has_its_entry_in_the_catalog() -> None:
     infos = [measure_info(name) for name in observed(asking("brunch", "Any pets?"))]
     assert [info.more_is_better if info else None for info in infos] == [True, False, True, False]
-
-
-WORDS = st.sampled_from(["drink", "tea", "coffee", "budget", "garden", "train", "what", "you"])
-QUESTIONS = st.dictionaries(
-    st.lists(WORDS, min_size=1, max_size=12).map(" ".join),
-    st.sets(st.sampled_from("abcdef"), min_size=1, max_size=3),
-    max_size=30,
-)
-
-
-@given(QUESTIONS)
-def test_the_index_finds_the_tasks_of_all_near_copies(asked: dict[str, set[str]]) -> None:
-    wordings = {question_key(question): question for question in asked}
-    tasks = {key: asked[question] for key, question in wordings.items()}
-    expected = {
-        key: set().union(*(tasks[k] for k, other in wordings.items() if is_repeated(one, [other])))
-        for key, one in wordings.items()
-    }
-    assert tasks_with_copies(tasks, enough=7) == expected
-    for key, found in tasks_with_copies(tasks, enough=4).items():
-        assert found <= expected[key] and (found == expected[key] or len(found) >= 4)
