@@ -58,6 +58,7 @@ def test_every_figure_is_there_in_the_order_of_the_report(data: ReportData) -> N
         ("facts", "curves"),
         ("questions", "curves"),
         ("diversity", "curves"),
+        ("question_fit", "curves"),
         ("tokens", "curves"),
         ("turn_gain", "origin"),
         ("selection-t0", "selection"),
