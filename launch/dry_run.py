@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from stargate.config.roleplayer import ApiRoleplayerConfig
 from stargate.config.run import RunConfig
 from stargate.data.dataset import load_dataset
+from stargate.data.held_out import training_pairs
 from stargate.errors import ConfigError, ModelError
 from stargate.resources.cluster import Node, nodes_for
 from stargate.resources.machine import GIB, core_numbers, describe_machine, memory
@@ -142,7 +143,7 @@ class PairCounts:
 
 def _count_pairs(config: RunConfig) -> PairCounts:
     data, dataset = config.data, load_dataset(config.data)
-    train = [len(dataset.pairs(split, data.train)) for split in data.train_splits]
+    train = [len(training_pairs(dataset, config, split)) for split in data.train_splits]
     return PairCounts(train, len(dataset.pairs(data.test_split, data.test)))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from stargate.config.files import dump_config
 from stargate.config.run import RunConfig
 from stargate.errors import ConfigError
+from stargate.evaluation.validation import open_validation
 from stargate.launch.provenance import keep_inputs
 from stargate.launch.scaling import following
 from stargate.launch.setup import REMOTE_CODE, Prepared, prepare
@@ -165,15 +166,17 @@ class Session:
             folder = self.store.root.resolve() / "models" / f"m{last}"
             running = replace(running, prepared=replace(running.prepared, base_model_dir=folder))
         roles, context = running.open(config, self.store, self._journal.counters)
+        evaluator = prepared.evaluator(config, config)
         return TrainingLoop(
             roles,
             context,
             prepared.train_pairs,
-            prepared.evaluator(config, config),
+            evaluator,
             self._journal,
             prepared.base_model_dir,
             self.past,
             held,
+            open_validation(prepared.validation_pairs(), evaluator, context),
         )
 
     @contextmanager

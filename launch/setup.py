@@ -13,6 +13,7 @@ from stargate.config.judge import ApiBackend
 from stargate.config.roleplayer import ApiRoleplayerConfig, FactsGrounding
 from stargate.config.run import RunConfig
 from stargate.data.dataset import Dataset, load_dataset
+from stargate.data.held_out import training_pairs, validation_pairs
 from stargate.errors import ConfigError, MachineError, ModelError
 from stargate.evaluation.evaluator import Evaluator
 from stargate.evaluation.playing import EvaluationPairs
@@ -67,9 +68,12 @@ class Prepared:
 
     def train_pairs(self, iteration: int) -> list[Pair]:
         """The pairs of iteration t: the splits take turns (A for even t, B for odd t)."""
-        data = self.config.data
-        split = data.train_splits[iteration % len(data.train_splits)]
-        return self.dataset.pairs(split, data.train)
+        splits = self.config.data.train_splits
+        return training_pairs(self.dataset, self.config, splits[iteration % len(splits)])
+
+    def validation_pairs(self) -> list[Pair]:
+        """The pairs that training stops by; none where nothing is held out."""
+        return validation_pairs(self.dataset, self.config)
 
     def evaluator(self, config: RunConfig, trained: RunConfig) -> Evaluator:
         """Measures checkpoints of a run that was trained with `trained` as `config` says."""
@@ -150,6 +154,7 @@ def _check_pairs(prepared: Prepared, training: bool, grounded: bool) -> None:
     if training:
         num_splits = min(config.schedule.num_iterations, len(config.data.train_splits))
         splits += map(prepared.train_pairs, range(num_splits))
+        splits.append(prepared.validation_pairs())
     for pairs in splits if grounded else ():
         require_facts(pairs)
 

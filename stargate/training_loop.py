@@ -3,6 +3,7 @@
     evaluate m_0
     T times:  play, score, select, respond    (pair_steps.py: every pair by itself)
               train m_{t+1} -> push it into the Questioner's engines -> evaluate m_{t+1}
+              stop early, if held-out pairs say so
     references, judge: what all checkpoints are held against
 
 The loop waits for a step to end before the next begins; within the first, nothing waits for another
@@ -19,6 +20,7 @@ from pathlib import Path
 from stargate.errors import DataError
 from stargate.evaluation.evaluator import Evaluator, plain_means
 from stargate.evaluation.playing import scope_of
+from stargate.evaluation.validation import Validation
 from stargate.monitoring.journal import RunJournal
 from stargate.pair_steps import play_pairs
 from stargate.records.history import RunHistory, train_file
@@ -43,6 +45,7 @@ class TrainingLoop:
         base_model_dir: Path,
         past: RunHistory,
         held: int | None = 0,
+        validation: Validation | None = None,
     ) -> None:
         self._roles = roles
         self._context = context
@@ -53,19 +56,22 @@ class TrainingLoop:
         self._base_model_dir = base_model_dir
         self._past = past
         self._held = held
+        self._validation = validation
 
     async def run(self) -> None:
         """Everything that is not recorded yet. Raises StargateError."""
         num_iterations = self._context.config.schedule.num_iterations
         await self._evaluate(0)
-        for iteration in range(num_iterations):
+        last = 0
+        while await self._goes_on(last) and last < num_iterations:
+            iteration, last = last, last + 1
             await self._play(iteration)
             trained = await self._train(iteration)
             if trained is not None:
                 pushed = await self._push(iteration, trained)
                 self._record(iteration, trained, pushed)
-            await self._evaluate(iteration + 1)
-        await self._compare(range(num_iterations + 1))
+            await self._evaluate(last)
+        await self._compare(range(last + 1))
 
     async def _play(self, iteration: int) -> None:
         """The dialogues of iteration t with m_t, and what is learned from them."""
@@ -115,6 +121,21 @@ class TrainingLoop:
         await self._evaluator.checkpoint(version, self._roles, self._context)
         measured = self._evaluator.write(self._store)[f"m{version}"]
         self._journal.evaluation(version, plain_means(measured), known=known is not None)
+
+    async def _goes_on(self, version: int) -> bool:
+        """Whether the held-out pairs speak for training on from m_`version`."""
+        validation = self._validation
+        if validation is None:
+            return True
+        if not validation.is_known(version):
+            await self._load(version)
+            await validation.checkpoint(version, self._roles)
+        found = validation.judgement(version)
+        self._say(str(found))
+        event = {"event": "validation", **asdict(found)}
+        if event not in self._store.read_metrics():  # it may be there from before a kill
+            self._store.append_metrics(event)
+        return found.stop is None
 
     async def _compare(self, versions: Sequence[int]) -> None:
         """With dialogues that nobody learned, and by a judge."""

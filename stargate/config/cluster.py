@@ -7,6 +7,17 @@ from pydantic import Field
 from stargate.config.component import Component, NonNegativeInt, PositiveInt
 
 
+class ValidationConfig(Component):
+    """Pairs of the last train split that nothing is learned from: its last tasks with their last
+    personas. Training stops after a checkpoint whose contrast there is not above all before it, or
+    whose questions repeat: fewer than `min_distinct` of them differ (evaluation/validation.py).
+    """
+
+    tasks: PositiveInt = 4
+    personas: Annotated[int, Field(ge=3)] = 4  # with fewer there is no contrast
+    min_distinct: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7
+
+
 class ScheduleConfig(Component):
     """Iterations, and whether rollouts, scoring and responses share the machine.
 
@@ -19,6 +30,7 @@ class ScheduleConfig(Component):
     """
 
     num_iterations: NonNegativeInt = 3  # 0: m_0 is evaluated, nothing is trained
+    validation: ValidationConfig | None = None  # null: nothing is held out, all iterations are done
     max_restarts: NonNegativeInt = 3
     overlap: Literal["auto", "always", "never"] = "auto"
     wave_pairs: PositiveInt = 512

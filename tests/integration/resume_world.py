@@ -44,6 +44,7 @@ from tests.unit.test_pair_steps import favour_second, run_context, say
 
 TRAIN_PAIRS = [make_pair(task="t1", persona=p) for p in ("p", "q")]
 TEST_PAIRS = [make_pair(task="t3", persona=p) for p in ("p", "q")]
+HELD_OUT_PAIRS = [make_pair(task="t2", persona=p) for p in ("p", "q", "r")]
 SCOPES = ("t0", "t1", "eval-m0", "eval-m1", "eval-m2")
 EVENTS = [
     *(("evaluation", 0), ("iteration", 0)),
@@ -93,6 +94,9 @@ class FakePrepared:
 
     def train_pairs(self, iteration: int) -> list[Pair]:
         return TRAIN_PAIRS
+
+    def validation_pairs(self) -> list[Pair]:
+        return HELD_OUT_PAIRS if self.config.schedule.validation else []
 
     def evaluator(self, config: RunConfig, trained: RunConfig) -> Evaluator:
         nobody: Any = SimpleNamespace(count=len)  # no judge
@@ -177,7 +181,8 @@ class _Push:
 
 
 def config(root: Path, **changes: object) -> RunConfig:
-    return small_config(runs_dir=str(root.parent), schedule={"num_iterations": 2}, **changes)
+    changes = {"schedule": {"num_iterations": 2}, **changes}
+    return small_config(runs_dir=str(root.parent), **changes)
 
 
 def _without_waiting(patch: pytest.MonkeyPatch) -> None:

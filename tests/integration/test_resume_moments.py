@@ -193,3 +193,34 @@ def test_other_folders_and_busy_runs_are_refused(whole: World, tmp_path: Path) -
     (tmp_path / "ablation.json").write_text("{}")
     with pytest.raises(DataError, match="stargate ablate --resume"):
         resume(tmp_path)
+
+
+def test_a_training_that_does_not_help_held_out_pairs_stops_and_resumes_alike(
+    tmp_path: Path,
+) -> None:
+    """Fakes score all golds alike, so the contrast of every checkpoint is 0."""
+    schedule = {"num_iterations": 2, "validation": {"min_distinct": 0.0}}
+    whole = play(World(tmp_path / "whole" / "run"), schedule=schedule)
+    stopped = [("evaluation", 0), ("validation", 0), *EVENTS[1:3], ("validation", 1)]
+    assert events(whole.root) == stopped
+    found = RunStore(whole.root).read_metrics()[-1]
+    assert (found["contrast"], found["best"]) == (0.0, 0)
+    assert found["stop"] == "its contrast is not above m0's 0.00 nats"
+    assert summary_of(whole.root)["status"] == "finished"
+    assert not (whole.root / "models" / "m2").exists()
+    played = {row["pair_id"] for row in validated(whole.root).read("eval-m1", "dialogues")}
+    assert played == {"t2:p", "t2:q", "t2:r"}
+    of_m1 = [n for n, call in enumerate(whole.calls, start=1) if "eval-m1/t2" in call]
+    for kill_at in (of_m1[0], of_m1[-1]):
+        first = play(World(tmp_path / f"{kill_at}" / "run", kill_at), schedule=schedule)
+        play(World(first.root))
+        assert events(first.root) == stopped
+        for scope in ("eval-m0", "eval-m1"):
+            [one, other] = (
+                validated(root).read(scope, "controls") for root in (whole.root, first.root)
+            )
+            assert sorted(map(str, one)) == sorted(map(str, other))
+
+
+def validated(root: Path) -> RunStore:
+    return RunStore(root / "evaluations" / "validation")
