@@ -75,7 +75,7 @@ def test_overrides_reach_nested_keys_and_are_yaml() -> None:
         ("evaluation: {turns: []}", "evaluation.turns: .*at least 1 item"),
         (
             "algorithm: {type: magic}",
-            "algorithm: type must be star_gate, turn_weighted or dpo.*'magic'",
+            "algorithm: type must be star_gate, turn_weighted, dpo or grpo.*'magic'",
         ),
         ("- 1", "expected a mapping of keys, got list"),
         ("a: [", "not valid YAML"),
