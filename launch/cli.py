@@ -84,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"stargate {name}: interrupted", file=sys.stderr)
         return 130
+    except MemoryError as error:
+        _say_error(name, f"this machine has no memory left for it: {error or 'none was given'}")
+        return MachineError.exit_code
     except BrokenPipeError:
         # The reader of our output went away (`stargate ... | head`): nothing more can be said to
         # it.

@@ -34,6 +34,9 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 _UNWRITABLE = frozenset({errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE})
+# What says nothing of a file, but of the disk or the process that asks for it.
+_PASSING = frozenset({errno.EINTR, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+_NOT_THE_FILE = _FULL | _PASSING | {errno.EIO, errno.ESTALE}
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -110,8 +113,25 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if (problem := disk_problem(error, path)) is None:
+        problem = disk_problem(error, path)
+        if problem is None and error.errno in _PASSING:
+            problem = f"{path}: can't be written: {os.strerror(error.errno)}"
+        if problem is None:
             raise
+        raise MachineError(problem) from error
+
+
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """What keeps us from reading `path`, but is no fault of the file, becomes MachineError: it must
+    not pass for damage.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_THE_FILE:
+            raise
+        problem = f"{path}: can't be read: {os.strerror(error.errno)}"
         raise MachineError(problem) from error
 
 
@@ -172,12 +192,26 @@ def make_folder(folder: Path) -> None:
         sync(folder.parent)
 
 
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, in order; nothing if it is not there.
+
+    Raises MachineError and OSError, where a pattern of pathlib's finds nothing: rows that are not
+    seen would be made again, under the names of those that are there.
+    """
+    try:
+        with read_errors(folder):
+            return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def read_json(file: Path) -> dict[str, Any] | None:
     """A JSON object, or None if the file is not there. Raises DataError."""
     if not file.is_file():
         return None
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        with read_errors(file):
+            values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: not valid JSON: {one_line(error)}") from error
     if not isinstance(values, dict):
@@ -195,8 +229,9 @@ def place_aside(path: Path) -> Path:
 
 def set_aside(path: Path) -> Path:
     """Renames a damaged file or folder to `place_aside`. Returns its new place."""
-    place = path.rename(place_aside(path))
-    sync(path.parent)
+    with disk_errors(path):
+        place = path.rename(place_aside(path))
+        sync(path.parent)
     return place
 
 

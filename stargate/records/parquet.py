@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stargate.errors import DataError, one_line
-from stargate.records.files import read_exactly
+from stargate.records.files import read_errors, read_exactly
 
 _CHECKSUM = "stargate.checksum"
 # Before the digest. Model text can't pass for it: statistics, which hold some, come before the
@@ -31,8 +31,13 @@ _BLANK = b"0" * 64
 _MAGIC = b"PAR1"
 # Bytes hashed at a time.
 _CHUNK = 1 << 20
-# Rows that are Python objects, 10 x as large, at once while a table is read.
+# Rows at once while a table is read: as Python objects they are 10 x as large.
 _READ_ROWS = 1024
+# What the values of a file may have, in bytes, or in times of the file where that is more. A page
+# may hold one text once and name it a thousand times, so its size, too, says nothing of its rows'.
+_MAX_UNFOLDED, _MAX_TIMES = 256 << 20, 100
+# Of one value that is read, at most, where it is no text: the file may hold equal ones once.
+_VALUE_BYTES = 8
 
 
 def write_parquet(
@@ -69,24 +74,71 @@ def read_rows(
                 all_finite = _all_finite(column)
             if not all_finite:
                 raise DataError(f"{path}: {name} holds a number that is not finite")
-        for start in range(0, len(batch), _READ_ROWS):
-            with _reading(path):
-                rows = batch.slice(start, _READ_ROWS).to_pylist()
-            yield from rows
+        with _reading(path):
+            rows = batch.to_pylist()
+        yield from rows
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
-        yield
+        with read_errors(path):
+            yield
+    except MemoryError:  # pyarrow's own is one of the following, too
+        raise
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: can't be read: {one_line(error)}") from error
 
 
 def read_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The batches of a Parquet file. Raises DataError, at the latest at the damaged page."""
-    with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-        yield from file.iter_batches(columns=columns)
+    """The batches of a Parquet file. Raises DataError, at the latest at the damaged page, and
+    before anything is read if a small file has large rows.
+    """
+    with _reading(path):
+        _require_no_bomb(path)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield from file.iter_batches(_READ_ROWS, columns=columns, use_threads=False)
+
+
+def _require_no_bomb(path: Path) -> None:
+    """Raises DataError if the rows of a file are many times as large as the file, by what its
+    footer says, or by what its texts have: these are read without being repeated for it.
+    """
+    limit = max(_MAX_UNFOLDED, _MAX_TIMES * path.stat().st_size)
+    footer = pq.read_metadata(path)
+    leaves = [footer.schema.column(i) for i in range(footer.num_columns)]
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    size = sum(_declared_bytes(footer.row_group(i)) for i in range(footer.num_row_groups))
+    if texts and size <= limit:
+        with pq.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(_READ_ROWS, columns=texts, use_threads=False):
+                size += sum(map(_text_bytes, batch.columns))
+                if size > limit:
+                    break
+    if size > limit:
+        raise DataError(
+            f"{path}: its rows would take more than {limit:,} bytes, many times the file; not read"
+        )
+
+
+def _declared_bytes(group: Any) -> int:
+    """What the columns of a row group have by the footer. Values that are alike need no bytes."""
+    chunks = map(group.column, range(group.num_columns))
+    return sum(max(c.total_uncompressed_size, c.num_values * _VALUE_BYTES) for c in chunks)
+
+
+def _text_bytes(column: pa.Array) -> int:
+    """Bytes of all texts in a column, however deep, of which each is held once."""
+    if pa.types.is_dictionary(column.type):
+        return pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
+    if pa.types.is_nested(column.type):
+        return sum(map(_text_bytes, _children(column)))
+    return int(column.nbytes)
+
+
+def _children(column: pa.Array) -> list[pa.Array]:
+    flat = column.flatten()
+    return flat if isinstance(flat, list) else [flat]
 
 
 def read_metadata(path: Path) -> tuple[int, dict[str, str]]:
@@ -100,7 +152,7 @@ def read_metadata(path: Path) -> tuple[int, dict[str, str]]:
 
 def file_problem(path: Path) -> str | None:
     """What is wrong with a Parquet file; None if it is as it was written."""
-    with path.open("rb") as file:
+    with read_errors(path), path.open("rb") as file:
         place = _digest_place(file)
         if place is not None:
             file.seek(place)

@@ -15,12 +15,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stargate.records.files import place_aside, remove_temporaries, set_aside, write_atomically
+from stargate.records.files import (
+    entries,
+    place_aside,
+    read_errors,
+    remove_temporaries,
+    set_aside,
+    write_atomically,
+)
 from stargate.records.parquet import file_problem
 from stargate.records.schemas import SCHEMAS, Row
 from stargate.records.store import METRICS, RunStore, remove_merged_parts
 
 _SCOPE = re.compile(r"(t|eval-m)\d+")
+_TABLE = re.compile(r"[^.].*\.parquet")
 _EVALUATION = "eval-"
 _BASE_EVALUATION = "eval-m0"
 
@@ -48,8 +56,10 @@ def discovery(root: Path) -> list[Damage]:
     """The damaged files among all tables, metrics.jsonl and what is kept as JSON."""
     found = []
     for scope in scopes_of(root):
-        for file in sorted(scope.glob("**/*.parquet")):
-            if not file.name.startswith(".") and (problem := file_problem(file)) is not None:
+        files = entries(scope)
+        files += [file for folder in files for file in entries(folder)]
+        for file in sorted(files):
+            if _TABLE.fullmatch(file.name) and (problem := file_problem(file)) is not None:
                 found.append(Damage(file, problem))
     metrics = root / METRICS
     if metrics.is_file() and (bad := _bad_lines(metrics)):
@@ -98,7 +108,8 @@ def _set_aside(file: Path) -> Path:
         return set_aside(file)
     # Its good lines are kept: what a training step did can't be made again. The copy is written
     # first, so that the name is never without a file.
-    lines = file.read_bytes().splitlines(keepends=True)
+    with read_errors(file):
+        lines = file.read_bytes().splitlines(keepends=True)
     bad = set(_bad_lines(file))
     place = place_aside(file)
     write_atomically(place, lambda target: target.write_bytes(b"".join(lines)))
@@ -110,7 +121,9 @@ def _set_aside(file: Path) -> Path:
 def _bad_lines(file: Path) -> list[int]:
     """Indices of whole lines that are no metrics; a torn last one is not damage."""
     found = []
-    for number, line in enumerate(file.read_bytes().splitlines(keepends=True)):
+    with read_errors(file):
+        lines = file.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines):
         if not line.endswith(b"\n"):
             continue
         try:
@@ -123,7 +136,8 @@ def _bad_lines(file: Path) -> list[int]:
 def _is_json(file: Path) -> bool:
     """Whether a file is a JSON object."""
     try:
-        return isinstance(json.loads(file.read_bytes()), dict)
+        with read_errors(file):
+            return isinstance(json.loads(file.read_bytes()), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -132,7 +146,8 @@ def _cut_torn_line(file: Path) -> int:
     """Removes what a killed process had begun to write. Returns 1 if there was such a line."""
     if not file.is_file():
         return 0
-    content = file.read_bytes()
+    with read_errors(file):
+        content = file.read_bytes()
     if not content or content.endswith(b"\n"):
         return 0
     whole = content[: content.rfind(b"\n") + 1]

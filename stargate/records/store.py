@@ -34,7 +34,9 @@ from stargate.config.run import RunConfig
 from stargate.errors import DataError, one_line
 from stargate.records.files import (
     disk_errors,
+    entries,
     make_folder,
+    read_errors,
     read_json,
     require_plain,
     sync,
@@ -59,6 +61,7 @@ _MAX_GATHERING = 6
 _GROUP_ROWS = 4096
 # In a merged file's metadata: parts below this number are in it.
 _NEXT_PART = "stargate.next_part"
+_PART = re.compile(r"part-(\d+)\.parquet")
 # Folders of a run directory that others write: W&B keeps links in its own.
 _OF_OTHERS = frozenset({"wandb"})
 
@@ -153,7 +156,8 @@ class RunStore:
         if not file.is_file():
             return []
         found = []
-        text = file.read_text(encoding="utf-8", errors="replace")
+        with read_errors(file):
+            text = file.read_text(encoding="utf-8", errors="replace")
         for number, line in enumerate(text.splitlines(keepends=True), start=1):
             if not line.endswith("\n"):
                 break
@@ -179,8 +183,11 @@ class RunStore:
 
     def damaged(self, scope: str) -> list[str]:
         """Names, from the run directory, of the files of a scope that were set aside."""
-        found = (self.root / scope).glob("**/*.damaged-*")
-        return sorted(str(file.relative_to(self.root)) for file in found)
+        found = entries(self.root / scope)
+        found += [file for folder in found for file in entries(folder)]
+        return sorted(
+            str(file.relative_to(self.root)) for file in found if ".damaged-" in file.name
+        )
 
 
 class _Table:
@@ -323,11 +330,12 @@ def remove_merged_parts(folder: Path) -> int:
     parts = _parts(folder)
     first = _first_unmerged(merged)
     doomed = [file for number, file in parts.items() if number < first]
-    for file in doomed:
-        file.unlink()
-    if not any(folder.iterdir()):  # else there are unmerged parts, or some that were set aside
-        folder.rmdir()
-        sync(folder.parent)
+    with disk_errors(folder):
+        for file in doomed:
+            file.unlink()
+        if not entries(folder):  # else there are unmerged parts, or some that were set aside
+            folder.rmdir()
+            sync(folder.parent)
     return len(doomed)
 
 
@@ -340,9 +348,8 @@ def _next_part(folder: Path) -> int:
 
 def _parts(folder: Path) -> dict[int, Path]:
     """Part files by number, in order."""
-    files = folder.glob("part-*.parquet") if folder.is_dir() else ()
-    numbered = {int(file.stem.removeprefix("part-")): file for file in files}
-    return dict(sorted(numbered.items()))
+    files = ((_PART.fullmatch(file.name), file) for file in entries(folder))
+    return dict(sorted((int(name[1]), file) for name, file in files if name))
 
 
 def _first_unmerged(merged: Path) -> int:

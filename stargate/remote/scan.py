@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from stargate.records.files import entries
 from stargate.records.schemas import SCHEMAS
 from stargate.records.store import METRICS
 
@@ -94,27 +95,20 @@ def _scan(root: Path, folder: Path, models: bool) -> Iterator[LocalFile]:
             yield from _scan_scope(root, scope)
         if version in trained:
             yield from _look(root, sorted(trained[version].rglob("*")))
-    yield from _look(root, (path for path in _entries(folder) if path.name not in _LATE))
+    yield from _look(root, (path for path in entries(folder) if path.name not in _LATE))
 
 
 def _scan_scope(root: Path, scope: Path) -> Iterator[LocalFile]:
     merged = {f"{name}.parquet" for name in SCHEMAS}
-    yield from _look(root, (path for path in _entries(scope) if path.name not in merged))
+    yield from _look(root, (path for path in entries(scope) if path.name not in merged))
     for name in list(SCHEMAS)[::-1]:
         # Parts before the merged file that takes their place: what a part has that was written
         # after it must not be copied before it.
-        yield from _look(root, [*_entries(scope / name)[::-1], scope / f"{name}.parquet"])
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+        yield from _look(root, [*entries(scope / name)[::-1], scope / f"{name}.parquet"])
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [path for path in _entries(folder) if path.is_dir() and not path.is_symlink()]
+    return [path for path in entries(folder) if path.is_dir() and not path.is_symlink()]
 
 
 def _look(root: Path, paths: Iterable[Path]) -> Iterator[LocalFile]:

@@ -29,7 +29,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from stargate.errors import DataError, one_line
+from stargate.errors import DataError, MachineError, one_line
 from stargate.monitoring.waiting import Waiting
 from stargate.records.files import read_exactly
 from stargate.remote.lease import Lease, LeaseHeld
@@ -145,11 +145,12 @@ class RemoteSync:
             except LeaseHeld as error:
                 self._stop_driver(error)
                 return
-            except (StorageError, OSError) as error:
+            except (StorageError, MachineError, OSError, MemoryError) as error:
                 if not self._problem:
                     lost_at = time.monotonic()
-                    self._tell(f"{error}; records stay in {self._root}, trying again")
-                self._problem = one_line(error)
+                    problem = one_line(error) or "no memory"
+                    self._tell(f"{problem}; records stay in {self._root}, trying again")
+                self._problem = one_line(error) or "no memory"
                 self._wake.wait(pause)
                 self._wake.clear()
                 pause = min(2 * pause, _LONGEST_PAUSE)
