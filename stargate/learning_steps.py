@@ -23,10 +23,12 @@ from stargate.rollout.question_text import Key, question_key, tasks_with_copies
 from stargate.rollout.roleplayer import facts_asked_for
 from stargate.rollout.tasks import run_bounded
 from stargate.run_context import Roles, RunContext
-from stargate.types import Pair, ScoreRequest, TrainingExample
+from stargate.types import Pair, ScoreRequest, StopReason, TrainingExample
 
 # Pairs whose facts are scored at once: some hundred short texts keep every scorer busy.
 _PAIRS_AT_ONCE = 8
+# Questions that share one prompt in a pass.
+_QUESTIONS_AT_ONCE = 64
 
 
 async def learn_from_all(
@@ -44,6 +46,8 @@ async def learn_from_all(
             values = await fact_values(scope, pairs, roles, context)
             brings_out = await replay(groups, roles, context)
             material = replace(material, fact_values=values, brings_out=brings_out)
+        if algorithm.needs.question_fit:
+            material = replace(material, fit=await question_fit(groups, roles, context))
         examples = list(algorithm.learn(material, context.counters.drop))
         if context.store.num_rows(scope, "examples") != len(examples):
             if algorithm.needs.reference_logprobs:
@@ -129,6 +133,36 @@ async def replay(
             *(facts_asked_for(text, persona.facts, match, per_turn) for text in texts)
         )
         found |= {(text, persona.id): facts for text, facts in zip(texts, told, strict=True)}
+    return found
+
+
+async def question_fit(
+    groups: Sequence[ScoredGroup], roles: Roles, context: RunContext
+) -> dict[tuple[str, str], float]:
+    """log m_0 of each question that was not cut off, in nats, as the first one about each task, in
+    the words of the pair that comes first: by (question, task id).
+    """
+    turns = (turn for group in groups for dialogue in group.dialogues for turn in dialogue.turns)
+    whole = {t.question: t.question_ids for t in turns if t.question_stop is StopReason.STOP}
+    texts = sorted(whole)
+    parts = [texts[i : i + _QUESTIONS_AT_ONCE] for i in range(0, len(texts), _QUESTIONS_AT_ONCE)]
+    first = {g.pair.task.id: g.pair for g in sorted(groups, key=lambda g: g.pair.id, reverse=True)}
+    found: dict[tuple[str, str], float] = {}
+    with context.progress.stage("question fit", len(first), "tasks") as stage:
+        stage.begin()
+
+        async def of_task(pair: Pair) -> None:
+            prompt = context.chat.prompt_ids(context.views.questioner(pair, ()))
+            requests = [
+                ScoreRequest(f"{pair.task.id}?{n}", prompt, tuple(whole[text] for text in part))
+                for n, part in enumerate(parts)
+            ]
+            for part, result in zip(parts, await roles.score(requests), strict=True):
+                keys = [(text, pair.task.id) for text in part]
+                found.update(zip(keys, result.sums, strict=True))
+            stage.advance()
+
+        await run_bounded(list(first.values()), _PAIRS_AT_ONCE, of_task)
     return found
 
 

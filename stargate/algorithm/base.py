@@ -42,6 +42,8 @@ class Needs:
     first after one that brings nothing.
     `fact_values`: what each fact of a pair's persona is worth, and what each question would bring
     out of each persona. Needs facts grounding.
+    `question_fit`: how likely m_0 finds each question asked in an iteration as the first one about
+    each task.
     `own_response`: m_t answers the task after each selected dialogue.
     `reference_logprobs`: examples get log p of each of their tokens under the frozen m_0.
     """
@@ -50,6 +52,7 @@ class Needs:
     num_other_golds: int | None = 0
     turn_scores: bool = False
     fact_values: bool = False
+    question_fit: bool = False
     own_response: bool = False
     reference_logprobs: bool = False
 
@@ -81,14 +84,16 @@ class Material:
     Only where fact values are needed, and for pairs that have a gold:
     `fact_values` has one value per fact of the persona, in nats, by pair id; `brings_out` the
     indices of the facts that a question of any task would bring out of a persona if none was told
-    yet, by (question, persona id). `near` has the questions of all tasks that ask the same as a
-    question, or nearly, itself among them.
+    yet, by (question, persona id). `fit`, where it is needed, is log p under m_0, in nats, of each
+    question that was not cut off as the first one about a task, by (question, task id). `near` has
+    the questions of all tasks that ask the same as a question, or nearly, itself among them.
     """
 
     groups: Sequence[ScoredGroup]
     near: Mapping[str, frozenset[str]]
     fact_values: Mapping[str, Sequence[float]] = field(default_factory=dict)
     brings_out: Mapping[tuple[str, str], Sequence[int]] = field(default_factory=dict)
+    fit: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 class _Selects(Protocol):

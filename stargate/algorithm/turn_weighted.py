@@ -9,7 +9,7 @@ plays, because the Questioner doesn't know who; later all of a pair at that turn
 was cut off, or is worth nothing, is not learned. (Reward-weighted fine-tuning: arXiv 2506.06964.)
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -61,6 +61,7 @@ class TurnWeighted:
             scores=not by_facts,
             turn_scores=not by_facts,
             fact_values=by_facts,
+            question_fit=config.fit > 0,
         )
 
     def select(self, group: ScoredGroup, seed: int) -> Sequence[Selection]:
@@ -75,7 +76,8 @@ class TurnWeighted:
                 continue  # counted when their facts could not be valued
             if self._config.recombine is not None and worth is not None:
                 pool = _pool(groups if self._config.recombine == "task" else material.groups)
-                asked += self._recombined(groups, pool, worth, material.near)
+                fit = {q: self._config.fit * material.fit.get((q, task), 0.0) for q in pool}
+                asked += self._recombined(groups, pool, worth, fit, material.near)
             else:
                 asked += self._weighted(groups, worth)
         tasks: dict[str, set[str]] = defaultdict(set)  # in which a question is kept
@@ -115,18 +117,22 @@ class TurnWeighted:
         groups: Sequence[ScoredGroup],
         pool: _Pool,
         worth: FactWorth,
+        fit: Mapping[str, float],
         near: Mapping[str, frozenset[str]],
     ) -> list[_Asked]:
         """The questions of the pool that are best for a task, as dialogues of as many turns as were
         played.
 
-        The i-th begins with the i-th best question and goes on greedily, a question and its near
-        copies once. They are dealt out to the task's pairs in turn, whose facts answer them.
-        Siblings are all questions of the pool, replayed in the same state.
+        The i-th begins with the i-th best question, by worth and `fit`, and goes on greedily, a
+        question and its near copies once; what other lists of the task have already counts less.
+        They are dealt out to the task's pairs in turn, whose facts answer them. Siblings are all
+        questions of the pool, replayed in the same state.
         """
         first = worth.rewards((), pool)
         starts: list[str] = []
-        for question in sorted((q for q in pool if first[q] > 0), key=lambda q: (-first[q], q)):
+        used: Counter[str] = Counter()
+        good = (question for question in pool if first[question] > 0)
+        for question in sorted(good, key=lambda q: (-first[q] - fit[q], q)):
             if near[question].isdisjoint(starts):
                 starts.append(question)
         num_turns = max(len(d.turns) for group in groups for d in group.dialogues)
@@ -143,7 +149,8 @@ class TurnWeighted:
                 if len(asked) == num_turns or not rest:
                     break
                 rewards = worth.rewards(asked, pool)
-                best = max(rest, key=lambda q: rewards[q])
+                best = max(rest, key=lambda q: rewards[q] / (1 + used[q]) + fit[q])
+                used[best] += 1
             pair = groups[number % len(groups)].pair
             turns = [pool[question][0] for question in asked]
             answered = self._answered(pair, turns, worth)

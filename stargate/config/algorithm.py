@@ -105,11 +105,16 @@ class TurnWeightedConfig(QuestionWorthConfig):
     # facts of each pair's persona.
     recombine: Literal["task", "split"] | None = None
     num_lists: PositiveInt = 8  # such dialogues per task
+    # What a nat of log m_0(question | task) counts beside one of worth when they are put together:
+    # of questions that bring out the same, the one that the model itself would rather ask.
+    fit: Annotated[float, Field(ge=0.0)] = 0.0
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.recombine and self.credit != "facts":
             raise ValueError("recombine needs credit: facts, by which questions are valued anew")
+        if self.fit and self.recombine is None:
+            raise ValueError("fit needs recombine: it says which questions are put together")
         if self.contrast and self.credit != "turns":
             raise ValueError("contrast needs credit: turns; facts are valued by the own gold alone")
         return self
