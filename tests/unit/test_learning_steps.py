@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stargate.types import GenerateRequest, ScoreRequest
 from tests.fakes.keyword_match import PAIR, KeywordMatch
-from tests.fakes.scripted import ScriptedGenerate, ScriptedScore
+from tests.fakes.scripted import END, ScriptedGenerate, ScriptedScore
 from tests.unit.test_pair_steps import RecordingTrain, iterate, run_context
 
 PAIRS = [replace(PAIR, persona=replace(PAIR.persona, id=p), gold_facts=(0,)) for p in ("p", "q")]
@@ -47,3 +47,18 @@ def test_facts_are_valued_once_and_every_question_is_replayed(tmp_path: Path) ->
     assert not again.requests and train.examples == [example]
     iterate(context, 1, PAIRS, score=again, **parts)
     assert not again.requests  # facts keep their values
+
+
+def test_each_question_is_scored_as_the_first_one_about_each_task(tmp_path: Path) -> None:
+    algorithm = {"type": "turn_weighted", "recombine": "split", "fit": 0.1}
+    context, train = run_context(tmp_path, **SETTINGS | {"algorithm": algorithm}), RecordingTrain()
+    score = ScriptedScore(value)
+    parts = {"generate": ScriptedGenerate(ask), "match": KeywordMatch(), "train": train}
+    iterate(context, 0, PAIRS, score=score, **parts)
+    [request] = [request for request in score.requests if "?" in request.key]
+    # One task, in the words of the first pair; each wording once, with the end that it was given.
+    prompt = context.chat.prompt_ids(context.views.questioner(PAIRS[0], ()))
+    assert (request.key, request.context_ids) == ("t?0", prompt)
+    asked = ["Do you love green tea?", "What about bridges?"]
+    assert request.golds == tuple((*map(ord, question), END) for question in asked)
+    assert train.examples

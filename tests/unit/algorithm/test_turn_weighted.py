@@ -142,6 +142,30 @@ def test_a_question_asked_about_another_task_may_be_the_best_one() -> None:
     assert len(learn(given, recombine="split", num_lists=1)) == 2  # of each task
 
 
+def test_of_questions_worth_the_same_the_likelier_is_put_first_and_lists_differ() -> None:
+    pair = make_pair(facts=("I like tea.", "I own a dog.", "I sing."))
+    groups = [group_of(pair, ("a?", "c?"), ("b?", "d?"))]
+    told = {"a?": (0,), "b?": (0,), "c?": (1,), "d?": (2,)}
+    values = {pair.id: (4.0, 2.0, 1.5)}
+    given = material(groups, values, lambda question, _: told[question])
+    fit = {("a?", "t"): -9.0, ("b?", "t"): -4.0, ("c?", "t"): -6.0, ("d?", "t"): -6.0}
+
+    def lists(given: Material, **options: object) -> list[str]:
+        found = []
+        for example in learn(given, recombine="task", **options):
+            text = "".join(map(chr, example.input_ids))
+            found.append("".join(sorted("abcd", key=lambda q: text.rfind(f"{q}?")))[-2:])
+        return found
+
+    # The second list has c? after b? no more, which the first one has after a?.
+    assert lists(given, num_lists=2) == ["ac", "bd"]
+    # b? instead of a?, the likelier one: 4 - 0.1 x 4 against 4 - 0.1 x 9.
+    assert lists(replace(given, fit=fit), fit=0.1, num_lists=2) == ["bc", "ad"]
+    assert TurnWeighted(
+        TurnWeightedConfig(recombine="task", fit=0.1), VIEWS, byte_chat(), 1000
+    ).needs.question_fit
+
+
 def test_by_turns_without_facts() -> None:
     pair = make_pair()
     group = group_of(pair, ("a?",), ("b?",))
@@ -245,5 +269,7 @@ def test_loss_and_gradient_are_those_of_a_naive_loop() -> None:
 def test_options_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="recombine needs credit: facts"):
         TurnWeightedConfig(credit="turns", recombine="task")
+    with pytest.raises(ValueError, match="fit needs recombine"):
+        TurnWeightedConfig(fit=0.1)
     with pytest.raises(ValueError, match="contrast needs credit: turns"):
         TurnWeightedConfig(contrast=True)
