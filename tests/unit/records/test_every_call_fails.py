@@ -1,6 +1,7 @@
 """Every call of the store to its disk fails once, in every way: no row is lost, none is doubled."""
 
 import asyncio
+import errno
 import os
 import shutil
 import sys
@@ -125,6 +126,19 @@ def test_a_call_that_fails_loses_nothing(
             problems.append(f"call {number} {call} {name_of(kind)}: {type(error)}: {error}")
         shutil.rmtree(sitting.root)
     assert not problems, "\n".join(problems)
+
+
+def test_a_folder_that_can_not_be_listed_is_not_empty(left: Path, tmp_path: Path) -> None:
+    """The next part would be written over the first."""
+    root = shutil.copytree(left, tmp_path / "run")
+
+    def denied(calls: list[Call], call: Call) -> Kind | None:
+        is_listing = call[0] in ("listdir", "scandir") and call[1] == "t0/scores"
+        return errno.EACCES if is_listing else None
+
+    with FailingIO(root, denied).in_place(), pytest.raises(PermissionError):
+        append(RunStore(root), "c")
+    assert names(root) == ["a", "b", "unwanted"]
 
 
 def fails_at(number: int, kind: Kind) -> Callable[[list[Call], Call], Kind | None]:
