@@ -93,20 +93,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return 141
     except OSError as error:
-        # Wherever a file is read or written, also when it is our own output.
-        from stargate.records.files import disk_problem
-
-        # A name is a file's of the user; other errors of the system are defects of ours.
-        file = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
-        problem = disk_problem(error, Path(file or "output").absolute())
-        if problem is None and not file:
+        if (problem := _file_problem(error)) is None:
             raise
-        _say_error(name, problem or f"{file[:200]}: {error.strerror}")
+        _say_error(name, problem)
         try:
             sys.stdout.flush()
         except OSError:
             _drop_output()
         return MachineError.exit_code
+
+
+def _file_problem(error: OSError) -> str | None:
+    """One line about an error with a file, wherever it is read or written, also when it is our own
+    output; None for other errors of the system, which are defects of ours.
+    """
+    from stargate.records.files import disk_problem
+
+    file = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    problem = disk_problem(error, Path(file or "output").absolute())
+    return problem or (f"{file[:200]}: {error.strerror}" if file else None)
 
 
 def _require_folder() -> None:

@@ -5,47 +5,32 @@ histories differ, because rollouts do not branch. The loss: PreferenceLoss in ac
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
-from stargate.algorithm.base import Drop, Material, Needs, ScoredGroup, require_length
-from stargate.algorithm.rewards import FactWorth, question_rewards, worth_by_task
+from stargate.algorithm.base import Drop, Material, Needs, ScoredGroup
+from stargate.algorithm.question_worth import QuestionWorthAlgorithm
+from stargate.algorithm.rewards import FactWorth, question_rewards
 from stargate.config.algorithm import DpoConfig
 from stargate.errors import RecordDropped
-from stargate.text.chat import ChatFormat
-from stargate.text.views import Views
-from stargate.types import Dialogue, Selection, StopReason, TrainingExample
+from stargate.types import Dialogue, StopReason, TrainingExample
 
 
-class Dpo:
+class Dpo(QuestionWorthAlgorithm[DpoConfig]):
     """An IterationAlgorithm. Two examples per pair, one group."""
 
-    def __init__(self, config: DpoConfig, views: Views, chat: ChatFormat, max_length: int) -> None:
-        self._config = config
-        self._views = views
-        self._chat = chat
-        self._max_length = max_length
-        by_facts = config.credit == "facts"
-        self.needs = Needs(
-            scores=not by_facts,
-            turn_scores=not by_facts,
-            fact_values=by_facts,
-            reference_logprobs=True,
-        )
-
-    def select(self, group: ScoredGroup, seed: int) -> Sequence[Selection]:
-        return []  # questions are compared, not dialogues
+    @property
+    def needs(self) -> Needs:
+        return replace(super().needs, reference_logprobs=True)
 
     def learn(self, material: Material, drop: Drop) -> Sequence[TrainingExample]:
-        worths = worth_by_task(material, self._config.clip)
         examples: list[TrainingExample] = []
-        for group in sorted(material.groups, key=lambda group: group.pair.id):
-            worth = worths.get(group.pair.task.id)
-            if self._config.credit == "facts" and worth is None:
-                continue  # counted when their facts could not be valued
-            try:
-                examples += self._preference(group, worth)
-            except RecordDropped as problem:
-                drop(problem)
+        for _, groups, worth in self._valued(material):
+            for group in groups:
+                try:
+                    examples += self._preference(group, worth)
+                except RecordDropped as problem:
+                    drop(problem)
         return examples
 
     def _preference(self, group: ScoredGroup, worth: FactWorth | None) -> list[TrainingExample]:
@@ -66,8 +51,7 @@ class Dpo:
         self, group: ScoredGroup, dialogue: Dialogue, side: Literal["chosen", "rejected"]
     ) -> TrainingExample:
         messages = self._views.questioner(group.pair, dialogue.turns[:1])[:-1]
-        masked = self._chat.masked_ids(messages)
-        require_length(masked.ids, self._max_length, dialogue.id)
+        masked = self._masked(messages, [True], dialogue.id)
         return TrainingExample(
             group.pair.id,
             dialogue.id,

@@ -7,43 +7,26 @@ in actors/training. (GRPO: arXiv 2402.03300; without the deviation: 2503.20783.)
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from stargate.algorithm.base import Drop, Material, Needs, ScoredGroup, require_length
-from stargate.algorithm.rewards import above_siblings, by_task, question_rewards, worth_by_task
-from stargate.algorithm.star_gate import mark_learned
+from stargate.algorithm.base import Drop, Material, Needs
+from stargate.algorithm.question_worth import QuestionWorthAlgorithm
+from stargate.algorithm.rewards import above_siblings, question_rewards
 from stargate.config.algorithm import GrpoConfig
 from stargate.errors import RecordDropped
-from stargate.text.chat import ChatFormat
-from stargate.text.views import Views
-from stargate.types import Dialogue, Pair, Selection, StopReason, TrainingExample
+from stargate.types import Dialogue, Pair, StopReason, TrainingExample
 
 
-class Grpo:
+class Grpo(QuestionWorthAlgorithm[GrpoConfig]):
     """An IterationAlgorithm. One example per dialogue, each question with its own advantage."""
 
-    def __init__(self, config: GrpoConfig, views: Views, chat: ChatFormat, max_length: int) -> None:
-        self._config = config
-        self._views = views
-        self._chat = chat
-        self._max_length = max_length
-        by_facts = config.credit == "facts"
-        self.needs = Needs(
-            scores=not by_facts,
-            turn_scores=not by_facts,
-            fact_values=by_facts,
-            reference_logprobs=True,
-        )
-
-    def select(self, group: ScoredGroup, seed: int) -> Sequence[Selection]:
-        return []  # all dialogues are learned from
+    @property
+    def needs(self) -> Needs:
+        return replace(super().needs, reference_logprobs=True)
 
     def learn(self, material: Material, drop: Drop) -> Sequence[TrainingExample]:
-        worths = worth_by_task(material, self._config.clip)
         examples = []
-        for task, groups in by_task(material.groups).items():
-            worth = worths.get(task)
-            if self._config.credit == "facts" and worth is None:
-                continue  # counted when their facts could not be valued
+        for _, groups, worth in self._valued(material):
             played = [(group, dialogue) for group in groups for dialogue in group.dialogues]
             rewards = {d.id: question_rewards(g, d, worth, self._config.clip) for g, d in played}
             advantages = above_siblings(groups, rewards)
@@ -80,8 +63,7 @@ class Grpo:
             if advantage:
                 by_token += [(advantage, logprob) for logprob in turn.question_logprobs]
         messages = self._views.questioner(pair, dialogue.turns)[:-1]
-        masked = self._chat.masked_ids(mark_learned(messages, [a != 0 for a in advantages]))
-        require_length(masked.ids, self._max_length, dialogue.id)
+        masked = self._masked(messages, [a != 0 for a in advantages], dialogue.id)
         following = iter(by_token)
         learned = [next(following) if learned else (0.0, 0.0) for learned in masked.mask]
         weights, logprobs = zip(*learned, strict=True)

@@ -13,20 +13,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from stargate.algorithm.base import Drop, Material, Needs, ScoredGroup, require_length
-from stargate.algorithm.rewards import (
-    FactWorth,
-    above_siblings,
-    by_task,
-    question_rewards,
-    worth_by_task,
-)
-from stargate.algorithm.star_gate import mark_learned
+from stargate.algorithm.base import Drop, Material, Needs, ScoredGroup
+from stargate.algorithm.question_worth import QuestionWorthAlgorithm
+from stargate.algorithm.rewards import FactWorth, above_siblings, question_rewards
 from stargate.config.algorithm import TurnWeightedConfig
 from stargate.errors import RecordDropped
-from stargate.text.chat import ChatFormat
-from stargate.text.views import Views
-from stargate.types import Pair, Selection, StopReason, TrainingExample, Turn
+from stargate.types import Pair, StopReason, TrainingExample, Turn
 
 # Questions, each wording once: the turn, and the dialogue where it was asked.
 _Pool = Mapping[str, tuple[Turn, str]]
@@ -45,38 +37,27 @@ class _Asked:
         return (t.question for t, w in zip(self.turns, self.weights, strict=True) if w > 0)
 
 
-class TurnWeighted:
+class TurnWeighted(QuestionWorthAlgorithm[TurnWeightedConfig]):
     """An IterationAlgorithm. One example per dialogue, each question with its own weight."""
 
-    def __init__(
-        self, config: TurnWeightedConfig, views: Views, chat: ChatFormat, max_length: int
-    ) -> None:
-        self._config = config
-        self._views = views
-        self._chat = chat
-        self._max_length = max_length
-        by_facts = config.credit == "facts"
-        self.needs = Needs(
+    @property
+    def needs(self) -> Needs:
+        config = self._config
+        return replace(
+            super().needs,
             num_other_golds=config.max_other_golds if config.contrast else 0,
-            scores=not by_facts,
-            turn_scores=not by_facts,
-            fact_values=by_facts,
             question_fit=config.fit > 0,
         )
 
-    def select(self, group: ScoredGroup, seed: int) -> Sequence[Selection]:
-        return []  # questions are chosen, not dialogues
-
     def learn(self, material: Material, drop: Drop) -> Sequence[TrainingExample]:
-        worths = worth_by_task(material, self._config.clip)
         asked = []
-        for task, groups in by_task(material.groups).items():
-            worth = worths.get(task)
-            if self._config.credit == "facts" and worth is None:
-                continue  # counted when their facts could not be valued
+        shared = _pool(material.groups) if self._config.recombine == "split" else {}
+        for task, groups, worth in self._valued(material):
             if self._config.recombine is not None and worth is not None:
-                pool = _pool(groups if self._config.recombine == "task" else material.groups)
-                fit = {q: self._config.fit * material.fit.get((q, task), 0.0) for q in pool}
+                pool = shared or _pool(groups)
+                fit = dict.fromkeys(pool, 0.0)
+                if self._config.fit:
+                    fit = {q: self._config.fit * material.fit[q, task] for q in pool}
                 asked += self._recombined(groups, pool, worth, fit, material.near)
             else:
                 asked += self._weighted(groups, worth)
@@ -199,8 +180,7 @@ class TurnWeighted:
             messages = views.questioner(pair, turns)[:-1]
         else:
             messages = views.questions_only(pair, turns)
-        masked = self._chat.masked_ids(mark_learned(messages, [w > 0 for w in asked.weights]))
-        require_length(masked.ids, self._max_length, asked.dialogue_id)
+        masked = self._masked(messages, [w > 0 for w in asked.weights], asked.dialogue_id)
         following = iter(by_token)
         weights = tuple(next(following) if learned else 0.0 for learned in masked.mask)
         return TrainingExample(pair.id, asked.dialogue_id, masked.ids, weights, "")

@@ -205,6 +205,12 @@ def entries(folder: Path) -> list[Path]:
         return []
 
 
+def entries_within(folder: Path) -> list[Path]:
+    """What is in a folder and in its folders, in order. Raises as `entries`."""
+    found = entries(folder)
+    return sorted([*found, *(file for inner in found for file in entries(inner))])
+
+
 def read_json(file: Path) -> dict[str, Any] | None:
     """A JSON object, or None if the file is not there. Raises DataError."""
     if not file.is_file():

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stargate.records.files import (
-    entries,
+    entries_within,
     place_aside,
     read_errors,
     remove_temporaries,
@@ -56,9 +56,7 @@ def discovery(root: Path) -> list[Damage]:
     """The damaged files among all tables, metrics.jsonl and what is kept as JSON."""
     found = []
     for scope in scopes_of(root):
-        files = entries(scope)
-        files += [file for folder in files for file in entries(folder)]
-        for file in sorted(files):
+        for file in entries_within(scope):
             if _TABLE.fullmatch(file.name) and (problem := file_problem(file)) is not None:
                 found.append(Damage(file, problem))
     metrics = root / METRICS
@@ -108,8 +106,7 @@ def _set_aside(file: Path) -> Path:
         return set_aside(file)
     # Its good lines are kept: what a training step did can't be made again. The copy is written
     # first, so that the name is never without a file.
-    with read_errors(file):
-        lines = file.read_bytes().splitlines(keepends=True)
+    lines = _content(file).splitlines(keepends=True)
     bad = set(_bad_lines(file))
     place = place_aside(file)
     write_atomically(place, lambda target: target.write_bytes(b"".join(lines)))
@@ -118,12 +115,16 @@ def _set_aside(file: Path) -> Path:
     return place
 
 
+def _content(file: Path) -> bytes:
+    """All bytes of a file. Raises MachineError where it can't be read now."""
+    with read_errors(file):
+        return file.read_bytes()
+
+
 def _bad_lines(file: Path) -> list[int]:
     """Indices of whole lines that are no metrics; a torn last one is not damage."""
     found = []
-    with read_errors(file):
-        lines = file.read_bytes().splitlines(keepends=True)
-    for number, line in enumerate(lines):
+    for number, line in enumerate(_content(file).splitlines(keepends=True)):
         if not line.endswith(b"\n"):
             continue
         try:
@@ -136,8 +137,7 @@ def _bad_lines(file: Path) -> list[int]:
 def _is_json(file: Path) -> bool:
     """Whether a file is a JSON object."""
     try:
-        with read_errors(file):
-            return isinstance(json.loads(file.read_bytes()), dict)
+        return isinstance(json.loads(_content(file)), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -146,8 +146,7 @@ def _cut_torn_line(file: Path) -> int:
     """Removes what a killed process had begun to write. Returns 1 if there was such a line."""
     if not file.is_file():
         return 0
-    with read_errors(file):
-        content = file.read_bytes()
+    content = _content(file)
     if not content or content.endswith(b"\n"):
         return 0
     whole = content[: content.rfind(b"\n") + 1]

@@ -35,6 +35,7 @@ from stargate.errors import DataError, one_line
 from stargate.records.files import (
     disk_errors,
     entries,
+    entries_within,
     make_folder,
     read_errors,
     read_json,
@@ -183,8 +184,7 @@ class RunStore:
 
     def damaged(self, scope: str) -> list[str]:
         """Names, from the run directory, of the files of a scope that were set aside."""
-        found = entries(self.root / scope)
-        found += [file for folder in found for file in entries(folder)]
+        found = entries_within(self.root / scope)
         return sorted(
             str(file.relative_to(self.root)) for file in found if ".damaged-" in file.name
         )

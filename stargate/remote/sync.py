@@ -146,11 +146,11 @@ class RemoteSync:
                 self._stop_driver(error)
                 return
             except (StorageError, MachineError, OSError, MemoryError) as error:
+                problem = one_line(error) or "no memory"
                 if not self._problem:
                     lost_at = time.monotonic()
-                    problem = one_line(error) or "no memory"
                     self._tell(f"{problem}; records stay in {self._root}, trying again")
-                self._problem = one_line(error) or "no memory"
+                self._problem = problem
                 self._wake.wait(pause)
                 self._wake.clear()
                 pause = min(2 * pause, _LONGEST_PAUSE)

@@ -14,14 +14,16 @@ from stargate.algorithm.grpo import Grpo
 from stargate.config.algorithm import GrpoConfig
 from stargate.config.run import RunConfig
 from stargate.errors import RecordDropped
-from stargate.types import Pair, StopReason, TrainingExample, TurnScore
+from stargate.types import StopReason, TrainingExample, TurnScore
 from tests.fakes.scripted import byte_chat, make_pair
 from tests.unit.algorithm.test_turn_weighted import (
     QUESTIONS,
     BagOfBytes,
+    asks,
     group_of,
     logprobs_of,
     material,
+    told_in_the_world,
     weight_of,
 )
 from tests.unit.text.test_views import VIEWS
@@ -151,26 +153,14 @@ def test_the_best_question_of_each_task_is_found_and_answerability_does_not_find
     objective = make_objective(config.objective, **config.objective_settings)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     pairs = [make_pair(task, f"{task}p{n}") for task in "12" for n in range(4)]
-    letters = torch.tensor(list(map(ord, QUESTIONS)))
-
-    def asks(pair: Pair) -> torch.Tensor:
-        prompt = byte_chat().prompt_ids(VIEWS.questioner(pair, ()))
-        with torch.no_grad():
-            return model(torch.tensor([prompt]))[0, -1, letters].softmax(-1)
-
-    def facts(question: str, pair: Pair) -> Sequence[int]:
-        if question == "g?":
-            return (2,)
-        best = {"1": "a?", "2": "b?"}[pair.task.id]
-        return (0,) if question == best and pair.persona.id[-1] in "02" else ()
-
     for _ in range(25):
-        drawn = [torch.multinomial(asks(pair), 8, replacement=True) for pair in pairs]
+        drawn = [torch.multinomial(asks(model, pair), 8, replacement=True) for pair in pairs]
         groups = [
             sampled(group_of(pair, *((f"{QUESTIONS[i]}?",) for i in of_pair)))
             for pair, of_pair in zip(pairs, drawn, strict=True)
         ]
-        examples = learn(material(groups, {pair.id: values for pair in pairs}, facts), [])
+        worths = {pair.id: values for pair in pairs}
+        examples = learn(material(groups, worths, told_in_the_world), [])
         if not examples:  # all ask the same
             break
         batch = make_batch(examples, False, CPU)
@@ -182,7 +172,7 @@ def test_the_best_question_of_each_task_is_found_and_answerability_does_not_find
             optimizer.zero_grad()
             (loss / objective.denominator(examples)).backward()
             optimizer.step()
-    best = [int(asks(pair).argmax()) for pair in pairs[::4]]
+    best = [int(asks(model, pair).argmax()) for pair in pairs[::4]]
     assert "".join(QUESTIONS[i] for i in best) == found
 
 

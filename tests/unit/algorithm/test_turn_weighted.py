@@ -197,43 +197,44 @@ def logprobs_of(model: BagOfBytes, batch: object) -> torch.Tensor:
     return logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]  # type: ignore[attr-defined]
 
 
-def favourites(facts_are_worth: Mapping[str, Sequence[float]]) -> dict[str, str]:
-    """What the policy asks most in each task after 15 iterations. Two tasks, four personas.
+def asks(model: BagOfBytes, pair: Pair) -> torch.Tensor:
+    """How likely each of the QUESTIONS is as the first one."""
+    prompt = byte_chat().prompt_ids(VIEWS.questioner(pair, ()))
+    letters = torch.tensor(list(map(ord, QUESTIONS)))
+    with torch.no_grad():
+        return model(torch.tensor([prompt]))[0, -1, letters].softmax(-1)
 
-    Question g is answered by everybody with fact 2; a in task 1 and b in task 2 by every other
+
+def told_in_the_world(question: str, pair: Pair) -> Sequence[int]:
+    """Question g is answered by everybody with fact 2; a in task 1 and b in task 2 by every other
     persona with fact 0; c and d by nobody.
     """
+    if question == "g?":
+        return (2,)
+    best = {"1": "a?", "2": "b?"}[pair.task.id]
+    return (0,) if question == best and pair.persona.id[-1] in "02" else ()
+
+
+def favourites(facts_are_worth: Mapping[str, Sequence[float]]) -> dict[str, str]:
+    """What the policy asks most in each task after 15 iterations. Two tasks, four personas."""
     torch.manual_seed(0)
     model, objective = BagOfBytes(), make_objective("weighted_nll")
     optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
     pairs = [make_pair(task, f"{task}p{n}") for task in "12" for n in range(4)]
-    letters = torch.tensor(list(map(ord, QUESTIONS)))
-
-    def asks(pair: Pair) -> torch.Tensor:
-        prompt = byte_chat().prompt_ids(VIEWS.questioner(pair, ()))
-        with torch.no_grad():
-            return model(torch.tensor([prompt]))[0, -1, letters].softmax(-1)
-
-    def facts(question: str, pair: Pair) -> Sequence[int]:
-        if question == "g?":
-            return (2,)
-        best = {"1": "a?", "2": "b?"}[pair.task.id]
-        return (0,) if question == best and pair.persona.id[-1] in "02" else ()
-
     for _ in range(15):
         groups = []
         for pair in pairs:
-            drawn = torch.multinomial(asks(pair), 8, replacement=True)
+            drawn = torch.multinomial(asks(model, pair), 8, replacement=True)
             groups.append(group_of(pair, *((f"{QUESTIONS[i]}?",) for i in drawn)))
         values = {pair.id: facts_are_worth["all"] for pair in pairs}
-        examples = learn(material(groups, values, facts))
+        examples = learn(material(groups, values, told_in_the_world))
         for _ in range(3 if examples else 0):  # none where all ask the same
             batch = make_batch(examples, False, torch.device("cpu"))
             loss = objective.loss(logprobs_of(model, batch), batch).sum()
             optimizer.zero_grad()
             (loss / objective.denominator(examples)).backward()
             optimizer.step()
-    return {pair.task.id: QUESTIONS[int(asks(pair).argmax())] for pair in pairs}
+    return {pair.task.id: QUESTIONS[int(asks(model, pair).argmax())] for pair in pairs}
 
 
 def test_the_best_question_of_each_task_is_found_and_answerability_does_not_find_it() -> None:
